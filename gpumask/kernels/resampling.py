@@ -1,0 +1,164 @@
+"""Cubic spline resampling of volumes onto the voxels of another grid.
+
+Equals ``scipy.ndimage.affine_transform(order=3, mode="constant", cval=0)`` in float64. Between grids whose axes are
+parallel, prefilter and interpolation are one matrix per axis. Between oblique grids the prefilter alone is, and the
+spline is evaluated only at the voxels that are wanted.
+"""
+
+import numpy as np
+import scipy.ndimage
+
+from gpumask import backend
+from gpumask.kernels.smoothing import apply_separable
+
+
+class CubicResampling:
+    """Resampling of volumes of one grid at chosen voxels of another; compiled on the host by `compile`.
+
+    Parameters
+    ----------
+    shape : tuple of int, shape (3,)
+        Shape of the source volumes, slowest axis first (z, y, x for NIfTI's order).
+    matrices : sequence of arrays of float64, one per axis of `shape`
+        Applied along the axes. (m, n) for parallel grids, the (n, n) prefilter for oblique ones.
+    points : array of int, shape (n_points,), or None
+        For parallel grids: the wanted voxels in the flat product of `matrices`.
+    taps : tuple of two arrays of shape (3, 4, n_points), or None
+        For oblique grids: voxel index along each axis, and weight, of each point's four spline coefficients. A point
+        outside the source has weights 0.
+    coordinates : ndarray of float64, shape (3, n_points), or None
+        The points in source voxels, where SciPy evaluates the spline instead of the taps (on NumPy).
+    """
+
+    def __init__(self, shape, matrices, points=None, taps=None, coordinates=None):
+        self.shape = shape
+        self.matrices = matrices
+        self.points = points
+        self.taps = taps
+        self.coordinates = coordinates
+
+    @classmethod
+    def compile(cls, matrix, offset, source_shape, target_shape, voxels):
+        """Compile the resampling, on the host.
+
+        Parameters
+        ----------
+        matrix : ndarray, shape (3,) or (3, 3)
+            Source voxel of target voxel ``k``: ``matrix @ k + offset``; where it is a diagonal of shape (3,),
+            ``matrix * (k + offset / matrix)``, as ``scipy.ndimage.affine_transform`` takes it.
+        offset : ndarray, shape (3,)
+        source_shape, target_shape : tuple of int, shape (3,)
+            In the order of `matrix` (x, y, z).
+        voxels : ndarray of int, shape (n_points,)
+            Wanted voxels of the target, flat in Fortran order (x fastest).
+        """
+        wanted = np.array(np.unravel_index(voxels, target_shape, order="F"))
+        shape = tuple(source_shape[::-1])
+        if np.ndim(matrix) == 1:
+            first, last = wanted.min(axis=1), wanted.max(axis=1) + 1
+            matrices = [
+                _interpolation_matrix(n, m, a, b)[lo:hi]
+                for n, m, a, b, lo, hi in zip(source_shape, target_shape, matrix, offset, first, last, strict=True)
+            ]
+            points = np.ravel_multi_index(wanted - first[:, None], last - first, order="F")
+            return cls(shape, matrices[::-1], points=points)
+        # In the order of SciPy's own sum: a point that rounding moves across the border of the source changes from
+        # the border's value to 0.
+        coordinates = np.zeros(wanted.shape)
+        for axis in range(3):
+            for column in range(3):
+                coordinates[axis] += wanted[column] * matrix[axis, column]
+            coordinates[axis] += offset[axis]
+        coordinates = coordinates[::-1]
+        matrices = [scipy.ndimage.spline_filter1d(np.eye(n), 3, axis=0, mode="mirror") for n in shape]
+        return cls(shape, matrices, coordinates=np.ascontiguousarray(coordinates))
+
+    def like(self, array):
+        """Return this resampling in the library and on the device of `array` (itself, where it is already)."""
+        if backend.is_numpy(array):
+            return self
+        matrices = [backend.like(matrix, array) for matrix in self.matrices]
+        if self.points is not None:
+            return CubicResampling(self.shape, matrices, points=backend.like(self.points, array))
+        indices, weights = spline_taps(self.coordinates, self.shape)
+        return CubicResampling(self.shape, matrices, taps=(backend.like(indices, array), backend.like(weights, array)))
+
+
+def resample_cubic(data, resampling):
+    """Resample volumes at the compiled voxels.
+
+    Parameters
+    ----------
+    data : array, shape (n_volumes, n_voxels)
+        Volumes of the source grid, flat in Fortran order, real and finite.
+    resampling : CubicResampling
+        In the library and on the device of `data`.
+
+    Returns
+    -------
+    array of float64, shape (n_volumes, n_points)
+        0 at points outside the source. Not clipped to the range of the source: a cubic spline overshoots.
+    """
+    xp = backend.array_namespace(data)
+    volumes = []
+    # One volume at a time: a product's shape does not depend on the chunk, so neither do its bits.
+    for index in range(data.shape[0]):
+        volume = xp.reshape(xp.astype(data[index, :], xp.float64), resampling.shape)
+        volume = apply_separable(resampling.matrices, volume)
+        if resampling.points is not None:
+            values = xp.take(xp.reshape(volume, (-1,)), resampling.points)
+        elif resampling.coordinates is not None:
+            values = scipy.ndimage.map_coordinates(volume, resampling.coordinates, order=3, prefilter=False)
+        else:
+            values = _evaluate(xp, volume, *resampling.taps)
+        volumes.append(values)
+    return xp.stack(volumes, axis=0)
+
+
+def _interpolation_matrix(n, m, scale, shift):
+    """Matrix (m, n) that resamples a line of n voxels at ``scale * (k + shift / scale)``, zero outside of it."""
+    columns = np.eye(n)
+    return scipy.ndimage.affine_transform(columns, [scale, 1.0], [shift, 0.0], output_shape=(m, n), order=3)
+
+
+def spline_taps(coordinates, shape):
+    """Coefficients and weights of the cubic spline at each point, on the host.
+
+    Parameters
+    ----------
+    coordinates : ndarray of float64, shape (3, n_points)
+        In voxels of the source.
+    shape : tuple of int, shape (3,)
+
+    Returns
+    -------
+    indices : ndarray of int64, shape (3, 4, n_points)
+        Voxels along each axis; beyond the border they are mirrored about the centre of the outermost voxel.
+    weights : ndarray of float64, shape (3, 4, n_points)
+        Cubic B-spline; 0 for points outside the source.
+    """
+    upper = np.array(shape)[:, None] - 1
+    inside = np.all((coordinates >= 0) & (coordinates <= upper), axis=0)
+    first = np.floor(coordinates)
+    t = coordinates - first
+    indices = first[:, None].astype(np.int64) + np.arange(-1, 3)[:, None]
+    period = np.maximum(2 * upper[:, None], 1)
+    indices %= period
+    indices = np.minimum(indices, period - indices) * (upper[:, None] > 0)
+    weights = np.stack(
+        [(1 - t) ** 3 / 6, 2 / 3 - t**2 * (2 - t) / 2, 2 / 3 - (1 - t) ** 2 * (1 + t) / 2, t**3 / 6], axis=1
+    )
+    return indices, weights * inside
+
+
+def _evaluate(xp, coefficients, indices, weights):
+    ny, nx = coefficients.shape[1:]
+    flat = xp.reshape(coefficients, (-1,))
+    values = xp.zeros(weights.shape[2], dtype=xp.float64, device=backend.device_of(coefficients))
+    for k in range(4):
+        for j in range(4):
+            row = (indices[0, k, :] * ny + indices[1, j, :]) * nx
+            weight = weights[0, k, :] * weights[1, j, :]
+            for i in range(4):
+                values = values + weight * weights[2, i, :] * xp.take(flat, row + indices[2, i, :])
+    return values
