@@ -1,0 +1,272 @@
+"""Atlases: label volumes, the masks over them, and the look-up tables that name their regions."""
+
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from gpumask.images.grid import Grid, resample_nearest
+from gpumask.images.volumes import load_volume, open_volumes
+
+
+@dataclass(frozen=True, eq=False)
+class Atlas:
+    """A label volume on its grid, with the mask that covers it.
+
+    Attributes
+    ----------
+    labels : ndarray, shape (x, y, z)
+        Label of each voxel.
+    grid : Grid
+    background : number
+        Label of the voxels of no region.
+    mask : ndarray of bool, shape (x, y, z), or None
+        Voxels outside of it belong to no region. May lie on another grid than the labels until `on_grid` or
+        `with_mask_resampled` brings them together.
+    mask_grid : Grid or None
+    """
+
+    labels: np.ndarray
+    grid: Grid
+    background: float = 0
+    mask: np.ndarray | None = None
+    mask_grid: Grid | None = None
+
+    @property
+    def values(self):
+        """Labels that occur, the background among them, sorted; what isn't finite counts as 0."""
+        return unique_labels(self.labels)
+
+    @property
+    def masked_labels(self):
+        """The labels with the background outside the mask."""
+        return self.labels if self.mask is None else np.where(self.mask, self.labels, self.background)
+
+    def resampled(self, grid):
+        """Return the atlas with its labels on another grid (nearest voxel).
+
+        Warns about labels that vanish.
+
+        Raises
+        ------
+        ValueError
+            If none is left.
+        """
+        before, labels = self.values, resample_nearest(self.labels, self.grid, grid)
+        after = unique_labels(labels)
+        if len(after) <= 1:
+            msg = (
+                f"No label left after resampling the labels image. {self.grid.name} and {grid.name} may lie in "
+                "different spaces: compare their affines."
+            )
+            raise ValueError(msg)
+        lost = set(before.tolist()) - set(after.tolist())
+        if lost:
+            msg = (
+                "After resampling the label image to the data image, "
+                f"the following labels were removed: {lost}. "
+                f"Label image only contains {len(after)} labels (including background)."
+            )
+            warnings.warn(msg, stacklevel=2)
+        return replace(self, labels=labels, grid=replace(grid, name=self.grid.name))
+
+    def with_mask_resampled(self, grid):
+        """Return the atlas with its mask on another grid (nearest voxel); ValueError if it is empty there."""
+        mask = resample_nearest(self.mask.view(np.uint8), self.mask_grid, grid).astype(bool)
+        _check_mask(mask, self.mask_grid.name)
+        return replace(self, mask=mask, mask_grid=replace(grid, name=self.mask_grid.name))
+
+    def check_mask(self):
+        """Raise ValueError if the mask leaves no label."""
+        if self.mask is not None and not np.any(self.labels[self.mask] != self.background):
+            raise ValueError(_NO_LABEL_IN_MASK)
+
+    def columns(self, *, keep_masked):
+        """Ids of the output's columns, in ascending order.
+
+        Parameters
+        ----------
+        keep_masked : bool
+            Whether labels that the mask covers entirely keep a column. If not, warns about them.
+
+        Returns
+        -------
+        ndarray, shape (n_regions,)
+        """
+        before = self.values
+        if keep_masked:
+            msg = 'In version 0.15.0, "keep_masked_labels" parameter will be removed.'
+            warnings.warn(msg, FutureWarning, stacklevel=2)
+        after = before
+        if self.mask is not None and not keep_masked:
+            after = unique_labels(self.masked_labels)
+            lost = set(before.tolist()) - set(after.tolist())
+            if lost and len(after) == 1:
+                raise ValueError(_NO_LABEL_IN_MASK)
+            if lost:
+                msg = (
+                    "After applying mask to the labels image, the following labels were removed: "
+                    f"{ {int(label) for label in lost} }. Out of {len(before)} labels, the masked labels image only "
+                    f"contains {len(after)} labels (including background)."
+                )
+                warnings.warn(msg, stacklevel=2)
+        return after[after != self.background]
+
+
+_NO_LABEL_IN_MASK = "No label left after applying mask to the labels image."
+
+
+def unique_labels(labels):
+    """Sorted distinct finite values of a label volume: ndarray of its dtype in native byte order.
+
+    Whole numbers in a small range are counted, which costs a tenth of the sort that others need.
+    """
+    flat = labels.ravel(order="K")
+    flat = flat.astype(flat.dtype.newbyteorder("="), copy=False)
+    if flat.dtype.kind == "f":
+        flat = flat[np.isfinite(flat)] if not np.isfinite(flat).all() else flat
+    if flat.size and flat.dtype.kind != "b":
+        low, high = flat.min(), flat.max()
+        if float(high) - float(low) < 1 << 20:
+            whole = flat.astype(np.int64)
+            if flat.dtype.kind in "iu" or np.array_equal(whole, flat):
+                present = np.flatnonzero(np.bincount(whole - int(low)))
+                return (present + int(low)).astype(flat.dtype)
+    return np.unique(flat)
+
+
+def load_atlas(labels_img, background=0):
+    """Load a label image.
+
+    Parameters
+    ----------
+    labels_img : path or nibabel image
+        3D, or 4D with one volume.
+    background : number
+        Label of the voxels of no region.
+
+    Returns
+    -------
+    Atlas
+        Without a mask. Labels that aren't finite are 0, with a warning.
+
+    Raises
+    ------
+    ValueError
+        If there is no label but the background, or the file can't be read as an image.
+    TypeError
+        If it is no image, or has several volumes.
+    """
+    volume = load_volume(labels_img)
+    if np.all(volume.data == background):
+        msg = f"Image has no label. Every voxel of {volume.name} is background ({background})."
+        raise ValueError(msg)
+    labels = volume.data
+    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+        warnings.warn(
+            "Non-finite values detected. These values will be replaced with zeros.", UserWarning, stacklevel=2
+        )
+        labels = np.where(np.isfinite(labels), labels, 0)
+    return Atlas(labels, volume.grid, background)
+
+
+def load_mask(mask_img):
+    """Load a mask: True where every volume of the image is neither 0 nor non-finite.
+
+    Parameters
+    ----------
+    mask_img : path, nibabel image, or list of these
+        3D or 4D.
+
+    Returns
+    -------
+    mask : ndarray of bool, shape (x, y, z)
+    grid : Grid
+    """
+    volumes = open_volumes(mask_img)
+    mask = np.ones(volumes.grid.n_voxels, bool)
+    for chunk in volumes.chunks(1):
+        values = chunk.data[0] if chunk.inter == 0 else chunk.slope * chunk.data[0] + chunk.inter
+        if values.dtype.kind == "f":
+            values = np.nan_to_num(values, nan=0, posinf=0, neginf=0)
+        mask &= values.astype(bool)
+    _check_mask(mask, volumes.name)
+    return mask.reshape(volumes.grid.shape, order="F"), volumes.grid
+
+
+def _check_mask(mask, name):
+    if not mask.any():
+        msg = f"The mask is invalid as it is empty: it masks all data. No voxel of {name} is inside it."
+        raise ValueError(msg)
+
+
+def lookup_table(values, background, *, names=None, lut=None):
+    """Table of the regions of an atlas.
+
+    Parameters
+    ----------
+    values : ndarray
+        Labels that occur in the image, sorted, maybe with the background.
+    background : number
+        Its row is named "Background".
+    names : list of str, optional
+        Names of the regions in ascending order of their labels, with or without the background's.
+    lut : DataFrame or path, optional
+        With the columns "index" and "name" (or "label" instead of "name"). A file may be separated by anything
+        that pandas can detect.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns "index", "name" and the others of `lut`; a row for each of `values`, in ascending order. Regions
+        without a name are called "unknown", or by their label if neither `names` nor `lut` is given.
+
+    Raises
+    ------
+    ValueError
+        If `lut` lacks one of the columns.
+    """
+    values = values.tolist()
+    if lut is not None:
+        table = _read_table(lut)
+    else:
+        named = (
+            [str(value) for value in values]
+            if names is None
+            else ["Background" if n == "background" else n for n in names]
+        )
+        if names is not None and background in values and "Background" not in named:
+            named.insert(values.index(background), "Background")
+        if len(named) < len(values):
+            warnings.warn("Too many indices for the names. Padding 'names' with 'unknown'.", stacklevel=2)
+            named += ["unknown"] * (len(values) - len(named))
+        if len(named) > len(values):
+            warnings.warn("Too many names for the indices. Dropping excess names values.", stacklevel=2)
+            named = named[: len(values)]
+        table = pd.DataFrame({"index": values, "name": named})
+    table = table[table["index"].isin(values)]
+    missing = sorted(set(values) - set(table["index"]))
+    if missing:
+        rows = pd.DataFrame({"index": missing, "name": ["unknown"] * len(missing)})
+        table = pd.concat([table, rows], ignore_index=True)
+    table.loc[table["index"] == background, "name"] = "Background"
+    return table.sort_values("index", kind="stable").reset_index(drop=True)
+
+
+def _read_table(lut):
+    name = "`lut`"
+    if not isinstance(lut, pd.DataFrame):
+        name = str(lut)
+        if not Path(lut).is_file():
+            msg = f"`lut` is {name}, and there is no such file. Expected a table with the columns 'index' and 'name'."
+            raise ValueError(msg)
+        lut = pd.read_table(lut, sep=None, engine="python")
+    if "name" not in lut.columns and "label" in lut.columns:
+        lut = lut.rename(columns={"label": "name"})
+    lacking = [column for column in ("index", "name") if column not in lut.columns]
+    if lacking:
+        msg = f"{name} must have the columns 'index' and 'name', but lacks {lacking}; it has {list(lut.columns)}."
+        raise ValueError(msg)
+    return lut.copy()

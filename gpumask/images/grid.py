@@ -1,0 +1,131 @@
+"""The voxel grid of an image: shape and affine, and how label and mask volumes change from one grid to another."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import linalg, ndimage
+
+from gpumask.images.errors import ImageError
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Where the voxels of an image lie.
+
+    Parameters
+    ----------
+    shape : tuple of 3 int
+        Number of voxels along x, y and z.
+    affine : numpy.ndarray, shape (4, 4), float64
+        Voxel indices to world coordinates in mm. Copied and made read-only.
+    name : str, optional
+        What messages call the image.
+
+    Raises
+    ------
+    ImageError
+        A ValueError, if the affine is not 4 x 4, not finite or singular.
+    """
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+    name: str = field(default="image", repr=False)
+
+    def __post_init__(self):
+        affine = np.array(self.affine, dtype=np.float64)
+        problem = None
+        if affine.shape != (4, 4):
+            problem = f"has shape {affine.shape}, expected (4, 4)"
+        elif not np.isfinite(affine).all():
+            problem = "holds NaN or infinite values"
+        elif abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * np.prod(np.linalg.norm(affine[:3, :3], axis=0)):
+            problem = "is singular: its voxels have no volume"
+        if problem:
+            msg = f"The affine of {self.name} {problem}. Correct the image's header (sform or qform). Got:\n{affine}"
+            raise ImageError(msg)
+        affine.flags.writeable = False
+        object.__setattr__(self, "affine", affine)
+        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+
+    @property
+    def n_voxels(self):
+        """Number of voxels of one volume."""
+        return math.prod(self.shape)
+
+    @property
+    def voxel_sizes(self):
+        """Distance in mm between neighbouring voxels along x, y and z, as a float64 array of 3."""
+        return np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))
+
+    def matches(self, other):
+        """Whether voxels of equal index lie at the same place, up to the rounding of image headers.
+
+        Shapes must be equal and the affines agree within 1e-5 relative or 1e-5 mm. This one answer decides whether to
+        resample and whether an image is accepted, where nilearn asks two questions with two tolerances: it does not
+        resample affines that agree within 1e-5 relative, but then refuses those that differ by more than 1.2e-4. The
+        relative part is nilearn's own, so that nothing is resampled which nilearn takes as it is. The absolute part
+        (nilearn: 1e-8) accepts zeros that came out as 1e-7 where a header's float32 quaternion was converted; for them
+        nilearn would resample, and lose the outermost voxels to coordinates like -1e-8.
+        """
+        return self.shape == other.shape and np.allclose(self.affine, other.affine, rtol=1e-5, atol=1e-5)
+
+
+def voxel_mapping(source, target):
+    """Affine map from target voxel indices to source voxel coordinates, rounded as nilearn rounds it.
+
+    Parameters
+    ----------
+    source, target : Grid
+
+    Returns
+    -------
+    matrix : numpy.ndarray, float64, shape (3, 3), or (3,) where it is diagonal
+        A (3,) matrix means coordinates ``(k + offset / matrix) * matrix``, a (3, 3) one ``offset + matrix @ k``: equal
+        but for the last bit, which decides which voxels lie outside the view. `scipy.ndimage.affine_transform` makes
+        the same distinction.
+    offset : numpy.ndarray, float64, shape (3,)
+        In source voxels.
+    """
+    if np.array_equal(source.affine, target.affine):
+        return np.ones(3), np.zeros(3)
+    transform = np.dot(linalg.inv(source.affine), target.affine)
+    matrix, offset = transform[:3, :3], transform[:3, 3]
+    diagonal = np.diag(matrix)
+    return (diagonal.copy() if np.array_equal(np.diag(diagonal), matrix) else matrix), offset
+
+
+def resample_nearest(volume, source, target):
+    """Values of the nearest voxels, for labels and masks.
+
+    Equals ``nilearn.image.resample_img(interpolation="nearest")`` bit for bit, its treatment of the borders included:
+    target voxels whose centre lies outside the outermost source voxel centres become 0, and matching grids give a
+    copy. Unlike there, a target that misses the source altogether is all 0 and no error.
+
+    Parameters
+    ----------
+    volume : numpy.ndarray, shape `source.shape`, real
+        Infinite values become NaN, as in nilearn, unless the grids match.
+    source, target : Grid
+
+    Returns
+    -------
+    numpy.ndarray, shape `target.shape`, Fortran order
+        Of the volume's dtype in native byte order; shares no memory with `volume`.
+    """
+    dtype = volume.dtype.newbyteorder("=")
+    if source.matches(target):
+        return np.array(volume, dtype=dtype, order="F")
+    matrix, offset = voxel_mapping(source, target)
+    resampled = np.zeros(target.shape, dtype=dtype, order="F")
+    if matrix.ndim == 2:
+        ndimage.affine_transform(volume, matrix, offset, target.shape, resampled, order=0)
+    else:
+        # The axes don't mix, so three lookup tables replace a coordinate per voxel.
+        coordinates = [(np.arange(n) + b / a) * a for n, a, b in zip(target.shape, matrix, offset, strict=True)]
+        inside = [(c >= 0) & (c <= n - 1) for c, n in zip(coordinates, source.shape, strict=True)]
+        nearest = [np.floor(c[k] + 0.5).astype(np.intp) for c, k in zip(coordinates, inside, strict=True)]
+        resampled[np.ix_(*inside)] = volume[np.ix_(*nearest)]
+    if resampled.dtype.kind == "f":
+        resampled[np.isinf(resampled)] = np.nan
+    return resampled
