@@ -1,0 +1,230 @@
+"""Confounds and sample masks as users give them, turned into NumPy arrays; host only."""
+
+import gzip
+import io
+import numbers
+import re
+from pathlib import Path
+
+import numpy as np
+from array_api_compat import is_array_api_obj
+
+from gpumask import backend
+
+
+class AllVolumesRemovedError(ValueError):
+    """A `sample_mask` keeps no volume."""
+
+
+def confounds_matrix(confounds, n_volumes, used=None):
+    """Gather a run's confounds as the columns of one matrix.
+
+    Parameters
+    ----------
+    confounds : array, DataFrame, Series, path, sequence of numbers, list or tuple of these, or None
+        Arrays have the shape (n_volumes,) or (n_volumes, n_columns); an array of any library, a pandas or polars table,
+        or the path of a table in text, ``.gz`` or not: separated by tabs, commas, semicolons or blanks, with or without
+        a line of names. "n/a" is NaN. A list of several are put side by side.
+    n_volumes : int
+        Number of rows that each of them must have.
+    used : array-like of int, default=None
+        Volumes whose values must be finite. None is all; censored volumes may hold NaN.
+
+    Returns
+    -------
+    numpy.ndarray of float64, shape (n_volumes, n_columns), or None
+        None if there are no confounds. Never a view of the argument.
+
+    Raises
+    ------
+    TypeError
+        If a confound is none of the above.
+    ValueError
+        If a confound can't be read, has another length or more than two dimensions, or holds values that aren't
+        finite; the message names the file, the columns and the volumes.
+    """
+    if confounds is None:
+        return None
+    if not isinstance(confounds, (list, tuple)):
+        if not _is_confound(confounds):
+            msg = (
+                "'confounds' must be of type(s): 'array, DataFrame, Series, str, Path, list, tuple'.\n"
+                f"Got: '{type(confounds).__name__}'"
+            )
+            raise TypeError(msg)
+        confounds = [confounds]
+    elif _is_numbers(confounds):
+        confounds = [confounds]
+    if not confounds:
+        return None
+    return np.hstack([_checked_columns(confound, n_volumes, used) for confound in confounds])
+
+
+def _is_numbers(values):
+    return isinstance(values, (list, tuple)) and len(values) > 0 and all(isinstance(v, numbers.Real) for v in values)
+
+
+def _is_confound(value):
+    return isinstance(value, (str, Path)) or hasattr(value, "to_numpy") or is_array_api_obj(value)
+
+
+def _checked_columns(confound, n_volumes, used):
+    """Values of one confound, float64 of shape (n_volumes, n_columns)."""
+    import pandas as pd
+
+    path = None
+    if isinstance(confound, (str, Path)):
+        path = Path(confound).expanduser()
+        table = _read_table(path)
+    elif _is_numbers(confound) or _is_confound(confound):
+        values = _on_host(confound.to_numpy() if hasattr(confound, "to_numpy") else confound)
+        if values.ndim not in (1, 2):
+            msg = f"confound array has an incorrect number of dimensions: {values.ndim}"
+            raise ValueError(msg)
+        names = getattr(confound, "columns", None)
+        table = pd.DataFrame(values, columns=None if names is None else list(names))
+    else:
+        msg = f"confound has an unhandled type: {type(confound)}"
+        raise TypeError(msg)
+
+    where = f" File: {path}." if path else ""
+    if len(table) != n_volumes:
+        msg = (
+            "Confound signal has an incorrect length. "
+            f"Signal length: {n_volumes}; confound length: {len(table)}.{where}"
+        )
+        raise ValueError(msg)
+    values = table.apply(pd.to_numeric, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    checked = np.zeros(n_volumes, dtype=bool)
+    checked[slice(None) if used is None else used] = True
+    bad = ~np.isfinite(values) & checked[:, None]
+    if bad.any():
+        columns = [
+            f"{table.columns[j]!r} (volume {_few(np.flatnonzero(bad[:, j]))})" for j in np.flatnonzero(bad.any(0))
+        ]
+        msg = (
+            f"Confounds must be finite numbers; NaN, infinite values or text are in column {_few(columns)}.{where} "
+            "fMRIPrep writes n/a in the first volumes of derivatives: fill them, leave these volumes out by "
+            "`sample_mask`, or use nilearn.interfaces.fmriprep.load_confounds."
+        )
+        raise ValueError(msg)
+    return values
+
+
+def _few(items, most=5):
+    shown = ", ".join(str(item) for item in items[:most])
+    return shown if len(items) <= most else f"{shown} and {len(items) - most} more"
+
+
+def _on_host(array):
+    return backend.to_host(array) if is_array_api_obj(array) else np.asarray(array)
+
+
+def _read_table(path):
+    """A table of text as a DataFrame; its columns are numbered if it has no line of names."""
+    import pandas as pd
+
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
+        lines = [line for line in file.read().splitlines() if line.strip() and not line.startswith("#")]
+    if not lines:
+        msg = f"The confounds file {path} is empty."
+        raise ValueError(msg)
+    separator = next((s for s in "\t,;" if s in lines[0]), r"\s+")
+    first = [cell.strip(" '\"") for cell in re.split(separator, lines[0].strip())]
+    try:
+        return pd.read_csv(
+            io.StringIO("\n".join(lines)), sep=separator, header=None if any(map(_is_value, first)) else 0
+        )
+    except ValueError as error:  # pandas' ParserError is one
+        msg = f"Could not read the confounds file {path}: {error}"
+        raise ValueError(msg) from error
+
+
+def _is_value(cell):
+    try:
+        float(cell)
+    except ValueError:
+        return cell.lower() in ("n/a", "na")
+    return True
+
+
+def kept_volumes(sample_mask, run_lengths):
+    """Turn a user's `sample_mask` into indices of the volumes to keep.
+
+    Parameters
+    ----------
+    sample_mask : array-like of int or bool, list or tuple of these, or None
+        For one run, its mask or a list of this one mask; for several runs a list of one mask per run. None keeps all.
+    run_lengths : sequence of int
+        Number of volumes of each run.
+
+    Returns
+    -------
+    list of numpy.ndarray of int64 or None
+        Per run the indices, in the given order, in arrays of their own; None where all volumes are kept.
+
+    Raises
+    ------
+    TypeError
+        If `sample_mask` is no array-like, or no integers or booleans.
+    AllVolumesRemovedError
+        If a mask keeps nothing.
+    ValueError
+        If there isn't one mask per run, or an index is negative.
+    IndexError
+        If a mask is longer than its run or boolean and shorter, or an index is too large.
+    """
+    n_runs = len(run_lengths)
+    if sample_mask is None:
+        return [None] * n_runs
+    if isinstance(sample_mask, str) or not (hasattr(sample_mask, "__len__") or is_array_api_obj(sample_mask)):
+        msg = (
+            f"'sample_masks' must be of type(s): '{list}, {tuple}, {np.ndarray}'.\nGot: '{type(sample_mask).__name__}'"
+        )
+        raise TypeError(msg)
+    one_mask = not isinstance(sample_mask, (list, tuple)) or all(
+        isinstance(item, (numbers.Real, np.bool_)) for item in sample_mask
+    )
+    masks = [sample_mask] if one_mask else sample_mask
+    if len(masks) != n_runs:
+        msg = f"Number of sample_mask ({len(masks)}) not matching number of runs ({n_runs})."
+        raise ValueError(msg)
+    return [
+        None if mask is None else _indices(_on_host(mask), length, f"{i} of {n_runs}")
+        for i, (mask, length) in enumerate(zip(masks, run_lengths, strict=True), start=1)
+    ]
+
+
+def _indices(mask, n_volumes, run):
+    if mask.ndim != 1:
+        msg = f"sample_mask {run} must have one dimension, got {mask.ndim}."
+        raise ValueError(msg)
+    if mask.dtype == bool:
+        if mask.size != n_volumes:
+            msg = (
+                f"sample_mask {run} is boolean and must hold one value per volume: the run has {n_volumes} volumes, "
+                f"sample_mask {mask.size} values."
+            )
+            raise IndexError(msg)
+        mask = np.flatnonzero(mask)
+    if mask.size == 0:
+        msg = "The size of the sample mask is 0. All volumes were marked as motion outliers can not proceed. "
+        raise AllVolumesRemovedError(msg)
+    indices = mask.astype(np.int64) if mask.dtype.kind in "iuf" else None
+    if indices is None or np.any(indices != mask):
+        msg = f"sample_mask {run} must hold integers or booleans, got {mask.dtype}."
+        raise TypeError(msg)
+    if indices.min() < 0:
+        msg = "sample_mask should not contain negative values."
+        raise ValueError(msg)
+    if indices.size > n_volumes:
+        msg = (
+            f"sample_mask {run} is has more timepoints than the current run ;sample_mask contains {indices.size} index "
+            f"but the run has {n_volumes} timepoints."
+        )
+        raise IndexError(msg)
+    invalid = indices[indices >= n_volumes]
+    if invalid.size:
+        msg = f"sample_mask {run} contains invalid index {invalid}. The signal contains {n_volumes} time points."
+        raise IndexError(msg)
+    return indices
