@@ -1,6 +1,5 @@
 """Temporal cleaning of region signals, equal to ``nilearn.signal.clean`` (0.14.1), on any array library and device."""
 
-import functools
 import warnings
 
 import numpy as np
@@ -102,111 +101,158 @@ def clean(
     As in nilearn, "psc" decides once for all signals whether their means are put back: see
     `gpumask.kernels.cleaning.standardize`.
     """
-    _check_type("detrend", detrend, bool)
-    _check_type("standardize_confounds", standardize_confounds, bool)
-    for name, value in (("low_pass", low_pass), ("high_pass", high_pass), ("t_r", t_r)):
-        _check_type(name, value, _SCALAR)
-    _check_choice("standardize", standardize, tuple(_STANDARDIZE))
-    if confounds is not None and not detrend and not standardize_confounds:
-        msg = (
-            "When confounds are provided, one must perform detrend and/or standardize confounds. "
-            f"You provided detrend={detrend}, standardize_confounds={standardize_confounds}. "
-            "If confounds were not standardized or demeaned before passing to signal.clean signal "
-            "will not be correctly cleaned. "
-        )
-        warnings.warn(msg, stacklevel=2)
-    filter = _checked_filter(filter, low_pass, high_pass, t_r)
-    order, padding, copy = _butterworth_options(**kwargs)
-
-    xp = backend.array_namespace(signals)
     if signals.ndim != 2:
         msg = f"`signals` must have two dimensions, (n_volumes, n_signals), got the shape {tuple(signals.shape)}."
         raise ValueError(msg)
-    n_volumes = signals.shape[0]
-    run_rows = _rows_of_runs(runs, n_volumes)
-    kept = kept_volumes(sample_mask, [rows.size for rows in run_rows])
-    used = np.concatenate([rows if k is None else rows[k] for rows, k in zip(run_rows, kept, strict=True)])
-    confounds = confounds_matrix(confounds, n_volumes, used)
-    _check_choice("ensure_finite", ensure_finite, [True, False])
-
-    sos = filtering.butterworth_sos(t_r, low_pass, high_pass, order) if filter == "butterworth" else None
-    x = xp.astype(signals, xp.float64, copy=False)
-    if ensure_finite:
-        x = xp.where(xp.isfinite(x), x, xp.zeros_like(x))
-    clean_run = functools.partial(
-        _clean_run,
+    cleaner = Cleaner(
+        signals.shape[0],
+        runs=runs,
         detrend=detrend,
-        standardize=_STANDARDIZE[standardize],
+        standardize=standardize,
+        sample_mask=sample_mask,
+        confounds=confounds,
         standardize_confounds=standardize_confounds,
         filter=filter,
-        sos=sos,
-        padding=padding,
+        low_pass=low_pass,
         high_pass=high_pass,
         t_r=t_r,
+        ensure_finite=ensure_finite,
         extrapolate=extrapolate,
+        **kwargs,
     )
-    if filter == "cosine" and low_pass is not None:
-        warnings.warn("low_pass is not implemented for filter='cosine'", stacklevel=2)
-    cleaned = [
-        clean_run(x if runs is None else _rows(x, rows), None if confounds is None else confounds[rows], k)
-        for rows, k in zip(run_rows, kept, strict=True)
-    ]
-    cleaned = cleaned[0] if len(cleaned) == 1 else xp.concat(cleaned)
-    dtype = _result_dtype(xp, signals.dtype, widened=copy and sos is not None)
-    out = xp.empty(cleaned.shape, dtype=dtype, device=backend.device_of(signals))
-    out[...] = xp.astype(cleaned, dtype, copy=False)  # C order, which a NumPy cast wouldn't make
-    return out
+    return cleaner(signals)
 
 
-def _clean_run(
-    signals,
-    confounds,
-    kept,
-    *,
-    detrend,
-    standardize,
-    standardize_confounds,
-    filter,
-    sos,
-    padding,
-    high_pass,
-    t_r,
-    extrapolate,
-):
-    """Clean one run; `kept` holds the indices of the kept volumes, or None for all."""
+class Cleaner:
+    """What `clean` does, checked and prepared before there are any signals: filter, confounds, censored volumes.
 
-    def prepared(x):
-        """`x` censored, detrended and filtered, then its mean and rounding noise before the latter two."""
-        if kept is not None:
-            x = (
-                cleaning.interpolate_censored(x, kept, extrapolate=extrapolate)
-                if filter == "butterworth"
-                else _rows(x, kept)
+    Whatever is wrong with a run's confounds or with the filter shows here, before a volume is read.
+
+    Parameters
+    ----------
+    n_volumes : int
+        Rows of the signals to come.
+    **options
+        Those of `clean`, with its defaults.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As `clean`.
+    """
+
+    def __init__(
+        self,
+        n_volumes,
+        *,
+        runs=None,
+        detrend=True,
+        standardize="zscore_sample",
+        sample_mask=None,
+        confounds=None,
+        standardize_confounds=True,
+        filter="butterworth",
+        low_pass=None,
+        high_pass=None,
+        t_r=2.5,
+        ensure_finite=False,
+        extrapolate=False,
+        **kwargs,
+    ):
+        _check_type("detrend", detrend, bool)
+        _check_type("standardize_confounds", standardize_confounds, bool)
+        for name, value in (("low_pass", low_pass), ("high_pass", high_pass), ("t_r", t_r)):
+            _check_type(name, value, _SCALAR)
+        _check_choice("standardize", standardize, tuple(_STANDARDIZE))
+        if confounds is not None and not detrend and not standardize_confounds:
+            msg = (
+                "When confounds are provided, one must perform detrend and/or standardize confounds. "
+                f"You provided detrend={detrend}, standardize_confounds={standardize_confounds}. "
+                "If confounds were not standardized or demeaned before passing to signal.clean signal "
+                "will not be correctly cleaned. "
             )
+            warnings.warn(msg, stacklevel=3)
+        self.filter = _checked_filter(filter, low_pass, high_pass, t_r)
+        order, self.padding, copy = _butterworth_options(**kwargs)
+        self.detrend, self.standardize, self.extrapolate = detrend, _STANDARDIZE[standardize], extrapolate
+        self.n_volumes, self.in_runs = n_volumes, runs is not None
+        self.run_rows = _rows_of_runs(runs, n_volumes)
+        self.kept = kept_volumes(sample_mask, [rows.size for rows in self.run_rows])
+        used = [rows if kept is None else rows[kept] for rows, kept in zip(self.run_rows, self.kept, strict=True)]
+        confounds = confounds_matrix(confounds, n_volumes, np.concatenate(used))
+        _check_choice("ensure_finite", ensure_finite, [True, False])
+        self.ensure_finite = ensure_finite
+        butterworth = self.filter == "butterworth"
+        self.sos = filtering.butterworth_sos(t_r, low_pass, high_pass, order) if butterworth else None
+        self.widens = copy and self.sos is not None
+        if self.filter == "cosine" and low_pass is not None:
+            warnings.warn("low_pass is not implemented for filter='cosine'", stacklevel=3)
+        self.bases = []
+        for rows, kept in zip(self.run_rows, self.kept, strict=True):
+            of_run = None if confounds is None else confounds[rows]
+            if self.filter == "cosine":
+                of_run = _with_drifts(of_run, cleaning.cosine_drifts(len(rows), t_r, high_pass))
+            self.bases.append(self._basis(of_run, kept, standardize_confounds))
+
+    def __call__(self, signals):
+        """Clean signals.
+
+        Parameters
+        ----------
+        signals : array, shape (n_volumes, n_signals), real
+
+        Returns
+        -------
+        array, shape (n_kept, n_signals)
+            As `clean`.
+        """
+        xp = backend.array_namespace(signals)
+        x = xp.astype(signals, xp.float64, copy=False)
+        if self.ensure_finite:
+            x = xp.where(xp.isfinite(x), x, xp.zeros_like(x))
+        cleaned = [
+            self._clean_run(_rows(x, rows) if self.in_runs else x, kept, basis)
+            for rows, kept, basis in zip(self.run_rows, self.kept, self.bases, strict=True)
+        ]
+        cleaned = cleaned[0] if len(cleaned) == 1 else xp.concat(cleaned)
+        dtype = _result_dtype(xp, signals.dtype, widened=self.widens)
+        out = xp.empty(cleaned.shape, dtype=dtype, device=backend.device_of(signals))
+        out[...] = xp.astype(cleaned, dtype, copy=False)  # C order, which a NumPy cast wouldn't make
+        return out
+
+    def _clean_run(self, signals, kept, basis):
+        signals, mean, noise = self._prepared(signals, kept)
+        if basis is not None:
+            signals = cleaning.regress_out(signals, backend.like(basis, signals))
+        if self.standardize is None:
+            return signals
+        return cleaning.standardize(signals, self.standardize, original_mean=mean, noise=noise)
+
+    def _prepared(self, x, kept):
+        """`x` censored, detrended and filtered, then its mean and rounding noise before the latter two."""
+        butterworth = self.filter == "butterworth"
+        if kept is not None:
+            x = cleaning.interpolate_censored(x, kept, extrapolate=self.extrapolate) if butterworth else _rows(x, kept)
         mean, noise = backend.array_namespace(x).mean(x, axis=0), cleaning.rounding_noise(x)
-        if detrend:
+        if self.detrend:
             x = cleaning.detrend(x)
-        if sos is not None:
-            x = filtering.fft_filtfilt(x, sos, **padding)
-        if kept is not None and filter == "butterworth":
-            x = _rows(x, kept if extrapolate else kept - kept[0])
+        if self.sos is not None:
+            x = filtering.fft_filtfilt(x, self.sos, **self.padding)
+        if kept is not None and butterworth:
+            x = _rows(x, kept if self.extrapolate else kept - kept[0])
         return x, mean, noise
 
-    if filter == "cosine":
-        confounds = _with_drifts(confounds, cleaning.cosine_drifts(signals.shape[0], t_r, high_pass))
-    signals, mean, noise = prepared(signals)
-    if confounds is not None and confounds.shape[1]:
-        confounds, _, confounds_noise = prepared(confounds)
-        if standardize_confounds:
-            confounds = cleaning.standardize(confounds, "zscore_sample", noise=confounds_noise)
+    def _basis(self, confounds, kept, standardized):
+        """Orthonormal basis of one run's confounds after the steps that the signals go through, on the host."""
+        if confounds is None or not confounds.shape[1]:
+            return None
+        confounds, _, noise = self._prepared(confounds, kept)
+        if standardized:
+            confounds = cleaning.standardize(confounds, "zscore_sample", noise=noise)
         else:
             largest = np.max(np.abs(confounds), axis=0)
-            confounds = confounds / np.where(largest <= confounds_noise, np.inf, largest)
-        basis = cleaning.orthonormal_basis(confounds)
-        signals = cleaning.regress_out(signals, backend.like(basis, signals))
-    if standardize is None:
-        return signals
-    return cleaning.standardize(signals, standardize, original_mean=mean, noise=noise)
+            confounds = confounds / np.where(largest <= noise, np.inf, largest)
+        return cleaning.orthonormal_basis(confounds)
 
 
 def _rows(x, indices):
