@@ -44,10 +44,10 @@ class Atlas:
         """The labels with the background outside the mask."""
         return self.labels if self.mask is None else np.where(self.mask, self.labels, self.background)
 
-    def resampled(self, grid):
+    def resampled(self, grid, warn=warnings.warn):
         """Return the atlas with its labels on another grid (nearest voxel).
 
-        Warns about labels that vanish.
+        Calls `warn`, as ``warnings.warn``, about labels that vanish.
 
         Raises
         ------
@@ -69,7 +69,7 @@ class Atlas:
                 f"the following labels were removed: {lost}. "
                 f"Label image only contains {len(after)} labels (including background)."
             )
-            warnings.warn(msg, stacklevel=2)
+            warn(msg, UserWarning, stacklevel=2)
         return replace(self, labels=labels, grid=replace(grid, name=self.grid.name))
 
     def with_mask_resampled(self, grid):
@@ -83,13 +83,15 @@ class Atlas:
         if self.mask is not None and not np.any(self.labels[self.mask] != self.background):
             raise ValueError(_NO_LABEL_IN_MASK)
 
-    def columns(self, *, keep_masked):
+    def columns(self, *, keep_masked, warn=warnings.warn):
         """Ids of the output's columns, in ascending order.
 
         Parameters
         ----------
         keep_masked : bool
-            Whether labels that the mask covers entirely keep a column. If not, warns about them.
+            Whether labels that the mask covers entirely keep a column. If not, `warn` is called about them.
+        warn : callable
+            As ``warnings.warn``.
 
         Returns
         -------
@@ -98,7 +100,7 @@ class Atlas:
         before = self.values
         if keep_masked:
             msg = 'In version 0.15.0, "keep_masked_labels" parameter will be removed.'
-            warnings.warn(msg, FutureWarning, stacklevel=2)
+            warn(msg, FutureWarning, stacklevel=2)
         after = before
         if self.mask is not None and not keep_masked:
             after = unique_labels(self.masked_labels)
@@ -111,10 +113,35 @@ class Atlas:
                     f"{ {int(label) for label in lost} }. Out of {len(before)} labels, the masked labels image only "
                     f"contains {len(after)} labels (including background)."
                 )
-                warnings.warn(msg, stacklevel=2)
+                warn(msg, UserWarning, stacklevel=2)
         return after[after != self.background]
 
+    def painted(self, ids, signals):
+        """Region signals as volumes on the labels' grid: 0 outside the mask and in other regions than `ids`.
 
+        Parameters
+        ----------
+        ids : sequence of numbers, ascending
+            Label of each column of `signals`.
+        signals : ndarray, shape (n_regions,) or (n_volumes, n_regions)
+
+        Returns
+        -------
+        ndarray, shape (x, y, z) or (x, y, z, n_volumes), Fortran order
+            Of the signals' dtype.
+        """
+        atlas = self
+        if self.mask is not None and not self.mask_grid.matches(self.grid):
+            atlas = self.with_mask_resampled(self.grid)
+        labels, ids = atlas.masked_labels, np.asarray(ids)
+        position = np.minimum(np.searchsorted(ids, labels), len(ids) - 1)
+        column = np.where(ids[position] == labels, position, len(ids)).ravel(order="F")
+        outside = np.zeros((*signals.shape[:-1], 1), signals.dtype)
+        voxels = np.take(np.concatenate([signals, outside], axis=-1), column, axis=-1)
+        return voxels.T.reshape(self.grid.shape + signals.shape[:-1], order="F")
+
+
+_NON_FINITE = "Non-finite values detected. These values will be replaced with zeros."
 _NO_LABEL_IN_MASK = "No label left after applying mask to the labels image."
 
 
@@ -129,7 +156,7 @@ def unique_labels(labels):
         flat = flat[np.isfinite(flat)] if not np.isfinite(flat).all() else flat
     if flat.size and flat.dtype.kind != "b":
         low, high = flat.min(), flat.max()
-        if float(high) - float(low) < 1 << 20:
+        if float(high) - float(low) < 1 << 20 and max(-float(low), float(high)) < 1 << 53:
             whole = flat.astype(np.int64)
             if flat.dtype.kind in "iu" or np.array_equal(whole, flat):
                 present = np.flatnonzero(np.bincount(whole - int(low)))
@@ -165,9 +192,7 @@ def load_atlas(labels_img, background=0):
         raise ValueError(msg)
     labels = volume.data
     if labels.dtype.kind == "f" and not np.isfinite(labels).all():
-        warnings.warn(
-            "Non-finite values detected. These values will be replaced with zeros.", UserWarning, stacklevel=2
-        )
+        warnings.warn(_NON_FINITE, stacklevel=2)
         labels = np.where(np.isfinite(labels), labels, 0)
     return Atlas(labels, volume.grid, background)
 
@@ -187,11 +212,15 @@ def load_mask(mask_img):
     """
     volumes = open_volumes(mask_img)
     mask = np.ones(volumes.grid.n_voxels, bool)
+    finite = True
     for chunk in volumes.chunks(1):
         values = chunk.data[0] if chunk.inter == 0 else chunk.slope * chunk.data[0] + chunk.inter
         if values.dtype.kind == "f":
+            finite = finite and bool(np.isfinite(values).all())
             values = np.nan_to_num(values, nan=0, posinf=0, neginf=0)
         mask &= values.astype(bool)
+    if not finite:
+        warnings.warn(_NON_FINITE, stacklevel=2)
     _check_mask(mask, volumes.name)
     return mask.reshape(volumes.grid.shape, order="F"), volumes.grid
 
@@ -228,12 +257,12 @@ def lookup_table(values, background, *, names=None, lut=None):
     ValueError
         If `lut` lacks one of the columns.
     """
-    values = values.tolist()
+    numbers, values = values, values.tolist()
     if lut is not None:
         table = _read_table(lut)
     else:
         named = (
-            [str(value) for value in values]
+            [str(number) for number in numbers]  # float32 0.1 is "0.1"; as a Python number it isn't
             if names is None
             else ["Background" if n == "background" else n for n in names]
         )
@@ -246,10 +275,12 @@ def lookup_table(values, background, *, names=None, lut=None):
             warnings.warn("Too many names for the indices. Dropping excess names values.", stacklevel=2)
             named = named[: len(values)]
         table = pd.DataFrame({"index": values, "name": named})
-    table = table[table["index"].isin(values)]
+    table = table[table["index"].isin(values)].copy()
     missing = sorted(set(values) - set(table["index"]))
     if missing:
         rows = pd.DataFrame({"index": missing, "name": ["unknown"] * len(missing)})
+        if "color" in table.columns:
+            rows["color"] = ["FFFFFF" if value == background else np.nan for value in missing]
         table = pd.concat([table, rows], ignore_index=True)
     table.loc[table["index"] == background, "name"] = "Background"
     return table.sort_values("index", kind="stable").reset_index(drop=True)

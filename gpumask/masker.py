@@ -1,0 +1,609 @@
+"""NiftiLabelsMasker: the parameters, the fitted attributes and the choice of the device; no arithmetic."""
+
+import time
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import joblib
+import nibabel as nib
+import numpy as np
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils import InputTags
+from sklearn.utils._set_output import _get_output_config
+from sklearn.utils.validation import check_array, check_is_fitted
+
+from gpumask import backend
+from gpumask.images.atlas import load_atlas, load_mask, lookup_table
+from gpumask.images.volumes import open_volumes
+from gpumask.kernels.segments import STRATEGIES
+from gpumask.pipeline import extract
+from gpumask.plan import compile_plan
+from gpumask.signal import Cleaner
+
+_NUMBER = float | np.floating | int | np.integer | None
+_TYPES = {
+    "smoothing_fwhm": _NUMBER,
+    "standardize_confounds": bool,
+    "detrend": bool,
+    "low_pass": _NUMBER,
+    "high_pass": _NUMBER,
+    "t_r": _NUMBER,
+    "memory": joblib.Memory | str | Path | None,
+    "memory_level": int | np.integer,
+    "verbose": bool | int | np.integer,
+    "keep_masked_labels": bool,
+    "clean_args": dict | None,
+}
+_CHOICES = {
+    "standardize": ("zscore_sample", "zscore", "psc", True, False, None),
+    "strategy": tuple(STRATEGIES),
+    "resampling_target": ("labels", "data", None),
+}
+_TRANSFORM_TIME = (
+    "Resampling {} at transform time...\n"
+    "To avoid this warning, make sure to pass the images you want to transform to fit() first, "
+    "or directly use fit_transform()."
+)
+
+
+@dataclass
+class _ImageTags(InputTags):
+    """Input tags with nilearn's two additions."""
+
+    niimg_like: bool = True
+    surf_img: bool = False
+
+
+class NiftiLabelsMasker(TransformerMixin, BaseEstimator):
+    """Extract the time series of an atlas's regions from fMRI runs.
+
+    A drop-in replacement for ``nilearn.maskers.NiftiLabelsMasker`` (0.14.1) that reads each volume once, in its stored
+    dtype, and never holds a run in memory. The positional order is that of nilearn's first releases; nilearn's later
+    parameters are keywords.
+
+    Parameters
+    ----------
+    labels_img : path or nibabel image
+        3D label image: a number per region.
+    background_label : int or float, default=0
+        Label of the voxels of no region.
+    mask_img : path, nibabel image, list of these or None, default=None
+        Voxels outside of it (0 there) belong to no region. If None, there is no mask.
+    smoothing_fwhm : float or None, default=None
+        Full width at half maximum of a Gaussian, in mm, that the volumes are smoothed with. If None, they aren't.
+    standardize : {"zscore_sample", "zscore", "psc", True, False, None}, default=False
+        "zscore_sample" or True: mean 0 and sample variance (ddof=1) 1. "zscore": population variance 1. "psc": percent
+        signal change. None or False: as it is.
+    detrend : bool, default=False
+        Whether to remove mean and linear trend.
+    low_pass : float or None, default=None
+        Upper cut-off frequency of a Butterworth filter, in Hz. None or False: no such cut-off.
+    high_pass : float or None, default=None
+        Lower cut-off frequency, likewise.
+    t_r : float or None, default=None
+        Repetition time, in seconds; needed for filtering.
+    resampling_target : {"data", "labels", None}, default="data"
+        "data": labels and mask are resampled to the runs (nearest voxel). "labels": mask (nearest) and runs (cubic
+        splines) to the labels. None: nothing is, and different grids are an error.
+    memory : joblib.Memory, path or None, default=None
+        Where to keep compiled plans and extracted signals. Runs on disk count by path, size and modification time.
+    memory_level : int, default=1
+        With 0 and a `memory`, it is 1.
+    verbose : int, default=0
+        With 1 or more, each step is printed, and the device that is used.
+    labels : list of str or None, default=None
+        Names of the regions, in ascending order of their labels. Not together with `lut`.
+    lut : DataFrame, path or None, default=None
+        Look-up table of the regions with the columns "index" and "name".
+    standardize_confounds : bool, default=True
+        Whether to z-score the confounds.
+    high_variance_confounds : bool, default=False
+        Whether to remove the signals of the voxels with the highest variance too. Not finished: True raises.
+    dtype : dtype, "auto" or None, default=None
+        Of the signals. If None, float32 or float64 by nilearn's rules; "auto": int32 for unscaled signed integers,
+        else float32.
+    strategy : {"mean", "sum", "median", "minimum", "maximum", "variance", "standard_deviation"}, default="mean"
+        Statistic of a region's voxels.
+    keep_masked_labels : bool, default=False
+        Whether regions that the mask covers entirely keep a column, of zeros.
+    reports : bool, default=True
+        Accepted for nilearn's sake; there is no ``generate_report`` yet that could use it.
+    cmap : str or None, default=None
+        As `reports`.
+    clean_args : dict or None, default=None
+        More keywords for `gpumask.signal.clean`.
+    device : {"auto", "cpu", "cuda", "cuda:N"}, default="auto"
+        Where volumes are reduced. "auto" takes a GPU if one can compute, else the CPU. A GPU that is asked for and
+        can't be used is an error.
+
+    Attributes
+    ----------
+    clean_args_ : dict
+    device_ : str
+        "cpu" or "cuda:N": what is used.
+    labels_img_ : nibabel.nifti1.Nifti1Image
+        Labels, resampled to the runs if `fit` was given any.
+    lut_ : pandas.DataFrame
+        A row per label of the image, in ascending order, the background's among them.
+    mask_img_ : nibabel.nifti1.Nifti1Image or None
+    memory_ : joblib.Memory
+
+    Notes
+    -----
+    `transform` adds attributes that describe the last run: ``region_atlas_``, the labels as they were applied to it;
+    ``plan_``, what was done to each volume (``plan_.explain()`` says why, ``plan_.counts`` has the voxels of each
+    region); and ``seconds_``, the wall-clock seconds of "read", "reduce" (summed over threads), "clean" and "total".
+    """
+
+    def __init__(
+        self,
+        labels_img=None,
+        background_label=0,
+        mask_img=None,
+        smoothing_fwhm=None,
+        standardize=False,
+        detrend=False,
+        low_pass=None,
+        high_pass=None,
+        t_r=None,
+        resampling_target="data",
+        memory=None,
+        memory_level=1,
+        verbose=0,
+        *,
+        labels=None,
+        lut=None,
+        standardize_confounds=True,
+        high_variance_confounds=False,
+        dtype=None,
+        strategy="mean",
+        keep_masked_labels=False,
+        reports=True,
+        cmap=None,
+        clean_args=None,
+        device="auto",
+    ):
+        self.labels_img = labels_img
+        self.background_label = background_label
+        self.mask_img = mask_img
+        self.smoothing_fwhm = smoothing_fwhm
+        self.standardize = standardize
+        self.detrend = detrend
+        self.low_pass = low_pass
+        self.high_pass = high_pass
+        self.t_r = t_r
+        self.resampling_target = resampling_target
+        self.memory = memory
+        self.memory_level = memory_level
+        self.verbose = verbose
+        self.labels = labels
+        self.lut = lut
+        self.standardize_confounds = standardize_confounds
+        self.high_variance_confounds = high_variance_confounds
+        self.dtype = dtype
+        self.strategy = strategy
+        self.keep_masked_labels = keep_masked_labels
+        self.reports = reports
+        self.cmap = cmap
+        self.clean_args = clean_args
+        self.device = device
+
+    def fit(self, imgs=None, y=None):
+        """Load labels and mask, and choose the device.
+
+        Parameters
+        ----------
+        imgs : path, nibabel image or list of 3D images, optional
+            A run. With ``resampling_target="data"``, labels and mask are resampled to its grid.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self
+        """
+        self._check_parameters()
+        volumes = None
+        if imgs is not None:
+            self._log(f"Loading data from {_describe(imgs)}", "fit")
+            volumes = open_volumes(imgs)
+        for name in ("region_atlas_", "plan_", "seconds_", "_lut_", "_compiled"):
+            self.__dict__.pop(name, None)
+        self.clean_args_ = {} if self.clean_args is None else self.clean_args
+        self.memory_ = self._make_memory()
+        self.device_ = backend.resolve_device(self.device)
+        self._log(f"Using device {self.device_}", "fit")
+        mask, mask_grid = None, None
+        if self.mask_img is not None:
+            self._log(f"Loading mask from {_describe(self.mask_img)}", "fit")
+            mask, mask_grid = load_mask(self.mask_img)
+        self._log(f"Loading regions from {_describe(self.labels_img)}", "fit")
+        atlas = replace(load_atlas(self.labels_img, self.background_label), mask=mask, mask_grid=mask_grid)
+        self.lut_ = lookup_table(atlas.values, self.background_label, names=self._names(), lut=self.lut)
+
+        if self.resampling_target is None:
+            others = {"mask": mask_grid, "data": volumes and volumes.grid}
+            _check_same_grids("Following field of view errors were detected:", atlas.grid, **others)
+        target = None
+        if self.resampling_target == "data" and volumes is not None:
+            target = volumes.grid
+            if not atlas.grid.matches(target):
+                self._log("Resampling regions", "fit")
+                atlas = atlas.resampled(target)
+        elif self.resampling_target == "labels":
+            target = atlas.grid
+        if mask is not None and target is not None:
+            if not mask_grid.matches(target):
+                self._log("Resampling mask", "fit")
+                atlas = atlas.with_mask_resampled(target)
+            atlas.check_mask()
+        self._atlas = atlas
+        self.labels_img_ = nib.Nifti1Image(atlas.labels, atlas.grid.affine, dtype=atlas.labels.dtype)
+        self.mask_img_ = None
+        if mask is not None:
+            self.mask_img_ = nib.Nifti1Image(atlas.mask.astype(np.int8), atlas.mask_grid.affine)
+        self._log("Finished fit", "fit")
+        return self
+
+    def transform(self, imgs, confounds=None, sample_mask=None):
+        """Extract and clean the region signals of a run.
+
+        Parameters
+        ----------
+        imgs : path, nibabel image or list of 3D images
+            A run.
+        confounds : array, DataFrame, Series, path to a table, or list of these, default=None
+            Nuisance signals to remove, a row per volume; see `gpumask.confounds.confounds_matrix`.
+        sample_mask : array-like of int or bool, default=None
+            Volumes to keep, as indices or as a boolean per volume; see `gpumask.signal.clean`.
+
+        Returns
+        -------
+        ndarray, shape (n_volumes, n_regions)
+            A column per label that is left, in ascending order of the labels. Of shape (n_regions,) for a 3D image.
+
+        Raises
+        ------
+        ValueError
+            If a file is missing or broken, a parameter is out of range, or grids don't fit.
+        """
+        check_is_fitted(self)
+        return self.transform_single_imgs(imgs, confounds, sample_mask)
+
+    def fit_transform(self, imgs, y=None, confounds=None, sample_mask=None):
+        """Fit to a run and transform it; see `fit` and `transform`."""
+        return self.fit(imgs).transform(imgs, confounds=confounds, sample_mask=sample_mask)
+
+    def transform_single_imgs(self, imgs, confounds=None, sample_mask=None, progress=None):
+        """As `transform`, reporting the volumes done to `progress` (a callable taking their number)."""
+        check_is_fitted(self)
+        started = time.perf_counter()
+        self._check_parameters()
+        self._log(f"Loading data from {_describe(imgs)}", "transform")
+        volumes = open_volumes(imgs)
+        cleaner = self._cleaner(volumes.n_volumes, confounds, sample_mask)
+        plan, atlas_hash = self._compile(volumes.grid)
+        if plan.resampling is not None:
+            self._log("Resampling images", "transform")
+        if self.smoothing_fwhm is not None:
+            self._log("Smoothing images", "transform")
+            if self.smoothing_fwhm == 0:
+                msg = (
+                    f"The parameter 'fwhm' for smoothing is specified as {self.smoothing_fwhm}. "
+                    "Setting it to None (no smoothing will be performed)"
+                )
+                warnings.warn(msg, stacklevel=4)
+        self._log("Extracting region signals", "transform")
+        key = (volumes.identity(), atlas_hash, self._settings(volumes.grid)) if self._caches else None
+        extraction = self._cached(_extract, ["plan", "volumes", "progress"])(
+            key, self.device_, plan=plan, volumes=volumes, progress=progress
+        )
+        if extraction.non_finite and (self.smoothing_fwhm is None or plan.resampling is not None):  # as nilearn does
+            warnings.warn(
+                "Non-finite values detected. These values will be replaced with zeros.", UserWarning, stacklevel=3
+            )
+        signals = np.where(plan.counts == 0, 0.0, extraction.signals) if self.keep_masked_labels else extraction.signals
+
+        self._log("Cleaning extracted signals", "transform")
+        cleaning = time.perf_counter()
+        signals = cleaner(signals)
+        done = time.perf_counter()
+        self.seconds_ = {**extraction.seconds, "clean": done - cleaning, "total": done - started}
+        if volumes.is_3d and _get_output_config("transform", self)["dense"] == "default":
+            signals = signals.squeeze()
+        return signals.astype(self._signal_dtype(volumes, plan), copy=False)
+
+    def inverse_transform(self, signals):
+        """Paint region signals into volumes.
+
+        Parameters
+        ----------
+        signals : array-like or DataFrame, shape (n_regions,) or (n_volumes, n_regions)
+            A column per region, as `transform` returns them (before any transform: per region of `lut_`).
+
+        Returns
+        -------
+        nibabel.nifti1.Nifti1Image
+            3D or 4D, on the grid of `labels_img_`; 0 outside the regions and the mask. Of `dtype` if that is set, else
+            of the signals' dtype.
+        """
+        check_is_fitted(self)
+        self._log("Computing image from signals", "inverse_transform")
+        if hasattr(signals, "to_numpy"):
+            signals = signals.to_numpy()
+            signals = signals[0] if len(signals) == 1 else signals
+        signals = check_array(np.atleast_1d(signals), ensure_2d=False)
+        expected = (*signals.shape[:-1], self.n_elements_)
+        if signals.ndim > 2 or signals.shape != expected:
+            msg = f"Input to 'inverse_transform' has wrong shape.\nExpected {expected}.\nGot {signals.shape}."
+            raise ValueError(msg)
+        if signals.dtype == bool:
+            dtype = self.dtype if self.dtype is not None else np.int32
+            warnings.warn(f"Casting boolean input to {dtype}", stacklevel=2)
+            signals = signals.astype(np.int32)
+        signals = signals.astype(self._asked_dtype(signals.dtype) or signals.dtype, copy=False)
+        if signals.dtype in (np.int64, np.uint64) and np.array_equal(signals.astype(np.int32), signals):
+            msg = "64-bit integers are rare in NIfTI files, so the data has been converted to int32."
+            warnings.warn(msg, stacklevel=2)
+            signals = signals.astype(np.int32)
+        ids = [label for key, label in self.region_ids_.items() if key != "background"]
+        data = self._atlas.painted(ids, signals)
+        return nib.Nifti1Image(data, self._atlas.grid.affine, dtype=data.dtype)
+
+    @property
+    def n_elements_(self):
+        """Number of regions: the columns of the last `transform`, or before any, the regions of `lut_`."""
+        return len(self.region_names_)
+
+    @property
+    def labels_(self):
+        """Labels of the regions, and of the background if it occurs."""
+        check_is_fitted(self)
+        return self._columns["index"].to_list()
+
+    @property
+    def region_ids_(self):
+        """Label of each column, and of "background" if it occurs."""
+        labels = self.labels_
+        ids = {"background": self.background_label} if self.background_label in labels else {}
+        return ids | dict(enumerate(label for label in labels if label != self.background_label))
+
+    @property
+    def region_names_(self):
+        """Name of each column."""
+        check_is_fitted(self)
+        table = self._columns
+        return dict(enumerate(table["name"][table["index"] != self.background_label]))
+
+    def get_feature_names_out(self, input_features=None):
+        """Names of the columns, for ``set_output``."""
+        return list(self.region_names_.values())
+
+    @property
+    def _n_features_out(self):
+        return self.n_elements_
+
+    @property
+    def _columns(self):
+        return getattr(self, "_lut_", self.lut_)
+
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "labels_img_") and hasattr(self, "lut_")
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.estimator_type, tags.input_tags = "masker", _ImageTags()
+        return tags
+
+    def __getstate__(self):
+        state = super().__getstate__()
+        return {name: value for name, value in state.items() if name != "_compiled"}
+
+    def _compile(self, grid):
+        """The plan for runs on `grid`, kept for the next run, and the hash of the labels it was made from."""
+        settings = self._settings(grid)
+        known = getattr(self, "_compiled", None)
+        atlas = self._atlas
+        if self.resampling_target == "data":
+            for name, there in (("labels", atlas.grid), ("mask", atlas.mask_grid)):
+                if there is not None and not there.matches(grid):
+                    warnings.warn(_TRANSFORM_TIME.format(name), stacklevel=5)
+        elif self.resampling_target is None:
+            differ = "different affine matrices" if grid.shape == atlas.grid.shape else "incompatible shapes"
+            _check_same_grids(f"Images have {differ}.", atlas.grid, data=grid)
+        elif not atlas.grid.matches(grid):
+            msg = (
+                "Resampling images at transform time...\nTo avoid this warning, make sure to resample the images "
+                "you want to transform to the shape of the maps or set resampling_target to 'data'."
+            )
+            warnings.warn(msg, stacklevel=5)
+        if known is None or known[0] != settings:
+            known = self._compiled = (settings, *self._place_and_compile(atlas, grid))
+        # Of `known`, not of the attributes: another thread may set these in between.
+        _, plan, atlas_hash, self._lut_, self.region_atlas_, notes = known
+        self.plan_ = plan
+        for message, category in notes:
+            warnings.warn(message, category, stacklevel=5)
+        return plan, atlas_hash
+
+    def _place_and_compile(self, atlas, grid):
+        notes = []
+
+        def warn(message, category=UserWarning, **_):
+            notes.append((message, category))  # to be repeated at each transform
+
+        target = grid if self.resampling_target == "data" else atlas.grid
+        if not atlas.grid.matches(target):
+            atlas = atlas.resampled(target, warn)
+        if atlas.mask is not None and not atlas.mask_grid.matches(target):
+            atlas = atlas.with_mask_resampled(target)
+            atlas.check_mask()
+        ids = atlas.columns(keep_masked=self.keep_masked_labels, warn=warn)
+        atlas_hash = joblib.hash((atlas.labels, atlas.mask, ids)) if self._caches else None
+        plan = self._cached(_compile_plan, ["atlas", "ids", "grid"])(
+            atlas_hash,
+            self._settings(grid),
+            self.smoothing_fwhm or None,
+            self.strategy,
+            atlas=atlas,
+            ids=ids,
+            grid=grid,
+        )
+        wanted = ids.tolist()
+        if self.background_label in self._atlas.values:
+            wanted = [self.background_label, *wanted]
+        table = lookup_table(np.array(wanted, dtype=ids.dtype), self.background_label, lut=self.lut_)
+        table = table.set_index("index").loc[wanted].reset_index()
+        masked = atlas.masked_labels
+        whole = np.array_equal(masked, masked.astype(np.int32))
+        region_atlas = nib.Nifti1Image(masked.astype(np.int32) if whole else masked, atlas.grid.affine)
+        return plan, atlas_hash, table, region_atlas, notes
+
+    def _settings(self, grid):
+        return (
+            grid.shape,
+            grid.affine.tobytes(),
+            self.smoothing_fwhm,
+            self.strategy,
+            self.resampling_target,
+            self.keep_masked_labels,
+        )
+
+    def _signal_dtype(self, volumes, plan):
+        """The signals' dtype: what nilearn's chain of casts makes of the run's."""
+        dtype = np.dtype(volumes.loaded_dtype)
+        if self.dtype is not None:
+            return self._asked_dtype(dtype)
+        if plan.resampling is not None and dtype.kind == "i":
+            dtype = np.dtype(np.float64 if dtype.itemsize == 8 else np.float32)
+        if self.smoothing_fwhm is not None and dtype.kind in "iu":
+            dtype = np.dtype(np.float64 if dtype.itemsize == 8 else np.float32)
+        return np.dtype(np.float32 if dtype == np.float32 and dtype.isnative else np.float64)
+
+    def _asked_dtype(self, source):
+        """What the parameter `dtype` makes of data of the dtype `source`; None if it says nothing."""
+        if isinstance(self.dtype, str) and self.dtype == "auto":
+            return np.dtype(np.int32 if source.kind == "i" else np.float32)
+        return None if self.dtype is None else np.dtype(self.dtype)
+
+    def _check_parameters(self):
+        for name, types in _TYPES.items():
+            value = getattr(self, name)
+            if name in ("low_pass", "high_pass") and value is False:
+                continue
+            if not isinstance(value, types) or (isinstance(value, bool) and name not in _BOOLEAN):
+                msg = f"'{name}' must be of type(s): '{types}'.\nGot: '{type(value).__name__}'"
+                raise TypeError(msg)
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name)
+            if not any(value is choice or (isinstance(value, str) and value == choice) for choice in allowed):
+                msg = f"'{name}' must be one of {allowed}.\n'{value}' was provided."
+                raise ValueError(msg)
+        try:
+            is_bool = self._asked_dtype(np.dtype(float)) == np.dtype(bool)
+        except TypeError as error:
+            msg = f"'dtype' must be a NumPy dtype, 'auto' or None.\nGot: {self.dtype!r}"
+            raise TypeError(msg) from error
+        if is_bool:
+            msg = "'dtype' cannot be bool"
+            raise TypeError(msg)
+        if self.smoothing_fwhm is not None and not 0 <= self.smoothing_fwhm < np.inf:
+            msg = f"`smoothing_fwhm` must be a width in mm, 0 or more, got {self.smoothing_fwhm}."
+            raise ValueError(msg)
+        if self.high_variance_confounds:
+            msg = "`high_variance_confounds` is not finished: only False is accepted."
+            raise NotImplementedError(msg)
+
+    def _names(self):
+        if not self.labels:
+            return None
+        if self.lut is not None:
+            msg = "Pass either labels or a lookup table (lut) to the masker, but not both."
+            raise ValueError(msg)
+        if not isinstance(self.labels, list):
+            msg = f"'labels' must be a list. Got: {type(self.labels).__name__}"
+            raise TypeError(msg)
+        if not all(isinstance(name, str) for name in self.labels):
+            types = {type(name).__name__ for name in self.labels}
+            msg = f"All elements of 'labels' must be a string.\nGot a list of {types}"
+            raise TypeError(msg)
+        return self.labels
+
+    def _cleaner(self, n_volumes, confounds, sample_mask):
+        """What cleans the signals; made first, so that wrong confounds or cut-offs show before a volume is read."""
+        return Cleaner(
+            n_volumes,
+            detrend=self.detrend,
+            standardize=self.standardize,
+            standardize_confounds=self.standardize_confounds,
+            t_r=self.t_r,
+            low_pass=None if self.low_pass is False else self.low_pass,
+            high_pass=None if self.high_pass is False else self.high_pass,
+            confounds=confounds,
+            sample_mask=sample_mask,
+            **self.clean_args_,
+        )
+
+    @property
+    def _caches(self):
+        return self.memory_.location is not None
+
+    def _cached(self, function, ignore):
+        return self.memory_.cache(function, ignore=ignore) if self._caches else function
+
+    def _make_memory(self):
+        memory = self.memory
+        if memory is not None and self.memory_level == 0:
+            msg = "memory_level is currently set to 0 but a Memory object has been provided. Setting memory_level to 1."
+            warnings.warn(msg, stacklevel=3)
+        if isinstance(memory, joblib.Memory):
+            return memory
+        return joblib.Memory(None if memory is None else str(Path(memory).expanduser()), verbose=0)
+
+    def _log(self, message, method):
+        if self.verbose:
+            print(f"[{type(self).__name__}.{method}] {message}")
+
+
+_BOOLEAN = [name for name, types in _TYPES.items() if types is bool or name == "verbose"]
+
+
+def _compile_plan(key, settings, fwhm, strategy, *, atlas, ids, grid):
+    """Compile a plan; cached by everything before the star."""
+    # Of two grids that match, the run's decides the voxel sizes that it is smoothed by.
+    label_grid = grid if atlas.grid.matches(grid) else atlas.grid
+    return compile_plan(
+        atlas.labels, ids, label_grid, grid=grid, mask=atlas.mask, smoothing_fwhm=fwhm, strategy=strategy
+    )
+
+
+def _extract(key, device, *, plan, volumes, progress):
+    """Extract signals; cached by run, atlas and settings (`key`) and by device."""
+    return extract(plan, volumes, device=device, progress=progress)
+
+
+def _describe(imgs):
+    if isinstance(imgs, (str, Path)):
+        return f"'{imgs}'"
+    if isinstance(imgs, (list, tuple)):
+        return f"{len(imgs)} images"
+    return repr(imgs)
+
+
+def _check_same_grids(lead, labels, **others):
+    """Raise ValueError, beginning with `lead`, if a grid differs from that of the labels; says in what."""
+    errors = []
+    for name, grid in others.items():
+        if grid is None or grid.matches(labels):
+            continue
+        if grid.shape != labels.shape:
+            errors.append(f"- labels and {name} do not have the same shape: {labels.shape} and {grid.shape}")
+        if not np.allclose(grid.affine, labels.affine, rtol=1e-5, atol=1e-5):
+            errors.append(
+                f"- labels and {name} do not have the same affine.\n"
+                f"labels affine:\n{labels.affine}\n{name} affine:\n{grid.affine}"
+            )
+    if errors:
+        remedy = "Pass resampling_target='data' or 'labels' to resample one to the other."
+        raise ValueError("\n".join([lead, *errors, remedy]))
