@@ -1,0 +1,299 @@
+"""One run, many runs: signals and their provenance written to files, and what came of each run."""
+
+import contextlib
+import functools
+import json
+import os
+import re
+import time
+import uuid
+import warnings
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from importlib import metadata
+from pathlib import Path
+from platform import python_version
+
+import numpy as np
+
+from gpumask.confounds import _read_table, confounds_matrix
+from gpumask.images.volumes import open_volumes
+
+# What broken files, full disks, unusable devices and wrong parameters raise. All else is a bug, and stops everything.
+RUN_ERRORS = (OSError, ValueError, TypeError, ImportError, MemoryError, RuntimeError)
+
+_IMAGE_SUFFIX = re.compile(r"\.(nii|img|hdr|mgh|mgz|mnc|head|brik|par|rec)(\.(gz|bz2|zst))?$", re.IGNORECASE)
+_BIDS_NAME = re.compile(r"(?P<entities>sub-[a-zA-Z0-9]+(_[a-zA-Z0-9]+-[a-zA-Z0-9+]+)*)_[a-zA-Z0-9]+")
+_ATLAS_ENTITY = re.compile(r"(?:^|_)(?:atlas|seg|scale|desc)-([a-zA-Z0-9+]+)")  # what tells atlases apart
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run to extract.
+
+    Attributes
+    ----------
+    path : str or path-like
+    confounds : str, path-like or None
+        Table with a row per volume.
+    """
+
+    path: str | os.PathLike
+    confounds: str | os.PathLike | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """What came of a run.
+
+    Attributes
+    ----------
+    run : Run
+    path : Path
+        Table of the region signals; its sidecar has the suffix ``.json``.
+    shape : tuple of int
+        Volumes and regions: rows and columns of the table.
+    seconds : dict
+        Wall-clock seconds, as ``NiftiLabelsMasker.seconds_``, with "write"; "total" is of everything.
+    warnings : tuple of str
+    error : str
+        Why nothing was written; empty if it was.
+    """
+
+    run: Run
+    path: Path
+    shape: tuple[int, ...] = ()
+    seconds: dict = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    error: str = ""
+
+
+def output_path(masker, run, out_dir="."):
+    """Path of a run's table of region signals.
+
+    A BIDS name keeps its entities but "desc", which tells how volumes were made: ``sub-1_task-rest_desc-preproc_bold``
+    becomes ``sub-1_task-rest_atlas-<atlas>_stat-mean_timeseries.tsv``. To other names the same is appended. An atlas is
+    called by the entities "atlas", "seg", "scale" and "desc" of its file's name, else by all letters and digits of it.
+    """
+    atlas = _file_name(masker.labels_img) or "atlas"
+    stem, atlas = (_IMAGE_SUFFIX.sub("", Path(file).name) for file in (run.path, atlas))
+    if bids := _BIDS_NAME.fullmatch(stem):
+        stem = "_".join(part for part in bids["entities"].split("_") if not part.startswith("desc-"))
+    atlas = "".join(_ATLAS_ENTITY.findall(atlas)) or atlas
+    atlas, strategy = (re.sub("[^a-zA-Z0-9]", "", name) or "atlas" for name in (atlas, masker.strategy))
+    return Path(out_dir) / f"{stem}_atlas-{atlas}_stat-{strategy}_timeseries.tsv"
+
+
+def extract_run(masker, run, out_dir=".", *, confounds_columns=None, overwrite=False, progress=None):
+    """Extract one run and write its signals as a TSV file, with a JSON sidecar.
+
+    The table has the regions' names as its header and a row per volume. Each number has as many digits as give back the
+    same number in its dtype; NaN is "n/a". Both files appear whole or not at all, the sidecar last.
+
+    Parameters
+    ----------
+    masker : NiftiLabelsMasker
+        Fitted, without a run for all: labels are resampled to each run's grid, and compiled once per grid. Without
+        ``t_r``, that of the run's header is used.
+    run : Run
+    out_dir : str or path-like
+    confounds_columns : sequence of str, optional
+        Columns of the run's confounds to use. If None, all.
+    overwrite : bool
+        Whether to replace files of an earlier extraction.
+    progress : callable, optional
+        Called with the number of volumes done and of all volumes.
+
+    Returns
+    -------
+    Record
+
+    Raises
+    ------
+    OSError, ValueError, TypeError
+        If there is a table or sidecar without `overwrite`, or as ``masker.transform``.
+    """
+    started = time.perf_counter()
+    table = output_path(masker, run, out_dir)
+    sidecar = table.with_suffix(".json")
+    for path in (table, sidecar):
+        if path.exists() and not overwrite:
+            msg = f"{path} exists already, and was left as it is. To replace it: overwrite=True (--overwrite)."
+            raise FileExistsError(msg)
+    if not Path(run.path).exists():  # a pattern would be read as one run of all its files
+        msg = f"There is no such file: {run.path}"
+        raise FileNotFoundError(msg)
+    volumes = open_volumes(run.path)
+    progress = progress or (lambda done, n_volumes: None)
+    progress(0, volumes.n_volumes)
+    confounds = _read_confounds(run.confounds, confounds_columns, volumes.n_volumes)
+    with _repetition_time(masker, volumes) as t_r_from, warnings.catch_warnings():
+        # Runs of a cohort may lie on any grid: that labels are resampled here and not in `fit` is intended.
+        warnings.filterwarnings("ignore", r"Resampling (labels|mask|images) at transform time")
+        signals = masker.transform_single_imgs(
+            run.path, confounds, progress=lambda done: progress(done, volumes.n_volumes)
+        )
+        parameters = masker.get_params(deep=False)
+    signals = signals.reshape(-1, masker.n_elements_)  # those of a 3D image have one dimension
+
+    Path(out_dir).mkdir(parents=True, exist_ok=True)
+    with _appearing_whole(table, sidecar) as (table_part, sidecar_part):
+        writing = time.perf_counter()
+        _write(table_part, _table_lines(masker.region_names_.values(), signals))
+        done = time.perf_counter()
+        seconds = {**masker.seconds_, "write": done - writing, "total": done - started}
+        provenance = {
+            "run": Path(run.path).absolute(),
+            "atlas": _file_name(masker.labels_img),
+            "confounds": run.confounds and Path(run.confounds).absolute(),
+            "confounds_columns": confounds_columns and list(confounds_columns),
+            "volumes": volumes.n_volumes,
+            "t_r": parameters["t_r"],
+            "t_r_from": t_r_from,
+            "device": masker.device_,
+            "plan": masker.plan_.explain().splitlines(),
+            "parameters": parameters,
+            "seconds": seconds,
+            "versions": versions(cupy=masker.device_ != "cpu"),
+            "regions": _regions(masker),
+        }
+        _write(sidecar_part, [json.dumps(provenance, indent=2, ensure_ascii=False, default=_as_json), "\n"])
+    return Record(run, table, signals.shape, seconds)
+
+
+def extract_runs(masker, runs, out_dir=".", *, progress=None, **options):
+    """Extract many runs, one after the other; one that fails doesn't stop the rest.
+
+    Two runs that would be written to the same file are a ValueError, before any is read.
+
+    Parameters
+    ----------
+    masker : NiftiLabelsMasker
+        Fitted; see `extract_run`.
+    runs : iterable of Run
+    out_dir : str or path-like
+    progress : callable, optional
+        Called with the run, its number of volumes done and of all its volumes.
+    **options
+        More keywords of `extract_run`.
+
+    Returns
+    -------
+    iterator of Record
+        In the order of `runs`, each as soon as it is finished. Warnings and errors of a run are in its record.
+    """
+    by_path = {}
+    for run in runs:
+        path = output_path(masker, run, out_dir)
+        if path in by_path:
+            msg = f"{by_path[path].path} and {run.path} would both be written to {path}. Write them to two folders."
+            raise ValueError(msg)
+        by_path[path] = run
+    return (
+        _attempt(masker, run, path, out_dir, progress and functools.partial(progress, run), options)
+        for path, run in by_path.items()
+    )
+
+
+def _attempt(masker, run, path, out_dir, progress, options):
+    with collect_warnings() as messages:
+        try:
+            record = extract_run(masker, run, out_dir, progress=progress, **options)
+        except RUN_ERRORS as error:
+            record = Record(run, path, error=str(error) or type(error).__name__)
+    return replace(record, warnings=tuple(messages))
+
+
+@contextlib.contextmanager
+def collect_warnings():
+    """List that has the different messages of the block's warnings once the block is left; none are shown."""
+    messages = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+            warnings.simplefilter("ignore", category)  # for developers, as Python's default has it
+        yield messages
+    messages.extend(dict.fromkeys(str(warning.message) for warning in caught))
+
+
+@functools.cache
+def versions(*, cupy=False):
+    """Versions of Python and of the packages that the numbers come from; of CuPy too if asked for."""
+    # One module, many distributions: cupy-cuda12x, cupy-cuda13x, ... Several at once are a broken installation.
+    cupys = metadata.packages_distributions().get("cupy", []) if cupy else []
+    names = ("gpumask", "numpy", "scipy", "nibabel", *cupys)
+    return {"python": python_version()} | {name: metadata.version(name) for name in names}
+
+
+def _file_name(image):
+    """Absolute path of an image; None if it was made in memory. Links are kept: data sets manage files by them."""
+    path = image.get_filename() if hasattr(image, "get_filename") else image
+    return path and str(Path(path).absolute())
+
+
+@contextlib.contextmanager
+def _repetition_time(masker, volumes):
+    """Inside the block the masker has a `t_r`, if only the header's; yields where it is from."""
+    given = masker.t_r
+    if given is None and volumes.t_r is None and (masker.low_pass or masker.high_pass):
+        msg = f"Filtering needs the repetition time, and the header of {volumes.name} has none. Give t_r (--t-r)."
+        raise ValueError(msg)
+    masker.t_r = volumes.t_r if given is None else given
+    try:
+        yield "parameter" if given else "header" if volumes.t_r else None
+    finally:
+        masker.t_r = given
+
+
+def _read_confounds(path, columns, n_volumes):
+    """The chosen columns, checked before the run is read, which takes much longer; None without confounds."""
+    if path is None or columns is None:
+        return confounds_matrix(path, n_volumes)
+    table = _read_table(Path(path)).rename(columns=str)
+    missing = [name for name in columns if name not in table]
+    if missing:
+        known = [match for name in missing for match in get_close_matches(name, table)] or list(table)[:5]
+        msg = f"{path} has no column {', '.join(missing)}. Its {table.shape[1]} columns include {', '.join(known)}."
+        raise ValueError(msg)
+    return confounds_matrix(table[list(columns)], n_volumes)
+
+
+def _regions(masker):
+    ids = [label for column, label in masker.region_ids_.items() if column != "background"]
+    parts = zip(ids, masker.region_names_.values(), masker.plan_.counts.tolist(), strict=True)
+    return [{"index": int(i) if i == int(i) else float(i), "name": n, "voxels": voxels} for i, n, voxels in parts]
+
+
+def _as_json(value):
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, os.PathLike) or hasattr(value, "get_filename"):
+        return _file_name(value)
+    return getattr(value, "__name__", type(value).__name__)
+
+
+def _table_lines(names, signals):
+    yield "\t".join(re.sub(r"\s", " ", name) for name in names) + "\n"  # BIDS knows no quotes around a tab
+    for row in signals:
+        yield "\t".join("n/a" if cell == "nan" else cell for cell in row.astype("U").tolist()) + "\n"
+
+
+def _write(path, lines):
+    with path.open("x", encoding="utf-8", newline="\n") as file:
+        file.writelines(lines)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _appearing_whole(*paths):
+    """Paths to write to instead of `paths`; they get those names once the block has succeeded, the last one last."""
+    parts = [path.with_name(f".gpumask-{uuid.uuid4().hex}.part") for path in paths]
+    try:
+        yield parts
+        paths[-1].unlink(missing_ok=True)  # never an old sidecar beside a new table
+        for part, path in zip(parts, paths, strict=True):
+            part.replace(path)
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
