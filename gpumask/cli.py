@@ -83,6 +83,16 @@ def _parser():
     add("--out", metavar="DIR", type=Path, default=Path(), help="folder to write to (default: the current one)")
     add("--overwrite", action="store_true", help="replace existing files; without it, their runs fail")
 
+    demo = commands.add_parser(
+        "demo",
+        help="extract a small real run that comes with nibabel, and show the result",
+        description="Extract a small real run that comes with nibabel, with an atlas cut from it; show the result.",
+    )
+    demo.set_defaults(command=_demo)
+    demo.add_argument(
+        "--out", metavar="DIR", type=Path, default=Path("gpumask-demo"), help="folder to write to (gpumask-demo)"
+    )
+
     info = commands.add_parser("info", help="show versions, devices, and why a GPU can't be used")
     info.set_defaults(command=_info)
     return parser
@@ -183,12 +193,31 @@ def _start(args, progress):
     return records
 
 
+def _demo(args):
+    from gpumask.demo import example_run, write_atlas
+
+    run = example_run()
+    atlas, lut = write_atlas(run, args.out)
+    words = ["extract", run, "--atlas", atlas, "--lut", lut, "--detrend", "--standardize", "psc"]
+    words = [*map(str, words), "--out", str(args.out), "--overwrite"]
+    print("gpumask", *words)
+    code = main(words)
+    if code == 0:
+        import pandas as pd
+
+        table = args.out / "functional_atlas-boxes_stat-mean_timeseries.tsv"
+        print(f"\nPercent signal change, the first volumes and regions of {table}:\n")
+        print(pd.read_table(table).iloc[:5, :6].to_string(float_format="%.3f"))
+    return code
+
+
 def _info(args):
     from importlib import metadata
 
     from gpumask import backend
     from gpumask.cohort import versions
     from gpumask.images import decoding
+    from gpumask.pipeline import n_cores
 
     facts = versions(cupy=True)
     for name in ("nilearn", "isal", "cupy"):
@@ -210,7 +239,7 @@ def _info(args):
         print(f"{'remedy':14}{status.remedy}")
     slow = decoding.igzip.__name__ == "gzip"
     print(f"{'gzip decoder':14}" + ("zlib: pip install isal is 2 times as fast" if slow else "isal"))
-    print(f"{'cores':14}{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}")
+    print(f"{'cores':14}{n_cores()}")
     return 0
 
 

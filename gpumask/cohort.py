@@ -16,7 +16,7 @@ from platform import python_version
 
 import numpy as np
 
-from gpumask.confounds import _read_table, confounds_matrix
+from gpumask.confounds import confounds_matrix, read_table
 from gpumask.images.volumes import open_volumes
 
 # What broken files, full disks, unusable devices and wrong parameters raise. All else is a bug, and stops everything.
@@ -249,7 +249,7 @@ def _read_confounds(path, columns, n_volumes):
     """The chosen columns, checked before the run is read, which takes much longer; None without confounds."""
     if path is None or columns is None:
         return confounds_matrix(path, n_volumes)
-    table = _read_table(Path(path)).rename(columns=str)
+    table = read_table(Path(path)).rename(columns=str)
     missing = [name for name in columns if name not in table]
     if missing:
         known = [match for name in missing for match in get_close_matches(name, table)] or list(table)[:5]

@@ -75,7 +75,7 @@ def _checked_columns(confound, n_volumes, used):
     path = None
     if isinstance(confound, (str, Path)):
         path = Path(confound).expanduser()
-        table = _read_table(path)
+        table = read_table(path)
     elif _is_numbers(confound) or _is_confound(confound):
         values = _on_host(confound.to_numpy() if hasattr(confound, "to_numpy") else confound)
         if values.ndim not in (1, 2):
@@ -120,7 +120,7 @@ def _on_host(array):
     return backend.to_host(array) if is_array_api_obj(array) else np.asarray(array)
 
 
-def _read_table(path):
+def read_table(path):
     """A table of text as a DataFrame; its columns are numbered if it has no line of names."""
     import pandas as pd
 

@@ -1,0 +1,48 @@
+"""The inputs of ``gpumask demo``: a real run that needs no download, and an atlas cut from it."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+
+_CUTS = (2, 3, 3)  # pieces along x, y and z
+
+
+def example_run():
+    """Path of the EPI run that nibabel's wheel carries for its tests: 20 volumes of 17 x 21 x 3 voxels."""
+    path = Path(find_spec("nibabel").origin).parent / "tests" / "data" / "functional.nii"
+    if not path.is_file():
+        msg = f"This installation of nibabel comes without its test data: there is no {path}. Install it with pip."
+        raise FileNotFoundError(msg)
+    return path
+
+
+def write_atlas(run, folder):
+    """Cut the bright part of a run into boxes; write them as a label image with its look-up table.
+
+    Parameters
+    ----------
+    run : path
+        A 4D image.
+    folder : Path
+        Made if it isn't there.
+
+    Returns
+    -------
+    atlas, lut : Path
+    """
+    img = nib.load(run)
+    mean = np.asarray(img.dataobj).mean(axis=3)
+    bright = mean > 0.5 * np.percentile(mean, 98)
+    pieces = [np.arange(n) * cuts // n for n, cuts in zip(mean.shape, _CUTS, strict=True)]
+    x, y, z = np.meshgrid(*pieces, indexing="ij")
+    labels = np.where(bright, 1 + x + _CUTS[0] * (y + _CUTS[1] * z), 0).astype(np.int16)
+    index = np.unique(labels[labels > 0])
+    names = [f"x{(i - 1) % 2}_y{(i - 1) // 2 % 3}_z{(i - 1) // 6}" for i in index]
+    folder.mkdir(parents=True, exist_ok=True)
+    atlas, lut = folder / "atlas-boxes_dseg.nii.gz", folder / "atlas-boxes_dseg.tsv"
+    nib.Nifti1Image(labels, img.affine).to_filename(atlas)
+    pd.DataFrame({"index": index, "name": names}).to_csv(lut, sep="\t", index=False)
+    return atlas, lut
