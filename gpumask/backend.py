@@ -99,7 +99,8 @@ def cuda_status():
         for index in range(cupy.cuda.runtime.getDeviceCount()):
             with cupy.cuda.Device(index):
                 if int((cupy.arange(3) + 1).sum()) != 6:
-                    return CudaStatus(problem=f"CUDA device {index} computes wrong results")
+                    problem = f"CUDA device {index} computes wrong results"
+                    return CudaStatus(problem=problem, remedy="Check it with nvidia-smi, and update driver and CuPy.")
             names.append(cupy.cuda.runtime.getDeviceProperties(index)["name"].decode())
     except Exception as error:  # CUDARuntimeError, ImportError (no NVRTC), OutOfMemoryError, OSError (kernel cache)
         return CudaStatus(problem=_first_line(error), remedy=_remedy(error, version))
@@ -121,7 +122,7 @@ def _remedy(error, version):
         return "Check CUDA_VISIBLE_DEVICES and nvidia-smi."
     if "nvrtc" in text.lower():
         return f"The CUDA runtime compiler is missing: {_install_line(version)}"
-    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
+    if isinstance(error, MemoryError) or "cudaErrorMemoryAllocation" in text:  # CuPy's OutOfMemoryError is the first
         return "Another process holds the GPU's memory: see nvidia-smi."
     if isinstance(error, OSError):
         return "CuPy can't write its kernel cache: set CUPY_CACHE_DIR to a writable folder or CUPY_CACHE_IN_MEMORY=1."

@@ -9,7 +9,6 @@ import contextlib
 import os
 import queue
 import time
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -20,6 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from gpumask import backend
 from gpumask.images.grid import resample_nearest
+from gpumask.plan import LINEAR
 
 # A sparse product with 16 volumes at once reads each weight once for all of them; more volumes only cost memory.
 _CHUNK_VOLUMES = 16
@@ -75,13 +75,10 @@ def extract(plan, volumes, *, device="cpu", progress=None, chunk=None, n_threads
             # Our threads share out the volumes; a product's bits must not depend on how BLAS would share it out.
             stack.enter_context(threadpool_limits(1, user_api="blas"))
         reducer = _Reducer(plan, volumes, device, clip)
-        seconds = _stream(reducer, volumes, chunk or _chunk_size(volumes), n_threads or _n_threads(device), progress)
+        size = min(chunk or _chunk_size(volumes), volumes.n_volumes)
+        seconds = _stream(reducer, volumes, size, n_threads or (n_cores() if device == "cpu" else 1), progress)
         signals = reducer.result()
     seconds["total"] = time.perf_counter() - started
-    if reducer.non_finite:
-        warnings.warn(
-            "Non-finite values detected. These values will be replaced with zeros.", UserWarning, stacklevel=2
-        )
     return Extraction(signals, reducer.non_finite, seconds)
 
 
@@ -90,9 +87,8 @@ def _chunk_size(volumes):
     return int(min(max(_CHUNK_BYTES // volume_bytes, 1), _CHUNK_VOLUMES, max(volumes.n_volumes, 1)))
 
 
-def _n_threads(device):
-    if device != "cpu":
-        return 1
+def n_cores():
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -156,6 +152,8 @@ class _Reducer:
         self.device = device
         with backend.using(device):
             self.plan = plan.like(backend.to_device(np.zeros(0), device))
+        if device == "cpu" and plan.strategy in LINEAR:
+            _ = plan.segments.blocks  # compiled here, lest every worker does
         self.grid, self.clip = volumes.grid, clip
         self.signals = np.empty((volumes.n_volumes, len(plan.counts)))
         self.non_finite = False
@@ -163,26 +161,29 @@ class _Reducer:
 
     def add(self, chunk):
         plan, data = self.plan, chunk.data
-        rows = slice(chunk.start, chunk.start + len(data))
+        signals = self.signals[chunk.start : chunk.start + len(data)]
         if plan.resampling is not None:
-            self.signals[rows] = self._resampled(chunk)
+            signals[:] = self._resampled(chunk)
             return
-        if plan.way == "staged" or plan.strategy in ("minimum", "maximum", "median"):
-            finite = data.dtype.kind != "f" or bool(np.isfinite(data).all())
-            scaled = not finite or (plan.strategy in ("minimum", "maximum") and chunk.slope < 0)
-        else:
-            finite, scaled = True, False
-        if not scaled:
-            values = self._reduce(data)
-            # In a sum, a non-finite voxel shows: checking the result spares a pass over the volumes.
-            if finite and (data.dtype.kind != "f" or np.isfinite(values).all()):
-                self.signals[rows] = _rescale(plan.strategy, values, chunk, plan.segments)
-                return
-        values = _scaled(chunk)
-        if not np.isfinite(values).all():
-            self.non_finite = True
-            values[~np.isfinite(values)] = 0.0
-        self.signals[rows] = self._reduce(values)
+        # Each volume is judged by itself: its bits must not depend on its neighbours in the chunk.
+        is_float = data.dtype.kind == "f"
+        hidden = plan.way == "staged" or plan.strategy in ("minimum", "maximum", "median")
+        by_scaled = np.full(len(data), plan.strategy in ("minimum", "maximum") and chunk.slope < 0)
+        if is_float and hidden:
+            by_scaled |= ~np.isfinite(data).all(axis=1)
+        if not by_scaled.all():
+            stored = data[~by_scaled] if by_scaled.any() else data
+            signals[~by_scaled] = _rescale(plan.strategy, self._reduce(stored), chunk, plan.segments)
+            if is_float and not hidden:
+                # In a sum, a non-finite voxel shows: checking the result spares a pass over the volumes.
+                by_scaled = ~np.isfinite(signals[:, plan.counts > 0]).all(axis=1)
+        if by_scaled.any():
+            values = _scaled(chunk._replace(data=data[by_scaled]))
+            finite = np.isfinite(values)
+            if not finite.all():
+                self.non_finite = True
+                values[~finite] = 0.0
+            signals[by_scaled] = self._reduce(values)
 
     def _reduce(self, data):
         return backend.to_host(self.plan.reduce(backend.to_device(data, self.device)))
@@ -195,12 +196,12 @@ class _Reducer:
             data, outside = _fill_non_finite(data, self.grid, self.plan)
         points = self.plan.sample(backend.to_device(data, self.device))
         xp = backend.array_namespace(points)
+        if outside is not None:
+            points = xp.where(backend.like(outside, points), 0.0, points)
         if self.clip is not None:
             points = xp.clip(points, *self.clip)
         else:
             self._keep_overshoots(chunk.start, data, points)
-        if outside is not None:
-            points = xp.where(backend.like(outside, points), 0.0, points)
         return backend.to_host(self.plan.reduce(points))
 
     def _keep_overshoots(self, start, data, points):

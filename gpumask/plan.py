@@ -156,7 +156,7 @@ class Plan:
             lines.append(f"cubic resampling to the labels' grid, {how}")
         done = {
             "direct": f"{self.strategy} of the stored voxels",
-            "folded": f"smoothing folded into {len(self.segments.indices):,} weights; no volume is smoothed",
+            "folded": f"smoothing folded into {self.segments.indices.shape[0]:,} weights; no volume is smoothed",
             "staged": f"each volume is smoothed, then {self.strategy}",
         }
         lines.append(f"{self.way}: {done[self.way]}")
@@ -318,5 +318,6 @@ def fold_smoothing(segments, shape, matrices):
         for region, count in enumerate(segments.counts)
     ]
     offsets = np.concatenate([[0], np.cumsum([len(voxels) for voxels, _ in regions], dtype=np.int64)])
-    indices = np.concatenate([voxels.astype(segments.indices.dtype) for voxels, _ in regions])
-    return Segments(indices, offsets, np.concatenate([weights for _, weights in regions]))
+    indices = np.concatenate([np.zeros(0, np.intp), *(voxels for voxels, _ in regions)])
+    weights = np.concatenate([np.zeros(0), *(weights for _, weights in regions)])
+    return Segments(indices.astype(segments.indices.dtype), offsets, weights)

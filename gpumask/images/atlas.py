@@ -289,6 +289,9 @@ def lookup_table(values, background, *, names=None, lut=None):
 def _read_table(lut):
     name = "`lut`"
     if not isinstance(lut, pd.DataFrame):
+        if not isinstance(lut, str | Path):
+            msg = f"`lut` must be a DataFrame, a path or None. Got: {type(lut).__name__}"
+            raise TypeError(msg)
         name = str(lut)
         if not Path(lut).is_file():
             msg = f"`lut` is {name}, and there is no such file. Expected a table with the columns 'index' and 'name'."
@@ -299,5 +302,9 @@ def _read_table(lut):
     lacking = [column for column in ("index", "name") if column not in lut.columns]
     if lacking:
         msg = f"{name} must have the columns 'index' and 'name', but lacks {lacking}; it has {list(lut.columns)}."
+        raise ValueError(msg)
+    if lut["index"].duplicated().any():
+        twice = lut["index"][lut["index"].duplicated()].unique().tolist()
+        msg = f"{name} has several rows for {twice}. Each region's index must be there once."
         raise ValueError(msg)
     return lut.copy()

@@ -32,6 +32,10 @@ class Chunk(NamedTuple):
     slope: float
     inter: float
 
+    def scaled(self):
+        """The image's values as float64, in new memory: ndarray, shape (k, n_voxels)."""
+        return _scaled(self, np.empty(self.data.shape))
+
 
 class Volume(NamedTuple):
     """One loaded 3D image: `data`, shape (x, y, z) with scaled values; its `grid`, nibabel `header` and `name`."""

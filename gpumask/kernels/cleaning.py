@@ -261,9 +261,20 @@ def high_variance_confounds(series, n_confounds=5, percentile=2.0, detrend=True)
     ]
     mean_squares = np.concatenate(mean_squares)
     chosen = np.flatnonzero(mean_squares > np.nanpercentile(mean_squares, 100.0 - percentile))
-    chosen = prepared(xp.take(series, backend.like(chosen, series), axis=1))
-    _, components = xp.linalg.eigh(chosen @ chosen.T / series.shape[0])
-    return xp.flip(components, axis=1)[:, :n_confounds]
+    return principal_components(prepared(xp.take(series, backend.like(chosen, series), axis=1)), n_confounds)
+
+
+def principal_components(series, n_components):
+    """Orthonormal time courses that explain most of the series: float64, shape (n_volumes, n_components).
+
+    Parameters
+    ----------
+    series : array of float64, shape (n_volumes, n_series)
+    n_components : int
+    """
+    xp = backend.array_namespace(series)
+    _, components = xp.linalg.eigh(series @ series.T / series.shape[0])
+    return xp.flip(components, axis=1)[:, :n_components]
 
 
 def _as_float64(signals):

@@ -55,7 +55,9 @@ class CubicResampling:
         wanted = np.array(np.unravel_index(voxels, target_shape, order="F"))
         shape = tuple(source_shape[::-1])
         if np.ndim(matrix) == 1:
-            first, last = wanted.min(axis=1), wanted.max(axis=1) + 1
+            first, last = (
+                (wanted.min(axis=1), wanted.max(axis=1) + 1) if wanted.size else (np.zeros(3, int), np.ones(3, int))
+            )
             matrices = [
                 _interpolation_matrix(n, m, a, b)[lo:hi]
                 for n, m, a, b, lo, hi in zip(source_shape, target_shape, matrix, offset, first, last, strict=True)

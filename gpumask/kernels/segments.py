@@ -9,6 +9,7 @@ a volume's result has the same bits however many volumes are reduced with it.
 """
 
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import scipy.sparse
@@ -83,7 +84,8 @@ class Segments:
         """Sum of the weights of each region (its voxel count without weights): float64, shape (n_regions,)."""
         weights = np.ones(self.indices.shape[0]) if self.weights is None else backend.to_host(self.weights)
         region = np.repeat(np.arange(len(self)), self.counts)
-        return backend.like(np.bincount(region, weights=weights, minlength=len(self)), self.offsets)
+        totals = np.bincount(region, weights=weights, minlength=len(self))
+        return backend.like(totals.astype(np.float64), self.offsets)  # of nothing, bincount makes integers
 
     @cached_property
     def counts(self):
@@ -98,15 +100,25 @@ class Segments:
     @cached_property
     def blocks(self):
         """The weights cut by voxels: (voxels, rows, csr matrix of rows x voxels) for each block, on the host."""
-        weights = np.ones(self.indices.shape[0]) if self.weights is None else self.weights
-        voxels, columns = np.unique(self.indices, return_inverse=True)
-        matrix = scipy.sparse.csr_array((weights, columns.astype(np.int32), self.offsets), (len(self), len(voxels)))
-        matrix = matrix.tocsc()
+        if self.indices.shape[0] == 0:
+            return []
+        used = np.zeros(int(self.indices.max()) + 1, bool)
+        used[self.indices] = True
+        voxels = np.flatnonzero(used)
+        column = (np.cumsum(used) - 1)[self.indices]
+        region = np.repeat(np.arange(len(self), dtype=np.int32), self.counts)
+        n_blocks = -(-len(voxels) // _BLOCK)
+        # Sorting small integers is a radix sort, and stable: within a block, entries stay region after region.
+        order = np.argsort((column // _BLOCK).astype(np.min_scalar_type(n_blocks)), kind="stable")
+        column, region = column[order], region[order]
+        weights = np.ones(len(order)) if self.weights is None else self.weights[order]
+        bounds = np.searchsorted(column // _BLOCK, np.arange(n_blocks + 1))
         blocks = []
-        for start in range(0, len(voxels), _BLOCK):
-            block = matrix[:, start : start + _BLOCK].tocsr()
-            rows = np.flatnonzero(np.diff(block.indptr))
-            blocks.append((voxels[start : start + _BLOCK].astype(np.intp), rows, block[rows]))
+        for block, (start, stop) in enumerate(pairwise(bounds)):
+            of_block = voxels[block * _BLOCK : (block + 1) * _BLOCK]
+            rows, first = np.unique(region[start:stop], return_index=True)
+            parts = (weights[start:stop], column[start:stop] - block * _BLOCK, np.append(first, stop - start))
+            blocks.append((of_block, rows, scipy.sparse.csr_array(parts, (len(rows), len(of_block)))))
         return blocks
 
     def like(self, array):
@@ -252,7 +264,7 @@ def _per_region(data, segments, statistic, *, weighted=False):
     xp = backend.array_namespace(data)
     gathered = xp.astype(xp.take(data, segments.indices, axis=1), xp.float64)
     columns = []
-    for start, stop in zip(segments.bounds, segments.bounds[1:], strict=False):
+    for start, stop in pairwise(segments.bounds):
         block = gathered[:, start:stop]
         if not weighted:
             columns.append(statistic(block))
@@ -292,7 +304,8 @@ def _sum_numpy(data, segments):
         stored = gathered[: n_volumes * k].reshape(n_volumes, k)
         np.take(data, voxels, axis=1, out=stored, mode="clip")  # "raise" would copy `stored` to protect it
         np.copyto(block[:k], stored.T)
-        sums[rows] += weights @ block[:k]
+        with np.errstate(invalid="ignore"):  # +inf and -inf make NaN
+            sums[rows] += weights @ block[:k]
     return np.ascontiguousarray(sums.T)
 
 
@@ -309,7 +322,8 @@ def _variance_numpy(data, segments):
         return variances
     for volume, variance in zip(data, variances, strict=True):  # one volume's voxels stay in the cache for four passes
         values = volume[segments.indices].astype(np.float64)
-        values -= np.repeat(np.add.reduceat(values, starts) / counts, counts)
+        with np.errstate(invalid="ignore"):  # an infinite voxel makes NaN
+            values -= np.repeat(np.add.reduceat(values, starts) / counts, counts)
         np.square(values, out=values)
         variance[full] = np.add.reduceat(values, starts) / counts
     return variances
@@ -318,10 +332,11 @@ def _variance_numpy(data, segments):
 def _median_numpy(data, segments):
     gathered = np.take(data, segments.indices, axis=1)
     medians = np.full((data.shape[0], len(segments)), np.nan)
-    for region, (start, stop) in enumerate(zip(segments.bounds, segments.bounds[1:], strict=False)):
+    for region, (start, stop) in enumerate(pairwise(segments.bounds)):
         n = stop - start
         if n:
             low, high = (n - 1) // 2, n // 2
             block = np.partition(gathered[:, start:stop], (low, high), axis=1)
-            medians[:, region] = (block[:, low].astype(np.float64) + block[:, high]) / 2
+            with np.errstate(invalid="ignore"):  # -inf and +inf in the middle make NaN
+                medians[:, region] = (block[:, low].astype(np.float64) + block[:, high]) / 2
     return medians

@@ -84,17 +84,19 @@ def reduce(data, segments, statistic, centers=None):
     cupy.ndarray of float64, shape (n_volumes, n_regions)
     """
     xp = backend.array_namespace(data)
-    out = xp.empty((data.shape[0], len(segments)), dtype=xp.float64)
-    if out.size == 0:
-        return out
-    if data.dtype.name not in _C_TYPES:
-        data = xp.astype(data, xp.float64)  # float16 has no plain C type
-    indices, offsets = segments.indices, xp.astype(segments.offsets, xp.int64, copy=False)
-    types = f"{_C_TYPES[data.dtype.name]}, {_C_TYPES[indices.dtype.name]}, {_STATISTICS[statistic]}"
-    kernel = backend.cuda_kernel(_SOURCE, f"segment_reduce<{types}>", (f"-DTHREADS={_THREADS}",))
-    arguments = (
-        xp.ascontiguousarray(data), data.shape[1], indices, offsets, segments.weights, centers, data.shape[0], out,
-    )  # fmt: skip
-    # The y dimension of a grid ends at 65 535; the kernel strides over volumes beyond it.
-    kernel((len(segments), min(data.shape[0], 65535)), (_THREADS,), tuple(0 if a is None else a for a in arguments))
+    device = backend.device_of(data)
+    with device:  # not always the thread's current one
+        out = xp.empty((data.shape[0], len(segments)), dtype=xp.float64, device=device)
+        if out.size == 0:
+            return out
+        if data.dtype.name not in _C_TYPES:
+            data = xp.astype(data, xp.float64)  # float16 has no plain C type
+        indices, offsets = segments.indices, xp.astype(segments.offsets, xp.int64, copy=False)
+        types = f"{_C_TYPES[data.dtype.name]}, {_C_TYPES[indices.dtype.name]}, {_STATISTICS[statistic]}"
+        kernel = backend.cuda_kernel(_SOURCE, f"segment_reduce<{types}>", (f"-DTHREADS={_THREADS}",))
+        data = xp.ascontiguousarray(data)
+        arguments = (data, data.shape[1], indices, offsets, segments.weights, centers, data.shape[0], out)
+        # The y dimension of a grid ends at 65 535; the kernel strides over volumes beyond it.
+        grid = (len(segments), min(data.shape[0], 65535))
+        kernel(grid, (_THREADS,), tuple(0 if argument is None else argument for argument in arguments))
     return out

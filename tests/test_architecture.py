@@ -1,0 +1,235 @@
+"""Imports run one way, one module names the array libraries, and every array is made on a named device."""
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+
+import gpumask
+
+PACKAGE = Path(gpumask.__file__).parent
+
+# Part of the package: the parts that it may import. A new module belongs in this table.
+LAYERS = {
+    "__init__": {"masker", "kernels", "signal"},
+    "backend": set(),
+    "images": {"images"},
+    "kernels": {"kernels", "backend"},
+    "plan": {"images", "kernels", "backend"},
+    "pipeline": {"plan", "images", "kernels", "backend"},
+    "confounds": {"images", "kernels", "backend"},
+    "signal": {"confounds", "kernels", "backend"},
+    "masker": {"signal", "confounds", "pipeline", "plan", "images", "kernels", "backend"},
+    "multi": {"masker", "images", "backend"},
+    "bids": {"confounds", "images"},
+    "report": {"masker", "plan", "images", "backend"},
+    "cohort": {
+        "bids",
+        "multi",
+        "masker",
+        "report",
+        "signal",
+        "confounds",
+        "pipeline",
+        "plan",
+        "images",
+        "kernels",
+        "backend",
+    },
+    "demo": set(),
+    "cli": {
+        "cohort",
+        "bids",
+        "masker",
+        "report",
+        "demo",
+        "signal",
+        "confounds",
+        "pipeline",
+        "images",
+        "kernels",
+        "backend",
+    },
+    "__main__": {"cli"},
+}
+# Libraries that only these parts may import, inside functions too.
+KEPT_TO = {
+    "cupy": {"backend"},
+    "cupyx": {"backend"},
+    "nibabel": {"images", "masker", "multi", "report", "bids", "cohort", "demo"},
+    "sklearn": {"masker", "multi"},
+    "argparse": {"cli"},
+    "nilearn": set(),  # the tests compare with it; the package does without
+}
+# Libraries that these parts may not import.
+KEPT_FROM = {
+    "kernels": {"array_api_compat", "pandas", "joblib", "pathlib", "os"},
+    "images": {"array_api_compat", "joblib"},
+}
+CREATION = {"arange", "asarray", "empty", "eye", "full", "linspace", "ones", "zeros"}
+
+
+def imports(tree):
+    """(line, dotted name) of everything that a module imports, wherever in it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            source = "." * node.level + (node.module or "")
+            names = [f"{source}.{alias.name}" for alias in node.names] if source == "gpumask" else [source]
+            yield from ((node.lineno, name) for name in names)
+
+
+def part_of(path):
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def violations_of_layers(part, source):
+    if part not in LAYERS:
+        return [f"{part} has no place in LAYERS"]
+    found = []
+    for line, name in imports(ast.parse(source)):
+        root, _, rest = name.partition(".")
+        if root == "":
+            found.append(f"{line}: relative import {name}")
+        elif root == "gpumask":
+            target = rest.partition(".")[0]
+            if target != "__version__" and target not in LAYERS[part]:
+                found.append(f"{line}: {part} imports {name}")
+        elif part not in KEPT_TO.get(root, {part}) or root in KEPT_FROM.get(part, ()):
+            found.append(f"{line}: {part} imports {name}")
+    return found
+
+
+def creations_without_device(source):
+    """Calls such as ``xp.zeros(n)``: they make an array on the default device, whatever the arguments are on."""
+    return [
+        f"{node.lineno}: {ast.unparse(node)}"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id == "xp"
+        and node.func.attr in CREATION
+        and not any(keyword.arg == "device" for keyword in node.keywords)
+    ]
+
+
+def names_of_libraries(source):
+    """Comparisons with an array library's name, and uses of a global ``xp``."""
+    tree = ast.parse(source)
+    found = [f"{node.lineno}: {node.value!r}" for node in ast.walk(tree) if is_library_name(node)]
+    return found + [f"{node.lineno}: global xp" for node in tree.body if "xp" in assigned(node)]
+
+
+def is_library_name(node):
+    return isinstance(node, ast.Constant) and node.value in ("cupy", "numpy", "torch", "array_api_strict")
+
+
+def assigned(node):
+    return (
+        {name.id for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)}
+        if (isinstance(node, (ast.Assign, ast.AnnAssign)))
+        else set()
+    )
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+
+
+@every_file
+def test_layers(path):
+    assert violations_of_layers(part_of(path), path.read_text("utf-8")) == []
+
+
+@every_file
+def test_every_array_is_made_on_a_named_device(path):
+    assert creations_without_device(path.read_text("utf-8")) == []
+
+
+@every_file
+def test_kernels_ask_the_backend_for_the_library(path):
+    if part_of(path) == "kernels":
+        assert names_of_libraries(path.read_text("utf-8")) == []
+
+
+@pytest.mark.parametrize("name", ["gpumask", "gpumask.kernels"])
+def test_public_names_resolve(name):
+    module = importlib.import_module(name)
+    assert len(set(module.__all__)) == len(module.__all__)
+    for public in module.__all__:
+        assert getattr(module, public) is not None
+    assert set(module.__all__) <= set(dir(module))
+
+
+def test_unknown_names_are_attribute_errors():
+    with pytest.raises(AttributeError, match=r"^module 'gpumask' has no attribute 'NiftiMapsMasker'$"):
+        _ = gpumask.NiftiMapsMasker
+
+
+def test_public_kernels_have_docstrings():
+    for name in gpumask.kernels.__all__:
+        assert getattr(gpumask.kernels, name).__doc__, name
+
+
+# The checkers themselves
+
+
+@pytest.mark.parametrize(
+    ("part", "source"),
+    [
+        ("kernels", "from gpumask.images.grid import Grid"),
+        ("kernels", "from gpumask import masker"),
+        ("kernels", "import gpumask.plan"),
+        ("kernels", "def f():\n    import nibabel"),
+        ("kernels", "import nibabel.nifti1"),
+        ("kernels", "from cupyx.scipy import ndimage"),
+        ("kernels", "import array_api_compat"),
+        ("kernels", "from . import segments"),
+        ("unheard_of", ""),
+        ("images", "from gpumask import backend"),
+        ("images", "import cupy as cp"),
+        ("backend", "from gpumask.kernels.segments import Segments"),
+        ("plan", "from gpumask.pipeline import extract"),
+        ("masker", "from gpumask.cohort import extract_runs"),
+        ("cohort", "from gpumask import cli"),
+        ("signal", "from sklearn.base import BaseEstimator"),
+        ("masker", "from nilearn.image import load_img"),
+    ],
+)
+def test_finds_a_forbidden_import(part, source):
+    assert len(violations_of_layers(part, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("part", "source"),
+    [
+        ("kernels", "import numpy as np\nimport scipy.sparse\nfrom gpumask import backend"),
+        ("backend", "def f():\n    import cupy"),
+        ("cli", "from gpumask import __version__\nfrom gpumask.cohort import Run"),
+        ("images", "import nibabel as nib\nfrom gpumask.images.grid import Grid"),
+    ],
+)
+def test_passes_an_allowed_import(part, source):
+    assert violations_of_layers(part, source) == []
+
+
+@pytest.mark.parametrize("call", ["xp.zeros(3)", "f(xp.asarray([1.0], dtype=xp.float64))", "xp.arange(n) + 1"])
+def test_finds_an_array_without_a_device(call):
+    assert len(creations_without_device(call)) == 1
+    assert creations_without_device(call.replace("xp.", "np.")) == []
+
+
+def test_passes_an_array_on_a_device():
+    assert creations_without_device("xp.zeros(3, device=backend.device_of(x)); xp.zeros_like(x); xp.take(x, i)") == []
+
+
+@pytest.mark.parametrize("source", ["xp = numpy", "if xp.__name__ == 'cupy':\n    pass"])
+def test_finds_a_named_library(source):
+    assert len(names_of_libraries(source)) == 1
+
+
+def test_passes_a_local_namespace():
+    assert names_of_libraries("def f(x):\n    xp = backend.array_namespace(x)") == []

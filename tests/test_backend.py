@@ -1,0 +1,329 @@
+"""Devices: what is chosen, what is refused and with which words, and what is never imported."""
+
+import ctypes
+import importlib.machinery
+import importlib.util
+import re
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from gpumask import backend
+from gpumask.backend import CudaStatus, DeviceError, cuda_status, resolve_device
+
+DRIVER = "Install an NVIDIA driver, then pip install 'gpumask[cuda13]' (driver 580 or newer) or 'gpumask[cuda12]' (525 "
+DRIVER += "or newer)."
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    """Choose the CUDA version that the driver seems to support."""
+    return lambda version: monkeypatch.setattr(backend, "driver_cuda_version", lambda: version)
+
+
+class OutOfMemoryError(MemoryError):
+    """As cupy.cuda.memory.OutOfMemoryError."""
+
+
+class CUDARuntimeError(RuntimeError):
+    """As cupy.cuda.runtime.CUDARuntimeError."""
+
+
+class FakeCupy(types.ModuleType):
+    """As much of CuPy as the probe needs: `count` devices, `error` where kernels are first compiled."""
+
+    def __init__(self, count=1, error=None, result=6):
+        super().__init__("cupy")
+        self.__spec__ = importlib.machinery.ModuleSpec("cupy", None)
+        self.entered, self.result, self.error = [], result, error
+
+        def device_count():
+            if isinstance(count, Exception):
+                raise count
+            return count
+
+        properties = lambda index: {"name": f"GPU {index}".encode()}  # noqa: E731
+        runtime = types.SimpleNamespace(getDeviceCount=device_count, getDeviceProperties=properties)
+        self.cuda = types.SimpleNamespace(runtime=runtime, Device=self.device)
+
+    def device(self, index):
+        import contextlib
+
+        self.entered.append(index)
+        return contextlib.nullcontext()
+
+    def arange(self, n):
+        if self.error:
+            raise self.error
+        return np.full(3, self.result / 3 - 1)
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    def install(**keywords):
+        monkeypatch.setitem(sys.modules, "cupy", FakeCupy(**keywords))
+        return sys.modules["cupy"]
+
+    return install
+
+
+def test_finds_devices(cupy):
+    fake = cupy(count=2)
+    assert cuda_status() == CudaStatus(devices=("GPU 0", "GPU 1"))
+    assert fake.entered == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("version", "problem", "remedy"),
+    [
+        (None, "CuPy is not installed and no NVIDIA driver was found", DRIVER),
+        (
+            (11, 4),
+            "CuPy is not installed",
+            "The driver supports CUDA 11.4: update it to 525 or newer, then pip install ",
+        ),
+        ((12, 2), "CuPy is not installed", "pip install 'gpumask[cuda12]'"),
+        ((13, 1), "CuPy is not installed", "pip install 'gpumask[cuda13]'"),
+        ((14, 0), "CuPy is not installed", "pip install 'gpumask[cuda13]'"),
+    ],
+)
+def test_without_cupy(monkeypatch, driver, version, problem, remedy):
+    driver(version)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "cupy" else find_spec(name))
+    status = cuda_status()
+    assert (status.devices, status.problem) == ((), problem)
+    assert status.remedy.startswith(remedy)
+    assert "pip install 'gpumask[cuda" in status.remedy
+
+
+def test_broken_cupy(monkeypatch, driver, tmp_path):
+    driver((12, 2))
+    (tmp_path / "cupy.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file\\nmore')")
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert cuda_status() == CudaStatus(
+        problem="CuPy can't be imported: OSError: libcudart.so.12: cannot open shared object file",
+        remedy="pip install 'gpumask[cuda12]'",
+    )
+
+
+ERRORS = {
+    "driver": (
+        CUDARuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version"),
+        "pip install 'gpumask[cuda12]'",
+    ),
+    "device": (
+        CUDARuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected"),
+        "Check CUDA_VISIBLE_DEVICES and nvidia-smi.",
+    ),
+    "full": (
+        CUDARuntimeError("cudaErrorMemoryAllocation: out of memory"),
+        "Another process holds the GPU's memory: see nvidia-smi.",
+    ),
+    "pool": (
+        OutOfMemoryError("Out of memory allocating 512 bytes (allocated so far: 0 bytes)."),
+        "Another process holds the GPU's memory: see nvidia-smi.",
+    ),
+    "nvrtc": (
+        RuntimeError("CuPy failed to load libnvrtc.so.12: OSError: libnvrtc.so.12: cannot open shared object file"),
+        "The CUDA runtime compiler is missing: pip install 'gpumask[cuda12]'",
+    ),
+    "nvrtc-import": (
+        ImportError("Failure finding 'libnvrtc.so'\nmany more lines"),
+        "The CUDA runtime compiler is missing: pip install 'gpumask[cuda12]'",
+    ),
+    "cache": (
+        PermissionError(13, "Permission denied", "/home/me/.cupy/kernel_cache"),
+        "CuPy can't write its kernel cache: set CUPY_CACHE_DIR to a writable folder or CUPY_CACHE_IN_MEMORY=1.",
+    ),
+    "unknown": (ArithmeticError(), "See `gpumask info`."),
+}
+
+
+@pytest.mark.parametrize("where", ["count", "error"])
+@pytest.mark.parametrize("kind", ERRORS)
+def test_each_failure_has_its_remedy(cupy, driver, where, kind):
+    driver((12, 2))
+    error, remedy = ERRORS[kind]
+    cupy(**{where: error})
+    text = str(error).splitlines()
+    problem = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    assert cuda_status() == CudaStatus(problem=problem, remedy=remedy)
+    assert resolve_device("auto") == "cpu"
+    with pytest.raises(DeviceError) as caught:
+        resolve_device("cuda:1")
+    assert str(caught.value) == (
+        f"device='cuda:1' was requested, but no GPU can be used: {problem}. {remedy} "
+        "Or use device='cpu', or 'auto' to let gpumask choose."
+    )
+
+
+def test_no_device_is_visible(cupy):
+    cupy(count=0)
+    assert cuda_status() == CudaStatus(
+        problem="no CUDA device is visible", remedy="Check CUDA_VISIBLE_DEVICES and nvidia-smi."
+    )
+
+
+def test_device_that_miscalculates(cupy):
+    cupy(result=9)
+    status = cuda_status()
+    assert (status.devices, status.problem) == ((), "CUDA device 0 computes wrong results")
+    assert status.remedy
+
+
+@pytest.mark.parametrize(
+    ("device", "resolved"),
+    [("cpu", "cpu"), ("auto", "cuda:0"), ("cuda", "cuda:0"), ("cuda:0", "cuda:0"), ("cuda:1", "cuda:1")],
+)
+def test_resolves(cupy, device, resolved):
+    cupy(count=2)
+    assert resolve_device(device) == resolved
+
+
+def test_the_cpu_is_not_asked_for_gpus(monkeypatch):
+    monkeypatch.setattr(backend, "cuda_status", lambda: pytest.fail("probed"))
+    assert resolve_device("cpu") == "cpu"
+
+
+@pytest.mark.parametrize(
+    "device",
+    ["gpu", "CUDA", "cuda:", "cuda:-1", "cuda:01", "cuda:1 ", "cuda:1\n", " cpu", "", None, 0, b"cpu", ("cpu",)],
+)
+def test_refuses_other_values(monkeypatch, device):
+    monkeypatch.setattr(backend, "cuda_status", lambda: pytest.fail("probed"))
+    message = f"`device` must be 'auto', 'cpu', 'cuda' or 'cuda:N' with N a device number, got {device!r}."
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        resolve_device(device)
+
+
+def test_refuses_a_device_that_is_not_there(cupy):
+    cupy(count=2)
+    message = "device='cuda:7' was requested, but this machine has 2 CUDA device(s): cuda:0 (GPU 0), cuda:1 (GPU 1)."
+    with pytest.raises(DeviceError, match=f"^{re.escape(message)}$"):
+        resolve_device("cuda:7")
+
+
+def test_this_machine():
+    """Without a GPU, whatever the reason, "cuda" says why, and "auto" is the CPU."""
+    status = cuda_status()
+    if status.devices:
+        assert resolve_device("auto") == resolve_device("cuda") == "cuda:0"
+        return
+    assert status.problem
+    assert status.remedy
+    assert resolve_device("auto") == "cpu"
+    with pytest.raises(DeviceError) as caught:
+        resolve_device("cuda")
+    assert status.problem in str(caught.value)
+    assert status.remedy in str(caught.value)
+
+
+# The driver
+
+
+def library(version, status=0):
+    def get(pointer):
+        pointer._obj.value = version
+        return status
+
+    return types.SimpleNamespace(cuDriverGetVersion=get)
+
+
+@pytest.mark.parametrize(
+    ("reported", "status", "expected"),
+    [(12040, 0, (12, 4)), (13000, 0, (13, 0)), (11080, 0, (11, 8)), (0, 0, None), (12040, 999, None)],
+)
+def test_driver_version(monkeypatch, reported, status, expected):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library(reported, status))
+    assert backend.driver_cuda_version() == expected
+
+
+def test_no_driver(monkeypatch):
+    def missing(name):
+        raise OSError(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    assert backend.driver_cuda_version() is None
+
+
+# Moving arrays
+
+
+@pytest.mark.parametrize("dtype", ["?", "i2", "f4", "f8", "u8"])
+def test_there_and_back(put, dtype):
+    host = np.arange(12).reshape(3, 4).astype(dtype)
+    array = put(host)
+    back = backend.to_host(array)
+    assert isinstance(back, np.ndarray)
+    assert back.dtype == host.dtype
+    np.testing.assert_array_equal(back, host)
+    moved = backend.like(host, array)
+    assert type(moved) is type(array)
+    assert backend.device_of(moved) == backend.device_of(array)
+
+
+def test_numpy_is_not_copied():
+    host = np.zeros(3, ">i2")
+    assert backend.to_host(host) is host
+    assert backend.to_device(host, "cpu") is host
+
+
+@pytest.fixture
+def gpu():
+    if not cuda_status().devices:
+        pytest.skip("no usable CUDA device")
+    return "cuda:0"
+
+
+@pytest.mark.parametrize("dtype", [">i2", ">f4", ">f8", "<i2"])
+def test_byte_order_on_a_gpu(gpu, dtype):
+    host = np.arange(5).astype(dtype)
+    there = backend.to_device(host, gpu)
+    assert there.dtype == np.dtype(dtype).newbyteorder("=")
+    np.testing.assert_array_equal(backend.to_host(there), host)
+
+
+def test_kernels_are_compiled_once(gpu):
+    source = "template <typename T> __global__ void twice(T* x) { x[threadIdx.x] *= 2; }"
+    kernel = backend.cuda_kernel(source, "twice<float>")
+    assert backend.cuda_kernel(source, "twice<float>") is kernel
+    there = backend.to_device(np.arange(4, dtype="f4"), gpu)
+    kernel((1,), (4,), (there,))
+    np.testing.assert_array_equal(backend.to_host(there), [0, 2, 4, 6])
+
+
+# What is imported
+
+
+SCRIPT = """
+import importlib, pkgutil, sys
+import gpumask
+assert "cupy" not in sys.modules and "scipy" not in sys.modules, "at import"
+import nibabel as nib, numpy as np
+for module in pkgutil.walk_packages(gpumask.__path__, "gpumask."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+from gpumask.images.grid import Grid
+from gpumask.images.volumes import open_volumes
+from gpumask.pipeline import extract
+from gpumask.plan import compile_plan
+labels = np.arange(60).reshape(3, 4, 5) % 4
+image = nib.Nifti1Image(np.ones((3, 4, 5, 2), "f4"), np.eye(4))
+for strategy in ("mean", "median"):
+    for target in (np.eye(4), np.eye(4) * 0.9):
+        plan = compile_plan(labels, [1, 2], Grid(labels.shape, target), grid=Grid(labels.shape, np.eye(4)),
+                            smoothing_fwhm=2.0, strategy=strategy)
+        extract(plan, open_volumes(image), device=gpumask.backend.resolve_device("cpu"))
+found = {name for name in sys.modules if name.partition(".")[0] in ("cupy", "cupyx", "cupy_backends", "nilearn")}
+assert not found, found
+"""
+
+
+def test_the_cpu_path_imports_neither_cupy_nor_nilearn():
+    done = subprocess.run([sys.executable, "-W", "error", "-c", SCRIPT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
