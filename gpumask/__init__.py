@@ -3,9 +3,9 @@
 from importlib import import_module, metadata
 
 __version__ = metadata.version("gpumask")
-__all__ = ["NiftiLabelsMasker", "__version__", "kernels", "signal"]
+__all__ = ["MultiNiftiLabelsMasker", "NiftiLabelsMasker", "__version__", "kernels", "signal"]
 
-_LAZY = {"NiftiLabelsMasker": "gpumask.masker"}
+_LAZY = {"MultiNiftiLabelsMasker": "gpumask.multi", "NiftiLabelsMasker": "gpumask.masker"}
 _MODULES = ("kernels", "signal")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from array_api_compat import is_array_api_obj
 
 from gpumask import backend
+from gpumask.kernels import cleaning
 
 
 class AllVolumesRemovedError(ValueError):
@@ -228,3 +229,51 @@ def _indices(mask, n_volumes, run):
         msg = f"sample_mask {run} contains invalid index {invalid}. The signal contains {n_volumes} time points."
         raise IndexError(msg)
     return indices
+
+
+def high_variance_confounds(volumes, n_confounds=5, percentile=2.0, detrend=True):
+    """Principal components of the voxels of a run that vary most; equals ``nilearn.image.high_variance_confounds``.
+
+    The run is read twice: for each voxel's mean square, then for the series of the chosen ones. Only these are held in
+    memory.
+
+    Parameters
+    ----------
+    volumes : Volumes
+    n_confounds : int, default=5
+        Number of components.
+    percentile : float, default=2.0
+        Percentage of the voxels that enter.
+    detrend : bool, default=True
+        Whether mean and linear trend are removed first.
+
+    Returns
+    -------
+    ndarray of float64, shape (n_volumes, n_confounds)
+        Orthonormal columns, of arbitrary sign.
+    """
+    n = volumes.n_volumes
+    time = np.arange(n) - (n - 1) / 2
+    first = None
+    sums, squares, slopes = np.zeros((3, volumes.grid.n_voxels))
+    with np.errstate(invalid="ignore"):  # voxels that aren't finite are never chosen
+        for chunk in volumes.chunks(8):
+            for k, values in enumerate(chunk.scaled(), start=chunk.start):
+                if first is None:
+                    first = values.copy()
+                values -= first  # what is left is small: the squares below lose no digits to the mean
+                sums += values
+                slopes += time[k] * values
+                squares += np.square(values, out=values)
+        if detrend:
+            squares -= sums**2 / n + slopes**2 / max(time @ time, 1)
+        else:
+            squares += 2 * first * sums + n * first**2
+        chosen = np.flatnonzero(squares > np.nanpercentile(squares, 100.0 - percentile))
+    series = np.empty((n, len(chosen)))
+    for chunk in volumes.chunks(8):
+        rows = series[chunk.start : chunk.start + len(chunk.data)]
+        rows[:] = np.take(chunk.data, chosen, axis=1)
+        rows *= chunk.slope
+        rows += chunk.inter
+    return cleaning.principal_components(cleaning.detrend(series) if detrend else series, n_confounds)

@@ -14,6 +14,7 @@ from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from gpumask import backend
+from gpumask.confounds import high_variance_confounds
 from gpumask.images.atlas import load_atlas, load_mask, lookup_table
 from gpumask.images.volumes import open_volumes
 from gpumask.kernels.segments import STRATEGIES
@@ -23,6 +24,7 @@ from gpumask.signal import Cleaner
 
 _NUMBER = float | np.floating | int | np.integer | None
 _TYPES = {
+    "background_label": float | np.floating | int | np.integer,
     "smoothing_fwhm": _NUMBER,
     "standardize_confounds": bool,
     "detrend": bool,
@@ -99,7 +101,8 @@ class NiftiLabelsMasker(TransformerMixin, BaseEstimator):
     standardize_confounds : bool, default=True
         Whether to z-score the confounds.
     high_variance_confounds : bool, default=False
-        Whether to remove the signals of the voxels with the highest variance too. Not finished: True raises.
+        Whether to also remove five principal components of the 2 % of the voxels that vary most. Their run is then read
+        three times.
     dtype : dtype, "auto" or None, default=None
         Of the signals. If None, float32 or float64 by nilearn's rules; "auto": int32 for unscaled signed integers,
         else float32.
@@ -108,9 +111,9 @@ class NiftiLabelsMasker(TransformerMixin, BaseEstimator):
     keep_masked_labels : bool, default=False
         Whether regions that the mask covers entirely keep a column, of zeros.
     reports : bool, default=True
-        Accepted for nilearn's sake; there is no ``generate_report`` yet that could use it.
+        Whether to remember the run (its path, or the image itself) for `generate_report`.
     cmap : str or None, default=None
-        As `reports`.
+        Matplotlib colour map of the regions in `generate_report`. If None, "hsv".
     clean_args : dict or None, default=None
         More keywords for `gpumask.signal.clean`.
     device : {"auto", "cpu", "cuda", "cuda:N"}, default="auto"
@@ -210,6 +213,7 @@ class NiftiLabelsMasker(TransformerMixin, BaseEstimator):
             volumes = open_volumes(imgs)
         for name in ("region_atlas_", "plan_", "seconds_", "_lut_", "_compiled"):
             self.__dict__.pop(name, None)
+        self._report_run = imgs if self.reports else None
         self.clean_args_ = {} if self.clean_args is None else self.clean_args
         self.memory_ = self._make_memory()
         self.device_ = backend.resolve_device(self.device)
@@ -282,6 +286,12 @@ class NiftiLabelsMasker(TransformerMixin, BaseEstimator):
         self._check_parameters()
         self._log(f"Loading data from {_describe(imgs)}", "transform")
         volumes = open_volumes(imgs)
+        self._report_run = imgs if self.reports else None
+        if self.high_variance_confounds:
+            key = volumes.identity() if self._caches else None
+            own = self._cached(_high_variance_confounds, ["volumes"])(key, volumes=volumes)
+            given = [] if confounds is None else confounds if isinstance(confounds, list) else [confounds]
+            confounds = [own, *given]
         cleaner = self._cleaner(volumes.n_volumes, confounds, sample_mask)
         plan, atlas_hash = self._compile(volumes.grid)
         if plan.resampling is not None:
@@ -351,6 +361,32 @@ class NiftiLabelsMasker(TransformerMixin, BaseEstimator):
         data = self._atlas.painted(ids, signals)
         return nib.Nifti1Image(data, self._atlas.grid.affine, dtype=data.dtype)
 
+    def generate_report(self, engine="matplotlib", title=None):
+        """Make an HTML page with the regions on a volume of the run, the parameters and a table of the regions.
+
+        Parameters
+        ----------
+        engine : "matplotlib"
+            Accepted for nilearn's sake; there is no other.
+        title : str or None, default=None
+            If None, the class's name.
+
+        Returns
+        -------
+        gpumask.report.Report
+            Shown by notebooks; has ``save_as_html(path)`` and ``open_in_browser()``.
+        """
+        check_is_fitted(self)
+        if not self.reports:
+            msg = "No report can be made: the masker has reports=False."
+            raise ValueError(msg)
+        if engine != "matplotlib":
+            msg = f"`engine` must be 'matplotlib', got {engine!r}."
+            raise ValueError(msg)
+        from gpumask.report import masker_report
+
+        return masker_report(self, title)
+
     @property
     def n_elements_(self):
         """Number of regions: the columns of the last `transform`, or before any, the regions of `lut_`."""
@@ -398,7 +434,7 @@ class NiftiLabelsMasker(TransformerMixin, BaseEstimator):
 
     def __getstate__(self):
         state = super().__getstate__()
-        return {name: value for name, value in state.items() if name != "_compiled"}
+        return {name: value for name, value in state.items() if name not in ("_compiled", "_report_run")}
 
     def _compile(self, grid):
         """The plan for runs on `grid`, kept for the next run, and the hash of the labels it was made from."""
@@ -456,8 +492,10 @@ class NiftiLabelsMasker(TransformerMixin, BaseEstimator):
         table = lookup_table(np.array(wanted, dtype=ids.dtype), self.background_label, lut=self.lut_)
         table = table.set_index("index").loc[wanted].reset_index()
         masked = atlas.masked_labels
-        whole = np.array_equal(masked, masked.astype(np.int32))
-        region_atlas = nib.Nifti1Image(masked.astype(np.int32) if whole else masked, atlas.grid.affine)
+        fits = masked.min() >= -(2**31) and masked.max() < 2**31
+        if fits and np.array_equal(masked, masked.astype(np.int32)):
+            masked = masked.astype(np.int32)
+        region_atlas = nib.Nifti1Image(masked, atlas.grid.affine, dtype=masked.dtype)
         return plan, atlas_hash, table, region_atlas, notes
 
     def _settings(self, grid):
@@ -511,9 +549,6 @@ class NiftiLabelsMasker(TransformerMixin, BaseEstimator):
         if self.smoothing_fwhm is not None and not 0 <= self.smoothing_fwhm < np.inf:
             msg = f"`smoothing_fwhm` must be a width in mm, 0 or more, got {self.smoothing_fwhm}."
             raise ValueError(msg)
-        if self.high_variance_confounds:
-            msg = "`high_variance_confounds` is not finished: only False is accepted."
-            raise NotImplementedError(msg)
 
     def _names(self):
         if not self.labels:
@@ -578,6 +613,11 @@ def _compile_plan(key, settings, fwhm, strategy, *, atlas, ids, grid):
     )
 
 
+def _high_variance_confounds(key, *, volumes):
+    """Confounds from a run itself; cached by its identity (`key`)."""
+    return high_variance_confounds(volumes)
+
+
 def _extract(key, device, *, plan, volumes, progress):
     """Extract signals; cached by run, atlas and settings (`key`) and by device."""
     return extract(plan, volumes, device=device, progress=progress)
@@ -598,11 +638,14 @@ def _check_same_grids(lead, labels, **others):
         if grid is None or grid.matches(labels):
             continue
         if grid.shape != labels.shape:
-            errors.append(f"- labels and {name} do not have the same shape: {labels.shape} and {grid.shape}")
+            errors.append(
+                f"- labels and {name} do not have the same shape: {labels.shape} ({labels.name}) "
+                f"and {grid.shape} ({grid.name})"
+            )
         if not np.allclose(grid.affine, labels.affine, rtol=1e-5, atol=1e-5):
             errors.append(
                 f"- labels and {name} do not have the same affine.\n"
-                f"labels affine:\n{labels.affine}\n{name} affine:\n{grid.affine}"
+                f"labels affine ({labels.name}):\n{labels.affine}\n{name} affine ({grid.name}):\n{grid.affine}"
             )
     if errors:
         remedy = "Pass resampling_target='data' or 'labels' to resample one to the other."

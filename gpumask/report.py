@@ -1,0 +1,145 @@
+"""HTML report of a masker: its atlas over a volume of the run, its parameters, its regions."""
+
+import base64
+import html
+import io
+import webbrowser
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+import nibabel as nib
+import numpy as np
+
+from gpumask.images.volumes import open_volumes
+
+_STYLE = (
+    "body{font-family:sans-serif;max-width:64em;margin:2em auto;color:#222}img{max-width:100%}"
+    "table{border-collapse:collapse;font-size:90%}td,th{border-bottom:1px solid #ddd;padding:.2em .8em;text-align:left}"
+    "td.n{text-align:right}pre{background:#f4f4f4;padding:1em}"
+)
+
+
+class Report:
+    """An HTML page; notebooks show it by itself.
+
+    Attributes
+    ----------
+    html : str
+    """
+
+    def __init__(self, page):
+        self.html = page
+
+    def __str__(self):
+        return self.html
+
+    def _repr_html_(self):
+        return f'<iframe srcdoc="{html.escape(self.html)}" width="100%" height="700" frameBorder="0"></iframe>'
+
+    def save_as_html(self, path):
+        """Write the page to a file."""
+        Path(path).write_text(self.html, encoding="utf-8")
+
+    def open_in_browser(self, file_name=None):
+        """Write the page to `file_name` (None: a temporary file) and open it."""
+        if file_name is None:
+            with NamedTemporaryFile(suffix=".html", delete=False) as file:
+                file_name = file.name
+        self.save_as_html(file_name)
+        webbrowser.open(Path(file_name).absolute().as_uri())
+
+
+def masker_report(masker, title=None):
+    """Make the report of a fitted masker.
+
+    Parameters
+    ----------
+    masker : NiftiLabelsMasker
+        Fitted. After a `transform`, the report says what was done and shows that run.
+    title : str, optional
+        If None, the class's name.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is missing.
+    """
+    title = html.escape(title or type(masker).__name__)
+    labels = getattr(masker, "region_atlas_", masker.labels_img_)
+    parameters = "".join(
+        f"<tr><th>{name}</th><td>{html.escape(_short(value))}</td></tr>"
+        for name, value in masker.get_params(deep=False).items()
+    )
+    done = ""
+    if hasattr(masker, "plan_"):
+        seconds = ", ".join(f"{name} {value:.2f} s" for name, value in masker.seconds_.items())
+        done = f"<h2>Last run</h2><pre>{html.escape(masker.plan_.explain())}\n{masker.device_}: {seconds}</pre>"
+    page = (
+        f"<!doctype html><html><head><meta charset='utf-8'><title>{title}</title><style>{_STYLE}</style></head><body>"
+        f"<h1>{title}</h1><img alt='regions on a volume' src='data:image/png;base64,{_figure(masker, labels)}'>"
+        f"{done}<h2>Regions: {masker.n_elements_}</h2>{_regions(masker, labels)}"
+        f"<h2>Parameters</h2><table>{parameters}</table></body></html>"
+    )
+    return Report(page)
+
+
+def _short(value):
+    text = repr(value)
+    return text if len(text) < 200 else f"{text[:200]}..."
+
+
+def _regions(masker, labels):
+    ids, counts = np.unique(np.asanyarray(labels.dataobj), return_counts=True)
+    voxels = dict(zip(ids.tolist(), counts.tolist(), strict=True))
+    size = abs(np.linalg.det(labels.affine[:3, :3]))
+    regions = [label for key, label in masker.region_ids_.items() if key != "background"]
+    rows = "".join(
+        f"<tr><td class=n>{label}</td><td>{html.escape(str(name))}</td>"
+        f"<td class=n>{voxels.get(label, 0)}</td><td class=n>{voxels.get(label, 0) * size:.0f}</td></tr>"
+        for label, name in zip(regions, masker.region_names_.values(), strict=True)
+    )
+    return f"<table><tr><th>label</th><th>name</th><th>voxels</th><th>mm<sup>3</sup></th></tr>{rows}</table>"
+
+
+def _figure(masker, labels):
+    """PNG (base64) of three cuts through the middle of the regions, over the run's first volume where there is one."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        msg = "Missing package 'matplotlib' for reports. Run: pip install 'gpumask[report]'"
+        raise ImportError(msg) from None
+    regions = nib.as_closest_canonical(labels)
+    values = np.asanyarray(regions.dataobj)
+    inside = np.argwhere(values != masker.background_label)
+    middle = inside.mean(axis=0).round().astype(int) if len(inside) else np.array(values.shape) // 2
+    under = None
+    if getattr(masker, "_report_run", None) is not None:
+        volumes = open_volumes(masker._report_run)
+        chunk = next(volumes.chunks(1))
+        if volumes.grid.shape == labels.shape[:3]:
+            volume = chunk.scaled().reshape(volumes.grid.shape, order="F")
+            under = np.asanyarray(nib.as_closest_canonical(nib.Nifti1Image(volume, labels.affine)).dataobj)
+    # Neighbouring labels are often neighbouring regions: shuffled, they get colours that differ.
+    order = np.random.default_rng(0).permutation(256)
+    figure = Figure(figsize=(12, 4), facecolor="black", layout="constrained")
+    sizes = regions.header.get_zooms()
+    for axis, axes in enumerate(figure.subplots(1, 3)):
+        rest = [a for a in range(3) if a != axis]
+        aspect = sizes[rest[1]] / sizes[rest[0]]
+        if under is not None:
+            axes.imshow(np.take(under, middle[axis], axis).T, cmap="gray", origin="lower", aspect=aspect)
+        cut = np.take(values, middle[axis], axis).T
+        colours = np.ma.masked_where(cut == masker.background_label, order[np.abs(cut).astype(int) % 256])
+        axes.imshow(
+            colours, cmap=masker.cmap or "hsv", vmin=0, vmax=255, alpha=0.6, origin="lower", interpolation="nearest",
+            aspect=aspect,
+        )  # fmt: skip
+        axes.set_title(f"{'xyz'[axis]} = {(regions.affine @ [*middle, 1])[axis]:.0f} mm", color="white")
+        axes.set_axis_off()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=80)
+    return base64.b64encode(buffer.getvalue()).decode()
