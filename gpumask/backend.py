@@ -9,6 +9,7 @@ import ctypes
 import functools
 import importlib.util
 import re
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +74,7 @@ def _install_line(version):
             f"The driver supports CUDA {version[0]}.{version[1]}: update it to 525 or newer, "
             "then pip install 'gpumask[cuda12]'."
         )
-    return f"pip install 'gpumask[cuda{min(version[0], 13)}]'"
+    return f"Run: pip install 'gpumask[cuda{min(version[0], 13)}]'."
 
 
 def cuda_status():
@@ -121,7 +122,7 @@ def _remedy(error, version):
     if "cudaErrorNoDevice" in text:
         return "Check CUDA_VISIBLE_DEVICES and nvidia-smi."
     if "nvrtc" in text.lower():
-        return f"The CUDA runtime compiler is missing: {_install_line(version)}"
+        return f"The CUDA runtime compiler is missing. {_install_line(version)}"
     if isinstance(error, MemoryError) or "cudaErrorMemoryAllocation" in text:  # CuPy's OutOfMemoryError is the first
         return "Another process holds the GPU's memory: see nvidia-smi."
     if isinstance(error, OSError):
@@ -155,6 +156,8 @@ def resolve_device(device):
     if device != "auto" and not cuda:
         msg = f"`device` must be 'auto', 'cpu', 'cuda' or 'cuda:N' with N a device number, got {device!r}."
         raise ValueError(msg)
+    if device == "auto" and "cupy" not in sys.modules and driver_cuda_version() is None:
+        return "cpu"  # importing CuPy to learn that there is no driver takes 0.15 s
     status = cuda_status()
     if device == "auto":
         return "cuda:0" if status.devices else "cpu"

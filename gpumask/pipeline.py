@@ -178,7 +178,7 @@ class _Reducer:
                 # In a sum, a non-finite voxel shows: checking the result spares a pass over the volumes.
                 by_scaled = ~np.isfinite(signals[:, plan.counts > 0]).all(axis=1)
         if by_scaled.any():
-            values = _scaled(chunk._replace(data=data[by_scaled]))
+            values = chunk._replace(data=data[by_scaled]).scaled()
             finite = np.isfinite(values)
             if not finite.all():
                 self.non_finite = True
@@ -189,7 +189,7 @@ class _Reducer:
         return backend.to_host(self.plan.reduce(backend.to_device(data, self.device)))
 
     def _resampled(self, chunk):
-        data = chunk.data if (chunk.slope, chunk.inter) == (1.0, 0.0) else _scaled(chunk)
+        data = chunk.data if (chunk.slope, chunk.inter) == (1.0, 0.0) else chunk.scaled()
         outside = None
         if data.dtype.kind == "f" and not np.isfinite(data).all():
             self.non_finite = True
@@ -233,16 +233,6 @@ class _Reducer:
         by_region = scipy.sparse.csr_array((weights, indices, offsets), (len(offsets) - 1, n_points))
         by_volume = scipy.sparse.csr_array((excess, (volumes, entries)), (len(self.signals), n_points))
         return (by_volume @ by_region.T).toarray()
-
-
-def _scaled(chunk):
-    """The chunk's values as float64, in memory of its own."""
-    values = chunk.data.astype(np.float64)
-    if chunk.slope != 1.0:
-        values *= chunk.slope
-    if chunk.inter != 0.0:
-        values += chunk.inter
-    return values
 
 
 def _rescale(strategy, values, chunk, segments):

@@ -12,7 +12,7 @@ PACKAGE = Path(gpumask.__file__).parent
 
 # Part of the package: the parts that it may import. A new module belongs in this table.
 LAYERS = {
-    "__init__": {"masker", "kernels", "signal"},
+    "__init__": {"multi", "masker", "kernels", "signal"},
     "backend": set(),
     "images": {"images"},
     "kernels": {"kernels", "backend"},
@@ -20,10 +20,10 @@ LAYERS = {
     "pipeline": {"plan", "images", "kernels", "backend"},
     "confounds": {"images", "kernels", "backend"},
     "signal": {"confounds", "kernels", "backend"},
-    "masker": {"signal", "confounds", "pipeline", "plan", "images", "kernels", "backend"},
+    "report": {"images"},
+    "masker": {"report", "signal", "confounds", "pipeline", "plan", "images", "kernels", "backend"},
     "multi": {"masker", "images", "backend"},
     "bids": {"confounds", "images"},
-    "report": {"masker", "plan", "images", "backend"},
     "cohort": {
         "bids",
         "multi",

@@ -85,9 +85,9 @@ def test_finds_devices(cupy):
             "CuPy is not installed",
             "The driver supports CUDA 11.4: update it to 525 or newer, then pip install ",
         ),
-        ((12, 2), "CuPy is not installed", "pip install 'gpumask[cuda12]'"),
-        ((13, 1), "CuPy is not installed", "pip install 'gpumask[cuda13]'"),
-        ((14, 0), "CuPy is not installed", "pip install 'gpumask[cuda13]'"),
+        ((12, 2), "CuPy is not installed", "Run: pip install 'gpumask[cuda12]'."),
+        ((13, 1), "CuPy is not installed", "Run: pip install 'gpumask[cuda13]'."),
+        ((14, 0), "CuPy is not installed", "Run: pip install 'gpumask[cuda13]'."),
     ],
 )
 def test_without_cupy(monkeypatch, driver, version, problem, remedy):
@@ -107,14 +107,14 @@ def test_broken_cupy(monkeypatch, driver, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     assert cuda_status() == CudaStatus(
         problem="CuPy can't be imported: OSError: libcudart.so.12: cannot open shared object file",
-        remedy="pip install 'gpumask[cuda12]'",
+        remedy="Run: pip install 'gpumask[cuda12]'.",
     )
 
 
 ERRORS = {
     "driver": (
         CUDARuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version"),
-        "pip install 'gpumask[cuda12]'",
+        "Run: pip install 'gpumask[cuda12]'.",
     ),
     "device": (
         CUDARuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected"),
@@ -130,11 +130,11 @@ ERRORS = {
     ),
     "nvrtc": (
         RuntimeError("CuPy failed to load libnvrtc.so.12: OSError: libnvrtc.so.12: cannot open shared object file"),
-        "The CUDA runtime compiler is missing: pip install 'gpumask[cuda12]'",
+        "The CUDA runtime compiler is missing. Run: pip install 'gpumask[cuda12]'.",
     ),
     "nvrtc-import": (
         ImportError("Failure finding 'libnvrtc.so'\nmany more lines"),
-        "The CUDA runtime compiler is missing: pip install 'gpumask[cuda12]'",
+        "The CUDA runtime compiler is missing. Run: pip install 'gpumask[cuda12]'.",
     ),
     "cache": (
         PermissionError(13, "Permission denied", "/home/me/.cupy/kernel_cache"),
