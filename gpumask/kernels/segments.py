@@ -105,7 +105,7 @@ class Segments:
         used = np.zeros(int(self.indices.max()) + 1, bool)
         used[self.indices] = True
         voxels = np.flatnonzero(used)
-        column = (np.cumsum(used) - 1)[self.indices]
+        column = (np.cumsum(used, dtype=np.int32) - 1)[self.indices]
         region = np.repeat(np.arange(len(self), dtype=np.int32), self.counts)
         n_blocks = -(-len(voxels) // _BLOCK)
         # Sorting small integers is a radix sort, and stable: within a block, entries stay region after region.
@@ -117,7 +117,11 @@ class Segments:
         for block, (start, stop) in enumerate(pairwise(bounds)):
             of_block = voxels[block * _BLOCK : (block + 1) * _BLOCK]
             rows, first = np.unique(region[start:stop], return_index=True)
-            parts = (weights[start:stop], column[start:stop] - block * _BLOCK, np.append(first, stop - start))
+            parts = (
+                weights[start:stop],
+                column[start:stop] - block * _BLOCK,
+                np.append(first, stop - start).astype(np.int32),
+            )
             blocks.append((of_block, rows, scipy.sparse.csr_array(parts, (len(rows), len(of_block)))))
         return blocks
 
