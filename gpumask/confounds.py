@@ -131,11 +131,9 @@ def read_table(path):
         msg = f"The confounds file {path} is empty."
         raise ValueError(msg)
     separator = next((s for s in "\t,;" if s in lines[0]), r"\s+")
-    first = [cell.strip(" '\"") for cell in re.split(separator, lines[0].strip())]
+    first = re.split(separator, lines[0].strip(" "))[0].strip(" '\"")  # blank above an index that pandas wrote
     try:
-        return pd.read_csv(
-            io.StringIO("\n".join(lines)), sep=separator, header=None if any(map(_is_value, first)) else 0
-        )
+        return pd.read_csv(io.StringIO("\n".join(lines)), sep=separator, header=None if _is_value(first) else 0)
     except ValueError as error:  # pandas' ParserError is one
         msg = f"Could not read the confounds file {path}: {error}"
         raise ValueError(msg) from error

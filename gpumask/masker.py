@@ -3,6 +3,7 @@
 import time
 import warnings
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 
 import joblib
@@ -16,6 +17,7 @@ from sklearn.utils.validation import check_array, check_is_fitted
 from gpumask import backend
 from gpumask.confounds import high_variance_confounds
 from gpumask.images.atlas import load_atlas, load_mask, lookup_table
+from gpumask.images.errors import DimensionError
 from gpumask.images.volumes import open_volumes
 from gpumask.kernels.segments import STRATEGIES
 from gpumask.pipeline import extract
@@ -288,10 +290,16 @@ class NiftiLabelsMasker(TransformerMixin, BaseEstimator):
         volumes = open_volumes(imgs)
         self._report_run = imgs if self.reports else None
         if self.high_variance_confounds:
+            if volumes.is_3d:
+                msg = (
+                    "Input data has incompatible dimensionality: Expected dimension is 4D and you provided a 3D image. "
+                    f"{volumes.name} has no variance over time: set high_variance_confounds=False."
+                )
+                raise DimensionError(msg)
             key = volumes.identity() if self._caches else None
             own = self._cached(_high_variance_confounds, ["volumes"])(key, volumes=volumes)
-            given = [] if confounds is None else confounds if isinstance(confounds, list) else [confounds]
-            confounds = [own, *given]
+            several = isinstance(confounds, list | tuple) and not all(isinstance(c, Real) for c in confounds)
+            confounds = [own, *([] if confounds is None else confounds if several else [confounds])]
         cleaner = self._cleaner(volumes.n_volumes, confounds, sample_mask)
         plan, atlas_hash = self._compile(volumes.grid)
         if plan.resampling is not None:
