@@ -11,6 +11,7 @@ import queue
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import scipy.ndimage
@@ -46,17 +47,24 @@ class Extraction:
     seconds: dict = field(default_factory=dict)
 
 
-def extract(plan, volumes, *, device="cpu", progress=None, chunk=None, n_threads=None):
-    """Region signals of a run.
+def extract(plan, volumes, **options):
+    """Region signals of a run by one plan: the only `Extraction` of `extract_together`, whose parameters it takes."""
+    return extract_together([plan], volumes, **options)[0]
+
+
+def extract_together(plans, volumes, *, device="cpu", nan_policy="zero", progress=None, chunk=None, n_threads=None):
+    """Region signals of a run by several plans, in one pass over the run.
 
     Parameters
     ----------
-    plan : Plan
+    plans : sequence of Plan
         For the grid of `volumes`.
     volumes : Volumes
         Read once, in order; twice where a resampled, non-linear plan must know the run's range of values beforehand.
     device : str
         "cpu" or "cuda:N", from `backend.resolve_device`.
+    nan_policy : {"zero", "omit"}
+        Whether NaN and infinite voxels count as 0, or are left out.
     progress : callable, optional
         Called with the number of volumes done so far, from the calling thread.
     chunk : int, optional
@@ -66,20 +74,39 @@ def extract(plan, volumes, *, device="cpu", progress=None, chunk=None, n_threads
 
     Returns
     -------
-    Extraction
+    list of Extraction
+        One per plan, with the same bits as if it were alone. All have the times of the whole.
+
+    Raises
+    ------
+    ValueError
+        If non-finite voxels can't be left out of a plan's statistic.
     """
     started = time.perf_counter()
-    clip = _range(volumes) if plan.resampling is not None and not plan.linear else None
+    for plan in plans:
+        _check_nan_policy(plan, nan_policy)
+    clip = _range(volumes) if any(plan.resampling is not None and not plan.linear for plan in plans) else None
     with contextlib.ExitStack() as stack:
-        if plan.uses_products and device == "cpu":
+        if device == "cpu" and any(plan.uses_products for plan in plans):
             # Our threads share out the volumes; a product's bits must not depend on how BLAS would share it out.
             stack.enter_context(threadpool_limits(1, user_api="blas"))
-        reducer = _Reducer(plan, volumes, device, clip)
+        reducers = [_Reducer(plan, volumes, device, None if plan.linear else clip, nan_policy) for plan in plans]
         size = min(chunk or _chunk_size(volumes), volumes.n_volumes)
-        seconds = _stream(reducer, volumes, size, n_threads or (n_cores() if device == "cpu" else 1), progress)
-        signals = reducer.result()
+        n_threads = n_threads or (n_cores() if device == "cpu" else 1)
+        seconds = _stream(reducers, volumes, size, n_threads, device, progress)
+        signals = [reducer.result() for reducer in reducers]
     seconds["total"] = time.perf_counter() - started
-    return Extraction(signals, reducer.non_finite, seconds)
+    return [Extraction(s, reducer.non_finite, seconds) for s, reducer in zip(signals, reducers, strict=True)]
+
+
+def _check_nan_policy(plan, nan_policy):
+    if nan_policy not in ("zero", "omit"):
+        msg = f"`nan_policy` must be 'zero' or 'omit', got {nan_policy!r}."
+        raise ValueError(msg)
+    if nan_policy == "omit" and (plan.resampling is not None or (plan.way == "staged" and plan.strategy not in LINEAR)):
+        what = "resampled volumes" if plan.resampling is not None else f"the {plan.strategy} of smoothed volumes"
+        msg = f"nan_policy='omit' isn't defined for {what}: use nan_policy='zero', or resampling_target='data'."
+        raise ValueError(msg)
 
 
 def _chunk_size(volumes):
@@ -92,7 +119,7 @@ def n_cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _stream(reducer, volumes, size, n_threads, progress):
+def _stream(reducers, volumes, size, n_threads, device, progress):
     """Read chunks in this thread, reduce them in others; at most `n_threads` + 1 are in memory."""
     seconds = {"read": 0.0, "reduce": 0.0}
     buffers = queue.SimpleQueue()
@@ -107,8 +134,9 @@ def _stream(reducer, volumes, size, n_threads, progress):
 
     def reduce(chunk, buffer):
         start = time.perf_counter()
-        with backend.using(reducer.device):
-            reducer.add(chunk)
+        with backend.using(device):
+            for reducer in reducers:
+                reducer.add(chunk)
         if buffer is not None:
             buffers.put(buffer)
         return time.perf_counter() - start, len(chunk.data)
@@ -148,13 +176,13 @@ def _collect(pending, seconds, progress, done):
 class _Reducer:
     """Turns chunks into rows of the result; `add` may run in several threads at once."""
 
-    def __init__(self, plan, volumes, device, clip):
+    def __init__(self, plan, volumes, device, clip, nan_policy):
         self.device = device
         with backend.using(device):
             self.plan = plan.like(backend.to_device(np.zeros(0), device))
         if device == "cpu" and plan.strategy in LINEAR:
             _ = plan.segments.blocks  # compiled here, lest every worker does
-        self.grid, self.clip = volumes.grid, clip
+        self.grid, self.clip, self.nan_policy = volumes.grid, clip, nan_policy
         self.signals = np.empty((volumes.n_volumes, len(plan.counts)))
         self.non_finite = False
         self.overshoots = []  # (lowest, highest value, volumes, points, values) of each chunk
@@ -182,8 +210,32 @@ class _Reducer:
             finite = np.isfinite(values)
             if not finite.all():
                 self.non_finite = True
+                if self.nan_policy == "omit":
+                    signals[by_scaled] = self._of_finite(values, finite)
+                    return
                 values[~finite] = 0.0
             signals[by_scaled] = self._reduce(values)
+
+    def _of_finite(self, values, finite):
+        """The statistic of the finite voxels; NaN for a region without any."""
+        strategy, segments = self.plan.strategy, self.plan.segments
+        if strategy in LINEAR:
+            sums = self._reduce(np.where(finite, values, 0.0))
+            if strategy == "sum":
+                return sums
+            shares = self._reduce(finite.astype(np.float64))
+            return np.divide(sums, shares, out=np.full_like(sums, np.nan), where=shares > 0)
+        statistic = {"median": np.nanmedian, "minimum": np.nanmin, "maximum": np.nanmax, "variance": np.nanvar}
+        statistic = statistic.get(strategy, np.nanstd)
+        values = np.where(finite, values, np.nan)
+        indices = backend.to_host(segments.indices)
+        result = np.full((len(values), len(segments)), np.nan)
+        for region, (start, stop) in enumerate(pairwise(segments.bounds)):
+            block = values[:, indices[start:stop]]
+            some = np.isfinite(block).any(axis=1)
+            if some.any():
+                result[some, region] = statistic(block[some], axis=1)
+        return result
 
     def _reduce(self, data):
         return backend.to_host(self.plan.reduce(backend.to_device(data, self.device)))
