@@ -3,9 +3,13 @@
 from importlib import import_module, metadata
 
 __version__ = metadata.version("gpumask")
-__all__ = ["MultiNiftiLabelsMasker", "NiftiLabelsMasker", "__version__", "kernels", "signal"]
+__all__ = ["MultiNiftiLabelsMasker", "NiftiLabelsMasker", "__version__", "kernels", "signal", "transform_together"]
 
-_LAZY = {"MultiNiftiLabelsMasker": "gpumask.multi", "NiftiLabelsMasker": "gpumask.masker"}
+_LAZY = {
+    "MultiNiftiLabelsMasker": "gpumask.multi",
+    "NiftiLabelsMasker": "gpumask.masker",
+    "transform_together": "gpumask.masker",
+}
 _MODULES = ("kernels", "signal")
 
 

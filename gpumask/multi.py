@@ -16,7 +16,7 @@ class MultiNiftiLabelsMasker(NiftiLabelsMasker):
 
     Parameters
     ----------
-    labels_img, ..., device
+    labels_img, ..., nan_policy
         As in `NiftiLabelsMasker`.
     n_jobs : int, default=1
         Runs extracted at the same time, each in a process of its own (-1: as many as there are cores). A single run
@@ -50,6 +50,9 @@ class MultiNiftiLabelsMasker(NiftiLabelsMasker):
         cmap=None,
         clean_args=None,
         device="auto",
+        min_coverage=None,
+        keep_all_regions=False,
+        nan_policy="zero",
         n_jobs=1,
     ):
         super().__init__(
@@ -77,6 +80,9 @@ class MultiNiftiLabelsMasker(NiftiLabelsMasker):
             cmap=cmap,
             clean_args=clean_args,
             device=device,
+            min_coverage=min_coverage,
+            keep_all_regions=keep_all_regions,
+            nan_policy=nan_policy,
         )
         self.n_jobs = n_jobs
 

@@ -21,7 +21,20 @@ LAYERS = {
     "confounds": {"images", "kernels", "backend"},
     "signal": {"confounds", "kernels", "backend"},
     "report": {"images"},
-    "masker": {"report", "signal", "confounds", "pipeline", "plan", "images", "kernels", "backend"},
+    "parameters": {"kernels"},
+    "placement": {"plan", "images"},
+    "masker": {
+        "parameters",
+        "placement",
+        "report",
+        "signal",
+        "confounds",
+        "pipeline",
+        "plan",
+        "images",
+        "kernels",
+        "backend",
+    },
     "multi": {"masker", "images", "backend"},
     "bids": {"confounds", "images"},
     "cohort": {
@@ -57,7 +70,7 @@ LAYERS = {
 KEPT_TO = {
     "cupy": {"backend"},
     "cupyx": {"backend"},
-    "nibabel": {"images", "masker", "multi", "report", "bids", "cohort", "demo"},
+    "nibabel": {"images", "placement", "masker", "multi", "report", "bids", "cohort", "demo"},
     "sklearn": {"masker", "multi"},
     "argparse": {"cli"},
     "nilearn": set(),  # the tests compare with it; the package does without

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gpumask import NiftiLabelsMasker, __version__, backend, cli, masker
+from gpumask import NiftiLabelsMasker, __version__, backend, cli, parameters
 from gpumask.images import decoding
 from gpumask.kernels.segments import STRATEGIES
 
@@ -116,9 +116,9 @@ def test_how_options_are_read(folder, options, parameters):
 
 
 def test_choices_are_the_masker_s():
-    assert tuple(name for name in masker._CHOICES["standardize"] if isinstance(name, str)) == cli._STANDARDIZE
+    assert tuple(name for name in parameters._CHOICES["standardize"] if isinstance(name, str)) == cli._STANDARDIZE
     assert tuple(STRATEGIES) == cli._STRATEGIES
-    assert {None if name == "none" else name for name in cli._TARGETS} == set(masker._CHOICES["resampling_target"])
+    assert {None if name == "none" else name for name in cli._TARGETS} == set(parameters._CHOICES["resampling_target"])
 
 
 def test_a_failed_run_is_1_and_the_others_are_written(folder, capsys):

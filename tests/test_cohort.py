@@ -296,8 +296,8 @@ def test_runs_on_other_grids_give_no_warning_and_share_a_plan(tmp_path, atlas, o
     runs = [Run(save(tmp_path / f"{name}.nii", volumes, affine)) for name in "ab"]
     masker = NiftiLabelsMasker(atlas, resampling_target=target, mask_img=atlas).fit()
     plans = []
-    compiled = masker._place_and_compile
-    monkeypatch.setattr(masker, "_place_and_compile", lambda *args: plans.append(args) or compiled(*args))
+    compiled = masker._compile_plan
+    monkeypatch.setattr(masker, "_compile_plan", lambda *args: plans.append(args) or compiled(*args))
     records = list(extract_runs(masker, runs, out))
     assert [record.warnings for record in records] == [(), ()]
     assert [record.error for record in records] == ["", ""]

@@ -95,8 +95,8 @@ def test_keywords_and_defaults_are_nilearns():
     nilearn = pytest.importorskip("nilearn.maskers").NiftiLabelsMasker
     theirs = {p.name: p.default for p in inspect.signature(nilearn).parameters.values()}
     ours = {p.name: p.default for p in inspect.signature(NiftiLabelsMasker).parameters.values()}
-    assert ours.pop("device") == "auto"
-    assert ours == theirs
+    own = {"device": "auto", "min_coverage": None, "keep_all_regions": False, "nan_policy": "zero"}
+    assert ours == theirs | own
 
 
 def test_get_set_clone(atlas):
@@ -187,10 +187,10 @@ def test_resampling_target_changed_after_fit(atlas, data):
 
 def test_refit_resets_what_transform_left(masker, run):
     masker.fit_transform(run)
-    after_transform = {"region_atlas_", "plan_", "seconds_"}
-    assert after_transform <= vars(masker).keys()
+    after_transform = ("region_atlas_", "coverage_", "plan_", "seconds_")
+    assert all(hasattr(masker, name) for name in after_transform)
     masker.fit()
-    assert not after_transform & vars(masker).keys()
+    assert not any(hasattr(masker, name) for name in after_transform)
     other = image(blocks([3, 4]))
     assert masker.set_params(labels_img=other).fit_transform(run).shape == (N, 2)
     assert masker.labels_ == [0, 3, 4]
@@ -418,6 +418,16 @@ def test_labels_resampled_at_transform(atlas, data):
         np.testing.assert_allclose(signals, region_means(data, resampled_labels()), rtol=1e-13)
     np.testing.assert_array_equal(np.asarray(masker.labels_img_.dataobj), blocks())
     np.testing.assert_array_equal(np.asarray(masker.region_atlas_.dataobj), resampled_labels())
+
+
+def test_background_that_resampling_brings_in(data):
+    """An atlas without background, on a run that reaches beyond it."""
+    labels = np.ones((6, 7, 8), "i2")
+    labels[3:] = 2
+    masker = NiftiLabelsMasker(image(labels)).fit(image(data, SHIFTED))
+    assert masker.transform(image(data, SHIFTED)).shape == (N, 2)
+    assert masker.region_ids_ == {"background": 0, 0: 1, 1: 2}
+    assert masker.get_feature_names_out() == ["1", "2"]
 
 
 def coarse(data):
@@ -899,6 +909,13 @@ def test_threads_share_a_fitted_masker(atlas, data):
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_transform_relies_on_no_attribute_that_another_thread_may_set(atlas, run, data):
+    class Shared(NiftiLabelsMasker):
+        plan_ = property(lambda self: pytest.fail("of another thread"), lambda self, value: None)
+
+    np.testing.assert_allclose(Shared(atlas).fit_transform(run), region_means(data, blocks()), rtol=1e-13)
 
 
 def test_progress(masker, run):

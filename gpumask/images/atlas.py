@@ -141,6 +141,41 @@ class Atlas:
         return voxels.T.reshape(self.grid.shape + signals.shape[:-1], order="F")
 
 
+def covered_voxels(given, placed, grid, ids):
+    """Voxels of each region, and how many of them the data cover.
+
+    Parameters
+    ----------
+    given : Atlas
+        On its own grid, where voxels are counted.
+    placed : Atlas
+        As it meets the run: its mask, if it has one, is what the data must lie in.
+    grid : Grid
+        Field of view of the run.
+    ids : ndarray, shape (n_regions,)
+
+    Returns
+    -------
+    voxels, covered : ndarray of int64, shape (n_regions,)
+    """
+    inside = np.ones(given.grid.shape, bool)
+    covers = [(np.ones(grid.shape, np.uint8), grid)]
+    if placed.mask is not None:
+        covers.append((placed.mask.view(np.uint8), placed.mask_grid))
+    for cover, there in covers:
+        if not there.matches(given.grid):
+            inside &= resample_nearest(cover, there, given.grid).astype(bool)
+        else:
+            inside &= cover.astype(bool)
+
+    def count(labels):
+        found, counts = np.unique(labels, return_counts=True)
+        counts = dict(zip(found.tolist(), counts.tolist(), strict=True))
+        return np.array([counts.get(label, 0) for label in ids.tolist()], dtype=np.int64)
+
+    return count(given.labels), count(given.labels[inside])
+
+
 _NON_FINITE = "Non-finite values detected. These values will be replaced with zeros."
 _NO_LABEL_IN_MASK = "No label left after applying mask to the labels image."
 
