@@ -108,11 +108,13 @@ class Segments:
         column = (np.cumsum(used, dtype=np.int32) - 1)[self.indices]
         region = np.repeat(np.arange(len(self), dtype=np.int32), self.counts)
         n_blocks = -(-len(voxels) // _BLOCK)
-        # Sorting small integers is a radix sort, and stable: within a block, entries stay region after region.
-        order = np.argsort((column // _BLOCK).astype(np.min_scalar_type(n_blocks)), kind="stable")
+        # Entries by block, in their order: a transposition counts them, where a sort takes ten times as long.
+        n_entries = len(column)
+        parts = (np.arange(n_entries, dtype=np.int32), column // _BLOCK, np.arange(n_entries + 1, dtype=np.int32))
+        by_block = scipy.sparse.csr_array(parts, (n_entries, n_blocks)).tocsc()
+        order, bounds = by_block.data, by_block.indptr
         column, region = column[order], region[order]
-        weights = np.ones(len(order)) if self.weights is None else self.weights[order]
-        bounds = np.searchsorted(column // _BLOCK, np.arange(n_blocks + 1))
+        weights = np.ones(n_entries) if self.weights is None else self.weights[order]
         blocks = []
         for block, (start, stop) in enumerate(pairwise(bounds)):
             of_block = voxels[block * _BLOCK : (block + 1) * _BLOCK]
