@@ -571,12 +571,9 @@ def _compile_plan(key, settings, fwhm, strategy, *, atlas, ids, grid):
     """Compile a plan; cached by everything before the star."""
     # Of two grids that match, the run's decides the voxel sizes that it is smoothed by.
     label_grid = grid if atlas.grid.matches(grid) else atlas.grid
-    plan = compile_plan(
+    return compile_plan(
         atlas.labels, ids, label_grid, grid=grid, mask=atlas.mask, smoothing_fwhm=fwhm, strategy=strategy
     )
-    if key is not None:
-        _ = plan.segments  # to be kept whole
-    return plan
 
 
 def _high_variance_confounds(key, *, volumes):

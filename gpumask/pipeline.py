@@ -180,6 +180,8 @@ class _Reducer:
         self.device = device
         with backend.using(device):
             self.plan = plan.like(backend.to_device(np.zeros(0), device))
+        if device == "cpu" and plan.strategy in LINEAR:
+            _ = plan.segments.blocks  # compiled here, lest every worker does
         self.grid, self.clip, self.nan_policy = volumes.grid, clip, nan_policy
         self.signals = np.empty((volumes.n_volumes, len(plan.counts)))
         self.non_finite = False
@@ -187,8 +189,6 @@ class _Reducer:
 
     def add(self, chunk):
         plan, data = self.plan, chunk.data
-        if self.device == "cpu":
-            plan.prepare()
         signals = self.signals[chunk.start : chunk.start + len(data)]
         if plan.resampling is not None:
             signals[:] = self._resampled(chunk)

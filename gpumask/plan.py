@@ -7,8 +7,6 @@ is no weighting of the raw one) or dearer (tens of thousands of small regions, e
 the plan is *staged*: it smooths volume by volume, only the box around the regions.
 """
 
-import threading
-
 import numpy as np
 
 from gpumask import backend
@@ -25,7 +23,6 @@ _NS_PER_GATHER = 1.2  # one voxel read, converted and transposed
 _NS_PER_MULTIPLY = 0.04  # one multiply-add of a dense float64 product
 _MAX_WEIGHTS = 20_000_000  # 12 bytes each, twice
 _SAMPLED_REGIONS = 64
-_COMPILING = threading.RLock()
 
 
 class Plan:
@@ -68,12 +65,11 @@ class Plan:
         shape=None,
         box=None,
         matrices=None,
-        fold=None,
     ):
         self.grid = grid
         self.strategy = strategy
         self.way = way
-        self._segments, self._fold = segments, fold
+        self.segments = segments
         self.counts = counts
         self.resampling = resampling
         self.label_grid = label_grid
@@ -82,20 +78,6 @@ class Plan:
         self.box = box
         self.matrices = matrices
         self.estimate = estimate
-
-    @property
-    def segments(self):
-        """See the class. Smoothing is folded in when this is first asked for: by a worker, while the run is read."""
-        with _COMPILING:
-            if self._segments is None:
-                self._segments, self._fold = fold_smoothing(*self._fold), None
-            return self._segments
-
-    def prepare(self):
-        """Compile what is compiled on first use, for reductions on NumPy; safe to call from several threads."""
-        with _COMPILING:
-            if self.strategy in LINEAR:
-                _ = self.segments.blocks
 
     @property
     def linear(self):
@@ -233,8 +215,7 @@ def compile_plan(labels, ids, label_grid, *, grid=None, mask=None, smoothing_fwh
             if n_weights <= _MAX_WEIGHTS and estimate["folded"] <= estimate["staged"]:
                 way = "folded"
         if way == "folded":
-            parts = {"fold": (segments, shape, matrices)}
-            segments = None
+            segments = fold_smoothing(segments, shape, matrices)
         else:
             segments, parts = staged.segments, {"shape": shape, "box": staged.box, "matrices": staged.matrices}
     else:
@@ -251,8 +232,6 @@ def _resampled(grid, label_grid, strategy, way, segments, counts, estimate, part
         shape = tuple(len(range(*cut.indices(n))) for cut, n in zip(parts["box"], parts["shape"], strict=True))
         parts = {**parts, "shape": shape, "box": (slice(None),) * 3}
     else:
-        if way == "folded":
-            segments = fold_smoothing(*parts.pop("fold"))
         wanted, entries = np.unique(segments.indices, return_inverse=True)
         segments = Segments(entries.astype(np.int32), segments.offsets, segments.weights)
     matrix, offset = voxel_mapping(grid, label_grid)
