@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import InputTags
-from sklearn.utils._set_output import _get_output_config
+from sklearn.utils._set_output import _get_output_config, _wrap_data_with_container
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from gpumask import backend
@@ -231,7 +231,7 @@ class NiftiLabelsMasker(TransformerMixin, BaseEstimator):
             target = volumes.grid
             if not atlas.grid.matches(target):
                 self._log("Resampling regions", "fit")
-                atlas = atlas.resampled(target)
+                atlas = atlas.resampled(target, _ignore if self.keep_all_regions else warnings.warn)
         elif self.resampling_target == "labels":
             target = atlas.grid
         if mask is not None and target is not None:
@@ -324,20 +324,14 @@ class NiftiLabelsMasker(TransformerMixin, BaseEstimator):
             lost = lost | (placement.coverage["fraction"].to_numpy() < self.min_coverage)
         self._log("Cleaning extracted signals", "transform")
         cleaning = time.perf_counter()
-        if lost.any():
-            # Cleaned without them: "psc" looks at all signals together.
-            cleaned = cleaner(signals[:, ~lost])
-            signals = np.full((len(cleaned), len(lost)), np.nan)
-            signals[:, ~lost] = cleaned
-        else:
-            signals = cleaner(signals)
+        signals = _cleaned(signals, lost, cleaner)
         done = time.perf_counter()
         self.seconds_ = {**extraction.seconds, "clean": done - cleaning, "total": done - started}
         if volumes.is_3d and _get_output_config("transform", self)["dense"] == "default":
             signals = signals.squeeze()
         smoothed, resampled = self.smoothing_fwhm is not None, plan.resampling is not None
         dtype = signal_dtype(self.dtype, volumes.loaded_dtype, smoothed=smoothed, resampled=resampled)
-        if lost.any() and dtype.kind != "f":
+        if dtype.kind != "f" and np.isnan(signals).any():
             msg = f"NaN marks the regions without data, and dtype={self.dtype!r} can't hold it: use a float dtype."
             raise ValueError(msg)
         return signals.astype(dtype, copy=False)
@@ -373,7 +367,9 @@ class NiftiLabelsMasker(TransformerMixin, BaseEstimator):
         if hasattr(signals, "to_numpy"):
             signals = signals.to_numpy()
             signals = signals[0] if len(signals) == 1 else signals
-        signals = check_array(np.atleast_1d(signals), ensure_2d=False)
+        marks = self.keep_all_regions or self.min_coverage is not None or self.nan_policy == "omit"
+        finite = "allow-nan" if marks else True
+        signals = check_array(np.atleast_1d(signals), ensure_2d=False, ensure_all_finite=finite)
         expected = (*signals.shape[:-1], self.n_elements_)
         if signals.ndim > 2 or signals.shape != expected:
             msg = f"Input to 'inverse_transform' has wrong shape.\nExpected {expected}.\nGot {signals.shape}."
@@ -567,6 +563,20 @@ class NiftiLabelsMasker(TransformerMixin, BaseEstimator):
             print(f"[{type(self).__name__}.{method}] {message}")
 
 
+def _cleaned(signals, lost, cleaner):
+    """Signals cleaned, those of `lost` regions NaN; "psc" looks at all at once, so that NaN must not be among them."""
+    finite = np.isfinite(signals).all(axis=0) & ~lost
+    if finite.all():
+        return cleaner(signals)
+    (kept,) = cleaner.kept
+    result = np.full((len(signals) if kept is None else len(kept), len(lost)), np.nan)
+    for columns in (finite, ~finite & ~lost):
+        if columns.any():
+            # In the order that the signals have without the others: it decides the bits.
+            result[:, columns] = cleaner(np.ascontiguousarray(signals[:, columns]))
+    return result
+
+
 def _compile_plan(key, settings, fwhm, strategy, *, atlas, ids, grid):
     """Compile a plan; cached by everything before the star."""
     # Of two grids that match, the run's decides the voxel sizes that it is smoothed by.
@@ -584,6 +594,10 @@ def _high_variance_confounds(key, *, volumes):
 def _extract(key, device, nan_policy, *, plan, volumes, progress):
     """Extract signals; cached by run, atlas and settings (`key`), by device and policy."""
     return extract_together([plan], volumes, device=device, nan_policy=nan_policy, progress=progress)[0]
+
+
+def _ignore(*_, **__):
+    """In the place of ``warnings.warn``."""
 
 
 def _describe(imgs):
@@ -633,6 +647,8 @@ def transform_together(maskers, imgs, confounds=None, sample_mask=None):
     plans = [placement.plan for placement, _ in prepared]
     extractions = extract_together(plans, volumes, device=device, nan_policy=nan_policy)
     return [
-        masker._finish(extraction, placement, cleaner, volumes, started)
+        _wrap_data_with_container(
+            "transform", masker._finish(extraction, placement, cleaner, volumes, started), imgs, masker
+        )
         for masker, extraction, (placement, cleaner) in zip(maskers, extractions, prepared, strict=True)
     ]

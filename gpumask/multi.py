@@ -9,7 +9,81 @@ from sklearn.utils.validation import check_is_fitted
 from gpumask.masker import NiftiLabelsMasker
 
 
-class MultiNiftiLabelsMasker(NiftiLabelsMasker):
+class _ManyRuns:
+    """The methods that take lists of runs.
+
+    Apart from the masker: of what the class itself defines, scikit-learn makes one table, but here it is one per run.
+    """
+
+    def fit(self, imgs=None, y=None):
+        """Load labels and mask, and choose the device.
+
+        Parameters
+        ----------
+        imgs : run, or list of runs, optional
+            Paths or nibabel images. The first one decides the grid, as in `NiftiLabelsMasker.fit`.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self
+        """
+        runs = _as_runs(imgs)
+        return super().fit(runs[0] if isinstance(runs, list) and runs else runs)
+
+    def fit_transform(self, imgs, y=None, confounds=None, sample_mask=None):
+        """Fit to several runs and transform them; see `fit` and `transform`."""
+        runs = _as_runs(imgs)
+        return self.fit(runs).transform(runs, confounds=confounds, sample_mask=sample_mask)
+
+    def transform(self, imgs, confounds=None, sample_mask=None):
+        """Extract and clean the region signals of several runs.
+
+        Parameters
+        ----------
+        imgs : run, or list of runs
+            Paths or nibabel images.
+        confounds, sample_mask : list or None, default=None
+            One per run, each as `NiftiLabelsMasker.transform` takes it.
+
+        Returns
+        -------
+        list of ndarray, shape (n_volumes, n_regions) each
+            In the order of the runs; a single array if a single run was given. Tables if `set_output` says so.
+
+        Raises
+        ------
+        TypeError
+            If `confounds` or `sample_mask` isn't a list.
+        ValueError
+            If there isn't one for each run, or as `NiftiLabelsMasker.transform`.
+        """
+        check_is_fitted(self)
+        for name, value in (("confounds", confounds), ("sample_mask", sample_mask)):
+            if value is not None and not isinstance(value, list):
+                msg = f"'{name}' must be a None or a list. Got {type(value).__name__}."
+                raise TypeError(msg)
+        runs = _as_runs(imgs)
+        if not isinstance(runs, list):
+            return super().transform(runs, confounds and confounds[0], sample_mask and sample_mask[0])
+        return self.transform_imgs(runs, confounds, self.n_jobs, sample_mask)
+
+    def transform_imgs(self, imgs_list, confounds=None, n_jobs=1, sample_mask=None):
+        """As `transform`, of a list of runs and with a number of jobs."""
+        check_is_fitted(self)
+        runs = list(imgs_list)
+        each = []
+        for name, value in (("confounds", confounds), ("sample_mask", sample_mask)):
+            if value is not None and len(value) != len(runs):
+                msg = f"number of {name} ({len(value)}) unequal to number of images ({len(runs)})."
+                raise ValueError(msg)
+            each.append([None] * len(runs) if value is None else value)
+        one = delayed(_transform)
+        return Parallel(n_jobs=n_jobs)(one(self, *of_run) for of_run in zip(runs, *each, strict=True))
+
+
+class MultiNiftiLabelsMasker(_ManyRuns, NiftiLabelsMasker):
     """Extract the time series of an atlas's regions from several fMRI runs.
 
     A drop-in replacement for ``nilearn.maskers.MultiNiftiLabelsMasker`` (0.14.1).
@@ -86,67 +160,12 @@ class MultiNiftiLabelsMasker(NiftiLabelsMasker):
         )
         self.n_jobs = n_jobs
 
-    def fit(self, imgs=None, y=None):
-        """Load labels and mask, and choose the device.
 
-        Parameters
-        ----------
-        imgs : run, or list of runs, optional
-            Paths or nibabel images. The first one decides the grid, as in `NiftiLabelsMasker.fit`.
-        y : None
-            Ignored.
-
-        Returns
-        -------
-        self
-        """
-        runs = imgs if _is_run(imgs) else list(imgs)
-        return super().fit(runs[0] if isinstance(runs, list) and runs else runs)
-
-    def transform(self, imgs, confounds=None, sample_mask=None):
-        """Extract and clean the region signals of several runs.
-
-        Parameters
-        ----------
-        imgs : run, or list of runs
-            Paths or nibabel images.
-        confounds, sample_mask : list or None, default=None
-            One per run, each as `NiftiLabelsMasker.transform` takes it.
-
-        Returns
-        -------
-        list of ndarray, shape (n_volumes, n_regions) each
-            In the order of the runs; a single array if a single run was given.
-
-        Raises
-        ------
-        TypeError
-            If `confounds` or `sample_mask` isn't a list.
-        ValueError
-            If there isn't one for each run, or as `NiftiLabelsMasker.transform`.
-        """
-        check_is_fitted(self)
-        for name, value in (("confounds", confounds), ("sample_mask", sample_mask)):
-            if value is not None and not isinstance(value, list):
-                msg = f"'{name}' must be a None or a list. Got {type(value).__name__}."
-                raise TypeError(msg)
-        if _is_run(imgs):
-            return super().transform(imgs, confounds and confounds[0], sample_mask and sample_mask[0])
-        return self.transform_imgs(imgs, confounds, self.n_jobs, sample_mask)
-
-    def transform_imgs(self, imgs_list, confounds=None, n_jobs=1, sample_mask=None):
-        """As `transform`, of a list of runs and with a number of jobs."""
-        check_is_fitted(self)
-        runs = list(imgs_list)
-        each = []
-        for name, value in (("confounds", confounds), ("sample_mask", sample_mask)):
-            if value is not None and len(value) != len(runs):
-                msg = f"number of {name} ({len(value)}) unequal to number of images ({len(runs)})."
-                raise ValueError(msg)
-            each.append([None] * len(runs) if value is None else value)
-        one = delayed(self.transform_single_imgs)
-        return Parallel(n_jobs=n_jobs)(one(*of_run) for of_run in zip(runs, *each, strict=True))
+def _transform(masker, run, confounds, sample_mask):
+    return NiftiLabelsMasker.transform(masker, run, confounds, sample_mask)
 
 
-def _is_run(imgs):
-    return imgs is None or isinstance(imgs, (str, os.PathLike, SpatialImage))
+def _as_runs(imgs):
+    """A list of runs, or a single run (or what is no image at all) as it is."""
+    single = isinstance(imgs, (str, os.PathLike, SpatialImage)) or not hasattr(imgs, "__iter__")
+    return imgs if single else list(imgs)

@@ -66,7 +66,7 @@ class Placement:
         voxels, covered = covered_voxels(self.given, self.atlas, self.grid, self.ids)
         names = self.table["name"][self.table["index"].isin(self.ids)].to_list()
         columns = {"index": self.ids.tolist(), "name": names, "voxels": voxels, "covered": covered}
-        return pd.DataFrame(columns).assign(fraction=covered / voxels)
+        return pd.DataFrame(columns).assign(fraction=covered / np.maximum(voxels, 1))
 
 
 def place(atlas, given, grid, lut, *, target, keep_masked, keep_all, compile_plan):

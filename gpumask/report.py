@@ -10,6 +10,7 @@ from tempfile import NamedTemporaryFile
 import nibabel as nib
 import numpy as np
 
+from gpumask.images.grid import Grid
 from gpumask.images.volumes import open_volumes
 
 _STYLE = (
@@ -120,7 +121,7 @@ def _figure(masker, labels):
     if getattr(masker, "_report_run", None) is not None:
         volumes = open_volumes(masker._report_run)
         chunk = next(volumes.chunks(1))
-        if volumes.grid.shape == labels.shape[:3]:
+        if volumes.grid.matches(Grid(labels.shape, labels.affine)):
             volume = chunk.scaled().reshape(volumes.grid.shape, order="F")
             under = np.asanyarray(nib.as_closest_canonical(nib.Nifti1Image(volume, labels.affine)).dataobj)
     # Neighbouring labels are often neighbouring regions: shuffled, they get colours that differ.

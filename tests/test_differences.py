@@ -1,0 +1,379 @@
+"""Where gpumask differs from nilearn 0.14.1: nilearn's answer and ours, side by side."""
+
+import warnings
+
+import nibabel as nib
+import nilearn.maskers
+import nilearn.signal
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.ndimage
+import sklearn
+
+import gpumask.signal
+from gpumask import NiftiLabelsMasker
+
+AFFINE = np.diag([2.0, 2, 3, 1])
+N = 60
+T_R = {"high_pass": 0.01, "low_pass": 0.1, "t_r": 2.0}
+
+
+def image(data, affine=AFFINE):
+    data = np.asarray(data)
+    return nib.Nifti1Image(data, affine, dtype=data.dtype)
+
+
+def label_data(dtype="i2", ids=(1, 2, 5)):
+    values = np.zeros((6, 6, 6), dtype)
+    for k, i in enumerate(ids):
+        values[2 * k : 2 * k + 2, 1:5, 1:5] = i
+    return values
+
+
+def values(n=N, seed=0):
+    return np.random.default_rng(seed).normal(100, 5, (6, 6, 6, n))
+
+
+def means(data, ids=(1, 2, 5)):
+    return np.stack([data[label_data(ids=ids) == i].mean(axis=0) for i in ids], axis=-1)
+
+
+def ours(**parameters):
+    return NiftiLabelsMasker(**{"labels_img": image(label_data()), **parameters})
+
+
+def theirs(**parameters):
+    return nilearn.maskers.NiftiLabelsMasker(**{"labels_img": image(label_data()), "standardize": None, **parameters})
+
+
+def without(region):
+    return image((label_data() != region).astype("u1"))
+
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:After applying mask", "ignore:In version 0.15.0", "ignore:Resampling .* at transform time"
+)
+
+
+# Wrong results
+
+
+def test_b1_scrubbed_volumes_leak_or_return():
+    """Frames c and N-1-c are censored: nilearn interpolates neither, and filters their spikes into the others."""
+    data = np.random.default_rng(0).normal(size=(N, 3))
+    spikes = data.copy()
+    spikes[[20, N - 1 - 20]] += 1000
+    keep = np.delete(np.arange(N), [20, N - 1 - 20])
+    clean = {"sample_mask": keep, "detrend": False, "standardize": None, **T_R}
+    theirs_clean, theirs_spiked = (nilearn.signal.clean(x, **clean) for x in (data, spikes))
+    assert np.abs(theirs_spiked - theirs_clean).max() > 100
+    ours_clean, ours_spiked = (gpumask.signal.clean(x, **clean) for x in (data, spikes))
+    np.testing.assert_array_equal(ours_spiked, ours_clean)
+
+
+def test_b1_through_the_masker():
+    data = values()
+    data[..., [20, N - 1 - 20]] += 1000
+    keep = np.delete(np.arange(N), [20, N - 1 - 20])
+    options = {"detrend": True, **T_R}
+    assert np.abs(theirs(**options).fit_transform(image(data), sample_mask=keep)).max() > 100
+    assert np.abs(ours(**options).fit_transform(image(data), sample_mask=keep)).max() < 5
+
+
+def test_b4_inverse_transform_with_masked_labels():
+    """With three columns, of which the second is masked, nilearn paints region 5 with the second."""
+    options = {"mask_img": without(2), "keep_masked_labels": True}
+    for masker, painted in ((theirs(**options), 2.0), (ours(**options), 3.0)):
+        with np.errstate(invalid="ignore"):
+            masker.fit_transform(image(values()))
+        volume = masker.inverse_transform(np.array([1.0, 2, 3])).get_fdata()
+        assert set(volume[label_data() == 5]) == {painted}
+        assert set(volume[label_data() == 1]) == {1.0}
+
+
+def test_b4_inverse_transform_after_fit_alone():
+    for masker, painted in ((theirs(mask_img=without(2)), 2.0), (ours(mask_img=without(2)), 3.0)):
+        volume = masker.fit().inverse_transform(np.array([1.0, 2, 3])).get_fdata()
+        assert set(volume[label_data() == 5]) == {painted}
+
+
+@pytest.mark.filterwarnings("ignore:After resampling the label image")
+def test_b5_inverse_transform_after_labels_vanished():
+    labels = label_data()
+    labels[1, 1, 1] = 77  # lost by voxels of twice the size
+    run = image(values()[::2, ::2, ::2], AFFINE @ np.diag([2, 2, 2, 1]))
+    masker = theirs(labels_img=image(labels)).fit()
+    with pytest.raises(IndexError):
+        masker.inverse_transform(masker.transform(run))
+    masker = ours(labels_img=image(labels)).fit()
+    signals = masker.transform(run)
+    volume = masker.inverse_transform(signals[0]).get_fdata()
+    assert set(volume[labels == 5]) == {signals[0, -1]}
+    assert set(volume[labels == 77]) == {0.0}
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+def test_b7_unsigned_data_resampled(dtype):
+    ramp = np.broadcast_to(np.arange(6)[:, None, None, None] * 10, (6, 6, 6, 2))
+    half = AFFINE.copy()
+    half[0, 3] = 0.74
+    labels = image(label_data(), half)
+    options = {"labels_img": labels, "resampling_target": "labels", "strategy": "minimum"}
+    rounded = theirs(**options).fit().transform(image(ramp.astype(dtype)))
+    np.testing.assert_array_equal(rounded, np.round(rounded))
+    exact = theirs(**options).fit().transform(image(ramp.astype("f8")))
+    assert np.abs(exact - np.round(exact)).max() > 0.2
+    np.testing.assert_allclose(ours(**options).fit().transform(image(ramp.astype(dtype))), exact, atol=1e-9)
+
+
+def test_b9_float_labels_in_region_atlas():
+    labels = image(label_data("f4", (0.5, 1.5, 1.75)))
+    for masker, found in ((theirs(labels_img=labels), {0, 1}), (ours(labels_img=labels), {0, 0.5, 1.5, 1.75})):
+        masker.fit_transform(image(values()))
+        assert set(np.unique(masker.region_atlas_.dataobj).tolist()) == found
+
+
+# Mutated inputs
+
+
+def test_b2_sample_mask_is_written_to():
+    keep = np.arange(5, N, dtype=np.int32)
+    given = keep.copy()
+    nilearn.signal.clean(np.random.default_rng(0).normal(size=(N, 2)), sample_mask=given, **T_R)
+    np.testing.assert_array_equal(given, keep - 5)
+    given = keep.copy()
+    gpumask.signal.clean(np.random.default_rng(0).normal(size=(N, 2)), sample_mask=given, **T_R)
+    np.testing.assert_array_equal(given, keep)
+
+
+def test_b6_non_finite_voxels_are_overwritten():
+    data = values()
+    data[0, 1, 1, 3] = np.nan
+    for masker, is_nan in ((theirs(), False), (ours(), True)):
+        given = data.copy()
+        with pytest.warns(UserWarning, match="Non-finite values detected"):
+            masker.fit_transform(image(given))
+        assert np.isnan(given[0, 1, 1, 3]) == is_nan
+    data.flags.writeable = False
+    masker = theirs().fit()
+    with (
+        pytest.warns(UserWarning, match="Non-finite"),
+        pytest.raises(ValueError, match="assignment destination is read-only"),
+    ):
+        masker.transform(image(data))
+    with pytest.warns(UserWarning, match="Non-finite values detected"):
+        ours().fit_transform(image(data))
+
+
+def test_b8_list_of_names_is_written_to():
+    for masker_of, left in ((theirs, "Background"), (ours, "background")):
+        names = ["background", "a", "b", "c"]
+        masker_of(labels=names).fit()
+        assert names[0] == left
+
+
+# Errors where there is an answer
+
+
+def test_b3_auto_dtype_of_scaled_files(tmp_path):
+    img = nib.Nifti1Image(values(5), AFFINE)
+    img.set_data_dtype("i2")
+    nib.save(img, tmp_path / "run.nii")
+    with pytest.raises(AttributeError, match="has no attribute 'kind'"):
+        theirs(dtype="auto").fit_transform(tmp_path / "run.nii")
+    signals = ours(dtype="auto").fit_transform(tmp_path / "run.nii")
+    assert signals.dtype == np.float32
+    np.testing.assert_allclose(signals, means(values(5)), atol=0.01)
+
+
+def test_b10_mask_that_leaves_region_0():
+    """The background is 5, and the mask lies in region 0: nilearn takes that for nothing."""
+    inside = label_data() == 0
+    options = {"background_label": 5, "mask_img": image(inside.astype("u1"))}
+    with pytest.raises(ValueError, match="No label left after applying mask"):
+        theirs(**options).fit_transform(image(values()))
+    signals = ours(**options).fit_transform(image(values()))
+    np.testing.assert_allclose(signals[:, 0], values()[inside].mean(axis=0))
+
+
+def test_b11_formats_and_containers():
+    data = values(5).astype("f4")
+    with pytest.raises(TypeError, match="Cannot slice image objects"):
+        theirs().fit_transform(nib.MGHImage(data, AFFINE))
+    np.testing.assert_allclose(ours().fit_transform(nib.MGHImage(data, AFFINE)), means(data), rtol=1e-6)
+    volumes = [image(data[..., t]) for t in range(5)]
+    with pytest.raises(TypeError, match="Cannot concatenate empty objects"):
+        theirs().fit().transform(volume for volume in volumes)
+    np.testing.assert_allclose(ours().fit().transform(volume for volume in volumes), means(data), rtol=1e-6)
+    with sklearn.config_context(transform_output="pandas"):
+        with pytest.raises(ValueError, match="Length mismatch"):
+            theirs().fit_transform(volumes[0])
+        assert ours().fit_transform(volumes[0]).shape == (1, 3)
+
+
+def test_b12_affines_between_two_tolerances():
+    """nilearn neither resamples nor accepts a run whose origin differs by 5e-4 mm in 90."""
+    affine, almost = AFFINE.copy(), AFFINE.copy()
+    affine[0, 3], almost[0, 3] = -90, -90 + 5e-4
+    labels = image(label_data(), affine)
+    with pytest.raises(ValueError, match="Images have different affine matrices"):
+        theirs(labels_img=labels).fit_transform(image(values(), almost))
+    np.testing.assert_allclose(ours(labels_img=labels).fit_transform(image(values(), almost)), means(values()))
+
+
+def test_b13_confounds_and_sample_masks_of_more_types():
+    confound = np.random.default_rng(1).normal(size=N)
+    expected = theirs().fit_transform(image(values()), confounds=confound)
+    polars = pytest.importorskip("polars").DataFrame({"a": confound})
+    for confounds in (pd.Series(confound), confound.tolist(), tuple(confound), polars):
+        with pytest.raises(TypeError):
+            theirs().fit_transform(image(values()), confounds=confounds)
+        np.testing.assert_allclose(ours().fit_transform(image(values()), confounds=confounds), expected, atol=1e-9)
+    keep = [1, 4, 5]
+    with pytest.raises(TypeError, match="'int' object is not iterable"):
+        theirs().fit_transform(image(values()), sample_mask=keep)
+    np.testing.assert_allclose(ours().fit_transform(image(values()), sample_mask=keep), means(values())[keep])
+
+
+def test_b13_standardize_of_1():
+    masker = theirs(standardize=1).fit()
+    with pytest.warns(FutureWarning), pytest.raises(ValueError, match="'standardize' must be one of"):
+        masker.transform(image(values()))
+    with pytest.raises(ValueError, match="'standardize' must be one of"):
+        ours(standardize=1).fit()
+
+
+def test_b14_is_as_in_nilearn():
+    """Percent signal change puts the means back for all signals or for none."""
+    signals = means(values()) - [100, 0, 0]
+    for clean in (nilearn.signal.clean, gpumask.signal.clean):
+        alone = clean(signals[:, :1], detrend=False, standardize="psc")
+        together = clean(signals, detrend=False, standardize="psc")
+        np.testing.assert_allclose(together[:, :1], alone, rtol=1e-6)
+        detrended = clean(signals - signals.mean(axis=0) + [0.01, 5, 5], detrend=True, standardize="psc")
+        assert np.isfinite(detrended).all()
+    np.testing.assert_allclose(*(c(signals, standardize="psc") for c in (nilearn.signal.clean, gpumask.signal.clean)))
+
+
+# Less noise, and earlier
+
+
+def test_no_future_warnings():
+    with pytest.warns(FutureWarning, match="boolean values for 'standardize' will be deprecated"):
+        nilearn.maskers.NiftiLabelsMasker(image(label_data())).fit_transform(image(values()))
+    NiftiLabelsMasker(image(label_data())).fit_transform(image(values()))  # a warning would be an error
+
+
+def test_non_finite_voxels_of_no_region():
+    data = values()
+    data[0, 0, 0, 0] = np.nan
+    with pytest.warns(UserWarning, match="Non-finite values detected"):
+        expected = theirs().fit_transform(image(data.copy()))
+    np.testing.assert_allclose(ours().fit_transform(image(data)), expected)
+
+
+def test_lists_of_images_of_several_dtypes():
+    """nilearn casts all to the first one's dtype."""
+    data = values(2) + 0.25
+    volumes = [image(np.round(data[..., 0]).astype("i2")), image(data[..., 1])]
+    expected = means(np.stack([np.round(data[..., 0]), data[..., 1]], axis=-1))
+    cut = means(np.stack([np.round(data[..., 0]), data[..., 1].astype("i2")], axis=-1))
+    np.testing.assert_allclose(theirs().fit_transform(volumes), cut)
+    np.testing.assert_allclose(ours().fit_transform(volumes), expected)
+
+
+def test_unknown_clean_args():
+    theirs(clean_args={"fitler": "cosine"}).fit_transform(image(values()))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'fitler'"):
+        ours(clean_args={"fitler": "cosine"}).fit_transform(image(values()))
+
+
+@pytest.mark.parametrize(
+    ("confounds", "parameters", "message"),
+    [
+        (np.ones((N - 1, 2)), {}, "Confound signal has an incorrect length"),
+        (np.full((N, 2), np.nan), {}, "NaN"),
+        (None, {"high_pass": 0.01}, r"Repetition time \(t_r\) must be specified"),
+        (None, {"high_pass": 0.1, "low_pass": 0.05, "t_r": 2.0}, "[Hh]igh pass cutoff frequency"),
+    ],
+)
+def test_errors_before_the_run_is_read(monkeypatch, confounds, parameters, message):
+    done, mean = [], scipy.ndimage.mean
+    monkeypatch.setattr(scipy.ndimage, "mean", lambda *args, **kwargs: done.append(1) or mean(*args, **kwargs))
+    monkeypatch.setattr("gpumask.masker.extract_together", lambda *_, **__: pytest.fail("it was read"))
+    for masker in (theirs(**parameters), ours(**parameters)):
+        with pytest.raises(ValueError, match=message):
+            masker.fit_transform(image(values()), confounds=confounds)
+    assert len(done) == N  # by nilearn
+
+
+def test_columns_of_nan_in_confounds_are_named():
+    confounds = pd.DataFrame({"trans_x": np.zeros(N), "trans_x_derivative1": [np.nan, *np.ones(N - 1)]})
+    with pytest.raises(ValueError, match=r"^array must not contain infs or NaNs$"):
+        theirs().fit_transform(image(values()), confounds=confounds)
+    with pytest.raises(ValueError, match=r"'trans_x_derivative1' \(volume 0\)"):
+        ours().fit_transform(image(values()), confounds=confounds)
+
+
+def test_constant_signals():
+    """nilearn scales rounding noise to variance 1."""
+    data = np.full((6, 6, 6, N), 0.1)
+    options = {"detrend": True, "standardize": "zscore_sample"}
+    assert not ours(**options).fit_transform(image(data)).any()
+    noise = np.full((N, 1), 0.1) + np.linspace(0, 1, N)[:, None]  # a line: detrending leaves rounding noise
+    scaled = nilearn.signal.clean(1e6 * noise)
+    assert scaled.std() > 0.5
+    assert not gpumask.signal.clean(1e6 * noise).any()
+
+
+def test_standardize_zscore_is_still_there():
+    with pytest.raises(ValueError, match="'standardize' must be one of"):
+        theirs(standardize="zscore").fit()
+    z = ours(standardize="zscore").fit_transform(image(values()))
+    np.testing.assert_allclose(z.std(axis=0), 1)
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+def test_no_report(fitted):
+    """nilearn makes an empty one, and warns."""
+    masker = theirs(reports=not fitted)
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        report = (masker.fit() if fitted else masker).generate_report()
+    assert any("report" in str(w.message).lower() for w in record)
+    assert "</section>" in str(report)
+    masker = ours(reports=not fitted)
+    with pytest.raises(ValueError, match=r"No report can be made|not fitted yet"):  # NotFittedError is a ValueError
+        (masker.fit() if fitted else masker).generate_report()
+
+
+def test_look_up_table_that_repeats_an_index():
+    """nilearn's names shift against the columns."""
+    lut = pd.DataFrame({"index": [1, 1, 2, 5], "name": ["one", "uno", "two", "five"]})
+    masker = theirs(lut=lut)
+    assert masker.fit_transform(image(values())).shape == (N, 3)
+    assert list(masker.region_names_.values()) != ["one", "two", "five"]
+    with pytest.raises(ValueError, match=r"has several rows for \[1\]"):
+        ours(lut=lut).fit()
+
+
+def test_cached_signals_of_a_changed_file(tmp_path):
+    """nilearn's cache knows a file by its name."""
+    run = tmp_path / "run.nii"
+    for masker_of, factor in ((theirs, 1), (ours, 2)):
+        nib.save(image(values()), run)
+        masker = masker_of(memory=str(tmp_path / masker_of.__name__)).fit()
+        first = masker.transform(str(run))
+        nib.save(image(np.repeat(values() * 2, 2, axis=-1)[..., :N]), run)
+        expected = np.repeat(means(values()) * 2, 2, axis=0)[:N] if factor == 2 else first
+        np.testing.assert_allclose(masker.transform(str(run)), expected)
+
+
+@pytest.mark.parametrize("call", ["default", "pandas then default"])
+def test_3d_images_after_set_output_default(call):
+    volume = image(values()[..., 0])
+    for masker, shape in ((theirs(), (1, 3)), (ours(), (3,))):
+        if call != "default":
+            masker.set_output(transform="pandas")
+        assert masker.set_output(transform="default").fit_transform(volume).shape == shape
