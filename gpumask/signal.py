@@ -101,6 +101,8 @@ def clean(
     As in nilearn, "psc" decides once for all signals whether their means are put back: see
     `gpumask.kernels.cleaning.standardize`.
     """
+    if isinstance(signals, list | tuple):
+        signals = np.asarray(signals)
     if signals.ndim != 2:
         msg = f"`signals` must have two dimensions, (n_volumes, n_signals), got the shape {tuple(signals.shape)}."
         raise ValueError(msg)
