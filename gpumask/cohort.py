@@ -16,30 +16,12 @@ from platform import python_version
 
 import numpy as np
 
+from gpumask.bids import Run, atlas_name, output_name
 from gpumask.confounds import confounds_matrix, read_table
 from gpumask.images.volumes import open_volumes
 
 # What broken files, full disks, unusable devices and wrong parameters raise. All else is a bug, and stops everything.
 RUN_ERRORS = (OSError, ValueError, TypeError, ImportError, MemoryError, RuntimeError)
-
-_IMAGE_SUFFIX = re.compile(r"\.(nii|img|hdr|mgh|mgz|mnc|head|brik|par|rec)(\.(gz|bz2|zst))?$", re.IGNORECASE)
-_BIDS_NAME = re.compile(r"(?P<entities>sub-[a-zA-Z0-9]+(_[a-zA-Z0-9]+-[a-zA-Z0-9+]+)*)_[a-zA-Z0-9]+")
-_ATLAS_ENTITY = re.compile(r"(?:^|_)(?:atlas|seg|scale|desc)-([a-zA-Z0-9+]+)")  # what tells atlases apart
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run to extract.
-
-    Attributes
-    ----------
-    path : str or path-like
-    confounds : str, path-like or None
-        Table with a row per volume.
-    """
-
-    path: str | os.PathLike
-    confounds: str | os.PathLike | None = None
 
 
 @dataclass(frozen=True)
@@ -69,19 +51,8 @@ class Record:
 
 
 def output_path(masker, run, out_dir="."):
-    """Path of a run's table of region signals.
-
-    A BIDS name keeps its entities but "desc", which tells how volumes were made: ``sub-1_task-rest_desc-preproc_bold``
-    becomes ``sub-1_task-rest_atlas-<atlas>_stat-mean_timeseries.tsv``. To other names the same is appended. An atlas is
-    called by the entities "atlas", "seg", "scale" and "desc" of its file's name, else by all letters and digits of it.
-    """
-    atlas = _file_name(masker.labels_img) or "atlas"
-    stem, atlas = (_IMAGE_SUFFIX.sub("", Path(file).name) for file in (run.path, atlas))
-    if bids := _BIDS_NAME.fullmatch(stem):
-        stem = "_".join(part for part in bids["entities"].split("_") if not part.startswith("desc-"))
-    atlas = "".join(_ATLAS_ENTITY.findall(atlas)) or atlas
-    atlas, strategy = (re.sub("[^a-zA-Z0-9]", "", name) or "atlas" for name in (atlas, masker.strategy))
-    return Path(out_dir) / f"{stem}_atlas-{atlas}_stat-{strategy}_timeseries.tsv"
+    """Path of a run's table of region signals, see `gpumask.bids.output_name`."""
+    return Path(out_dir) / output_name(run, atlas_name(_file_name(masker.labels_img)), masker.strategy)
 
 
 def extract_run(masker, run, out_dir=".", *, confounds_columns=None, overwrite=False, progress=None):

@@ -229,6 +229,11 @@ def _indices(mask, n_volumes, run):
     return indices
 
 
+def fmriprep_confounds(run_path, confounds_path, *, strategy=None, columns=None, fd_threshold=None):
+    """Confounds of a run and the volumes to keep, from the table that fMRIPrep wrote -> (DataFrame, sample_mask)."""
+    raise NotImplementedError
+
+
 def high_variance_confounds(volumes, n_confounds=5, percentile=2.0, detrend=True):
     """Principal components of the voxels of a run that vary most; equals ``nilearn.image.high_variance_confounds``.
 
