@@ -32,7 +32,7 @@ from gpumask.confounds import fmriprep_confounds
 from gpumask.extract import collect_warnings, process_wide
 from gpumask.images.volumes import open_volumes
 from gpumask.masker import NiftiLabelsMasker, transform_together
-from gpumask.outputs import append_line, appearing_together, json_lines, locked, table_lines, write
+from gpumask.outputs import appearing_together, append_line, json_lines, locked, table_lines, write
 from gpumask.pipeline import n_cores
 
 _DEFAULTS = {"keep_all_regions": True, "min_coverage": 0.5, "nan_policy": "omit", "reports": False}
@@ -64,7 +64,7 @@ class AtlasFile:
 
 
 def lut_beside(path):
-    """Look-up table beside a label image: of the same name, or of that without "res-", as TemplateFlow has it; or None."""
+    """Look-up table beside a label image, or None: of the same name, or without "res-", as TemplateFlow has it."""
     path = Path(path)
     stem = path.name.removesuffix(".gz").rpartition(".")[0]
     without = "_".join(part for part in stem.split("_") if not part.startswith("res-"))
@@ -255,7 +255,7 @@ def _process(work, run, stop_asked, messages):
 
 def _described(record):
     """A record as logs have it."""
-    facts = {
+    return {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "status": record.status,
         "run": os.fspath(record.run.path),
@@ -263,7 +263,6 @@ def _described(record):
         "volumes": record.n_volumes,
         **{name: getattr(record, name) for name in ("seconds", "atlases", "warnings", "error", "traceback")},
     }
-    return facts
 
 
 def _logged(work, record):
@@ -427,8 +426,8 @@ def _check_finite(volumes, masker, kept):
 def run_cohort(work, runs, *, n_procs=1, executor=None, in_flight=None):
     """Process many runs; one that fails doesn't stop the rest.
 
-    Leaving the iterator early (``close``, an exception, Ctrl-C) drops the runs at work within a few volumes, and returns
-    when all is quiet. Runs that are done already are skipped.
+    Leaving the iterator early (``close``, an exception, Ctrl-C) drops the runs at work within a few volumes, and
+    returns when all is quiet. Runs that are done already are skipped.
 
     Parameters
     ----------
@@ -526,7 +525,7 @@ def _alone(work, run, pool):
         return pool.submit(work, run).result()
     except BrokenProcessPool:
         pool.restart()
-        msg = "The process died while it worked at this run: killed, out of memory, or a crash. The exit code isn't known."
+        msg = "The process died twice while it worked at this run: killed, out of memory, or a crash."
         return _logged(work, Record(run, "failed", error=msg))
 
 
@@ -595,7 +594,10 @@ class _Processes:
 def _begin_worker(stop):
     """Make this worker process stop when asked to by its parent, and only then, and end with it."""
     global _stop_asked
-    _stop_asked = lambda: bool(stop.value)
+
+    def _stop_asked():
+        return bool(stop.value)
+
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a terminal or job: the parent decides
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

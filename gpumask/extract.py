@@ -7,7 +7,6 @@ import threading
 import time
 import warnings
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from importlib import metadata
 from pathlib import Path
 from platform import python_version
@@ -16,7 +15,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from gpumask.bids import Run, atlas_name, output_name
-from gpumask.confounds import confounds_matrix, read_table
+from gpumask.confounds import choose_columns, confounds_matrix, read_table
 from gpumask.images.volumes import open_volumes
 from gpumask.outputs import appearing_together, json_lines, table_lines, write
 
@@ -259,12 +258,7 @@ def _read_confounds(path, columns, n_volumes):
     if path is None or columns is None:
         return confounds_matrix(path, n_volumes)
     table = read_table(Path(path)).rename(columns=str)
-    missing = [name for name in columns if name not in table]
-    if missing:
-        known = [match for name in missing for match in get_close_matches(name, table)] or list(table)[:5]
-        msg = f"{path} has no column {', '.join(missing)}. Its {table.shape[1]} columns include {', '.join(known)}."
-        raise ValueError(msg)
-    return confounds_matrix(table[list(columns)], n_volumes)
+    return confounds_matrix(choose_columns(table, columns, path), n_volumes)
 
 
 def _regions(masker):

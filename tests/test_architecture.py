@@ -36,7 +36,7 @@ LAYERS = {
         "backend",
     },
     "multi": {"masker", "images", "backend"},
-    "bids": {"confounds", "images"},
+    "bids": set(),
     "outputs": set(),
     "extract": {"bids", "outputs", "confounds", "images"},
     "cohort": {"extract", "bids", "outputs", "masker", "confounds", "pipeline", "images"},
@@ -61,10 +61,10 @@ LAYERS = {
 KEPT_TO = {
     "cupy": {"backend"},
     "cupyx": {"backend"},
-    "nibabel": {"images", "placement", "masker", "multi", "report", "bids", "demo"},
+    "nibabel": {"images", "placement", "masker", "multi", "report", "demo"},
     "sklearn": {"masker", "multi"},
     "argparse": {"cli"},
-    "nilearn": set(),  # the tests compare with it; the package does without
+    "nilearn": {"confounds"},  # optional, for fMRIPrep's strategies; the tests compare with it
 }
 # Libraries that these parts may not import.
 KEPT_FROM = {

@@ -54,7 +54,7 @@ NAME = "sub-1_task-rest_atlas-Toy3Regions_stat-mean_timeseries"
     ("run", "expected"),
     [
         ("sub-1_task-rest_desc-preproc_bold.nii.gz", "sub-1_task-rest_atlas-A_stat-mean"),
-        ("x/sub-1_ses-b_run-2_space-MNI_res-2_desc-x_bold.nii", "sub-1_ses-b_run-2_space-MNI_res-2_atlas-A_stat-mean"),
+        ("x/sub-1_ses-b_run-2_space-MNI_res-2_desc-x_bold.nii", "sub-1_ses-b_run-2_space-MNI_atlas-A_res-2_stat-mean"),
         ("sub-1_bold.nii.zst", "sub-1_atlas-A_stat-mean"),
         ("sub-1.nii.gz", "sub-1_atlas-A_stat-mean"),
         ("my.run.v2.nii.gz", "my.run.v2_atlas-A_stat-mean"),
