@@ -41,8 +41,11 @@ LAYERS = {
     "extract": {"bids", "outputs", "confounds", "images"},
     "cohort": {"extract", "bids", "outputs", "masker", "confounds", "pipeline", "images"},
     "demo": set(),
+    "cohort_page": set(),
     "cli": {
         "cohort",
+        "cohort_page",
+        "store",
         "extract",
         "bids",
         "masker",
@@ -64,6 +67,7 @@ KEPT_TO = {
     "nibabel": {"images", "placement", "masker", "multi", "report", "demo"},
     "sklearn": {"masker", "multi"},
     "argparse": {"cli"},
+    "distributed": {"cohort"},
     "nilearn": {"confounds"},  # optional, for fMRIPrep's strategies; the tests compare with it
 }
 # Libraries that these parts may not import.
