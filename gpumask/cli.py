@@ -111,9 +111,9 @@ def _add_cohort(commands):
         "cohort",
         allow_abbrev=False,
         help="write the time series of all runs of a folder of fMRIPrep derivatives",
-        description="Write time series, coverage and correlations of the regions of one or more atlases for all runs of "
-        "a folder of fMRIPrep derivatives, as BIDS derivatives. Runs that are done are skipped: after an interruption, "
-        "give the same command again. Bad runs are recorded in OUT_DIR/logs, and the rest goes on.",
+        description="Write time series, coverage and correlations of the regions of one or more atlases for all runs "
+        "of a folder of fMRIPrep derivatives, as BIDS derivatives. Runs that are done are skipped: after an "
+        "interruption, give the same command again. Bad runs are recorded in OUT_DIR/logs, and the rest goes on.",
         epilog="Exit status: 0 all done; 1 some runs failed, the others are written; 2 wrong usage, nothing was begun; "
         "130 or 143 interrupted. Options may be spelt with _ for -.",
     )
@@ -155,8 +155,8 @@ def _add_cohort(commands):
         action="append",
         type=Path,
         metavar="TSV",
-        help="look-up table with the columns index and name, one for each --atlas in their order (default: the TSV file "
-        "of the same name beside the atlas)",
+        help="look-up table with the columns index and name, one for each --atlas in their order (default: the TSV "
+        "file of the same name beside the atlas)",
     )
     add("--strategy", choices=_STRATEGIES, default="mean", help="statistic of a region's voxels (default: mean)")
     add("--min-coverage", metavar="SHARE", type=float, default=0.5, help="regions covered less are n/a (default: 0.5)")
@@ -418,26 +418,24 @@ def _run_cohort(args, work, runs, problems, spread):
     from gpumask.bids import run_name
     from gpumask.cohort import log_problems, run_cohort
 
-    counts = dict.fromkeys(("done", "skipped", "failed", "taken"), 0)
+    counts = {"done": 0, "skipped": 0, "failed": len(problems), "taken": 0}
     bar, code = _CohortBar(len(runs)), 0
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        with contextlib.closing(run_cohort(work, runs, **spread)) as records:
-            log_problems(work, problems)
-            for problem in problems:
-                counts["failed"] += 1
-                _tell(f"{problem.path}: error: {problem.reason}")
-            for record in records:
-                counts[record.status] += 1
-                bar.clear()
-                for message in record.warnings:
-                    _tell(f"{record.run.path}: warning: {message}")
-                if record.error:
-                    _tell(f"{record.run.path}: error: {record.error}")
-                elif record.status == "done":
-                    size = f"{record.n_volumes} volumes"
-                    print(run_name(record.run), size, f"{record.seconds['total']:.2f} s", sep="\t", flush=True)
-                bar.add(record)
+        records = run_cohort(work, runs, **spread)
+        log_problems(work, problems)
+        for problem in problems:
+            _tell(f"{problem.path}: error: {problem.reason}")
+        try:
+            with contextlib.closing(records):
+                for record in records:
+                    counts[record.status] += 1
+                    bar.clear()
+                    _tell_record(record, run_name(record.run))
+                    bar.add(record)
+        except _USER_ERRORS as error:  # all workers are lost, say; those of single runs are in their records
+            _tell(f"gpumask cohort: error: {error}")
+            code = 1
     except KeyboardInterrupt:
         code = 130
     except _TerminatedError:
@@ -446,15 +444,28 @@ def _run_cohort(args, work, runs, problems, spread):
         signal.signal(signal.SIGTERM, before)
         bar.clear()
     left = len(runs) + len(problems) - sum(counts.values())
-    if not code and args.shard is None and "SLURM_ARRAY_TASK_COUNT" not in os.environ:
-        _sum_up(args, len(runs) + len(problems))
-    elif not code:
-        _tell("This was a shard. When all are through, sum up: gpumask cohort FMRIPREP_DIR OUT_DIR group")
     if code:
         _tell("gpumask cohort: interrupted. Give the same command again to go on.")
+    elif args.shard or "SLURM_ARRAY_TASK_COUNT" in os.environ:
+        _tell("When all shards are through, sum up: gpumask cohort FMRIPREP_DIR OUT_DIR group")
+    else:
+        try:
+            _sum_up(args, len(runs) + len(problems))
+        except _USER_ERRORS as error:
+            _tell(f"gpumask cohort: error: the runs could not be summed up: {error}")
+            code = 1
     words = {"skipped": "skipped (done before)", "taken": "taken (another process is at them)"}
-    print(*(f"{n} {words.get(name, name)}" for name, n in counts.items()), f"{left} left", sep=", ")
+    print(", ".join([*(f"{n} {words.get(name, name)}" for name, n in counts.items()), f"{left} left"]), flush=True)
     return code or (1 if counts["failed"] else 0)
+
+
+def _tell_record(record, name):
+    for message in record.warnings:
+        _tell(f"{name}: warning: {message}")
+    if record.error:
+        _tell(f"{name}: error: {record.error}")
+    elif record.status == "done":
+        print(name, f"{record.n_volumes} volumes", f"{record.seconds['total']:.2f} s", sep="\t", flush=True)
 
 
 def _sum_up(args, n_runs=None):
