@@ -343,7 +343,7 @@ def _plan_cohort(args):
     work = Work(
         tuple(atlases),
         args.out_dir,
-        {name: getattr(args, name) for name in names},
+        {name: getattr(args, name) for name in names} | {"standardize": args.standardize or False},
         {name: value for name, value in confounds.items() if value is not None},
         device=args.device,
         relmat=not args.no_relmat,

@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 import warnings
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -38,6 +38,11 @@ from gpumask.outputs import appearing_together, append_line, json_lines, locked,
 from gpumask.pipeline import n_cores
 
 _DEFAULTS = {"keep_all_regions": True, "min_coverage": 0.5, "nan_policy": "omit"}
+# Parameters of the masker that are of an atlas or a run, or don't decide the signals.
+_ELSEWHERE = {
+    *("labels_img", "lut", "labels", "mask_img", "t_r"),
+    *("device", "memory", "memory_level", "verbose", "reports", "cmap"),
+}
 
 
 @dataclass(frozen=True)
@@ -124,17 +129,20 @@ class Work:
             (a.name, [hashlib.sha256(Path(p).read_bytes()).hexdigest() for p in (a.path, a.lut) if p])
             for a in self.atlases
         ]
-        options = _DEFAULTS | self.parameters, self.confounds, self.relmat, self.figures
+        options = self.masker_parameters, self.confounds, self.relmat, self.figures
         key = json.dumps([__version__, contents, *options], sort_keys=True, default=str)
         object.__setattr__(self, "configuration", hashlib.sha256(key.encode()).hexdigest()[:16])
 
+    @property
+    def masker_parameters(self):
+        """All parameters that decide the signals, with the values that were not given."""
+        parameters = NiftiLabelsMasker(**(_DEFAULTS | self.parameters)).get_params(deep=False)
+        return {name: value for name, value in parameters.items() if name not in _ELSEWHERE}
+
     def maskers(self, mask=None):
         """Fitted maskers, one per atlas."""
-        parameters = _DEFAULTS | self.parameters
-        return [
-            NiftiLabelsMasker(a.path, lut=a.lut, mask_img=mask, device=self.device, reports=False, **parameters).fit()
-            for a in self.atlases
-        ]
+        options = {**self.masker_parameters, "mask_img": mask, "device": self.device, "reports": False}
+        return [NiftiLabelsMasker(a.path, lut=a.lut, **options).fit() for a in self.atlases]
 
 
 @dataclass(frozen=True)
@@ -377,13 +385,13 @@ def _extract(work, run, stop_asked):
 
 
 def _metadata(work, run, atlas, t_r, confounds, kept, volumes, sources):
-    parameters = _DEFAULTS | work.parameters
+    parameters = work.masker_parameters
     return sidecar(
         run,
         t_r=t_r,
         confounds=() if confounds is None else list(confounds),
-        low_pass=parameters.get("low_pass"),
-        high_pass=parameters.get("high_pass"),
+        low_pass=parameters["low_pass"],
+        high_pass=parameters["high_pass"],
         atlas=atlas.path,
         lut=atlas.lut,
         sources=sources,
@@ -588,8 +596,14 @@ class _Processes:
 
     def _start(self):
         self._executor = ProcessPoolExecutor(self._n, self._context, _begin_worker, (self._stop,))
+        signals = {signal.SIGINT, signal.SIGTERM}
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # for new processes, until they can ignore them
         try:
-            self._executor.submit(os.getpid).result()
+            begun = [self._executor.submit(os.getpid) for _ in range(self._n)]
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        try:
+            next(as_completed(begun)).result()
         except BrokenProcessPool as error:
             msg = 'No process can be started. A script must call this below `if __name__ == "__main__":`.'
             raise RuntimeError(msg) from error
