@@ -158,13 +158,14 @@ class _Scan:
         looked_at = [name for name in subjects if self.is_chosen("sub", name.removeprefix("sub-"))]
         for subject in looked_at:
             self.list_subject(subject, metadata)
+        self.check_labels("ses")
         if not (self.has_images or self.files) and all(_NO_RUN in problem.reason for problem in self.problems):
             msg = (
                 f"{root} has no *_desc-preproc_bold.nii.gz in sub-*/[ses-*/]func of {len(looked_at)} participant(s): "
                 "expected the derivatives of fMRIPrep, not raw data."
             )
             raise ValueError(msg)
-        for kind in ("ses", "task", "run"):
+        for kind in ("task", "run"):
             self.check_labels(kind)
 
     def is_chosen(self, kind, label):
@@ -314,7 +315,7 @@ def _assemble(root, files, space, require_mask, require_confounds):
         path=f"{folder}/{image}",
         confounds=confounds and f"{folder}/{confounds}",
         mask=mask and f"{folder}/{mask}",
-        sidecar=_inherited(root, dict(pair.split("-") for pair in stem.split("_")[:-1]), files.metadata),
+        sidecar=_inherited(root, stem, files.metadata),
         name=name,
         folder=files.folder,
         source=root,
@@ -328,15 +329,15 @@ def _only(names, what):
     return names[0] if names else None
 
 
-def _inherited(root, entities, metadata):
+def _inherited(root, stem, metadata):
     """Path of the metadata that apply to an image, by BIDS's principle of inheritance; None without."""
+    entities = dict(pair.split("-") for pair in stem.split("_")[:-1])
     for folder, files in metadata:
-        applicable = {
-            name: len(its) for name, its in files.items() if its is not None and its.items() <= entities.items()
-        }
-        if applicable:
-            most = max(applicable.values())
-            name = _only([name for name, n in applicable.items() if n == most], "metadata")
+        if f"{stem}.json" in files:  # the usual case; looking through all takes the square of the number of runs
+            return f"{root}/{folder}/{stem}.json"
+        numbers = {name: len(its) for name, its in files.items() if its is not None and its.items() <= entities.items()}
+        most = max(numbers.values(), default=0)
+        if name := _only([name for name, n in numbers.items() if n == most], "metadata"):
             return "/".join(filter(None, (root, folder, name)))
     return None
 
@@ -452,8 +453,8 @@ def atlas_name(path):
 def output_name(run, atlas, stat, suffix="timeseries", extension=".tsv", *, entity="atlas"):
     """File name of one of a run's outputs: ``<run>_atlas-<atlas>_stat-<stat>_<suffix><extension>``.
 
-    In a BIDS name the atlas is put where BIDS has it, which is before "res" and "den". `entity` "seg" gives the names that XCP-D wrote
-    from 0.7 to 0.14.
+    In a BIDS name the atlas is put where BIDS has it, which is before "res" and "den". `entity` "seg" gives the names
+    that XCP-D wrote from 0.7 to 0.14.
     """
     name = run_name(run)
     at = _AFTER_ATLAS.search(name).start() if _BIDS_NAME.fullmatch(f"{name}_{suffix}") else len(name)
@@ -653,7 +654,8 @@ def _replacing(path):
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-                part.replace(path)
-            finally:
+                part.replace(path)  # from here on the next process may make a file of the same name: it isn't ours
+            except BaseException:
                 part.unlink(missing_ok=True)
+                raise
             return

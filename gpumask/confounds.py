@@ -288,7 +288,7 @@ def fmriprep_confounds(run_path, confounds_path, *, strategy=None, columns=None,
             low = np.flatnonzero(~(displacement.to_numpy(np.float64) > fd_threshold))  # the first volume has none: NaN
             kept = low if kept is None else np.intersect1d(low, kept)
     if kept is not None and len(kept) == 0:
-        msg = f"{confounds_path} leaves none of the {n_volumes} volumes: too much motion for this threshold."
+        msg = f"{confounds_path} leaves none of the {n_volumes} volumes: all count as moving, or as not yet steady."
         raise AllVolumesRemovedError(msg)
     return confounds, None if kept is None or len(kept) == n_volumes else kept
 
@@ -353,7 +353,7 @@ def choose_columns(table, columns, path):
     """
     chosen, missing = {}, []
     for pattern in columns:
-        fitting = [pattern] if pattern in table else fnmatch.filter(table, pattern)
+        fitting = [pattern] if pattern in table else [name for name in table if fnmatch.fnmatchcase(name, pattern)]
         chosen |= dict.fromkeys(fitting)
         missing += [] if fitting else [pattern]
     if missing:
