@@ -1,9 +1,11 @@
 """Confounds and sample masks as users give them, turned into NumPy arrays; host only."""
 
+import fnmatch
 import gzip
 import io
 import numbers
 import re
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -227,6 +229,147 @@ def _indices(mask, n_volumes, run):
         msg = f"sample_mask {run} contains invalid index {invalid}. The signal contains {n_volumes} time points."
         raise IndexError(msg)
     return indices
+
+
+def fmriprep_confounds(run_path, confounds_path, *, strategy=None, columns=None, fd_threshold=None):
+    """Confounds of a run and the volumes to keep, from the table that fMRIPrep wrote.
+
+    Parameters
+    ----------
+    run_path : str or path-like
+        The image; only its name matters, and only to "ica_aroma".
+    confounds_path : str or path-like
+        The table. A strategy needs fMRIPrep's name, ``*_desc-confounds_timeseries.tsv`` or ``_regressors``, and
+        "compcor" the JSON file beside it.
+    strategy : str, optional
+        "simple", "scrubbing", "compcor" or "ica_aroma" with nilearn's defaults, see
+        ``nilearn.interfaces.fmriprep.load_confounds_strategy``; with the global signal if "+gsr" is behind it. Needs
+        nilearn.
+    columns : sequence of str, optional
+        Columns to use instead, with the wildcards * ? []: see `choose_columns`. A NaN in their first row, as
+        derivatives have it, is replaced by the value below it, as nilearn does. Volumes that aren't steady are not left
+        out.
+    fd_threshold : float, optional
+        Volumes with a higher framewise displacement (mm) are left out, besides those that `strategy` leaves out. To
+        "scrubbing" it is nilearn's parameter, so that short segments between them are left out too.
+
+    Returns
+    -------
+    confounds : DataFrame or None
+        A row per volume. None without `strategy` and `columns`.
+    sample_mask : ndarray of int or None
+        Indices of the volumes to keep. None keeps all.
+
+    Raises
+    ------
+    ValueError
+        If `strategy` and `columns` are both given, or unknown; columns or files are missing; or no volume is kept.
+    ImportError
+        If a strategy is given and nilearn isn't installed.
+    """
+    confounds_path = Path(confounds_path)
+    if strategy is not None and columns is not None:
+        msg = f"Expected a strategy or columns of the confounds, got both: {strategy!r} and {list(columns)}."
+        raise ValueError(msg)
+    if fd_threshold is not None and not fd_threshold > 0:
+        msg = f"fd_threshold must be a positive number of mm, got {fd_threshold!r}."
+        raise ValueError(msg)
+    confounds = kept = None
+    if strategy is not None:
+        confounds, kept = _by_strategy(run_path, confounds_path, strategy, fd_threshold)
+        n_volumes = len(confounds)
+    if columns is not None or (fd_threshold is not None and not _is_scrubbing(strategy)):
+        table = read_table(confounds_path).rename(columns=str)
+        n_volumes = len(table)
+        if columns is not None:
+            confounds = _first_row_filled(choose_columns(table, columns, confounds_path))
+        if fd_threshold is not None:
+            displacement = choose_columns(table, ["framewise_displacement"], confounds_path).iloc[:, 0]
+            low = np.flatnonzero(~(displacement.to_numpy(np.float64) > fd_threshold))  # the first volume has none: NaN
+            kept = low if kept is None else np.intersect1d(low, kept)
+    if kept is not None and len(kept) == 0:
+        msg = f"{confounds_path} leaves none of the {n_volumes} volumes: too much motion for this threshold."
+        raise AllVolumesRemovedError(msg)
+    return confounds, None if kept is None or len(kept) == n_volumes else kept
+
+
+def _is_scrubbing(strategy):
+    return strategy is not None and strategy.removesuffix("+gsr") == "scrubbing"
+
+
+def _by_strategy(run_path, confounds_path, strategy, fd_threshold):
+    try:
+        from nilearn.interfaces.fmriprep import load_confounds_strategy
+    except ImportError as error:
+        msg = f"The confounds strategy {strategy!r} needs nilearn 0.13 or later: pip install 'gpumask[fmriprep]'"
+        raise ImportError(msg) from error
+    known = ("simple", "scrubbing", "compcor", "ica_aroma")
+    name = strategy.removesuffix("+gsr")
+    if name not in known:
+        msg = (
+            f"Unknown confounds strategy {strategy!r}. Expected one of {', '.join(known)}, or one with +gsr behind it."
+        )
+        raise ValueError(msg)
+    match = re.fullmatch("(.+)_desc-confounds_(?:timeseries|regressors)[.]tsv", confounds_path.name)
+    if not match:
+        msg = f"The confounds strategy {strategy!r} needs a file *_desc-confounds_timeseries.tsv, got {confounds_path}."
+        raise ValueError(msg)
+    aroma = "smoothAROMAnonaggr"
+    if name == "ica_aroma" and f"_desc-{aroma}_" not in Path(run_path).name:
+        msg = f"The confounds strategy 'ica_aroma' is for images *_desc-{aroma}_bold.nii.gz, got {run_path}."
+        raise ValueError(msg)
+    # nilearn takes an image, which it never opens, and looks for the confounds of its name: this one finds the given.
+    image = confounds_path.with_name(f"{match[1]}_desc-{aroma if name == 'ica_aroma' else 'preproc'}_bold.nii.gz")
+    options = {"global_signal": "basic"} if strategy.endswith("+gsr") else {}
+    if fd_threshold is not None and _is_scrubbing(strategy):
+        options["fd_threshold"] = fd_threshold
+    try:
+        return load_confounds_strategy(str(image), name, **options)
+    except ValueError as error:
+        msg = f"{confounds_path} can't be used with the confounds strategy {strategy!r}: {error}"
+        raise ValueError(msg) from error
+
+
+def choose_columns(table, columns, path):
+    """Columns of a table by their names or patterns of names.
+
+    Parameters
+    ----------
+    table : DataFrame
+    columns : sequence of str
+        Names, in which the wildcards * ? [] stand for any characters, one, and one of some.
+    path : str or path-like
+        File of the table, for the message.
+
+    Returns
+    -------
+    DataFrame
+        In the order of `columns`, those of a pattern in the order of the table; each once.
+
+    Raises
+    ------
+    ValueError
+        If a name or pattern fits none; the message has similar ones.
+    """
+    chosen, missing = {}, []
+    for pattern in columns:
+        fitting = [pattern] if pattern in table else fnmatch.filter(table, pattern)
+        chosen |= dict.fromkeys(fitting)
+        missing += [] if fitting else [pattern]
+    if missing:
+        known = [match for name in missing for match in get_close_matches(name, table)] or list(table)[:5]
+        msg = f"{path} has no column {', '.join(missing)}. Its {table.shape[1]} columns include {', '.join(known)}."
+        raise ValueError(msg)
+    return table[list(chosen)]
+
+
+def _first_row_filled(table):
+    """With the values of the second row where the first has NaN: a derivative has no first value."""
+    table = table.copy()
+    if len(table) > 1:
+        unknown = table.iloc[0].isna().to_numpy()
+        table.iloc[0, unknown] = table.iloc[1, unknown]
+    return table
 
 
 def high_variance_confounds(volumes, n_confounds=5, percentile=2.0, detrend=True):

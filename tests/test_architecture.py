@@ -36,23 +36,14 @@ LAYERS = {
         "backend",
     },
     "multi": {"masker", "images", "backend"},
-    "bids": {"confounds", "images"},
-    "cohort": {
-        "bids",
-        "multi",
-        "masker",
-        "report",
-        "signal",
-        "confounds",
-        "pipeline",
-        "plan",
-        "images",
-        "kernels",
-        "backend",
-    },
+    "bids": set(),
+    "outputs": set(),
+    "extract": {"bids", "outputs", "confounds", "images"},
+    "cohort": {"extract", "bids", "outputs", "masker", "confounds", "pipeline", "images"},
     "demo": set(),
     "cli": {
         "cohort",
+        "extract",
         "bids",
         "masker",
         "report",
@@ -70,10 +61,10 @@ LAYERS = {
 KEPT_TO = {
     "cupy": {"backend"},
     "cupyx": {"backend"},
-    "nibabel": {"images", "placement", "masker", "multi", "report", "bids", "cohort", "demo"},
+    "nibabel": {"images", "placement", "masker", "multi", "report", "demo"},
     "sklearn": {"masker", "multi"},
     "argparse": {"cli"},
-    "nilearn": set(),  # the tests compare with it; the package does without
+    "nilearn": {"confounds"},  # optional, for fMRIPrep's strategies; the tests compare with it
 }
 # Libraries that these parts may not import.
 KEPT_FROM = {
@@ -206,7 +197,7 @@ def test_public_kernels_have_docstrings():
         ("images", "import cupy as cp"),
         ("backend", "from gpumask.kernels.segments import Segments"),
         ("plan", "from gpumask.pipeline import extract"),
-        ("masker", "from gpumask.cohort import extract_runs"),
+        ("masker", "from gpumask.extract import extract_runs"),
         ("cohort", "from gpumask import cli"),
         ("signal", "from sklearn.base import BaseEstimator"),
         ("masker", "from nilearn.image import load_img"),
@@ -221,7 +212,7 @@ def test_finds_a_forbidden_import(part, source):
     [
         ("kernels", "import numpy as np\nimport scipy.sparse\nfrom gpumask import backend"),
         ("backend", "def f():\n    import cupy"),
-        ("cli", "from gpumask import __version__\nfrom gpumask.cohort import Run"),
+        ("cli", "from gpumask import __version__\nfrom gpumask.extract import extract_runs"),
         ("images", "import nibabel as nib\nfrom gpumask.images.grid import Grid"),
     ],
 )
