@@ -4,7 +4,6 @@ import heapq
 import html
 import io
 import json
-import os
 import re
 import time
 from collections import Counter, defaultdict
@@ -14,12 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from gpumask import __version__
+from gpumask.outputs import replacing, write
 
 _LOW = 0.5  # a region that is covered less is "n/a" by default
 _FAILURES, _GROUPS, _WORST = 300, 50, 10  # rows of tables
 _PICTURE = (400, 600)  # most rows (regions) and columns (runs) of a coverage picture: what a window shows
 _STAGES = ("read", "reduce", "clean", "write", "total")
-_COVERAGE = re.compile(r"_(?:atlas|seg)-([a-zA-Z0-9+]+)_stat-coverage_bold\.tsv$")
+_COVERAGE = re.compile(r"_(?:atlas|seg)-([a-zA-Z0-9+]+)[^/]*_stat-coverage_bold\.tsv$")
 _ACCENT = "#3b82c4"  # legible on white and on black
 _INK = "#123456"  # becomes the colour of the page's text
 _STYLE = (
@@ -75,12 +75,8 @@ def write_page(out_dir, n_runs=None):
         "</body></html>\n"
     )
     path = out_dir / "cohort.html"
-    part = out_dir / ".gpumask-cohort.html.part"
-    with part.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(page)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    with replacing(path) as part:
+        write(part, [page])
     return path
 
 
@@ -390,7 +386,7 @@ def _timings(cohort):
             continue
         panels.append((label, values))
         low, median, high = np.percentile(values, (5, 50, 95))
-        cells = "".join(f"<td class='n'>{number:.4g}</td>" for number in (low, median, high, max(values)))
+        cells = "".join(f"<td class='n'>{number:.3g}</td>" for number in (low, median, high, max(values)))
         rows.append(f"<tr><td>{html.escape(label)}</td>{cells}</tr>")
     head = "".join(f"<th class='n'>{name}</th>" for name in ("5 %", "median", "95 %", "largest"))
     return (

@@ -20,7 +20,7 @@ LAYERS = {
     "pipeline": {"plan", "images", "kernels", "backend"},
     "confounds": {"images", "kernels", "backend"},
     "signal": {"confounds", "kernels", "backend"},
-    "report": {"images"},
+    "report": {"run_figures", "images"},
     "parameters": {"kernels"},
     "placement": {"plan", "images"},
     "masker": {
@@ -36,8 +36,11 @@ LAYERS = {
         "backend",
     },
     "multi": {"masker", "images", "backend"},
-    "bids": set(),
     "outputs": set(),
+    "bids": {"outputs"},
+    "cohort_page": {"outputs"},
+    "run_figures": set(),
+    "store": {"outputs"},
     "extract": {"bids", "outputs", "confounds", "images"},
     "cohort": {"extract", "bids", "outputs", "masker", "confounds", "pipeline", "images"},
     "demo": set(),
@@ -63,6 +66,8 @@ KEPT_TO = {
     "cupyx": {"backend"},
     "nibabel": {"images", "placement", "masker", "multi", "report", "demo"},
     "sklearn": {"masker", "multi"},
+    "matplotlib": {"report", "run_figures", "cohort_page"},
+    "pyarrow": {"store"},
     "argparse": {"cli"},
     "nilearn": {"confounds"},  # optional, for fMRIPrep's strategies; the tests compare with it
 }
