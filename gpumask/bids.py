@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from gpumask import __version__
+from gpumask.outputs import json_lines, replacing, write
 
 _IMAGE_SUFFIX = re.compile(r"\.(nii|img|hdr|mgh|mgz|mnc|head|brik|par|rec)(\.(gz|bz2|zst))?$", re.IGNORECASE)
 _BIDS_NAME = re.compile(r"(?P<entities>sub-[a-zA-Z0-9]+(_[a-zA-Z0-9]+-[a-zA-Z0-9+]+)*)_[a-zA-Z0-9]+")
@@ -607,7 +608,7 @@ def write_dataset_description(out_dir, source=None, *, configuration=None):
         "DatasetLinks": {"preprocessed": source.as_uri()} if source else {},
         "ConfigurationHash": configuration,
     }
-    with _replacing(path) as file:
+    with replacing(path) as part:
         if path.is_file():
             there = _read_json(path)
             if [generator.get("Name") for generator in _generators(there)][:1] != ["gpumask"]:
@@ -621,7 +622,7 @@ def write_dataset_description(out_dir, source=None, *, configuration=None):
                 )
                 raise ValueError(msg)
             content["DatasetLinks"] |= links
-        file.write(json.dumps({k: v for k, v in content.items() if v not in (None, {})}, indent=2) + "\n")
+        write(part, json_lines({k: v for k, v in content.items() if v not in (None, {})}))
     return path
 
 
@@ -630,32 +631,3 @@ def _generators(description):
     return description.get("GeneratedBy") or [
         description[key] for key in ("PipelineDescription",) if key in description
     ]
-
-
-@contextlib.contextmanager
-def _replacing(path):
-    """A text file that takes the place of `path` once the block has succeeded; other processes wait meanwhile.
-
-    Its name is always the same, so that the next process takes over what a killed one has left.
-    """
-    import fcntl
-
-    part = path.with_name(f".gpumask-{path.name}.part")
-    while True:
-        with part.open("a", encoding="utf-8") as file:  # "w" would empty what another process is writing
-            fcntl.flock(file, fcntl.LOCK_EX)
-            try:
-                if not os.path.samestat(part.stat(), os.fstat(file.fileno())):
-                    continue
-            except FileNotFoundError:  # who had the lock has put it into place, or removed it
-                continue
-            try:
-                file.truncate(0)
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-                part.replace(path)  # from here on the next process may make a file of the same name: it isn't ours
-            except BaseException:
-                part.unlink(missing_ok=True)
-                raise
-            return

@@ -154,7 +154,7 @@ def _start(args, progress):
         msg = f"--high-pass ({args.high_pass} Hz) must be lower than --low-pass ({args.low_pass} Hz)"
         raise ValueError(msg)
 
-    from gpumask.cohort import Run, collect_warnings, extract_runs
+    from gpumask.extract import Run, collect_warnings, extract_runs
     from gpumask.masker import NiftiLabelsMasker
 
     masker = NiftiLabelsMasker(
@@ -215,7 +215,7 @@ def _info(args):
     from importlib import metadata
 
     from gpumask import backend
-    from gpumask.cohort import versions
+    from gpumask.extract import versions
     from gpumask.images import decoding
     from gpumask.pipeline import n_cores
 

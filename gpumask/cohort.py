@@ -1,26 +1,139 @@
-"""One run, many runs: signals and their provenance written to files, and what came of each run."""
+"""A cohort of runs: one run to its files, many runs, how they are spread, and how all that survives the night."""
 
-import contextlib
-import functools
+import hashlib
 import json
+import multiprocessing
 import os
-import re
+import platform
+import signal
+import threading
 import time
-import uuid
+import traceback
 import warnings
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
-from importlib import metadata
+from datetime import UTC, datetime
 from pathlib import Path
-from platform import python_version
 
 import numpy as np
 
-from gpumask.bids import Run, atlas_name, output_name
-from gpumask.confounds import choose_columns, confounds_matrix, read_table
+from gpumask import __version__
+from gpumask.bids import (
+    Run,
+    atlas_name,
+    output_name,
+    repetition_time,
+    run_name,
+    sidecar,
+    write_dataset_description,
+)
+from gpumask.confounds import fmriprep_confounds
+from gpumask.extract import collect_warnings, process_wide
 from gpumask.images.volumes import open_volumes
+from gpumask.masker import NiftiLabelsMasker, transform_together
+from gpumask.outputs import appearing_together, append_line, json_lines, locked, table_lines, write
+from gpumask.pipeline import n_cores
 
-# What broken files, full disks, unusable devices and wrong parameters raise. All else is a bug, and stops everything.
-RUN_ERRORS = (OSError, ValueError, TypeError, ImportError, MemoryError, RuntimeError)
+_DEFAULTS = {"keep_all_regions": True, "min_coverage": 0.5, "nan_policy": "omit", "reports": False}
+
+
+@dataclass(frozen=True)
+class AtlasFile:
+    """An atlas of a cohort.
+
+    Attributes
+    ----------
+    path : str or path-like
+        Label image.
+    lut : str, path-like or None
+        Look-up table with the columns "index" and "name". None: the file beside the image, see `lut_beside`.
+    name : str or None
+        Of the entity "atlas". None: by the name of the image.
+    """
+
+    path: str | os.PathLike
+    lut: str | os.PathLike | None = None
+    name: str | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "path", os.path.abspath(self.path))  # noqa: PTH100 - links are kept
+        lut = self.lut or lut_beside(self.path)
+        object.__setattr__(self, "lut", lut and os.path.abspath(lut))  # noqa: PTH100
+        object.__setattr__(self, "name", self.name or atlas_name(self.path))
+
+
+def lut_beside(path):
+    """Look-up table beside a label image, or None: of the same name, or without "res-", as TemplateFlow has it."""
+    path = Path(path)
+    stem = path.name.removesuffix(".gz").rpartition(".")[0]
+    without = "_".join(part for part in stem.split("_") if not part.startswith("res-"))
+    candidates = (path.with_name(f"{name}.tsv") for name in (stem, without))
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is done to each run of a cohort; small, and can be pickled.
+
+    Attributes
+    ----------
+    atlases : tuple of AtlasFile
+        All are extracted in one pass over a run.
+    out_dir : str or path-like
+    parameters : dict
+        Parameters of `NiftiLabelsMasker`. Here ``keep_all_regions`` is True, that all runs have the same columns,
+        ``min_coverage`` 0.5 and ``nan_policy`` "omit", unless they say otherwise.
+    confounds : dict
+        Keywords of `gpumask.confounds.fmriprep_confounds`. Empty: confounds aren't used.
+    device : str
+        As `NiftiLabelsMasker` takes it; resolved where a run is processed.
+    relmat, coverage, figures : bool
+        Whether correlation matrices, tables of coverage, and figures are written too.
+    overwrite : bool
+        Whether runs that are done already are done again.
+    configuration : str
+        Hash of all that decides what is written: version, parameters, and the contents of the atlases' files.
+
+    Raises
+    ------
+    ValueError
+        If there is no atlas, or two have the same name.
+    OSError
+        If an atlas can't be read.
+    """
+
+    atlases: tuple[AtlasFile, ...]
+    out_dir: str | os.PathLike
+    parameters: dict = field(default_factory=dict)
+    confounds: dict = field(default_factory=dict)
+    device: str = "auto"
+    relmat: bool = True
+    coverage: bool = True
+    figures: bool = False
+    overwrite: bool = False
+    configuration: str = field(init=False)
+
+    def __post_init__(self):
+        names = [atlas.name for atlas in self.atlases]
+        if len(set(names)) != len(names) or not names:
+            msg = f"Expected one atlas or more, each with a name of its own, got {names}. Give NAME=PATH."
+            raise ValueError(msg)
+        contents = [
+            (a.name, [hashlib.sha256(Path(p).read_bytes()).hexdigest() for p in (a.path, a.lut) if p])
+            for a in self.atlases
+        ]
+        options = _DEFAULTS | self.parameters, self.confounds, self.relmat, self.coverage, self.figures
+        key = json.dumps([__version__, contents, *options], sort_keys=True, default=str)
+        object.__setattr__(self, "configuration", hashlib.sha256(key.encode()).hexdigest()[:16])
+
+    def maskers(self, mask=None):
+        """Fitted maskers, one per atlas."""
+        parameters = _DEFAULTS | self.parameters
+        return [
+            NiftiLabelsMasker(a.path, lut=a.lut, mask_img=mask, device=self.device, **parameters).fit()
+            for a in self.atlases
+        ]
 
 
 @dataclass(frozen=True)
@@ -30,235 +143,466 @@ class Record:
     Attributes
     ----------
     run : Run
-    path : Path
-        Table of the region signals; its sidecar has the suffix ``.json``.
-    shape : tuple of int
-        Volumes and regions: rows and columns of the table.
+    status : str
+        "done", "failed", "skipped" (it was done before), "taken" (another process is at it) or "stopped".
+    n_volumes : int
+        Of the image.
     seconds : dict
-        Wall-clock seconds, as ``NiftiLabelsMasker.seconds_``, with "write"; "total" is of everything.
+        Wall-clock seconds: "read" (the disk and decompressing), "reduce", "clean", "write" and "total".
+    atlases : dict
+        For each atlas its number of "regions" and their median coverage, "coverage_median".
     warnings : tuple of str
-    error : str
+    error, traceback : str
         Why nothing was written; empty if it was.
     """
 
     run: Run
-    path: Path
-    shape: tuple[int, ...] = ()
+    status: str
+    n_volumes: int = 0
     seconds: dict = field(default_factory=dict)
+    atlases: dict = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     error: str = ""
+    traceback: str = ""
 
 
-def output_path(masker, run, out_dir="."):
-    """Path of a run's table of region signals, see `gpumask.bids.output_name`."""
-    return Path(out_dir) / output_name(run, atlas_name(_file_name(masker.labels_img)), masker.strategy)
+class _StoppedError(BaseException):
+    """The cohort is being stopped; no error of the run."""
 
 
-def extract_run(masker, run, out_dir=".", *, confounds_columns=None, overwrite=False, progress=None):
-    """Extract one run and write its signals as a TSV file, with a JSON sidecar.
+def process(work, run, stop_asked=None):
+    """Extract one run and write its files: the whole task, which any process on any machine can do.
 
-    The table has the regions' names as its header and a row per volume. Each number has as many digits as give back the
-    same number in its dtype; NaN is "n/a". Both files appear whole or not at all, the sidecar last.
+    All files appear together or not at all. Nobody else works at the run meanwhile. What is written depends on nothing
+    but the run and the configuration, to the bit. The last file is ``logs/<name>.json``; a run is done if that is
+    there, with the same configuration and inputs, and with all outputs in their sizes. A line about the attempt is
+    added to ``logs/runs-<host>-<pid>.jsonl``.
 
     Parameters
     ----------
-    masker : NiftiLabelsMasker
-        Fitted, without a run for all: labels are resampled to each run's grid, and compiled once per grid. Without
-        ``t_r``, that of the run's header is used.
+    work : Work
     run : Run
-    out_dir : str or path-like
-    confounds_columns : sequence of str, optional
-        Columns of the run's confounds to use. If None, all.
-    overwrite : bool
-        Whether to replace files of an earlier extraction.
-    progress : callable, optional
-        Called with the number of volumes done and of all volumes.
+    stop_asked : callable, optional
+        Asked while the run is read; if it says True, the run is dropped.
 
     Returns
     -------
     Record
-
-    Raises
-    ------
-    OSError, ValueError, TypeError
-        If there is a table or sidecar without `overwrite`, or as ``masker.transform``.
+        Errors are in it, they aren't raised.
     """
+    with collect_warnings() as messages:
+        try:
+            record = _process(work, run, stop_asked or _stop_asked, messages)
+        except _StoppedError:
+            return Record(run, "stopped")
+        except Exception as error:
+            record = _failed(run, error, messages)
+    return _logged(work, record)
+
+
+def _stop_asked():
+    """Whether this worker process was asked to stop; replaced in those that `run_cohort` starts."""
+    return False
+
+
+def _failed(run, error, messages=()):
+    text = "".join(traceback.format_exception(error))
+    return Record(run, "failed", warnings=_told(messages), error=str(error) or type(error).__name__, traceback=text)
+
+
+def _told(messages):
+    """What of the warnings concerns users: that runs lie on other grids than the atlas is as it should be."""
+    return tuple(text for text in messages if not text.startswith("Resampling "))
+
+
+def _process(work, run, stop_asked, messages):
     started = time.perf_counter()
-    table = output_path(masker, run, out_dir)
-    sidecar = table.with_suffix(".json")
-    for path in (table, sidecar):
-        if path.exists() and not overwrite:
-            msg = f"{path} exists already, and was left as it is. To replace it: overwrite=True (--overwrite)."
-            raise FileExistsError(msg)
-    if not Path(run.path).exists():  # a pattern would be read as one run of all its files
-        msg = f"There is no such file: {run.path}"
-        raise FileNotFoundError(msg)
-    volumes = open_volumes(run.path)
-    progress = progress or (lambda done, n_volumes: None)
-    progress(0, volumes.n_volumes)
-    confounds = _read_confounds(run.confounds, confounds_columns, volumes.n_volumes)
-    with _repetition_time(masker, volumes) as t_r_from, warnings.catch_warnings():
-        # Runs of a cohort may lie on any grid: that labels are resampled here and not in `fit` is intended.
-        warnings.filterwarnings("ignore", r"Resampling (labels|mask|images) at transform time")
-        signals = masker.transform_single_imgs(
-            run.path, confounds, progress=lambda done: progress(done, volumes.n_volumes)
+    out, name = Path(work.out_dir), run_name(run)
+    folder, logs = out / run.folder, out / "logs"
+    if not work.overwrite and is_done(work, run):
+        return Record(run, "skipped")
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(logs / f".{name}.lock") as mine:
+        if not mine:
+            return Record(run, "taken")
+        if not work.overwrite and is_done(work, run):  # by now
+            return Record(run, "skipped")
+        inputs = _identities(run)
+        files, record = _extract(work, run, stop_asked)
+        if _identities(run) != inputs:
+            msg = f"{run.path}, or a file that goes with it, was changed while it was read. Run it again."
+            raise OSError(msg)
+        paths = [folder / file for file in files]
+        with appearing_together([*paths, logs / f"{name}.json"], name) as parts:
+            writing = time.perf_counter()
+            for part, lines in zip(parts, files.values(), strict=False):
+                write(part, lines)
+            now = time.perf_counter()
+            seconds = {**record.seconds, "write": now - writing, "total": now - started}
+            record = replace(record, seconds=seconds, warnings=_told(messages))
+            sizes = [part.stat().st_size for part in parts[:-1]]
+            content = {
+                **_described(record),
+                "configuration": work.configuration,
+                "inputs": inputs,
+                "outputs": [[path.relative_to(out).as_posix(), size] for path, size in zip(paths, sizes, strict=True)],
+                "host": platform.node(),
+                "pid": os.getpid(),
+            }
+            write(parts[-1], json_lines(content))
+    return record
+
+
+def _described(record):
+    """A record as logs have it."""
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "status": record.status,
+        "run": os.fspath(record.run.path),
+        "name": run_name(record.run),
+        "volumes": record.n_volumes,
+        **{name: getattr(record, name) for name in ("seconds", "atlases", "warnings", "error", "traceback")},
+    }
+
+
+def _logged(work, record):
+    """Add a record to this process's log; if that fails, its error says so too."""
+    line = json.dumps(_described(record), ensure_ascii=False)
+    try:
+        append_line(Path(work.out_dir) / "logs" / f"runs-{platform.node()}-{os.getpid()}.jsonl", line)
+    except OSError as error:
+        return replace(record, error=f"{record.error} The log can't be written: {error}".strip())
+    return record
+
+
+def is_done(work, run):
+    """Whether a run has been done, with this configuration and from these inputs, and all outputs are there."""
+    out = Path(work.out_dir)
+    try:
+        record = json.loads((out / "logs" / f"{run_name(run)}.json").read_text("utf-8"))
+        return (
+            record["status"] == "done"
+            and record["configuration"] == work.configuration
+            and record["inputs"] == _identities(run)
+            and all((out / path).stat().st_size == size for path, size in record["outputs"])
         )
-        parameters = masker.get_params(deep=False)
-    signals = signals.reshape(-1, masker.n_elements_)  # those of a 3D image have one dimension
-
-    Path(out_dir).mkdir(parents=True, exist_ok=True)
-    with _appearing_whole(table, sidecar) as (table_part, sidecar_part):
-        writing = time.perf_counter()
-        _write(table_part, _table_lines(masker.region_names_.values(), signals))
-        done = time.perf_counter()
-        seconds = {**masker.seconds_, "write": done - writing, "total": done - started}
-        provenance = {
-            "run": Path(run.path).absolute(),
-            "atlas": _file_name(masker.labels_img),
-            "confounds": run.confounds and Path(run.confounds).absolute(),
-            "confounds_columns": confounds_columns and list(confounds_columns),
-            "volumes": volumes.n_volumes,
-            "t_r": parameters["t_r"],
-            "t_r_from": t_r_from,
-            "device": masker.device_,
-            "plan": masker.plan_.explain().splitlines(),
-            "parameters": parameters,
-            "seconds": seconds,
-            "versions": versions(cupy=masker.device_ != "cpu"),
-            "regions": _regions(masker),
-        }
-        _write(sidecar_part, [json.dumps(provenance, indent=2, ensure_ascii=False, default=_as_json), "\n"])
-    return Record(run, table, signals.shape, seconds)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return False
 
 
-def extract_runs(masker, runs, out_dir=".", *, progress=None, **options):
-    """Extract many runs, one after the other; one that fails doesn't stop the rest.
+def _identities(run):
+    """Size and modification time (ns) of each file that the outputs of a run are made from."""
+    files = [run.path, run.confounds, run.mask, run.sidecar]
+    if run.confounds and (described := Path(run.confounds).with_suffix(".json")).exists():
+        files.append(described)
+    states = {os.path.abspath(file): os.stat(file) for file in files if file}  # noqa: PTH100, PTH116
+    return {path: [state.st_size, state.st_mtime_ns] for path, state in states.items()}
 
-    Two runs that would be written to the same file are a ValueError, before any is read.
+
+def _extract(work, run, stop_asked):
+    """All files of a run, as lines by file name, and its record."""
+    volumes = open_volumes(run.path)
+    if volumes.is_3d:
+        msg = f"{run.path} is a 3D image, expected a run: a 4D image."
+        raise ValueError(msg)
+    if run.mask and not (grid := open_volumes(run.mask).grid).matches(volumes.grid):
+        msg = (
+            f"The mask {run.mask} has another grid than {run.path}: shapes {grid.shape} and {volumes.grid.shape}, or "
+            "other affines. Give the mask of the same space and resolution."
+        )
+        raise ValueError(msg)
+    confounds = kept = None
+    if work.confounds:
+        if not run.confounds:
+            msg = f"There is no table of confounds for {run.path}, and confounds were asked for."
+            raise ValueError(msg)
+        confounds, kept = fmriprep_confounds(run.path, run.confounds, **work.confounds)
+    t_r = repetition_time(run) or volumes.t_r
+    maskers = _maskers(work, run.mask)
+    filtered = any(maskers[0].get_params()[name] for name in ("low_pass", "high_pass"))
+    if t_r is None and filtered:
+        msg = f"Filtering needs the repetition time, and neither metadata nor header of {run.path} have one."
+        raise ValueError(msg)
+
+    def progress(_):
+        if stop_asked():
+            raise _StoppedError
+
+    progress(0)
+    for masker in maskers:
+        masker.t_r = t_r
+    # One thread per run reduces: a cohort has as many runs at work as there are cores.
+    signals = transform_together(maskers, run.path, confounds, kept, n_threads=1, progress=progress)
+    if any(masker.non_finite_ for masker in maskers):
+        _check_finite(volumes, maskers[0], kept)
+    files, summary = {}, {}
+    for atlas, masker, values in zip(work.atlases, maskers, signals, strict=True):
+        coverage = masker.coverage_["fraction"].to_numpy()
+        names = list(masker.region_names_.values())
+        metadata = _metadata(work, run, atlas, t_r, confounds, kept, volumes.n_volumes)
+        tables = {("timeseries", work.parameters.get("strategy", "mean")): table_lines(names, values)}
+        if work.coverage:
+            shares = coverage[:, None].astype(np.float32)
+            tables["bold", "coverage"] = table_lines(["Node", "coverage"], shares, names)
+        if work.relmat:
+            tables["relmat", "pearsoncorrelation"] = table_lines(["Node", *names], correlations(values), names)
+        for (suffix, stat), lines in tables.items():
+            files[output_name(run, atlas.name, stat, suffix)] = lines
+            files[output_name(run, atlas.name, stat, suffix, ".json")] = json_lines(metadata)
+        summary[atlas.name] = {"regions": len(names), "coverage_median": float(np.median(coverage))}
+    seconds = {name: maskers[0].seconds_[name] for name in ("read", "reduce")}
+    seconds["clean"] = sum(masker.seconds_["clean"] for masker in maskers)
+    return files, Record(run, "done", volumes.n_volumes, seconds, summary)
+
+
+def _metadata(work, run, atlas, t_r, confounds, kept, n_volumes):
+    parameters = _DEFAULTS | work.parameters
+    return sidecar(
+        run,
+        t_r=t_r,
+        confounds=() if confounds is None else list(confounds),
+        low_pass=parameters.get("low_pass"),
+        high_pass=parameters.get("high_pass"),
+        atlas=atlas.path,
+        lut=atlas.lut,
+        configuration=work.configuration,
+        out_dir=work.out_dir,
+        NumberOfVolumes=n_volumes,
+        KeptVolumes=None if kept is None else [int(volume) for volume in kept],
+        ConfoundsOptions=work.confounds or None,
+        MaskerParameters=parameters,
+    )
+
+
+def correlations(signals):
+    """Pearson correlations of the columns; NaN for those with NaN or without variance.
 
     Parameters
     ----------
-    masker : NiftiLabelsMasker
-        Fitted; see `extract_run`.
+    signals : ndarray, shape (n_volumes, n_regions)
+
+    Returns
+    -------
+    ndarray of float32, shape (n_regions, n_regions)
+        Symmetric to the bit, with a diagonal of 1.
+    """
+    centred = signals - signals.mean(axis=0, dtype=np.float64)
+    norms = np.sqrt((centred**2).sum(axis=0))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        unit = centred / np.where(norms > 1e-12 * np.abs(signals).max(axis=0, initial=0), norms, np.nan)
+    matrix = np.clip(unit.T @ unit, -1, 1).astype(np.float32)
+    upper = np.triu(matrix, 1)
+    diagonal = np.where(np.isnan(np.diagonal(matrix)), np.float32("nan"), np.float32(1))
+    return upper + upper.T + np.diag(diagonal)
+
+
+_fitted = threading.local()  # `transform` changes a masker: each thread has its own
+
+
+def _maskers(work, mask):
+    """Maskers of this thread, with the plans of its earlier runs if these had the same mask."""
+    key = work.configuration, work.device, mask and (os.fspath(mask), os.stat(mask).st_mtime_ns)  # noqa: PTH116
+    if getattr(_fitted, "key", None) != key:
+        _fitted.maskers, _fitted.key = work.maskers(mask), key
+    return _fitted.maskers
+
+
+def _check_finite(volumes, masker, kept):
+    """Warn of voxels that were left out; ValueError if there is nothing but them in a volume that is used."""
+    inside = np.asarray(masker.region_atlas_.dataobj).ravel(order="F") != masker.background_label
+    empty = []
+    for chunk in volumes.chunks(8):
+        finite = np.isfinite(chunk.data[:, inside]).any(axis=1)
+        empty += (chunk.start + np.flatnonzero(~finite)).tolist()
+    empty = empty if kept is None else [volume for volume in empty if volume in kept]
+    if empty:
+        shown = ", ".join(map(str, empty[:5])) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
+        msg = f"{volumes.name} has volumes without a finite voxel in any region: {shown} (counted from 0)."
+        raise ValueError(msg)
+    if masker.nan_policy == "omit":
+        warnings.warn("NaN or infinite voxels were left out of the regions' statistics.", stacklevel=2)
+
+
+def run_cohort(work, runs, *, n_procs=1, executor=None, in_flight=None):
+    """Process many runs; one that fails doesn't stop the rest.
+
+    Leaving the iterator early (``close``, an exception, Ctrl-C) drops the runs at work within a few volumes, and
+    returns when all is quiet. Runs that are done already are skipped.
+
+    Parameters
+    ----------
+    work : Work
     runs : iterable of Run
-    out_dir : str or path-like
-    progress : callable, optional
-        Called with the run, its number of volumes done and of all its volumes.
-    **options
-        More keywords of `extract_run`.
+    n_procs : int, default=1
+        Processes. With 1, threads of this process share out the runs, one per core. With more, new processes do, each
+        one run at a time. A process that is killed is replaced, and its run tried once more, alone.
+    executor : concurrent.futures.Executor, optional
+        What processes the runs instead, such as ``client.get_executor(pure=False)`` of dask.distributed. Only paths and
+        records travel through it. It is not shut down.
+    in_flight : int, optional
+        Most runs that are submitted at a time. If None, two per thread or process; 64 for an `executor`.
 
     Returns
     -------
     iterator of Record
-        In the order of `runs`, each as soon as it is finished. Warnings and errors of a run are in its record.
+        Each as soon as the run is finished.
+
+    Raises
+    ------
+    ValueError
+        If two runs would be written to the same files.
+    OSError
+        If the output folder can't be written to.
+    RuntimeError
+        If no process can be started.
     """
-    by_path = {}
+    runs = list(runs)
+    by_name = {}
     for run in runs:
-        path = output_path(masker, run, out_dir)
-        if path in by_path:
-            msg = f"{by_path[path].path} and {run.path} would both be written to {path}. Write them to two folders."
+        other = by_name.setdefault(run_name(run), run)
+        if other is not run:
+            msg = f"{other.path} and {run.path} would both be written as {run_name(run)}. Give them different names."
             raise ValueError(msg)
-        by_path[path] = run
-    return (
-        _attempt(masker, run, path, out_dir, progress and functools.partial(progress, run), options)
-        for path, run in by_path.items()
-    )
+    out = Path(work.out_dir)
+    (out / "logs").mkdir(parents=True, exist_ok=True)
+    _remove_left_locks(out / "logs")
+    source = next((run.source for run in runs if run.source), None)
+    write_dataset_description(out, source, configuration=work.configuration)
+    if executor is not None:
+        return _spread(work, runs, _Given(executor), in_flight or 64)
+    n_workers = n_procs if n_procs > 1 else n_cores()
+    pool = _Processes(n_procs) if n_procs > 1 else _Threads(min(n_workers, in_flight or n_workers))
+    return _spread(work, runs, pool, in_flight or 2 * n_workers)
 
 
-def _attempt(masker, run, path, out_dir, progress, options):
-    with collect_warnings() as messages:
+def _remove_left_locks(logs):
+    """Remove the locks that killed processes have left; without a process they lock nothing."""
+    for path in logs.glob(".*.lock"):
+        with locked(path):
+            pass
+
+
+def _spread(work, runs, pool, in_flight):
+    """Submit runs to a pool, and yield their records."""
+    waiting = {}
+
+    def finished():
+        done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+        for future in done:
+            run = waiting.pop(future)
+            try:
+                yield future.result()
+            except BrokenProcessPool:
+                # Any run at work may be why a process died: each has one try alone.
+                suspects = [run, *waiting.values()]
+                waiting.clear()
+                for suspect in suspects:
+                    yield _alone(work, suspect, pool)
+                return
+            except Exception as error:  # of the executor: a worker was lost, nothing was logged
+                yield _logged(work, _failed(run, error))
+
+    with process_wide:
         try:
-            record = extract_run(masker, run, out_dir, progress=progress, **options)
-        except RUN_ERRORS as error:
-            record = Record(run, path, error=str(error) or type(error).__name__)
-    return replace(record, warnings=tuple(messages))
+            for run in runs:
+                if not work.overwrite and is_done(work, run):  # spares the way through the executor
+                    yield _logged(work, Record(run, "skipped"))
+                    continue
+                while len(waiting) >= in_flight:
+                    yield from finished()
+                waiting[pool.submit(work, run)] = run
+            while waiting:
+                yield from finished()
+        finally:
+            for future in waiting:
+                future.cancel()
+            pool.close()
 
 
-@contextlib.contextmanager
-def collect_warnings():
-    """List that has the different messages of the block's warnings once the block is left; none are shown."""
-    messages = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
-            warnings.simplefilter("ignore", category)  # for developers, as Python's default has it
-        yield messages
-    messages.extend(dict.fromkeys(str(warning.message) for warning in caught))
-
-
-@functools.cache
-def versions(*, cupy=False):
-    """Versions of Python and of the packages that the numbers come from; of CuPy too if asked for."""
-    # One module, many distributions: cupy-cuda12x, cupy-cuda13x, ... Several at once are a broken installation.
-    cupys = metadata.packages_distributions().get("cupy", []) if cupy else []
-    names = ("gpumask", "numpy", "scipy", "nibabel", *cupys)
-    return {"python": python_version()} | {name: metadata.version(name) for name in names}
-
-
-def _file_name(image):
-    """Absolute path of an image; None if it was made in memory. Links are kept: data sets manage files by them."""
-    path = image.get_filename() if hasattr(image, "get_filename") else image
-    return path and str(Path(path).absolute())
-
-
-@contextlib.contextmanager
-def _repetition_time(masker, volumes):
-    """Inside the block the masker has a `t_r`, if only the header's; yields where it is from."""
-    given = masker.t_r
-    if given is None and volumes.t_r is None and (masker.low_pass or masker.high_pass):
-        msg = f"Filtering needs the repetition time, and the header of {volumes.name} has none. Give t_r (--t-r)."
-        raise ValueError(msg)
-    masker.t_r = volumes.t_r if given is None else given
+def _alone(work, run, pool):
+    pool.restart()
     try:
-        yield "parameter" if given else "header" if volumes.t_r else None
-    finally:
-        masker.t_r = given
+        return pool.submit(work, run).result()
+    except BrokenProcessPool:
+        pool.restart()
+        msg = "The process died twice while it worked at this run: killed, out of memory, or a crash."
+        return _logged(work, Record(run, "failed", error=msg))
 
 
-def _read_confounds(path, columns, n_volumes):
-    """The chosen columns, checked before the run is read, which takes much longer; None without confounds."""
-    if path is None or columns is None:
-        return confounds_matrix(path, n_volumes)
-    table = read_table(Path(path)).rename(columns=str)
-    return confounds_matrix(choose_columns(table, columns, path), n_volumes)
+class _Given:
+    """An executor that belongs to the caller."""
+
+    def __init__(self, executor):
+        self._executor = executor
+
+    def submit(self, work, run):
+        return self._executor.submit(process, work, run)
+
+    def close(self):
+        """Leave it running."""
 
 
-def _regions(masker):
-    ids = [label for column, label in masker.region_ids_.items() if column != "background"]
-    parts = zip(ids, masker.region_names_.values(), masker.plan_.counts.tolist(), strict=True)
-    return [{"index": int(i) if i == int(i) else float(i), "name": n, "voxels": voxels} for i, n, voxels in parts]
+class _Threads:
+    """Threads of this process: decompression and sums run outside of the interpreter's lock."""
+
+    def __init__(self, n):
+        self._stop = threading.Event()
+        self._executor = ThreadPoolExecutor(n, "gpumask-run")
+
+    def submit(self, work, run):
+        return self._executor.submit(process, work, run, self._stop.is_set)
+
+    def close(self):
+        self._stop.set()
+        self._executor.shutdown()
 
 
-def _as_json(value):
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, os.PathLike) or hasattr(value, "get_filename"):
-        return _file_name(value)
-    return getattr(value, "__name__", type(value).__name__)
+class _Processes:
+    """New processes, each one run at a time."""
+
+    def __init__(self, n):
+        self._n, self._context = n, multiprocessing.get_context("spawn")
+        self._stop = self._context.RawValue("b", 0)  # no lock that a killed process could keep
+        self._start()
+
+    def _start(self):
+        self._executor = ProcessPoolExecutor(self._n, self._context, _begin_worker, (self._stop,))
+        try:
+            self._executor.submit(os.getpid).result()
+        except BrokenProcessPool as error:
+            msg = 'No process can be started. A script must call this below `if __name__ == "__main__":`.'
+            raise RuntimeError(msg) from error
+
+    def restart(self):
+        """Replace processes of which one has died."""
+        self._executor.shutdown()
+        self._start()
+
+    def submit(self, work, run):
+        try:
+            return self._executor.submit(process, work, run)
+        except BrokenProcessPool as error:
+            future = Future()
+            future.set_exception(error)
+            return future
+
+    def close(self):
+        self._stop.value = 1
+        self._executor.shutdown()
 
 
-def _table_lines(names, signals):
-    yield "\t".join(re.sub(r"\s", " ", name) for name in names) + "\n"  # BIDS knows no quotes around a tab
-    for row in signals:
-        yield "\t".join("n/a" if cell == "nan" else cell for cell in row.astype("U").tolist()) + "\n"
+def _begin_worker(stop):
+    """Make this worker process stop when asked to by its parent, and only then, and end with it."""
+    global _stop_asked
+
+    def _stop_asked():
+        return bool(stop.value)
+
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a terminal or job: the parent decides
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _write(path, lines):
-    with path.open("x", encoding="utf-8", newline="\n") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def _appearing_whole(*paths):
-    """Paths to write to instead of `paths`; they get those names once the block has succeeded, the last one last."""
-    parts = [path.with_name(f".gpumask-{uuid.uuid4().hex}.part") for path in paths]
-    try:
-        yield parts
-        paths[-1].unlink(missing_ok=True)  # never an old sidecar beside a new table
-        for part, path in zip(parts, paths, strict=True):
-            part.replace(path)
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
+def _end_with_parent():
+    multiprocessing.parent_process().join()
+    os._exit(1)  # the parent was killed; nobody would ever give this process work, or end it

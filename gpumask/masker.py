@@ -204,7 +204,7 @@ class NiftiLabelsMasker(TransformerMixin, BaseEstimator):
         if imgs is not None:
             self._log(f"Loading data from {_describe(imgs)}", "fit")
             volumes = open_volumes(imgs)
-        for name in ("plan_", "seconds_", "_lut_", "_placement"):
+        for name in ("plan_", "seconds_", "non_finite_", "_lut_", "_placement"):
             self.__dict__.pop(name, None)
         self._placements = {}
         self._report_run = imgs if self.reports else None
@@ -327,6 +327,7 @@ class NiftiLabelsMasker(TransformerMixin, BaseEstimator):
         signals = _cleaned(signals, lost, cleaner)
         done = time.perf_counter()
         self.seconds_ = {**extraction.seconds, "clean": done - cleaning, "total": done - started}
+        self.non_finite_ = extraction.non_finite
         if volumes.is_3d and _get_output_config("transform", self)["dense"] == "default":
             signals = signals.squeeze()
         smoothed, resampled = self.smoothing_fwhm is not None, plan.resampling is not None
@@ -608,7 +609,7 @@ def _describe(imgs):
     return repr(imgs)
 
 
-def transform_together(maskers, imgs, confounds=None, sample_mask=None):
+def transform_together(maskers, imgs, confounds=None, sample_mask=None, *, n_threads=None, progress=None):
     """Extract the signals of several atlases from one run, reading it once.
 
     The maskers may differ in everything but the device and `nan_policy`: atlas, mask, strategy, smoothing, cleaning.
@@ -622,6 +623,11 @@ def transform_together(maskers, imgs, confounds=None, sample_mask=None):
         A run.
     confounds, sample_mask
         For all maskers, as `NiftiLabelsMasker.transform` takes them.
+    n_threads : int, optional
+        Threads that reduce volumes on the CPU, beside the calling one, which reads. If None, one per core. The bits
+        don't depend on it.
+    progress : callable, optional
+        Called with the number of volumes done, from the calling thread; what it raises ends the extraction.
 
     Returns
     -------
@@ -645,7 +651,9 @@ def transform_together(maskers, imgs, confounds=None, sample_mask=None):
     volumes = open_volumes(imgs)
     prepared = [masker._prepare(volumes, confounds, sample_mask) for masker in maskers]
     plans = [placement.plan for placement, _ in prepared]
-    extractions = extract_together(plans, volumes, device=device, nan_policy=nan_policy)
+    extractions = extract_together(
+        plans, volumes, device=device, nan_policy=nan_policy, progress=progress, n_threads=n_threads
+    )
     return [
         _wrap_data_with_container(
             "transform", masker._finish(extraction, placement, cleaner, volumes, started), imgs, masker

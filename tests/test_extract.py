@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gpumask import NiftiLabelsMasker, __version__, cohort
-from gpumask.cohort import Run, extract_run, extract_runs, output_path
+from gpumask import NiftiLabelsMasker, __version__, extract
+from gpumask.extract import Run, extract_run, extract_runs, output_path
 
 
 def save(path, data, affine=None, t_r=None):
@@ -313,8 +313,8 @@ def test_progress_begins_at_0_and_ends_at_all(out, atlas, run):
 
 
 def test_versions_name_every_cupy(monkeypatch):
-    monkeypatch.setattr(cohort.metadata, "packages_distributions", lambda: {"cupy": ["pandas", "joblib"]})
-    cohort.versions.cache_clear()
-    assert list(cohort.versions(cupy=True)) == ["python", "gpumask", "numpy", "scipy", "nibabel", "pandas", "joblib"]
-    assert list(cohort.versions()) == ["python", "gpumask", "numpy", "scipy", "nibabel"]
-    cohort.versions.cache_clear()
+    monkeypatch.setattr(extract.metadata, "packages_distributions", lambda: {"cupy": ["pandas", "joblib"]})
+    extract.versions.cache_clear()
+    assert list(extract.versions(cupy=True)) == ["python", "gpumask", "numpy", "scipy", "nibabel", "pandas", "joblib"]
+    assert list(extract.versions()) == ["python", "gpumask", "numpy", "scipy", "nibabel"]
+    extract.versions.cache_clear()

@@ -1,0 +1,467 @@
+"""HTML page of a cohort: what failed, how well regions are covered, how long runs took; read from its files alone."""
+
+import heapq
+import html
+import io
+import json
+import re
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from gpumask import __version__
+from gpumask.outputs import replacing, write
+
+_LOW = 0.5  # a region that is covered less is "n/a" by default
+_FAILURES, _GROUPS, _WORST = 300, 50, 10  # rows of tables
+_PICTURE = (400, 600)  # most rows (regions) and columns (runs) of a coverage picture: what a window shows
+_STAGES = ("read", "reduce", "clean", "write", "total")
+_COVERAGE = re.compile(r"_(?:atlas|seg)-([a-zA-Z0-9+]+)[^/]*_stat-coverage_bold\.tsv$")
+_ACCENT = "#3b82c4"  # legible on white and on black
+_INK = "#123456"  # becomes the colour of the page's text
+_STYLE = (
+    ":root{color-scheme:light dark}"
+    "body{font:15px/1.5 sans-serif;max-width:70em;margin:2em auto;padding:0 1em;overflow-wrap:anywhere}"
+    "h2{margin-top:2em;border-bottom:1px solid #8886}svg{max-width:100%;min-width:42em;height:auto}small{opacity:.75}"
+    ".totals{display:flex;flex-wrap:wrap;gap:.8em;padding:0;list-style:none}"
+    ".totals li{border:1px solid #8886;border-radius:.5em;padding:.4em 1em}.totals b{display:block;font-size:1.6em}"
+    ".bad b{color:#d33}.wide{overflow-x:auto}.pair{display:flex;flex-wrap:wrap;gap:0 3em}.pair>*{flex:1 1 20em}"
+    "table{border-collapse:collapse;font-size:90%;margin:1em 0}td,th{border-bottom:1px solid #8884;padding:.25em .8em;"
+    "text-align:left;vertical-align:top;min-width:2em}td.n,th.n{text-align:right;white-space:nowrap;overflow-wrap:normal}"
+    "td.run{min-width:11em;width:40%}"
+    "pre{background:#8882;padding:.8em;white-space:pre-wrap;font-size:90%}summary{cursor:pointer}"
+)
+
+
+def write_page(out_dir, n_runs=None):
+    """Write the page of a cohort's output folder, ``cohort.html``; it needs no other file and no network.
+
+    The page appears whole or not at all. Log lines that were cut off are left out and counted. Without matplotlib it
+    has tables alone, and says so.
+
+    Parameters
+    ----------
+    out_dir : str or path-like
+        Folder with ``logs/*.jsonl`` (a line per attempt), ``logs/*.json`` (a record per run that is done) and the
+        coverage tables that the records name.
+    n_runs : int, optional
+        Runs of the whole cohort, to say how many are left. If None, that isn't said.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    """
+    out_dir = Path(out_dir)
+    if not out_dir.is_dir():
+        msg = f"There is no such folder: {out_dir}. Expected the output folder of a cohort."
+        raise FileNotFoundError(msg)
+    cohort = _read_logs(out_dir / "logs")
+    title = f"Cohort {html.escape(out_dir.resolve().name)}"
+    now = html.escape(time.strftime("%Y-%m-%d %H:%M:%S %z"))
+    page = (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width'>"
+        f"<title>{title}</title><style>{_STYLE}</style></head><body><h1>{title}</h1>"
+        f"<p><small>{html.escape(str(out_dir.resolve()))}<br>{now}, gpumask {__version__}</small></p>"
+        f"{_totals(cohort, n_runs)}{_failures(cohort)}{_coverage(cohort, out_dir)}{_timings(cohort)}{_warnings(cohort)}"
+        "</body></html>\n"
+    )
+    path = out_dir / "cohort.html"
+    with replacing(path) as part:
+        write(part, [page])
+    return path
+
+
+# What the logs say
+
+
+@dataclass
+class _Attempt:
+    """Last line about a run; the rest of it stays in the file, at `offset`."""
+
+    status: str
+    time: str
+    file: Path
+    offset: int
+
+
+@dataclass
+class _Cohort:
+    done: list = field(default_factory=list)  # names, sorted
+    failed: dict = field(default_factory=dict)  # name: attempt
+    taken: list = field(default_factory=list)
+    lost: list = field(default_factory=list)  # logged as done, without a record
+    skipped: int = 0  # of the runs that are done: those found done by their last attempt
+    unreadable: Counter = field(default_factory=Counter)  # log file: lines or whole records
+    configurations: Counter = field(default_factory=Counter)
+    coverage: dict = field(default_factory=lambda: defaultdict(list))  # atlas: (name, relative path of table)
+    seconds: dict = field(default_factory=lambda: defaultdict(list))  # stage: one number per run
+    rates: list = field(default_factory=list)  # volumes per second, one number per run
+    warnings: Counter = field(default_factory=Counter)  # message without what differs from run to run: runs
+    errors: Counter = field(default_factory=Counter)
+    example: dict = field(default_factory=dict)  # such a message: one as it was written
+
+
+def _read_logs(logs):
+    cohort = _Cohort()
+    attempts = _last_attempts(logs, cohort.unreadable)
+    for path in sorted(logs.glob("*.json")):
+        name = path.name.removesuffix(".json")
+        try:
+            record = json.loads(path.read_bytes())
+            times = str(record["time"])
+            outputs = [str(output) for output, _ in record["outputs"]]
+        except (OSError, ValueError, TypeError, LookupError):
+            cohort.unreadable[path.name] += 1
+            continue
+        last = attempts.pop(name, None)
+        if last and last.status == "failed" and last.time > times:  # done once, then again, in vain
+            attempts[name] = last
+            continue
+        cohort.done.append(name)
+        cohort.skipped += last is not None and last.status == "skipped"
+        cohort.configurations[str(record.get("configuration"))] += 1
+        _count(cohort.warnings, cohort, record.get("warnings"), record, name)
+        _add_seconds(cohort, record)
+        for output in outputs:
+            if atlas := _COVERAGE.search(output):
+                cohort.coverage[atlas[1]].append((name, output))
+    for name, attempt in sorted(attempts.items()):
+        if attempt.status == "failed":
+            line = _line(attempt)
+            cohort.failed[name] = attempt
+            _count(cohort.errors, cohort, [line.get("error")], line, name)
+            _count(cohort.warnings, cohort, line.get("warnings"), line, name)
+        else:
+            (cohort.taken if attempt.status == "taken" else cohort.lost).append(name)
+    return cohort
+
+
+def _last_attempts(logs, unreadable):
+    attempts = {}
+    for path in sorted(logs.glob("*.jsonl")):
+        offset = 0
+        with path.open("rb") as lines:
+            for line in lines:
+                try:
+                    values = json.loads(line)
+                    name, attempt = str(values["name"]), _Attempt(values["status"], str(values["time"]), path, offset)
+                except (ValueError, TypeError, LookupError):
+                    unreadable[path.name] += 1
+                else:
+                    # "taken" says that another process has the run, whose own line or record is the better news.
+                    known = attempts.get(name)
+                    rank = (attempt.status != "taken", attempt.time)
+                    if known is None or rank >= (known.status != "taken", known.time):
+                        attempts[name] = attempt
+                offset += len(line)
+    return attempts
+
+
+def _line(attempt):
+    with attempt.file.open("rb") as file:
+        file.seek(attempt.offset)
+        return json.loads(file.readline())
+
+
+def _count(counter, cohort, messages, values, name):
+    """Count each different message of a run once; paths, names and numbers don't make a message different."""
+    kinds = {}
+    for message in messages if isinstance(messages, list) else ():
+        message = str(message)
+        kind = message
+        for own in (str(values.get("run")), name):
+            kind = kind.replace(own, "<run>")
+        kind = re.sub(r"\S*/(\S*/)+\S*", "<path>", kind)
+        kinds[re.sub(r"\d+(\.\d+)?", "N", kind)] = message
+    for kind, message in kinds.items():
+        counter[kind] += 1
+        cohort.example.setdefault(kind, message)
+
+
+def _add_seconds(cohort, record):
+    seconds = record.get("seconds")
+    seconds = {k: v for k, v in seconds.items() if isinstance(v, (int, float))} if isinstance(seconds, dict) else {}
+    for stage, value in seconds.items():
+        cohort.seconds[stage].append(value)
+    if seconds.get("total", 0) > 0 and isinstance(record.get("volumes"), int):
+        cohort.rates.append(record["volumes"] / seconds["total"])
+
+
+# Sections of the page
+
+
+def _totals(cohort, n_runs):
+    done, failed = len(cohort.done), len(cohort.failed)
+    tiles = [
+        ("", done, "done"),
+        ("bad" * bool(failed), failed, "failed"),
+        ("", cohort.skipped, "of these skipped, as done before"),
+    ]
+    tiles[1:] = tiles[:0:-1]  # "of these" follows "done"
+    if n_runs is not None:
+        tiles.append(("", max(n_runs - done - failed, 0), "left"))
+    elif cohort.lost:
+        tiles.append(("", len(cohort.lost), "to be done again"))
+    if cohort.taken:
+        tiles.append(("", len(cohort.taken), "taken by another process"))
+    parts = ["<ul class='totals'>"]
+    parts += [f"<li class='{kind}'><b>{_number(count)}</b>{what}</li>" for kind, count, what in tiles]
+    parts.append("</ul>")
+    if cohort.lost:
+        runs, first = _number(len(cohort.lost), "run"), html.escape(cohort.lost[0])
+        parts.append(f"<p>Logged as done, but without a record: {runs} (first: {first}), to be done again.</p>")
+    if cohort.unreadable:
+        first = html.escape(next(iter(cohort.unreadable)))
+        lines = _number(cohort.unreadable.total())
+        parts.append(f"<p>Log lines and records left out, as unreadable: {lines} (first in logs/{first}).</p>")
+    if len(cohort.configurations) > 1:
+        kinds = ", ".join(f"{html.escape(k)} ({_number(n)})" for k, n in cohort.configurations.most_common(_GROUPS))
+        parts.append(f"<p>The runs were done with {len(cohort.configurations)} configurations: {kinds}.</p>")
+    return "".join(parts)
+
+
+def _failures(cohort):
+    if not cohort.failed:
+        return "<h2>Failures</h2><p>None.</p>"
+    rows = []
+    for name, attempt in heapq.nsmallest(_FAILURES, cohort.failed.items(), key=lambda item: item[0]):
+        line = _line(attempt)
+        run = str(line.get("run") or name)
+        error = html.escape(str(line.get("error") or "no message").replace(run, Path(run).name))  # the path is below
+        rest = "\n".join(str(line[key]) for key in ("run", "time", "traceback") if line.get(key))
+        rows.append(
+            f"<tr><td class='run'>{html.escape(name)}</td>"
+            f"<td><details><summary>{error}</summary><pre>{html.escape(rest)}</pre></details></td></tr>"
+        )
+    left = len(cohort.failed) - len(rows)
+    more = f"<p>And {_number(left)} more, in logs/*.jsonl.</p>" if left else ""
+    groups = ""
+    if len(cohort.failed) > len(cohort.errors) > 1 or left:
+        groups = _kinds(cohort.errors, cohort.example, "Error")
+    return (
+        f"<h2>Failures: {_number(len(cohort.failed))}</h2>{groups}"
+        f"<div class='wide'><table><tr><th>Run</th><th>Error</th></tr>{''.join(rows)}</table></div>{more}"
+    )
+
+
+def _warnings(cohort):
+    table = _kinds(cohort.warnings, cohort.example, "Warning") if cohort.warnings else "<p>None.</p>"
+    return f"<h2>Warnings</h2>{table}"
+
+
+def _kinds(counter, example, heading):
+    rows = "".join(
+        f"<tr><td class='n'>{_number(count)}</td><td>{html.escape(example[kind] if count == 1 else kind)}"
+        + (f"<br><small>as in: {html.escape(example[kind])}</small>" if count > 1 and example[kind] != kind else "")
+        + "</td></tr>"
+        for kind, count in counter.most_common(_GROUPS)
+    )
+    left = len(counter) - _GROUPS
+    more = f"<p>And {_number(left)} rarer ones, in logs/*.jsonl.</p>" if left > 0 else ""
+    return f"<div class='wide'><table><tr><th class='n'>Runs</th><th>{heading}</th></tr>{rows}</table></div>{more}"
+
+
+def _coverage(cohort, out_dir):
+    parts = ["<h2>Coverage</h2>"]
+    if not cohort.coverage:
+        parts.append("<p>There are no coverage tables.</p>")
+    for atlas, tables in sorted(cohort.coverage.items()):
+        coverage = _read_coverage([name for name, _ in tables], [out_dir / path for _, path in tables])
+        parts.append(f"<h3>{html.escape(atlas)}</h3>{coverage.html()}")
+    return "".join(parts)
+
+
+def _read_coverage(names, paths):
+    """Read the coverage tables of an atlas one after the other; what is kept doesn't grow with regions times runs."""
+    coverage = None
+    bad = []
+    for index, path in enumerate(paths):
+        try:
+            nodes, values = _coverage_table(path)
+        except (OSError, ValueError, LookupError):
+            bad.append(names[index])
+            continue
+        if coverage is None:
+            coverage = _Coverage(names, nodes, bad)
+        if nodes != coverage.nodes:
+            bad.append(names[index])
+        else:
+            coverage.add(index, values)
+    return coverage or _Coverage(names, [], bad)
+
+
+def _coverage_table(path):
+    header, _, body = path.read_text("utf-8").partition("\n")
+    if header.split("\t") != ["Node", "coverage"]:
+        raise ValueError(header)
+    cells = body.removesuffix("\n").replace("\n", "\t").split("\t") if body else []
+    nodes, values = cells[0::2], cells[1::2]
+    if len(nodes) != len(values):
+        raise ValueError(body)
+    return nodes, np.array([float("nan" if value == "n/a" else value) for value in values])
+
+
+class _Coverage:
+    """Coverage of an atlas's regions over runs: means of blocks of regions x runs, and sums per region and per run."""
+
+    def __init__(self, names, nodes, bad):
+        self.names, self.nodes, self.bad = names, nodes, bad
+        self.rows = np.unique(np.linspace(0, len(nodes), _PICTURE[0], endpoint=False, dtype=int)) if nodes else []
+        shape = len(self.rows), min(_PICTURE[1], len(names))
+        self.sums, self.counts = np.zeros(shape), np.zeros(shape)
+        self.region_sums, self.region_counts = np.zeros(len(nodes)), np.zeros(len(nodes), int)
+        self.region_low = np.zeros(len(nodes), int)
+        self.run_mean, self.run_low = np.full(len(names), np.nan), np.zeros(len(names), int)
+
+    def add(self, index, values):
+        known = ~np.isnan(values)
+        low = ~(values >= _LOW)
+        self.run_low[index] = np.count_nonzero(low)
+        self.region_low += low
+        values = np.where(known, values, 0.0)
+        if known.any():
+            self.run_mean[index] = values.sum() / np.count_nonzero(known)
+        self.region_sums += values
+        self.region_counts += known
+        if len(self.rows):
+            column = index * self.sums.shape[1] // len(self.names)
+            self.sums[:, column] += np.add.reduceat(values, self.rows)
+            self.counts[:, column] += np.add.reduceat(known, self.rows, dtype=int)
+
+    def html(self):
+        n_regions, n_runs = len(self.nodes), len(self.names) - len(self.bad)
+        parts = [f"<p>{_number(n_regions, 'region')}, {_number(n_runs, 'run')}."]
+        if self.bad:
+            parts.append(f" Left out, as unreadable or with other regions: {_number(len(self.bad), 'table')} "
+                         f"(first: {html.escape(self.bad[0])}).")  # fmt: skip
+        if self.region_counts.sum() == 0:
+            return "".join([*parts, "</p>"])
+        per_run, per_region = -(-len(self.names) // self.sums.shape[1]), -(-n_regions // len(self.rows))
+        with np.errstate(invalid="ignore"):
+            picture = self.sums / self.counts
+            means = self.region_sums / self.region_counts
+        mean = self.region_sums.sum() / self.region_counts.sum()
+        parts.append(f" Mean coverage {mean:.3f}. In the picture, runs are in the order of their names, from left to ")
+        parts.append("right, and regions in the table's, from top to bottom")
+        if per_run * per_region > 1:
+            size = f"{_number(per_region, 'region')} of {_number(per_run, 'run')}"
+            parts.append(f"; a point is the mean of up to {size}")
+        parts.append(".</p>")
+        parts.append(_heat_map(picture, self.names, self.nodes))
+        regions = np.lexsort((means, -self.region_low))[:_WORST]
+        runs = np.lexsort((self.run_mean, -self.run_low))[:_WORST]
+        parts.append("<div class='pair'>")
+        parts.append(_worst("Region", f"Runs below {_LOW}", self.nodes, means, self.region_low, regions))
+        parts.append(_worst("Run", f"Regions below {_LOW}", self.names, self.run_mean, self.run_low, runs))
+        parts.append("</div>")
+        return "".join(parts)
+
+
+def _worst(what, low, names, means, counts, chosen):
+    rows = "".join(
+        f"<tr><td>{html.escape(names[i])}</td><td class='n'>{means[i]:.3f}</td>"
+        f"<td class='n'>{_number(counts[i])}</td></tr>"
+        for i in chosen
+    )
+    head = f"<tr><th>{what}, least covered first</th><th class='n'>Mean</th><th class='n'>{low}</th></tr>"
+    return f"<div class='wide'><table>{head}{rows}</table></div>"
+
+
+def _timings(cohort):
+    stages = [*(s for s in _STAGES if s in cohort.seconds), *sorted(set(cohort.seconds) - set(_STAGES))]
+    if not stages:
+        return "<h2>Timings</h2><p>No run is done.</p>"
+    rows, panels = [], []
+    for label, values in [*((f"{s}, s", cohort.seconds[s]) for s in stages), ("volumes per second", cohort.rates)]:
+        if not values:
+            continue
+        panels.append((label, values))
+        low, median, high = np.percentile(values, (5, 50, 95))
+        cells = "".join(f"<td class='n'>{number:.3g}</td>" for number in (low, median, high, max(values)))
+        rows.append(f"<tr><td>{html.escape(label)}</td>{cells}</tr>")
+    head = "".join(f"<th class='n'>{name}</th>" for name in ("5 %", "median", "95 %", "largest"))
+    return (
+        f"<h2>Timings</h2><p>Of {_number(len(cohort.done), 'run')}. Stages overlap; reduce is summed over threads.</p>"
+        f"{_histograms(panels)}<div class='wide'><table><tr><th></th>{head}</tr>{''.join(rows)}</table></div>"
+    )
+
+
+def _number(count, noun=""):
+    """Count with spaces between thousands; with a noun, in the plural where it has to be."""
+    number = f"{count:,}".replace(",", "\u202f")
+    return f"{number} {noun}{'s' * (count != 1)}" if noun else number
+
+
+# Pictures
+
+
+def _heat_map(picture, names, nodes):
+    def draw(figure):
+        axes = figure.subplots()
+        image = axes.imshow(
+            picture, vmin=0, vmax=1, cmap="viridis", aspect="auto", interpolation="none",
+            extent=(0, len(names), len(nodes), 0),
+        )  # fmt: skip
+        _tick(axes.xaxis, [name.partition("_")[0] for name in names], 6)
+        _tick(axes.yaxis, nodes, 25)
+        bar = figure.colorbar(image, label="coverage", pad=0.01)
+        for part in (axes, bar.ax):
+            _ink(part)
+
+    return _svg(draw, (11, 5.5), "coverage of regions (rows) in runs (columns)")
+
+
+def _tick(axis, names, n_ticks):
+    chosen = sorted({int((i + 0.5) * len(names) / n_ticks) for i in range(n_ticks)})
+    axis.set_ticks([i + 0.5 for i in chosen], [_short(names[i]) for i in chosen])
+
+
+def _short(name, length=28):
+    name = name.replace("$", r"\$")  # no formulas
+    return name if len(name) <= length else f"{name[: length - 1]}…"
+
+
+def _histograms(panels):
+    def draw(figure):
+        for axes, (label, values) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            axes.hist(values, bins=min(30, max(5, len(values) // 3)), color=_ACCENT)
+            axes.set_xlabel(label)
+            axes.spines[["top", "right"]].set_visible(False)
+            _ink(axes)
+            axes.locator_params(nbins=3)
+        figure.axes[0].set_ylabel("runs")
+
+    return _svg(draw, (2 * len(panels), 2), "distribution over runs of " + ", ".join(label for label, _ in panels))
+
+
+def _ink(axes):
+    axes.tick_params(colors=_INK)
+    axes.xaxis.label.set_color(_INK)
+    axes.yaxis.label.set_color(_INK)
+    for spine in axes.spines.values():
+        spine.set_color(_INK)
+
+
+def _svg(draw, size, label):
+    """Picture as inline SVG, in the colour of the page's text; without matplotlib, how to get it."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return "<p>For a picture here: pip install 'gpumask[report]', and write the page again.</p>"
+    figure = Figure(figsize=size, layout="constrained", facecolor="none")
+    draw(figure)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    svg = svg.replace("<svg", f"<svg role='img' aria-label='{html.escape(label)}'", 1)
+    return f"<div class='wide'>{svg}</div>"

@@ -1,0 +1,103 @@
+"""Made cohorts: folders as fMRIPrep leaves them, with small runs, some of them bad; and what came of them."""
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+
+SPACE = "MNI152NLin2009cAsym"
+BAD = ("truncated", "empty", "wrong-grid", "no-confounds", "nan-volume")
+T_R = 2.0
+COLUMNS = ("trans_x", "trans_x_derivative1", "csf", "cosine00")
+
+
+def save(path, data, affine, t_r=None):
+    img = nib.Nifti1Image(data, affine)
+    if t_r:
+        img.header.set_xyzt_units("mm", "sec")
+        img.header["pixdim"][4] = t_r
+    nib.save(img, path)
+
+
+def make_cohort(root, n_runs=60, *, bad=True, shape=(9, 10, 8), n_volumes=40, suffix=".nii.gz"):
+    """Make a folder of derivatives, two runs per subject; return the numbers of the bad runs by what is bad in them."""
+    rng = np.random.default_rng(0)
+    affine = np.diag([3.0, 3.0, 3.0, 1.0])
+    root.mkdir(parents=True)
+    (root / "dataset_description.json").write_text(
+        json.dumps({"Name": "made", "BIDSVersion": "1.9.0", "GeneratedBy": [{"Name": "fMRIPrep", "Version": "24.1"}]})
+    )
+    numbers = dict(zip(BAD, range(2, n_runs, max(n_runs // 5, 1)), strict=False)) if bad else {}
+    kinds = {number: kind for kind, number in numbers.items()}
+    mask = np.zeros(shape, np.uint8)
+    mask[1:-1, 1:-1, 1:] = 1
+    for k in range(n_runs):
+        kind = kinds.get(k)
+        func = root / f"sub-{k // 2 + 1:02}" / "func"
+        func.mkdir(parents=True, exist_ok=True)
+        run = f"sub-{k // 2 + 1:02}_task-rest_run-{k % 2 + 1}"
+        stem = func / f"{run}_space-{SPACE}_desc"
+        data = rng.integers(500, 900, (*shape, n_volumes)).astype(np.int16)
+        if kind == "nan-volume":
+            data = data.astype(np.float32)
+            data[..., 5] = np.nan
+        path = Path(f"{stem}-preproc_bold{suffix}")
+        save(path, data, affine, T_R)
+        if kind == "truncated":
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        if kind == "empty":
+            path.write_bytes(b"")
+        Path(f"{stem}-preproc_bold.json").write_text(json.dumps({"RepetitionTime": T_R, "TaskName": "rest"}))
+        own = mask.copy()
+        own[rng.integers(1, shape[0] - 1), 2, 2] = 0
+        save(Path(f"{stem}-brain_mask.nii.gz"), own[:, :-1] if kind == "wrong-grid" else own, affine)
+        table = pd.DataFrame(rng.normal(size=(n_volumes, len(COLUMNS))), columns=COLUMNS)
+        table.loc[0, "trans_x_derivative1"] = np.nan
+        table["framewise_displacement"] = [np.nan, *rng.uniform(0, 0.4, n_volumes - 1)]
+        table.loc[7, "framewise_displacement"] = 0.9
+        if kind != "no-confounds":
+            table.to_csv(func / f"{run}_desc-confounds_timeseries.tsv", sep="\t", index=False, na_rep="n/a")
+    return numbers
+
+
+def make_atlases(folder, shape=(9, 10, 8)):
+    """Two atlases with look-up tables: on the runs' grid, and on a finer one; the first has a region outside of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, size, n in (("Toy", 3.0, 5), ("Fine", 1.5, 12)):
+        fine = np.round(np.array(shape) * 3.0 / size).astype(int)
+        labels = np.zeros(fine, np.int16)
+        edges = np.linspace(0, fine[0], n + 1).round().astype(int)
+        for index, (start, stop) in enumerate(zip(edges[:-1], edges[1:], strict=True), start=1):
+            labels[start:stop] = index * 10
+        if name == "Toy":
+            labels[:, :, 0] = 99  # where no mask is
+        path = folder / f"atlas-{name}_dseg.nii.gz"
+        save(path, labels, np.diag([size, size, size, 1.0]))
+        index = np.unique(labels[labels > 0])
+        names = [f"{name}{i}" for i in index]
+        pd.DataFrame({"index": index, "name": names}).to_csv(folder / f"atlas-{name}_dseg.tsv", sep="\t", index=False)
+        paths.append(path)
+    return paths
+
+
+def outputs(out):
+    """Bytes of all files of a cohort's output folder, by relative path; without logs and the page, which have times."""
+    return {
+        path.relative_to(out).as_posix(): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and path.parent.name != "logs" and path.name != "cohort.html"
+    }
+
+
+def log_lines(out):
+    """All attempts at runs, of all processes, in the order of their times."""
+    lines = [json.loads(line) for log in out.glob("logs/*.jsonl") for line in log.read_text("utf-8").splitlines()]
+    return sorted(lines, key=lambda line: line["time"])
+
+
+def left_over(out):
+    """Temporary files and locks."""
+    return [path for path in out.rglob("*") if path.name.endswith((".part", ".lock"))]
