@@ -28,7 +28,9 @@ _METADATA = re.compile(r"(?P<entities>(?:[a-zA-Z]+-[a-zA-Z0-9+]+_)*)bold\.json")
 _SPACE = ("space", "cohort", "res", "den")
 _NATIVE = "func"  # as fMRIPrep calls the space of images that don't name one
 _NOT_OF_THE_RUN = {*_SPACE, "desc", "echo", "part"}  # in these a run's image, mask and confounds may differ
-_STILL_TRUE = ("TaskName", "StartTime", "SliceTimingCorrected")  # metadata of the image that its signals have too
+_STILL_TRUE = ("TaskName", "StartTime", "SliceTimingCorrected", "SpatialReference", "Resolution")  # of signals too
+# Names that BIDS doesn't have yet: "stat", "timeseries" and "relmat" are in proposals to it, and XCP-D's meanwhile.
+_IGNORED = ("*_stat-*", "*.html", "*.png", "*.parquet")
 _NO_RUN = "has no preprocessed run"
 _MANIFEST = ("bold", "confounds", "mask", "t_r", "name")
 
@@ -575,6 +577,9 @@ def _uri(path, source, out_dir):
 def write_dataset_description(out_dir, source=None, *, configuration=None):
     """Write ``dataset_description.json`` of a folder of outputs; any number of processes may do so at once.
 
+    If the folder has no ``.bidsignore`` yet, that is written too. It tells BIDS's validator of the names that BIDS
+    doesn't have.
+
     Parameters
     ----------
     out_dir : str or path-like
@@ -623,6 +628,10 @@ def write_dataset_description(out_dir, source=None, *, configuration=None):
                 raise ValueError(msg)
             content["DatasetLinks"] |= links
         write(part, json_lines({k: v for k, v in content.items() if v not in (None, {})}))
+    ignored = path.with_name(".bidsignore")
+    if not ignored.exists():
+        with replacing(ignored) as part:
+            write(part, [f"{pattern}\n" for pattern in _IGNORED])
     return path
 
 

@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -660,7 +662,10 @@ def test_dataset_description(tmp_path):
     assert json.loads(path.read_text()) == expected
     bids.write_dataset_description(out, source, configuration="decaf")
     assert json.loads(path.read_text()) == {**expected, "ConfigurationHash": "decaf"}
-    assert [file.name for file in out.iterdir()] == ["dataset_description.json"]
+    assert sorted(file.name for file in out.iterdir()) == [".bidsignore", "dataset_description.json"]
+    (out / ".bidsignore").write_text("mine\n")
+    bids.write_dataset_description(out, source)
+    assert (out / ".bidsignore").read_text() == "mine\n"
 
 
 def test_required_fields_of_the_description(tmp_path):
@@ -729,7 +734,7 @@ def test_many_processes_write_the_description(tmp_path):
         n_read += 1
     assert n_read > 10
     assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert list(tmp_path.iterdir()) == [path]
+    assert sorted(tmp_path.iterdir()) == [tmp_path / ".bidsignore", path]
 
 
 def test_a_full_disk_leaves_the_old_description(tmp_path, monkeypatch):
@@ -743,7 +748,7 @@ def test_a_full_disk_leaves_the_old_description(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left on device"):
         bids.write_dataset_description(tmp_path, configuration="new")
     assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
+    assert sorted(tmp_path.iterdir()) == [tmp_path / ".bidsignore", path]
 
 
 # A reader as those of XCP-D's outputs are
@@ -772,35 +777,61 @@ def read_like_xcp_d(out, run, atlas):
     )
 
 
-def test_a_reader_of_xcp_d_finds_everything(root, tmp_path):
-    write_json(add_run(root, "sub-01_task-rest") / f"{RUN}_desc-preproc_bold.json", {"RepetitionTime": 2.0})
+REGIONS = ["LH_Vis_1", "RH_Vis_1"]
+SERIES = np.array([[1.5, np.nan], [2.5, np.nan], [4.0, np.nan]])
+
+
+@pytest.fixture
+def outputs(root, tmp_path):
+    """All outputs of a run, as pandas writes them."""
+    metadata = {"RepetitionTime": 2.0, "SpatialReference": "x", "Resolution": "2 mm"}
+    write_json(add_run(root, "sub-01_task-rest") / f"{RUN}_desc-preproc_bold.json", metadata)
     [run] = find_runs(root)[0]
     out = tmp_path / "out"
     (out / run.folder).mkdir(parents=True)
     bids.write_dataset_description(out, root)
-    regions = ["LH_Vis_1", "RH_Vis_1"]
+    index = pd.Index(REGIONS, name="Node")
+    series = pd.DataFrame(SERIES, columns=REGIONS)
+    for stat, suffix, table in (
+        ("mean", "timeseries", series),
+        ("coverage", "bold", pd.DataFrame({"coverage": [1.0, 0.25]}, index)),
+        ("pearsoncorrelation", "relmat", series.corr().set_axis(index)),
+    ):
+        path = out / run.folder / output_name(run, "4S156Parcels", stat, suffix)
+        table.to_csv(path, sep="\t", na_rep="n/a", index=stat != "mean")
+        write_json(path.with_suffix(".json"), bids.sidecar(run, t_r=repetition_time(run)))
+    return out, run
 
-    def write(stat, suffix, table, **options):
-        table.to_csv(
-            out / run.folder / output_name(run, "4S156Parcels", stat, suffix), sep="\t", na_rep="n/a", **options
-        )
 
-    values = np.array([[1.5, np.nan], [2.5, np.nan], [4.0, np.nan]])
-    write("mean", "timeseries", pd.DataFrame(values, columns=regions), index=False)
-    write("coverage", "bold", pd.DataFrame({"coverage": [1.0, 0.25]}, pd.Index(regions, name="Node")))
-    correlation = pd.DataFrame(values, columns=regions).corr().set_axis(pd.Index(regions, name="Node"))
-    write("pearsoncorrelation", "relmat", correlation)
-    write_json(
-        out / run.folder / output_name(run, "4S156Parcels", "mean", extension=".json"),
-        bids.sidecar(run, t_r=repetition_time(run)),
-    )
-
+def test_a_reader_of_xcp_d_finds_everything(outputs):
+    out, run = outputs
     series, coverage, relmat, metadata, sources = read_like_xcp_d(out, "sub-01_task-rest", "4S156Parcels")
-    np.testing.assert_array_equal(series.to_numpy(), values)
-    assert list(series) == list(coverage.index) == list(relmat) == list(relmat.index) == regions
+    np.testing.assert_array_equal(series.to_numpy(), SERIES)
+    assert list(series) == list(coverage.index) == list(relmat) == list(relmat.index) == REGIONS
     assert metadata["RepetitionTime"] == 2.0
     assert sources == [Path(run.path), Path(run.mask), Path(run.confounds)]
     assert all(path.is_file() for path in sources)
+
+
+def test_the_validator_of_bids_has_no_errors(outputs):
+    """It is a program of its own (``pip install bids-validator-deno``)."""
+    program = shutil.which("bids-validator-deno")
+    if program is None:
+        pytest.skip("bids-validator-deno isn't installed")
+    out, run = outputs
+
+    def errors():
+        answer = subprocess.run([program, "--json", out], stdout=subprocess.PIPE, text=True)
+        issues = json.loads(answer.stdout)["issues"]["issues"]
+        return {(issue["code"], issue["location"]) for issue in issues if issue["severity"] == "error"}
+
+    (out / "cohort.html").touch()
+    (out / "logs").mkdir()
+    (out / "logs" / "runs-host-1.jsonl").touch()
+    assert errors() == set()
+    typo = out / run.folder / "sub-01_tsk-rest_bold.json"
+    typo.write_text("{}")
+    assert {location for _, location in errors()} == {f"/{run.folder}/{typo.name}"}
 
 
 def test_run_name_is_that_given():
