@@ -132,7 +132,13 @@ def test_old_names_of_confounds(root):
     ],
 )
 def test_filters(root, filters, expected):
-    for stem in ("sub-01_ses-a_task-nback", "sub-01_ses-b_task-rest_run-1", "sub-02_ses-a_task-rest_run-01"):
+    stems = (
+        "sub-01_ses-a_task-nback",
+        "sub-01_ses-b_task-rest_run-1",
+        "sub-02_ses-a_task-rest_run-01",
+        "sub-03_task-rest",
+    )
+    for stem in stems:
         add_run(root, stem)
     found, problems = find_runs(root, **filters)
     assert names(found) == [f"{stem}_space-{MNI}_res-2" for stem in expected]
