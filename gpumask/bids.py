@@ -82,7 +82,7 @@ class _Files:
     """What there is of one run, in one folder; images and masks by their space."""
 
     folder: str  # below the root
-    metadata: list  # (folder, names and entities of its *_bold.json) that the run may inherit, the nearest first
+    metadata: list  # folders, with their *bold.json, that the run may inherit from; the nearest first
     images: dict = field(default_factory=dict)
     masks: dict = field(default_factory=dict)
     confounds: list = field(default_factory=list)
@@ -231,7 +231,8 @@ class _Scan:
                 for kind in ("task", "run"):
                     if kind in entities:
                         self.present[kind].add(_label_of(kind, entities[kind]))
-            if not all(self.is_chosen(kind, _label_of(kind, entities.get(kind, ""))) for kind in ("task", "run")):
+            number = _label_of("run", entities.get("run", ""))
+            if not (self.is_chosen("task", entities.get("task", "")) and self.is_chosen("run", number)):
                 continue
             files = by_run.setdefault(key, _Files(folder, metadata))
             if what == ("bold", "preproc"):
@@ -250,7 +251,7 @@ def _listing(folder):
 
 def _metadata_files(folder, names):
     """A list of `folder` and its files of metadata, or nothing if it has none."""
-    files = {match.string: _entities(match) for name in names if (match := _METADATA.fullmatch(name))}
+    files = {name for name in names if name.endswith("bold.json")}
     return [(folder, files)] if files else []
 
 
@@ -338,7 +339,12 @@ def _inherited(root, stem, metadata):
     for folder, files in metadata:
         if f"{stem}.json" in files:  # the usual case; looking through all takes the square of the number of runs
             return f"{root}/{folder}/{stem}.json"
-        numbers = {name: len(its) for name, its in files.items() if its is not None and its.items() <= entities.items()}
+        numbers = {}
+        for name in sorted(files):
+            match = _METADATA.fullmatch(name)
+            its = match and _entities(match)
+            if its is not None and its.items() <= entities.items():
+                numbers[name] = len(its)
         most = max(numbers.values(), default=0)
         if name := _only([name for name, n in numbers.items() if n == most], "metadata"):
             return "/".join(filter(None, (root, folder, name)))
