@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from gpumask import __version__
+from gpumask.outputs import json_lines, replacing, write
 
 _IMAGE_SUFFIX = re.compile(r"\.(nii|img|hdr|mgh|mgz|mnc|head|brik|par|rec)(\.(gz|bz2|zst))?$", re.IGNORECASE)
 _BIDS_NAME = re.compile(r"(?P<entities>sub-[a-zA-Z0-9]+(_[a-zA-Z0-9]+-[a-zA-Z0-9+]+)*)_[a-zA-Z0-9]+")
@@ -27,7 +28,9 @@ _METADATA = re.compile(r"(?P<entities>(?:[a-zA-Z]+-[a-zA-Z0-9+]+_)*)bold\.json")
 _SPACE = ("space", "cohort", "res", "den")
 _NATIVE = "func"  # as fMRIPrep calls the space of images that don't name one
 _NOT_OF_THE_RUN = {*_SPACE, "desc", "echo", "part"}  # in these a run's image, mask and confounds may differ
-_STILL_TRUE = ("TaskName", "StartTime", "SliceTimingCorrected")  # metadata of the image that its signals have too
+_STILL_TRUE = ("TaskName", "StartTime", "SliceTimingCorrected", "SpatialReference", "Resolution")  # of signals too
+# Names that BIDS doesn't have yet: "stat", "timeseries" and "relmat" are in proposals to it, and XCP-D's meanwhile.
+_IGNORED = ("*_stat-*", "*.html", "*.png", "*.parquet")
 _NO_RUN = "has no preprocessed run"
 _MANIFEST = ("bold", "confounds", "mask", "t_r", "name")
 
@@ -79,7 +82,7 @@ class _Files:
     """What there is of one run, in one folder; images and masks by their space."""
 
     folder: str  # below the root
-    metadata: list  # (folder, names and entities of its *_bold.json) that the run may inherit, the nearest first
+    metadata: list  # folders, with their *bold.json, that the run may inherit from; the nearest first
     images: dict = field(default_factory=dict)
     masks: dict = field(default_factory=dict)
     confounds: list = field(default_factory=list)
@@ -158,13 +161,14 @@ class _Scan:
         looked_at = [name for name in subjects if self.is_chosen("sub", name.removeprefix("sub-"))]
         for subject in looked_at:
             self.list_subject(subject, metadata)
+        self.check_labels("ses")
         if not (self.has_images or self.files) and all(_NO_RUN in problem.reason for problem in self.problems):
             msg = (
                 f"{root} has no *_desc-preproc_bold.nii.gz in sub-*/[ses-*/]func of {len(looked_at)} participant(s): "
                 "expected the derivatives of fMRIPrep, not raw data."
             )
             raise ValueError(msg)
-        for kind in ("ses", "task", "run"):
+        for kind in ("task", "run"):
             self.check_labels(kind)
 
     def is_chosen(self, kind, label):
@@ -227,7 +231,8 @@ class _Scan:
                 for kind in ("task", "run"):
                     if kind in entities:
                         self.present[kind].add(_label_of(kind, entities[kind]))
-            if not all(self.is_chosen(kind, _label_of(kind, entities.get(kind, ""))) for kind in ("task", "run")):
+            number = _label_of("run", entities.get("run", ""))
+            if not (self.is_chosen("task", entities.get("task", "")) and self.is_chosen("run", number)):
                 continue
             files = by_run.setdefault(key, _Files(folder, metadata))
             if what == ("bold", "preproc"):
@@ -246,7 +251,7 @@ def _listing(folder):
 
 def _metadata_files(folder, names):
     """A list of `folder` and its files of metadata, or nothing if it has none."""
-    files = {match.string: _entities(match) for name in names if (match := _METADATA.fullmatch(name))}
+    files = {name for name in names if name.endswith("bold.json")}
     return [(folder, files)] if files else []
 
 
@@ -314,7 +319,7 @@ def _assemble(root, files, space, require_mask, require_confounds):
         path=f"{folder}/{image}",
         confounds=confounds and f"{folder}/{confounds}",
         mask=mask and f"{folder}/{mask}",
-        sidecar=_inherited(root, dict(pair.split("-") for pair in stem.split("_")[:-1]), files.metadata),
+        sidecar=_inherited(root, stem, files.metadata),
         name=name,
         folder=files.folder,
         source=root,
@@ -328,15 +333,20 @@ def _only(names, what):
     return names[0] if names else None
 
 
-def _inherited(root, entities, metadata):
+def _inherited(root, stem, metadata):
     """Path of the metadata that apply to an image, by BIDS's principle of inheritance; None without."""
+    entities = dict(pair.split("-") for pair in stem.split("_")[:-1])
     for folder, files in metadata:
-        applicable = {
-            name: len(its) for name, its in files.items() if its is not None and its.items() <= entities.items()
-        }
-        if applicable:
-            most = max(applicable.values())
-            name = _only([name for name, n in applicable.items() if n == most], "metadata")
+        if f"{stem}.json" in files:  # the usual case; looking through all takes the square of the number of runs
+            return f"{root}/{folder}/{stem}.json"
+        numbers = {}
+        for name in sorted(files):
+            match = _METADATA.fullmatch(name)
+            its = match and _entities(match)
+            if its is not None and its.items() <= entities.items():
+                numbers[name] = len(its)
+        most = max(numbers.values(), default=0)
+        if name := _only([name for name, n in numbers.items() if n == most], "metadata"):
             return "/".join(filter(None, (root, folder, name)))
     return None
 
@@ -452,8 +462,8 @@ def atlas_name(path):
 def output_name(run, atlas, stat, suffix="timeseries", extension=".tsv", *, entity="atlas"):
     """File name of one of a run's outputs: ``<run>_atlas-<atlas>_stat-<stat>_<suffix><extension>``.
 
-    In a BIDS name the atlas is put where BIDS has it, which is before "res" and "den". `entity` "seg" gives the names that XCP-D wrote
-    from 0.7 to 0.14.
+    In a BIDS name the atlas is put where BIDS has it, which is before "res" and "den". `entity` "seg" gives the names
+    that XCP-D wrote from 0.7 to 0.14.
     """
     name = run_name(run)
     at = _AFTER_ATLAS.search(name).start() if _BIDS_NAME.fullmatch(f"{name}_{suffix}") else len(name)
@@ -573,6 +583,9 @@ def _uri(path, source, out_dir):
 def write_dataset_description(out_dir, source=None, *, configuration=None):
     """Write ``dataset_description.json`` of a folder of outputs; any number of processes may do so at once.
 
+    If the folder has no ``.bidsignore`` yet, that is written too. It tells BIDS's validator of the names that BIDS
+    doesn't have.
+
     Parameters
     ----------
     out_dir : str or path-like
@@ -606,7 +619,7 @@ def write_dataset_description(out_dir, source=None, *, configuration=None):
         "DatasetLinks": {"preprocessed": source.as_uri()} if source else {},
         "ConfigurationHash": configuration,
     }
-    with _replacing(path) as file:
+    with replacing(path) as part:
         if path.is_file():
             there = _read_json(path)
             if [generator.get("Name") for generator in _generators(there)][:1] != ["gpumask"]:
@@ -620,7 +633,11 @@ def write_dataset_description(out_dir, source=None, *, configuration=None):
                 )
                 raise ValueError(msg)
             content["DatasetLinks"] |= links
-        file.write(json.dumps({k: v for k, v in content.items() if v not in (None, {})}, indent=2) + "\n")
+        write(part, json_lines({k: v for k, v in content.items() if v not in (None, {})}))
+    ignored = path.with_name(".bidsignore")
+    if not ignored.exists():
+        with replacing(ignored) as part:
+            write(part, [f"{pattern}\n" for pattern in _IGNORED])
     return path
 
 
@@ -629,31 +646,3 @@ def _generators(description):
     return description.get("GeneratedBy") or [
         description[key] for key in ("PipelineDescription",) if key in description
     ]
-
-
-@contextlib.contextmanager
-def _replacing(path):
-    """A text file that takes the place of `path` once the block has succeeded; other processes wait meanwhile.
-
-    Its name is always the same, so that the next process takes over what a killed one has left.
-    """
-    import fcntl
-
-    part = path.with_name(f".gpumask-{path.name}.part")
-    while True:
-        with part.open("a", encoding="utf-8") as file:  # "w" would empty what another process is writing
-            fcntl.flock(file, fcntl.LOCK_EX)
-            try:
-                if not os.path.samestat(part.stat(), os.fstat(file.fileno())):
-                    continue
-            except FileNotFoundError:  # who had the lock has put it into place, or removed it
-                continue
-            try:
-                file.truncate(0)
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-                part.replace(path)
-            finally:
-                part.unlink(missing_ok=True)
-            return

@@ -4,7 +4,6 @@ import heapq
 import html
 import io
 import json
-import os
 import re
 import time
 from collections import Counter, defaultdict
@@ -14,21 +13,22 @@ from pathlib import Path
 import numpy as np
 
 from gpumask import __version__
+from gpumask.outputs import replacing, write
 
 _LOW = 0.5  # a region that is covered less is "n/a" by default
 _FAILURES, _GROUPS, _WORST = 300, 50, 10  # rows of tables
 _PICTURE = (400, 600)  # most rows (regions) and columns (runs) of a coverage picture: what a window shows
 _STAGES = ("read", "reduce", "clean", "write", "total")
-_COVERAGE = re.compile(r"_(?:atlas|seg)-([a-zA-Z0-9+]+)_stat-coverage_bold\.tsv$")
+_COVERAGE = re.compile(r"_(?:atlas|seg)-([a-zA-Z0-9+]+)[^/]*_stat-coverage_bold\.tsv$")
 _ACCENT = "#3b82c4"  # legible on white and on black
 _INK = "#123456"  # becomes the colour of the page's text
 _STYLE = (
     ":root{color-scheme:light dark}"
     "body{font:15px/1.5 sans-serif;max-width:70em;margin:2em auto;padding:0 1em;overflow-wrap:anywhere}"
-    "h2{margin-top:2em;border-bottom:1px solid #8886}svg{max-width:100%;height:auto}small{opacity:.75}"
+    "h2{margin-top:2em;border-bottom:1px solid #8886}svg{max-width:100%;min-width:42em;height:auto}small{opacity:.75}"
     ".totals{display:flex;flex-wrap:wrap;gap:.8em;padding:0;list-style:none}"
     ".totals li{border:1px solid #8886;border-radius:.5em;padding:.4em 1em}.totals b{display:block;font-size:1.6em}"
-    ".bad b{color:#d33}.wide{overflow-x:auto}.pair{display:flex;flex-wrap:wrap;gap:0 3em}"
+    ".bad b{color:#d33}.wide{overflow-x:auto}.pair{display:flex;flex-wrap:wrap;gap:0 3em}.pair>*{flex:1 1 20em}"
     "table{border-collapse:collapse;font-size:90%;margin:1em 0}td,th{border-bottom:1px solid #8884;padding:.25em .8em;"
     "text-align:left;vertical-align:top;min-width:2em}td.n,th.n{text-align:right;white-space:nowrap;overflow-wrap:normal}"
     "td.run{min-width:11em;width:40%}"
@@ -75,12 +75,8 @@ def write_page(out_dir, n_runs=None):
         "</body></html>\n"
     )
     path = out_dir / "cohort.html"
-    part = out_dir / ".gpumask-cohort.html.part"
-    with part.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(page)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    with replacing(path) as part:
+        write(part, [page])
     return path
 
 
@@ -205,8 +201,12 @@ def _add_seconds(cohort, record):
 
 def _totals(cohort, n_runs):
     done, failed = len(cohort.done), len(cohort.failed)
-    tiles = [("", done, "done"), ("bad" * bool(failed), failed, "failed"), ("", cohort.skipped, "of them done before")]
-    tiles[1:] = tiles[:0:-1]  # "of them" follows "done"
+    tiles = [
+        ("", done, "done"),
+        ("bad" * bool(failed), failed, "failed"),
+        ("", cohort.skipped, "of these skipped, as done before"),
+    ]
+    tiles[1:] = tiles[:0:-1]  # "of these" follows "done"
     if n_runs is not None:
         tiles.append(("", max(n_runs - done - failed, 0), "left"))
     elif cohort.lost:
@@ -217,12 +217,12 @@ def _totals(cohort, n_runs):
     parts += [f"<li class='{kind}'><b>{_number(count)}</b>{what}</li>" for kind, count, what in tiles]
     parts.append("</ul>")
     if cohort.lost:
-        parts.append(f"<p>{_number(len(cohort.lost))} run(s) are logged as done, but have no record (first: "
-                     f"{html.escape(cohort.lost[0])}). The next start does them again.</p>")  # fmt: skip
+        runs, first = _number(len(cohort.lost), "run"), html.escape(cohort.lost[0])
+        parts.append(f"<p>Logged as done, but without a record: {runs} (first: {first}), to be done again.</p>")
     if cohort.unreadable:
-        lines, file = _number(cohort.unreadable.total()), html.escape(next(iter(cohort.unreadable)))
-        parts.append(f"<p>{lines} log entries can't be read, as after a kill or a full disk, and are left out (first "
-                     f"in logs/{file}).</p>")  # fmt: skip
+        first = html.escape(next(iter(cohort.unreadable)))
+        lines = _number(cohort.unreadable.total())
+        parts.append(f"<p>Log lines and records left out, as unreadable: {lines} (first in logs/{first}).</p>")
     if len(cohort.configurations) > 1:
         kinds = ", ".join(f"{html.escape(k)} ({_number(n)})" for k, n in cohort.configurations.most_common(_GROUPS))
         parts.append(f"<p>The runs were done with {len(cohort.configurations)} configurations: {kinds}.</p>")
@@ -235,7 +235,8 @@ def _failures(cohort):
     rows = []
     for name, attempt in heapq.nsmallest(_FAILURES, cohort.failed.items(), key=lambda item: item[0]):
         line = _line(attempt)
-        error = html.escape(str(line.get("error") or "no message"))
+        run = str(line.get("run") or name)
+        error = html.escape(str(line.get("error") or "no message").replace(run, Path(run).name))  # the path is below
         rest = "\n".join(str(line[key]) for key in ("run", "time", "traceback") if line.get(key))
         rows.append(
             f"<tr><td class='run'>{html.escape(name)}</td>"
@@ -338,9 +339,9 @@ class _Coverage:
 
     def html(self):
         n_regions, n_runs = len(self.nodes), len(self.names) - len(self.bad)
-        parts = [f"<p>{_number(n_regions)} regions, {_number(n_runs)} runs."]
+        parts = [f"<p>{_number(n_regions, 'region')}, {_number(n_runs, 'run')}."]
         if self.bad:
-            parts.append(f" {_number(len(self.bad))} table(s) can't be read or have other regions, and are left out "
+            parts.append(f" Left out, as unreadable or with other regions: {_number(len(self.bad), 'table')} "
                          f"(first: {html.escape(self.bad[0])}).")  # fmt: skip
         if self.region_counts.sum() == 0:
             return "".join([*parts, "</p>"])
@@ -352,7 +353,8 @@ class _Coverage:
         parts.append(f" Mean coverage {mean:.3f}. In the picture, runs are in the order of their names, from left to ")
         parts.append("right, and regions in the table's, from top to bottom")
         if per_run * per_region > 1:
-            parts.append(f"; a point is the mean of up to {per_run} run(s) and {per_region} region(s)")
+            size = f"{_number(per_region, 'region')} of {_number(per_run, 'run')}"
+            parts.append(f"; a point is the mean of up to {size}")
         parts.append(".</p>")
         parts.append(_heat_map(picture, self.names, self.nodes))
         regions = np.lexsort((means, -self.region_low))[:_WORST]
@@ -384,17 +386,19 @@ def _timings(cohort):
             continue
         panels.append((label, values))
         low, median, high = np.percentile(values, (5, 50, 95))
-        cells = "".join(f"<td class='n'>{number:.4g}</td>" for number in (low, median, high, max(values)))
+        cells = "".join(f"<td class='n'>{number:.3g}</td>" for number in (low, median, high, max(values)))
         rows.append(f"<tr><td>{html.escape(label)}</td>{cells}</tr>")
     head = "".join(f"<th class='n'>{name}</th>" for name in ("5 %", "median", "95 %", "largest"))
     return (
-        f"<h2>Timings</h2><p>Of {_number(len(cohort.done))} run(s). Stages overlap; reduce is summed over threads.</p>"
+        f"<h2>Timings</h2><p>Of {_number(len(cohort.done), 'run')}. Stages overlap; reduce is summed over threads.</p>"
         f"{_histograms(panels)}<div class='wide'><table><tr><th></th>{head}</tr>{''.join(rows)}</table></div>"
     )
 
 
-def _number(count):
-    return f"{count:,}".replace(",", "\u202f")
+def _number(count, noun=""):
+    """Count with spaces between thousands; with a noun, in the plural where it has to be."""
+    number = f"{count:,}".replace(",", "\u202f")
+    return f"{number} {noun}{'s' * (count != 1)}" if noun else number
 
 
 # Pictures
@@ -459,4 +463,5 @@ def _svg(draw, size, label):
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    return svg.replace("<svg", f"<svg role='img' aria-label='{html.escape(label)}'", 1)
+    svg = svg.replace("<svg", f"<svg role='img' aria-label='{html.escape(label)}'", 1)
+    return f"<div class='wide'>{svg}</div>"

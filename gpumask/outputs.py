@@ -89,6 +89,31 @@ def appearing_together(paths, token=None):
             part.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def replacing(path):
+    """Path to write to instead of `path`, whose place it takes once the block has succeeded; others wait meanwhile.
+
+    Its name is always the same, so that the next process takes over what a killed one has left.
+    """
+    import fcntl  # not on Windows
+
+    part = path.with_name(f".gpumask-{path.name}.part")
+    while True:
+        with part.open("ab") as file:  # "wb" would empty what another process is writing
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_at(file.fileno(), part):
+                continue  # who had the lock has put it into place, or removed it
+            try:
+                yield part
+                os.fsync(file.fileno())
+                part.replace(path)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+        _sync(path.parent)
+        return
+
+
 def _sync(folder):
     if os.name == "nt":  # where folders can't be opened
         return
