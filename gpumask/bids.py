@@ -28,7 +28,9 @@ _METADATA = re.compile(r"(?P<entities>(?:[a-zA-Z]+-[a-zA-Z0-9+]+_)*)bold\.json")
 _SPACE = ("space", "cohort", "res", "den")
 _NATIVE = "func"  # as fMRIPrep calls the space of images that don't name one
 _NOT_OF_THE_RUN = {*_SPACE, "desc", "echo", "part"}  # in these a run's image, mask and confounds may differ
-_STILL_TRUE = ("TaskName", "StartTime", "SliceTimingCorrected")  # metadata of the image that its signals have too
+_STILL_TRUE = ("TaskName", "StartTime", "SliceTimingCorrected", "SpatialReference", "Resolution")  # of signals too
+# Names that BIDS doesn't have yet: "stat", "timeseries" and "relmat" are in proposals to it, and XCP-D's meanwhile.
+_IGNORED = ("*_stat-*", "*.html", "*.png", "*.parquet")
 _NO_RUN = "has no preprocessed run"
 _MANIFEST = ("bold", "confounds", "mask", "t_r", "name")
 
@@ -159,13 +161,14 @@ class _Scan:
         looked_at = [name for name in subjects if self.is_chosen("sub", name.removeprefix("sub-"))]
         for subject in looked_at:
             self.list_subject(subject, metadata)
+        self.check_labels("ses")
         if not (self.has_images or self.files) and all(_NO_RUN in problem.reason for problem in self.problems):
             msg = (
                 f"{root} has no *_desc-preproc_bold.nii.gz in sub-*/[ses-*/]func of {len(looked_at)} participant(s): "
                 "expected the derivatives of fMRIPrep, not raw data."
             )
             raise ValueError(msg)
-        for kind in ("ses", "task", "run"):
+        for kind in ("task", "run"):
             self.check_labels(kind)
 
     def is_chosen(self, kind, label):
@@ -315,7 +318,7 @@ def _assemble(root, files, space, require_mask, require_confounds):
         path=f"{folder}/{image}",
         confounds=confounds and f"{folder}/{confounds}",
         mask=mask and f"{folder}/{mask}",
-        sidecar=_inherited(root, dict(pair.split("-") for pair in stem.split("_")[:-1]), files.metadata),
+        sidecar=_inherited(root, stem, files.metadata),
         name=name,
         folder=files.folder,
         source=root,
@@ -329,15 +332,15 @@ def _only(names, what):
     return names[0] if names else None
 
 
-def _inherited(root, entities, metadata):
+def _inherited(root, stem, metadata):
     """Path of the metadata that apply to an image, by BIDS's principle of inheritance; None without."""
+    entities = dict(pair.split("-") for pair in stem.split("_")[:-1])
     for folder, files in metadata:
-        applicable = {
-            name: len(its) for name, its in files.items() if its is not None and its.items() <= entities.items()
-        }
-        if applicable:
-            most = max(applicable.values())
-            name = _only([name for name, n in applicable.items() if n == most], "metadata")
+        if f"{stem}.json" in files:  # the usual case; looking through all takes the square of the number of runs
+            return f"{root}/{folder}/{stem}.json"
+        numbers = {name: len(its) for name, its in files.items() if its is not None and its.items() <= entities.items()}
+        most = max(numbers.values(), default=0)
+        if name := _only([name for name, n in numbers.items() if n == most], "metadata"):
             return "/".join(filter(None, (root, folder, name)))
     return None
 
@@ -453,8 +456,8 @@ def atlas_name(path):
 def output_name(run, atlas, stat, suffix="timeseries", extension=".tsv", *, entity="atlas"):
     """File name of one of a run's outputs: ``<run>_atlas-<atlas>_stat-<stat>_<suffix><extension>``.
 
-    In a BIDS name the atlas is put where BIDS has it, which is before "res" and "den". `entity` "seg" gives the names that XCP-D wrote
-    from 0.7 to 0.14.
+    In a BIDS name the atlas is put where BIDS has it, which is before "res" and "den". `entity` "seg" gives the names
+    that XCP-D wrote from 0.7 to 0.14.
     """
     name = run_name(run)
     at = _AFTER_ATLAS.search(name).start() if _BIDS_NAME.fullmatch(f"{name}_{suffix}") else len(name)
@@ -574,6 +577,9 @@ def _uri(path, source, out_dir):
 def write_dataset_description(out_dir, source=None, *, configuration=None):
     """Write ``dataset_description.json`` of a folder of outputs; any number of processes may do so at once.
 
+    If the folder has no ``.bidsignore`` yet, that is written too. It tells BIDS's validator of the names that BIDS
+    doesn't have.
+
     Parameters
     ----------
     out_dir : str or path-like
@@ -622,6 +628,10 @@ def write_dataset_description(out_dir, source=None, *, configuration=None):
                 raise ValueError(msg)
             content["DatasetLinks"] |= links
         write(part, json_lines({k: v for k, v in content.items() if v not in (None, {})}))
+    ignored = path.with_name(".bidsignore")
+    if not ignored.exists():
+        with replacing(ignored) as part:
+            write(part, [f"{pattern}\n" for pattern in _IGNORED])
     return path
 
 

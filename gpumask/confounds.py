@@ -288,7 +288,7 @@ def fmriprep_confounds(run_path, confounds_path, *, strategy=None, columns=None,
             low = np.flatnonzero(~(displacement.to_numpy(np.float64) > fd_threshold))  # the first volume has none: NaN
             kept = low if kept is None else np.intersect1d(low, kept)
     if kept is not None and len(kept) == 0:
-        msg = f"{confounds_path} leaves none of the {n_volumes} volumes: too much motion for this threshold."
+        msg = f"{confounds_path} leaves none of the {n_volumes} volumes: all count as moving, or as not yet steady."
         raise AllVolumesRemovedError(msg)
     return confounds, None if kept is None or len(kept) == n_volumes else kept
 
@@ -310,23 +310,24 @@ def _by_strategy(run_path, confounds_path, strategy, fd_threshold):
             f"Unknown confounds strategy {strategy!r}. Expected one of {', '.join(known)}, or one with +gsr behind it."
         )
         raise ValueError(msg)
-    match = re.fullmatch("(.+)_desc-confounds_(?:timeseries|regressors)[.]tsv", confounds_path.name)
+    match = re.fullmatch("((?:[^_-]+-[^_-]+_)+)desc-confounds_(?:timeseries|regressors)[.]tsv", confounds_path.name)
     if not match:
-        msg = f"The confounds strategy {strategy!r} needs a file *_desc-confounds_timeseries.tsv, got {confounds_path}."
+        expected = "sub-*_desc-confounds_timeseries.tsv"
+        msg = f"The confounds strategy {strategy!r} needs a file {expected}, got {confounds_path}."
         raise ValueError(msg)
     aroma = "smoothAROMAnonaggr"
     if name == "ica_aroma" and f"_desc-{aroma}_" not in Path(run_path).name:
         msg = f"The confounds strategy 'ica_aroma' is for images *_desc-{aroma}_bold.nii.gz, got {run_path}."
         raise ValueError(msg)
     # nilearn takes an image, which it never opens, and looks for the confounds of its name: this one finds the given.
-    image = confounds_path.with_name(f"{match[1]}_desc-{aroma if name == 'ica_aroma' else 'preproc'}_bold.nii.gz")
+    image = confounds_path.with_name(f"{match[1]}desc-{aroma if name == 'ica_aroma' else 'preproc'}_bold.nii.gz")
     options = {"global_signal": "basic"} if strategy.endswith("+gsr") else {}
     if fd_threshold is not None and _is_scrubbing(strategy):
         options["fd_threshold"] = fd_threshold
     try:
         return load_confounds_strategy(str(image), name, **options)
-    except ValueError as error:
-        msg = f"{confounds_path} can't be used with the confounds strategy {strategy!r}: {error}"
+    except (ValueError, KeyError) as error:  # the latter where nilearn misses some columns of a kind, but not all
+        msg = f"{confounds_path} can't be used with the confounds strategy {strategy!r}: {error.args[0]}"
         raise ValueError(msg) from error
 
 
@@ -353,7 +354,7 @@ def choose_columns(table, columns, path):
     """
     chosen, missing = {}, []
     for pattern in columns:
-        fitting = [pattern] if pattern in table else fnmatch.filter(table, pattern)
+        fitting = [pattern] if pattern in table else [name for name in table if fnmatch.fnmatchcase(name, pattern)]
         chosen |= dict.fromkeys(fitting)
         missing += [] if fitting else [pattern]
     if missing:
