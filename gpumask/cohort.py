@@ -1,5 +1,7 @@
 """A cohort of runs: one run to its files, many runs, how they are spread, and how all that survives the night."""
 
+import contextlib
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -35,7 +37,7 @@ from gpumask.masker import NiftiLabelsMasker, transform_together
 from gpumask.outputs import appearing_together, append_line, json_lines, locked, table_lines, write
 from gpumask.pipeline import n_cores
 
-_DEFAULTS = {"keep_all_regions": True, "min_coverage": 0.5, "nan_policy": "omit", "reports": False}
+_DEFAULTS = {"keep_all_regions": True, "min_coverage": 0.5, "nan_policy": "omit"}
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,8 @@ class Work:
         Keywords of `gpumask.confounds.fmriprep_confounds`. Empty: confounds aren't used.
     device : str
         As `NiftiLabelsMasker` takes it; resolved where a run is processed.
-    relmat, coverage, figures : bool
-        Whether correlation matrices, tables of coverage, and figures are written too.
+    relmat, figures : bool
+        Whether correlation matrices and figures are written too.
     overwrite : bool
         Whether runs that are done already are done again.
     configuration : str
@@ -109,7 +111,6 @@ class Work:
     confounds: dict = field(default_factory=dict)
     device: str = "auto"
     relmat: bool = True
-    coverage: bool = True
     figures: bool = False
     overwrite: bool = False
     configuration: str = field(init=False)
@@ -123,7 +124,7 @@ class Work:
             (a.name, [hashlib.sha256(Path(p).read_bytes()).hexdigest() for p in (a.path, a.lut) if p])
             for a in self.atlases
         ]
-        options = _DEFAULTS | self.parameters, self.confounds, self.relmat, self.coverage, self.figures
+        options = _DEFAULTS | self.parameters, self.confounds, self.relmat, self.figures
         key = json.dumps([__version__, contents, *options], sort_keys=True, default=str)
         object.__setattr__(self, "configuration", hashlib.sha256(key.encode()).hexdigest()[:16])
 
@@ -131,7 +132,7 @@ class Work:
         """Fitted maskers, one per atlas."""
         parameters = _DEFAULTS | self.parameters
         return [
-            NiftiLabelsMasker(a.path, lut=a.lut, mask_img=mask, device=self.device, **parameters).fit()
+            NiftiLabelsMasker(a.path, lut=a.lut, mask_img=mask, device=self.device, reports=False, **parameters).fit()
             for a in self.atlases
         ]
 
@@ -275,6 +276,12 @@ def _logged(work, record):
     return record
 
 
+def log_problems(work, problems):
+    """Add runs that can't be taken (of `gpumask.bids.Problem`) to the log, as failed."""
+    for problem in problems:
+        _logged(work, Record(Run(problem.path), "failed", error=problem.reason))
+
+
 def is_done(work, run):
     """Whether a run has been done, with this configuration and from these inputs, and all outputs are there."""
     out = Path(work.out_dir)
@@ -331,31 +338,45 @@ def _extract(work, run, stop_asked):
     progress(0)
     for masker in maskers:
         masker.t_r = t_r
-    # One thread per run reduces: a cohort has as many runs at work as there are cores.
-    signals = transform_together(maskers, run.path, confounds, kept, n_threads=1, progress=progress)
+    try:
+        # One thread per run reduces: a cohort has as many runs at work as there are cores.
+        signals = transform_together(maskers, run.path, confounds, kept, n_threads=1, progress=progress)
+    except ValueError:
+        _check_volumes(volumes, kept)  # which knows better what is wrong, if that is it
+        raise
     if any(masker.non_finite_ for masker in maskers):
-        _check_finite(volumes, maskers[0], kept)
+        _check_volumes(volumes, kept)
+        if maskers[0].nan_policy == "omit":
+            warnings.warn("NaN or infinite voxels were left out of the regions' statistics.", stacklevel=2)
     files, summary = {}, {}
     for atlas, masker, values in zip(work.atlases, maskers, signals, strict=True):
         coverage = masker.coverage_["fraction"].to_numpy()
         names = list(masker.region_names_.values())
-        metadata = _metadata(work, run, atlas, t_r, confounds, kept, volumes.n_volumes)
-        tables = {("timeseries", work.parameters.get("strategy", "mean")): table_lines(names, values)}
-        if work.coverage:
-            shares = coverage[:, None].astype(np.float32)
-            tables["bold", "coverage"] = table_lines(["Node", "coverage"], shares, names)
+        metadata = functools.partial(_metadata, work, run, atlas, t_r, confounds, kept, volumes)
+        series = output_name(run, atlas.name, masker.strategy)
+        shares = coverage[:, None].astype(np.float32)
+        tables = [
+            (series, table_lines(names, values), None),
+            (
+                output_name(run, atlas.name, "coverage", "bold"),
+                table_lines(["Node", "coverage"], shares, names),
+                [path for path in (run.path, run.mask, atlas.path, atlas.lut) if path],
+            ),
+        ]
         if work.relmat:
-            tables["relmat", "pearsoncorrelation"] = table_lines(["Node", *names], correlations(values), names)
-        for (suffix, stat), lines in tables.items():
-            files[output_name(run, atlas.name, stat, suffix)] = lines
-            files[output_name(run, atlas.name, stat, suffix, ".json")] = json_lines(metadata)
+            name = output_name(run, atlas.name, "pearsoncorrelation", "relmat")
+            lines = table_lines(["Node", *names], correlations(values), names)
+            tables.append((name, lines, [Path(work.out_dir, run.folder, series)]))
+        for name, lines, sources in tables:
+            files[name] = lines
+            files[name.removesuffix(".tsv") + ".json"] = json_lines(metadata(sources))
         summary[atlas.name] = {"regions": len(names), "coverage_median": float(np.median(coverage))}
     seconds = {name: maskers[0].seconds_[name] for name in ("read", "reduce")}
     seconds["clean"] = sum(masker.seconds_["clean"] for masker in maskers)
     return files, Record(run, "done", volumes.n_volumes, seconds, summary)
 
 
-def _metadata(work, run, atlas, t_r, confounds, kept, n_volumes):
+def _metadata(work, run, atlas, t_r, confounds, kept, volumes, sources):
     parameters = _DEFAULTS | work.parameters
     return sidecar(
         run,
@@ -365,10 +386,11 @@ def _metadata(work, run, atlas, t_r, confounds, kept, n_volumes):
         high_pass=parameters.get("high_pass"),
         atlas=atlas.path,
         lut=atlas.lut,
+        sources=sources,
         configuration=work.configuration,
         out_dir=work.out_dir,
-        NumberOfVolumes=n_volumes,
-        KeptVolumes=None if kept is None else [int(volume) for volume in kept],
+        NumberOfVolumes=volumes.n_volumes,
+        CensoredVolumes=None if kept is None else np.setdiff1d(np.arange(volumes.n_volumes), kept).tolist(),
         ConfoundsOptions=work.confounds or None,
         MaskerParameters=parameters,
     )
@@ -407,20 +429,19 @@ def _maskers(work, mask):
     return _fitted.maskers
 
 
-def _check_finite(volumes, masker, kept):
-    """Warn of voxels that were left out; ValueError if there is nothing but them in a volume that is used."""
-    inside = np.asarray(masker.region_atlas_.dataobj).ravel(order="F") != masker.background_label
+def _check_volumes(volumes, kept):
+    """Raise ValueError if a volume that is used has nothing but NaN, infinite values and 0; reads the run again."""
+    if volumes.dtype.kind != "f":
+        return
     empty = []
     for chunk in volumes.chunks(8):
-        finite = np.isfinite(chunk.data[:, inside]).any(axis=1)
-        empty += (chunk.start + np.flatnonzero(~finite)).tolist()
-    empty = empty if kept is None else [volume for volume in empty if volume in kept]
+        some = (np.isfinite(chunk.data) & (chunk.data != 0)).any(axis=1)
+        empty += (chunk.start + np.flatnonzero(~some)).tolist()
+    empty = [str(volume) for volume in empty if kept is None or volume in kept]
     if empty:
-        shown = ", ".join(map(str, empty[:5])) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
-        msg = f"{volumes.name} has volumes without a finite voxel in any region: {shown} (counted from 0)."
+        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+        msg = f"{volumes.name}: nothing but NaN, infinite values and 0 is in volume {', '.join(empty[:5])}{more}."
         raise ValueError(msg)
-    if masker.nan_policy == "omit":
-        warnings.warn("NaN or infinite voxels were left out of the regions' statistics.", stacklevel=2)
 
 
 def run_cohort(work, runs, *, n_procs=1, executor=None, in_flight=None):
@@ -606,3 +627,24 @@ def _begin_worker(stop):
 def _end_with_parent():
     multiprocessing.parent_process().join()
     os._exit(1)  # the parent was killed; nobody would ever give this process work, or end it
+
+
+@contextlib.contextmanager
+def dask_executor(address):
+    """Executor of a dask.distributed cluster, and a number of runs that keeps its workers busy.
+
+    Raises
+    ------
+    ImportError
+        If dask.distributed isn't installed.
+    OSError
+        If there is no scheduler at the address.
+    """
+    try:
+        from distributed import Client
+    except ImportError as error:
+        msg = "A Dask scheduler needs the package distributed: pip install 'gpumask[dask]'."
+        raise ImportError(msg) from error
+    with Client(address, set_as_default=False) as client:
+        # A result depends on the files too, not only on the arguments: each task is a new one ("pure" ones aren't).
+        yield client.get_executor(pure=False), max(2 * sum(client.nthreads().values()), 64)

@@ -1,6 +1,7 @@
 """Made cohorts: folders as fMRIPrep leaves them, with small runs, some of them bad; and what came of them."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import nibabel as nib
@@ -63,14 +64,14 @@ def make_cohort(root, n_runs=60, *, bad=True, shape=(9, 10, 8), n_volumes=40, su
 
 
 def make_atlases(folder, shape=(9, 10, 8)):
-    """Two atlases with look-up tables: on the runs' grid, and on a finer one; the first has a region outside of them."""
+    """Two atlases with look-up tables, on the runs' grid and on a finer one; the first has a region outside of masks."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, size, n in (("Toy", 3.0, 5), ("Fine", 1.5, 12)):
         fine = np.round(np.array(shape) * 3.0 / size).astype(int)
         labels = np.zeros(fine, np.int16)
         edges = np.linspace(0, fine[0], n + 1).round().astype(int)
-        for index, (start, stop) in enumerate(zip(edges[:-1], edges[1:], strict=True), start=1):
+        for index, (start, stop) in enumerate(pairwise(edges), start=1):
             labels[start:stop] = index * 10
         if name == "Toy":
             labels[:, :, 0] = 99  # where no mask is

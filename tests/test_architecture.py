@@ -44,8 +44,11 @@ LAYERS = {
     "extract": {"bids", "outputs", "confounds", "images"},
     "cohort": {"extract", "bids", "outputs", "masker", "confounds", "pipeline", "images"},
     "demo": set(),
+    "cohort_page": set(),
     "cli": {
         "cohort",
+        "cohort_page",
+        "store",
         "extract",
         "bids",
         "masker",
@@ -69,6 +72,7 @@ KEPT_TO = {
     "matplotlib": {"report", "run_figures", "cohort_page"},
     "pyarrow": {"store"},
     "argparse": {"cli"},
+    "distributed": {"cohort"},
     "nilearn": {"confounds"},  # optional, for fMRIPrep's strategies; the tests compare with it
 }
 # Libraries that these parts may not import.

@@ -1,0 +1,376 @@
+"""One run to its files and many runs: the numbers, the files, what is done again and what isn't."""
+
+import json
+import os
+import re
+import threading
+import warnings
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from gpumask import NiftiLabelsMasker, cohort
+from gpumask.bids import Problem, Run, find_runs, run_name
+from gpumask.cohort import AtlasFile, Work, correlations, is_done, lut_beside, process, run_cohort
+from gpumask.extract import collect_warnings
+from gpumask.outputs import locked
+
+from . import cohorts
+
+PARAMETERS = {"detrend": True, "low_pass": 0.1, "high_pass": 0.01, "standardize": "zscore_sample"}
+CONFOUNDS = {"columns": ["trans_*", "csf"], "fd_threshold": 0.5}
+RUN = "sub-01_task-rest_run-1_space-MNI152NLin2009cAsym"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """60 runs, five of them bad, and two atlases: folder, runs, problems."""
+    folder = tmp_path_factory.mktemp("made")
+    cohorts.make_cohort(folder / "d")
+    cohorts.make_atlases(folder)
+    return folder, *find_runs(folder / "d", require_confounds=True)
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Two good runs."""
+    cohorts.make_cohort(tmp_path / "d", 2, bad=False)
+    cohorts.make_atlases(tmp_path)
+    return find_runs(tmp_path / "d")[0]
+
+
+def work_on(folder, out="out", **options):
+    atlases = tuple(AtlasFile(folder / f"atlas-{name}_dseg.nii.gz") for name in ("Toy", "Fine"))
+    options = {"parameters": PARAMETERS, "confounds": CONFOUNDS, "device": "cpu", **options}
+    return Work(atlases, folder / out, **options)
+
+
+def read(path):
+    table = pd.read_table(path, dtype=str, keep_default_na=False).replace("n/a", "nan")
+    return table.astype({name: float for name in table if name != "Node"})  # Python's, which reads to the last bit
+
+
+def test_good_runs_equal_single_runs_bit_for_bit_and_bad_ones_are_recorded(made):
+    folder, runs, problems = made
+    work = work_on(folder)
+    assert [problem.reason.split(":")[0] for problem in problems] == ["has no confounds"]
+    records = list(run_cohort(work, runs))
+    assert Counter(record.status for record in records) == {"done": 55, "failed": 4}
+    columns = set()
+    for record in records:
+        if record.status == "failed":
+            continue
+        run = record.run
+        table = pd.read_table(run.confounds)
+        kept = np.flatnonzero(~(table["framewise_displacement"] > 0.5))
+        confounds = table[["trans_x", "trans_x_derivative1", "csf"]].bfill()
+        for name in ("Toy", "Fine"):
+            atlas = folder / f"atlas-{name}_dseg.nii.gz"
+            masker = NiftiLabelsMasker(
+                atlas,
+                lut=folder / f"atlas-{name}_dseg.tsv",
+                mask_img=run.mask,
+                t_r=2.0,
+                min_coverage=0.5,
+                keep_all_regions=True,
+                **PARAMETERS,
+            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                expected = masker.fit().transform(run.path, confounds=confounds, sample_mask=kept)
+            stem = folder / "out" / run.folder / f"{run.name}_atlas-{name}"
+            written = read(f"{stem}_stat-mean_timeseries.tsv")
+            assert np.array_equal(written.to_numpy(), expected, equal_nan=True)
+            columns.add(tuple(written))
+            coverage = read(f"{stem}_stat-coverage_bold.tsv")
+            assert list(coverage) == ["Node", "coverage"]
+            assert list(coverage["Node"]) == list(written)
+            assert np.array_equal(coverage["coverage"].astype(np.float32), masker.coverage_["fraction"].astype("f4"))
+            matrix = read(f"{stem}_stat-pearsoncorrelation_relmat.tsv").set_index("Node")
+            assert list(matrix.index) == list(matrix) == list(written)
+            np.testing.assert_allclose(matrix, np.ma.getdata(pd.DataFrame(expected).corr()), atol=1e-6)
+    assert sorted(map(len, columns)) == [6, 12]
+    assert cohorts.left_over(folder / "out") == []
+    expected = {
+        "truncated": "truncated or corrupt",
+        "empty": "is empty (0 bytes)",
+        "wrong-grid": "has another grid than",
+        "nan-volume": "nothing but NaN, infinite values and 0 is in volume 5.",
+    }
+    errors = [record.error for record in records if record.status == "failed"]
+    assert [[word in error for error in errors].count(True) for word in expected.values()] == [1] * 4
+    lines = [line for line in cohorts.log_lines(folder / "out") if line["status"] == "failed"]
+    assert sorted(line["error"] for line in lines) == sorted(errors)
+    assert all("Traceback" in line["traceback"] and line["name"] == line["run"].split("/")[-1][:48] for line in lines)
+
+
+def test_files_of_a_run(small, tmp_path):
+    work = work_on(tmp_path)
+    record = process_in(work, small[0])
+    assert record.status == "done"
+    assert record.n_volumes == 40
+    assert record.seconds.keys() == {"read", "reduce", "clean", "write", "total"}
+    tables = ("stat-coverage_bold", "stat-mean_timeseries", "stat-pearsoncorrelation_relmat")
+    stem = f"sub-01/func/{RUN}_atlas"
+    names = {f"{stem}-{a}_{table}.{end}" for a in ("Toy", "Fine") for table in tables for end in ("tsv", "json")}
+    assert cohorts.outputs(tmp_path / "out").keys() == names
+    metadata = json.loads((tmp_path / "out" / f"{stem}-Toy_stat-mean_timeseries.json").read_text())
+    assert metadata["RepetitionTime"] == 2.0
+    assert metadata["NuisanceParameters"] == ["trans_x", "trans_x_derivative1", "csf"]
+    assert metadata["SoftwareFilters"]["Butterworth"]["Low-pass cutoff (Hz)"] == 0.1
+    assert metadata["CensoredVolumes"] == [7]
+    assert metadata["NumberOfVolumes"] == 40
+    assert metadata["ConfigurationHash"] == work.configuration
+    assert metadata["MaskerParameters"]["min_coverage"] == 0.5
+    assert f"bids:preprocessed:sub-01/func/{RUN}_desc-preproc_bold.nii.gz" in metadata["Sources"]
+    relmat = json.loads((tmp_path / "out" / f"{stem}-Toy_stat-pearsoncorrelation_relmat.json").read_text())
+    assert relmat["Sources"] == [f"bids::{stem}-Toy_stat-mean_timeseries.tsv"]
+
+    done = json.loads((tmp_path / "out" / "logs" / f"{RUN}.json").read_text())
+    assert done["status"] == "done"
+    assert done["run"] == str(small[0].path)
+    assert dict(done["outputs"]) == {name: (tmp_path / "out" / name).stat().st_size for name in names}
+    assert set(done["inputs"]) == {str(path) for path in (small[0].path, small[0].mask, small[0].confounds)} | {
+        str(small[0].path).replace(".nii.gz", ".json")
+    }
+    assert done["atlases"].keys() == {"Toy", "Fine"}
+    assert done["atlases"]["Toy"]["regions"] == 6
+    (line,) = cohorts.log_lines(tmp_path / "out")
+    assert line.keys() < done.keys()
+    assert (line["status"], line["name"], line["volumes"]) == ("done", RUN, 40)
+
+
+def process_in(work, run):
+    (work.out_dir / "logs").mkdir(parents=True, exist_ok=True)
+    return process(work, run)
+
+
+def test_options_decide_what_is_written(small, tmp_path):
+    work = work_on(tmp_path, parameters={"strategy": "standard_deviation"}, confounds={}, relmat=False)
+    assert process_in(work, small[0]).error == ""
+    names = {name.split("_atlas-")[1] for name in cohorts.outputs(tmp_path / "out") if name.endswith("tsv")}
+    ends = ("stat-standarddeviation_timeseries.tsv", "stat-coverage_bold.tsv")
+    assert names == {f"{atlas}_{end}" for atlas in ("Toy", "Fine") for end in ends}
+
+
+def statuses(work, runs, **options):
+    return Counter(record.status for record in run_cohort(work, runs, **options))
+
+
+def test_what_is_done_is_skipped_and_what_has_changed_is_done_again(small, tmp_path):
+    work = work_on(tmp_path)
+    assert statuses(work, small) == {"done": 2}
+    before = cohorts.outputs(tmp_path / "out")
+    assert statuses(work, small) == {"skipped": 2}
+    assert [line["status"] for line in cohorts.log_lines(tmp_path / "out")] == ["done"] * 2 + ["skipped"] * 2
+    assert is_done(work, small[0])
+    assert not is_done(work_on(tmp_path, confounds={}), small[0])
+    for file in (small[0].path, small[0].confounds, small[0].mask, small[0].sidecar):
+        state = os.stat(file)
+        os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+        assert not is_done(work, small[0])
+        assert statuses(work, small) == {"done": 1, "skipped": 1}
+    table = tmp_path / "out" / f"sub-01/func/{RUN}_atlas-Toy_stat-mean_timeseries.tsv"
+    table.write_text("cut")
+    assert statuses(work, small) == {"done": 1, "skipped": 1}
+    table.unlink()
+    assert statuses(work, small) == {"done": 1, "skipped": 1}
+    (tmp_path / "out" / "logs" / f"{RUN}.json").write_text('{"status": "do')
+    assert statuses(work, small) == {"done": 1, "skipped": 1}
+    assert statuses(work_on(tmp_path, overwrite=True), small) == {"done": 2}
+    assert cohorts.outputs(tmp_path / "out") == before
+    assert statuses(work_on(tmp_path, relmat=False), small) == {"done": 2}
+
+
+def test_the_configuration_is_all_that_decides_what_is_written(tmp_path):
+    cohorts.make_atlases(tmp_path)
+    first = work_on(tmp_path).configuration
+    assert work_on(tmp_path, "elsewhere", overwrite=True).configuration == first
+    others = [
+        work_on(tmp_path, parameters={}),
+        work_on(tmp_path, confounds={}),
+        work_on(tmp_path, relmat=False),
+        work_on(tmp_path, parameters={**PARAMETERS, "nan_policy": "zero"}),
+    ]
+    lut = tmp_path / "atlas-Toy_dseg.tsv"
+    lut.write_text(lut.read_text().replace("Toy10", "Toy11"))
+    others.append(work_on(tmp_path))
+    assert len({first, *(work.configuration for work in others)}) == 6
+
+
+def test_atlases_need_names_of_their_own(tmp_path):
+    cohorts.make_atlases(tmp_path)
+    atlas = AtlasFile(tmp_path / "atlas-Toy_dseg.nii.gz")
+    msg = r"^Expected one atlas or more, each with a name of its own, got \['Toy', 'Toy'\]\. Give NAME=PATH\.$"
+    with pytest.raises(ValueError, match=msg):
+        Work((atlas, atlas), tmp_path)
+    with pytest.raises(ValueError, match="Expected one atlas or more"):
+        Work((), tmp_path)
+    assert AtlasFile(atlas.path, name="Other").name == "Other"
+
+
+def test_look_up_tables_beside_atlases(tmp_path):
+    for name in ("a_dseg.tsv", "tpl-M_atlas-S_dseg.tsv"):
+        (tmp_path / name).touch()
+    for name, expected in (
+        ("a_dseg.nii.gz", "a_dseg.tsv"),
+        ("a_dseg.nii", "a_dseg.tsv"),
+        ("tpl-M_res-02_atlas-S_dseg.nii.gz", "tpl-M_atlas-S_dseg.tsv"),
+        ("b_dseg.nii.gz", None),
+    ):
+        assert lut_beside(tmp_path / name) == (expected and tmp_path / expected)
+
+
+def test_two_runs_of_one_name_are_refused_before_anything_is_written(small, tmp_path):
+    twin = Run(tmp_path / "other.nii", name=RUN)
+    msg = f"{small[0].path} and {twin.path} would both be written as {RUN}. Give them different names."
+    with pytest.raises(ValueError, match=f"^{re.escape(msg)}$"):
+        run_cohort(work_on(tmp_path), [small[0], twin])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("run", "options", "message"),
+    [
+        (
+            {},
+            {"confounds": {"columns": ["csf"]}},
+            "There is no table of confounds for {path}, and confounds were asked",
+        ),
+        ({}, {"confounds": {}}, "Filtering needs the repetition time, and neither metadata nor header of {path} have"),
+        ({"path": "none.nii"}, {"confounds": {}}, "none.nii"),
+        ({"path": "3d.nii"}, {"confounds": {}}, "3d.nii is a 3D image, expected a run: a 4D image."),
+    ],
+)
+def test_errors_of_a_run(tmp_path, run, options, message):
+    cohorts.make_atlases(tmp_path)
+    data = np.random.default_rng(0).integers(0, 99, (9, 10, 8, 30)).astype(np.int16)
+    cohorts.save(tmp_path / "r.nii", data, np.diag([3.0, 3, 3, 1]))
+    cohorts.save(tmp_path / "3d.nii", data[..., 0], np.diag([3.0, 3, 3, 1]))
+    run = Run(tmp_path / run.get("path", "r.nii"))
+    record = process_in(work_on(tmp_path, **options), run)
+    assert record.status == "failed"
+    assert message.format(path=run.path) in record.error
+    assert record.traceback.startswith("Traceback")
+    assert cohorts.outputs(tmp_path / "out") == {}
+    assert cohorts.left_over(tmp_path / "out") == []
+
+
+def test_nan_voxels_are_left_out_and_told(small, tmp_path):
+    run = small[0]
+    img = nib.load(run.path)
+    data = img.get_fdata(dtype=np.float32)
+    data[4, 4, 4, 3] = np.nan
+    nib.save(nib.Nifti1Image(data, img.affine, img.header, dtype=np.float32), run.path)
+    record = process_in(work_on(tmp_path, parameters={}, confounds={}), run)
+    assert record.status == "done"
+    assert record.warnings == ("NaN or infinite voxels were left out of the regions' statistics.",)
+    zeros = work_on(tmp_path, "zeros", parameters={"nan_policy": "zero"}, confounds={})
+    record = process_in(zeros, run)
+    assert record.warnings == ("Non-finite values detected. These values will be replaced with zeros.",)
+
+
+def test_warnings_of_threads_are_told_apart():
+    barrier = threading.Barrier(4)
+
+    def warn(k):
+        with collect_warnings() as messages:
+            for _ in range(50):
+                warnings.warn(f"of {k}", stacklevel=1)
+                if k % 2:
+                    with collect_warnings():
+                        warnings.warn("inside", stacklevel=1)
+            barrier.wait(10)
+        return messages
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(warn, range(4))) == [[f"of {k}"] for k in range(4)]
+    with pytest.warns(UserWarning, match="afterwards"):
+        warnings.warn("afterwards", stacklevel=1)
+
+
+def test_a_lock_keeps_others_out_and_is_removed(tmp_path):
+    path = tmp_path / "lock"
+    with locked(path) as first:
+        assert first
+        with locked(path) as second:
+            assert not second
+    assert not path.exists()
+    with locked(path) as again:
+        assert again
+
+
+def test_many_threads_at_one_lock(tmp_path):
+    inside, most = [], []
+
+    def work(k):
+        for _ in range(200):
+            with locked(tmp_path / "lock") as mine:
+                if mine:
+                    inside.append(k)
+                    most.append(len(inside))
+                    inside.remove(k)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert set(most) == {1}
+
+
+def test_problems_are_logged_as_failures(tmp_path):
+    cohorts.make_atlases(tmp_path)
+    work = work_on(tmp_path)
+    (tmp_path / "out" / "logs").mkdir(parents=True)
+    cohort.log_problems(work, [Problem("/d/sub-1_task-rest_desc-preproc_bold.nii.gz", "has no mask")])
+    (line,) = cohorts.log_lines(tmp_path / "out")
+    assert (line["status"], line["name"], line["error"]) == ("failed", "sub-1_task-rest", "has no mask")
+
+
+def test_correlations():
+    signals = np.random.default_rng(0).normal(5, 1, (50, 4))
+    signals[:, 2] = 0.1
+    signals[:, 3] = np.nan
+    matrix = correlations(signals)
+    assert matrix.dtype == np.float32
+    np.testing.assert_allclose(matrix[:2, :2], np.corrcoef(signals[:, :2].T), atol=1e-7)
+    assert np.isnan(matrix[2:]).all()
+    assert np.isnan(matrix[:, 2:]).all()
+    assert np.array_equal(matrix, matrix.T, equal_nan=True)
+    assert matrix[0, 0] == 1
+
+
+def test_leaving_early_drops_what_is_at_work(made, tmp_path):
+    folder, runs, _ = made
+    work = work_on(folder, tmp_path / "early")
+    records = run_cohort(work, runs)
+    first = next(records)
+    records.close()
+    assert first.status in ("done", "failed")
+    n_threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("gpumask")]
+    assert n_threads == []
+    assert cohorts.left_over(tmp_path / "early") == []
+    assert len(cohorts.log_lines(tmp_path / "early")) < len(runs) / 2
+
+
+def test_real_run(data, tmp_path):
+    bold = data / "sub-02_task-oneback_run-1_bold.nii.gz"
+    confounds = data / "sub-02_task-oneback_run-1_desc-confounds_timeseries.tsv"
+    names = ("Schaefer100TianS1", "Schaefer400TianS4")
+    atlases = [data / f"sub-02_space-bold_atlas-{name}_dseg.nii.gz" for name in names]
+    mask = data / "sub-02_space-bold_desc-brain_mask.nii.gz"
+    parameters = {**PARAMETERS, "smoothing_fwhm": 5.0}
+    columns = ["trans_*", "rot_*", "csf", "white_matter"]
+    work = Work(tuple(map(AtlasFile, atlases)), tmp_path, parameters, {"columns": columns}, device="cpu")
+    run = Run(bold, confounds, mask)
+    (record,) = run_cohort(work, [run])
+    assert record.error == ""
+    table = pd.read_table(confounds)
+    table = table[[c for c in table if re.match("trans_|rot_|csf$|white_matter$", c)]].bfill()
+    for atlas, name in zip(atlases, names, strict=True):
+        masker = NiftiLabelsMasker(atlas, mask_img=mask, t_r=2.0, min_coverage=0.5, keep_all_regions=True, **parameters)
+        expected = masker.fit().transform(bold, confounds=table)
+        written = read(tmp_path / f"{run_name(run)}_atlas-{name}_stat-mean_timeseries.tsv")
+        assert np.array_equal(written, expected, equal_nan=True)
