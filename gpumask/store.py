@@ -38,7 +38,7 @@ def write_store(out_dir, path):
 
     A row is a volume. The columns are participant_id ("sub-01"), session, task, run, space and name (of the run; all
     categories in pandas, missing where the name has no such entity), repetition_time (s), volume (its number in the
-    run, from 0; dropped volumes are missing), and one of float64 per region, with exactly the tables' numbers; "n/a"
+    run, from 0; censored volumes are missing), and one of float64 per region, with exactly the tables' numbers; "n/a"
     is missing. Runs are in the order of their names. Row groups have whole runs, up to about 64 MiB; their statistics
     let readers find a run without reading the rest. Under the key "gpumask" the file has JSON metadata: atlas,
     statistic, and what the runs' sidecars have in common. Memory doesn't grow with the number of values.
@@ -182,10 +182,10 @@ def _read(table, regions):
         parse_options=csv.ParseOptions(delimiter="\t", quote_char=False),
         convert_options=csv.ConvertOptions(column_types=dict.fromkeys(regions, pa.float64()), null_values=["n/a"]),
     )
-    kept = sidecar.get("KeptVolumes")
-    volumes = np.arange(len(values), dtype=np.int32) if kept is None else np.array(kept, dtype=np.int32)
-    if volumes.shape != (len(values),):
-        msg = f"has {len(values)} rows, and its sidecar names {volumes.size} kept volumes"
+    n_volumes, censored = sidecar.get("NumberOfVolumes", len(values)), sidecar.get("CensoredVolumes", [])
+    volumes = np.setdiff1d(np.arange(n_volumes, dtype=np.int32), censored)
+    if len(volumes) != len(values):
+        msg = f"has {len(values)} rows, but by its sidecar {n_volumes} volumes, {len(censored)} of them censored"
         raise ValueError(msg)
     return sidecar, volumes, values
 

@@ -44,7 +44,6 @@ LAYERS = {
     "extract": {"bids", "outputs", "confounds", "images"},
     "cohort": {"extract", "bids", "outputs", "masker", "confounds", "pipeline", "images"},
     "demo": set(),
-    "cohort_page": set(),
     "cli": {
         "cohort",
         "cohort_page",

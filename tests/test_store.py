@@ -8,7 +8,10 @@ import pandas as pd
 import pytest
 
 from gpumask import store
+from gpumask.cli import main
 from gpumask.store import write_store
+
+from .cohorts import make_atlases, make_cohort
 
 pq = pytest.importorskip("pyarrow.parquet")
 
@@ -48,7 +51,7 @@ def test_equal_to_the_tables(tmp_path, monkeypatch, group):
     for number in range(7):
         values = random_values(number, n_volumes=number + 1)
         values[:, 1] = np.nan if number == 3 else values[:, 1]
-        tables.append(write_run(tmp_path, named(number), values, NumberOfVolumes=number))
+        tables.append(write_run(tmp_path, named(number), values, Sources=[number]))
     path = tmp_path / "all.parquet"
     assert write_store(tmp_path, path) == ([path], [])
     frame = pd.read_parquet(path)
@@ -98,10 +101,10 @@ def test_row_groups_have_whole_runs(tmp_path, monkeypatch):
     assert one["LH_Vis"].to_numpy().tobytes() == random_values(4)[:, 0].tobytes()
 
 
-def test_names_without_entities_and_kept_volumes(tmp_path):
-    write_run(tmp_path, "100307_REST1", random_values(1, 3), KeptVolumes=[0, 2, 5])
+def test_names_without_entities_and_censored_volumes(tmp_path):
+    write_run(tmp_path, "100307_REST1", random_values(1, 3), NumberOfVolumes=6, CensoredVolumes=[4, 1, 3])
     write_run(tmp_path, "sub-1_task-a", random_values(2, 2), RepetitionTime=0.8)
-    write_run(tmp_path, "sub-2_task-a", random_values(2, 0), KeptVolumes=[])
+    write_run(tmp_path, "sub-2_task-a", random_values(2, 0), NumberOfVolumes=1, CensoredVolumes=[0])
     path = tmp_path / "s.parquet"
     assert write_store(tmp_path, path) == ([path], [])
     frame = pd.read_parquet(path)
@@ -135,7 +138,7 @@ def test_refused_runs(tmp_path):
     alone.with_suffix(".json").unlink()
     short = write_run(tmp_path, named(8), random_values(8))
     short.write_text(short.read_text()[:-9])
-    kept = write_run(tmp_path, named(9), random_values(9), KeptVolumes=[1, 2])
+    kept = write_run(tmp_path, named(9), random_values(9), NumberOfVolumes=9, CensoredVolumes=[1])
     (tmp_path / "logs" / "sub-90.json").write_text('{"outputs": [["x')
     unfinished = write_run(tmp_path, named(10), random_values(10))
     (tmp_path / "logs" / f"{named(10)}.json").unlink()
@@ -154,13 +157,40 @@ def test_refused_runs(tmp_path):
             "its configuration is c0, that of most is c1",
             "invalid value 'xx",
             "No such file",
-            "has 7 rows, and its sidecar names 2 kept volumes",
+            "has 7 rows, but by its sidecar 9 volumes, 1 of them censored",
         ),
         strict=True,
     ):
         assert message.startswith(f"{start}: "), message
         assert words in message
     assert not any(unfinished.name in message for message in refused)
+
+
+def test_a_cohort_from_the_command_line(tmp_path, capsys):
+    make_cohort(tmp_path / "d", 6, bad=False)
+    atlas = make_atlases(tmp_path)[0]
+    words = ["cohort", tmp_path / "d", tmp_path / "out", "participant", "--atlas", atlas, "--device", "cpu"]
+    words += ["--fd-threshold", "0.5", "--store", tmp_path / "s.parquet"]
+    assert main([str(word) for word in words]) == 0
+    assert f"{tmp_path / 'out' / 'cohort.html'}\n{tmp_path / 's.parquet'}\n" in capsys.readouterr().out
+    frame = pd.read_parquet(tmp_path / "s.parquet")
+    tables = sorted((tmp_path / "out").rglob("*_timeseries.tsv"))
+    assert len(tables) == 6
+    for (name, part), table in zip(frame.groupby("name", observed=True), tables, strict=True):
+        expected = pd.read_table(table)
+        assert table.name.startswith(name)
+        np.testing.assert_array_equal(part[list(expected)].to_numpy(), expected.to_numpy())
+        assert part["volume"].tolist() == [volume for volume in range(40) if volume != 7]  # moved more than 0.5 mm
+        assert part["participant_id"].unique().tolist() == [name[:6]]
+    page = (tmp_path / "out" / "cohort.html").read_text("utf-8")
+    assert "<b>6</b>done" in page
+    assert "Toy99" in page
+
+    tables[2].write_text("x")
+    assert main([str(word) for word in [*words[:3], "group", *words[-2:]]]) == 1
+    record = tmp_path / "out" / "logs" / f"{tables[2].name.partition('_atlas')[0]}.json"
+    assert f"--store: left out: {record}: the run's outputs can't be read: expected " in capsys.readouterr().err
+    assert frame["name"].nunique() - pd.read_parquet(tmp_path / "s.parquet")["name"].nunique() == 1
 
 
 @pytest.mark.parametrize("regions", [["run", "b", "c"], ["b", "b", "c"]])
