@@ -517,6 +517,7 @@ def _spread(work, runs, pool, in_flight):
                 # Any run at work may be why a process died: each has one try alone.
                 suspects = [run, *waiting.values()]
                 waiting.clear()
+                pool.restart()
                 for suspect in suspects:
                     yield _alone(work, suspect, pool)
                 return
@@ -541,7 +542,6 @@ def _spread(work, runs, pool, in_flight):
 
 
 def _alone(work, run, pool):
-    pool.restart()
     try:
         return pool.submit(work, run).result()
     except BrokenProcessPool:

@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import InputTags
 from sklearn.utils._set_output import _get_output_config, _wrap_data_with_container
 from sklearn.utils.validation import check_array, check_is_fitted
+from threadpoolctl import threadpool_limits
 
 from gpumask import backend
 from gpumask.confounds import high_variance_confounds
@@ -324,7 +325,8 @@ class NiftiLabelsMasker(TransformerMixin, BaseEstimator):
             lost = lost | (placement.coverage["fraction"].to_numpy() < self.min_coverage)
         self._log("Cleaning extracted signals", "transform")
         cleaning = time.perf_counter()
-        signals = _cleaned(signals, lost, cleaner)
+        with _one_thread():
+            signals = _cleaned(signals, lost, cleaner)
         done = time.perf_counter()
         self.seconds_ = {**extraction.seconds, "clean": done - cleaning, "total": done - started}
         self.non_finite_ = extraction.non_finite
@@ -530,18 +532,19 @@ class NiftiLabelsMasker(TransformerMixin, BaseEstimator):
 
     def _cleaner(self, n_volumes, confounds, sample_mask):
         """What cleans the signals; made first, so that wrong confounds or cut-offs show before a volume is read."""
-        return Cleaner(
-            n_volumes,
-            detrend=self.detrend,
-            standardize=self.standardize,
-            standardize_confounds=self.standardize_confounds,
-            t_r=self.t_r,
-            low_pass=None if self.low_pass is False else self.low_pass,
-            high_pass=None if self.high_pass is False else self.high_pass,
-            confounds=confounds,
-            sample_mask=sample_mask,
-            **self.clean_args_,
-        )
+        with _one_thread():
+            return Cleaner(
+                n_volumes,
+                detrend=self.detrend,
+                standardize=self.standardize,
+                standardize_confounds=self.standardize_confounds,
+                t_r=self.t_r,
+                low_pass=None if self.low_pass is False else self.low_pass,
+                high_pass=None if self.high_pass is False else self.high_pass,
+                confounds=confounds,
+                sample_mask=sample_mask,
+                **self.clean_args_,
+            )
 
     @property
     def _caches(self):
@@ -562,6 +565,11 @@ class NiftiLabelsMasker(TransformerMixin, BaseEstimator):
     def _log(self, message, method):
         if self.verbose:
             print(f"[{type(self).__name__}.{method}] {message}")
+
+
+def _one_thread():
+    """Keep BLAS from sharing out a product, which would make its bits depend on the number of cores."""
+    return threadpool_limits(1, user_api="blas")
 
 
 def _cleaned(signals, lost, cleaner):

@@ -1,6 +1,7 @@
 """Made cohorts: folders as fMRIPrep leaves them, with small runs, some of them bad; and what came of them."""
 
 import json
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def make_cohort(root, n_runs=60, *, bad=True, shape=(9, 10, 8), n_volumes=40, su
 
 
 def make_atlases(folder, shape=(9, 10, 8)):
-    """Two atlases with look-up tables, on the runs' grid and on a finer one; the first has a region outside of masks."""
+    """Two atlases with look-up tables, on the runs' grid and on a finer one. A region of the first is in no mask."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, size, n in (("Toy", 3.0, 5), ("Fine", 1.5, 12)):
@@ -82,6 +83,13 @@ def make_atlases(folder, shape=(9, 10, 8)):
         pd.DataFrame({"index": index, "name": names}).to_csv(folder / f"atlas-{name}_dseg.tsv", sep="\t", index=False)
         paths.append(path)
     return paths
+
+
+def command(folder, *options, out="out"):
+    """Words of a cohort's command line in a process of its own."""
+    atlases = [f"--atlas={folder / f'atlas-{name}_dseg.nii.gz'}" for name in ("Toy", "Fine")]
+    words = ["cohort", folder / "d", folder / out, "participant", *atlases, "--detrend", "--device", "cpu"]
+    return [sys.executable, "-W", "error", "-m", "gpumask", *map(str, words), *map(str, options)]
 
 
 def outputs(out):

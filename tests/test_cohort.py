@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -170,7 +171,7 @@ def test_what_is_done_is_skipped_and_what_has_changed_is_done_again(small, tmp_p
     assert is_done(work, small[0])
     assert not is_done(work_on(tmp_path, confounds={}), small[0])
     for file in (small[0].path, small[0].confounds, small[0].mask, small[0].sidecar):
-        state = os.stat(file)
+        state = Path(file).stat()
         os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
         assert not is_done(work, small[0])
         assert statuses(work, small) == {"done": 1, "skipped": 1}
@@ -239,7 +240,7 @@ def test_two_runs_of_one_name_are_refused_before_anything_is_written(small, tmp_
         (
             {},
             {"confounds": {"columns": ["csf"]}},
-            "There is no table of confounds for {path}, and confounds were asked",
+            "There is no table of confounds for {path}, and confounds were",
         ),
         ({}, {"confounds": {}}, "Filtering needs the repetition time, and neither metadata nor header of {path} have"),
         ({"path": "none.nii"}, {"confounds": {}}, "none.nii"),
@@ -362,13 +363,14 @@ def test_real_run(data, tmp_path):
     atlases = [data / f"sub-02_space-bold_atlas-{name}_dseg.nii.gz" for name in names]
     mask = data / "sub-02_space-bold_desc-brain_mask.nii.gz"
     parameters = {**PARAMETERS, "smoothing_fwhm": 5.0}
-    columns = ["trans_*", "rot_*", "csf", "white_matter"]
+    columns = ["trans_*", "rot_*", "global_signal"]
     work = Work(tuple(map(AtlasFile, atlases)), tmp_path, parameters, {"columns": columns}, device="cpu")
     run = Run(bold, confounds, mask)
     (record,) = run_cohort(work, [run])
     assert record.error == ""
     table = pd.read_table(confounds)
-    table = table[[c for c in table if re.match("trans_|rot_|csf$|white_matter$", c)]].bfill()
+    chosen = [[c for c in table if re.match(pattern, c)] for pattern in ("trans_", "rot_", "global_signal$")]
+    table = table[[column for group in chosen for column in group]].bfill()  # in this order: it decides the last bits
     for atlas, name in zip(atlases, names, strict=True):
         masker = NiftiLabelsMasker(atlas, mask_img=mask, t_r=2.0, min_coverage=0.5, keep_all_regions=True, **parameters)
         expected = masker.fit().transform(bold, confounds=table)

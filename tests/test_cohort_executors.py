@@ -1,0 +1,208 @@
+"""A cohort spread over threads, processes, any executor, and a Dask cluster: the same bytes everywhere."""
+
+import contextlib
+import importlib
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+
+import pytest
+
+from gpumask import cohort
+from gpumask.bids import find_runs
+from gpumask.cohort import AtlasFile, Work, run_cohort
+
+from . import cohorts
+
+N_RUNS = 60 if os.environ.get("GPUMASK_TEST_HEAVY") else 12
+OPTIONS = {"parameters": {"detrend": True, "smoothing_fwhm": 4.0}, "confounds": {"columns": ["trans_*"]}}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Runs, some of them bad, and the outputs of one thread."""
+    folder = tmp_path_factory.mktemp("made")
+    cohorts.make_cohort(folder / "d", N_RUNS)
+    cohorts.make_atlases(folder)
+    runs, _ = find_runs(folder / "d", require_confounds=True)
+    records = list(run_cohort(work_on(folder, "one"), runs, in_flight=1))
+    return folder, runs, Counter(record.status for record in records), cohorts.outputs(folder / "one")
+
+
+def work_on(folder, out):
+    atlases = tuple(AtlasFile(folder / f"atlas-{name}_dseg.nii.gz") for name in ("Toy", "Fine"))
+    return Work(atlases, folder / out, device="cpu", **OPTIONS)
+
+
+def test_the_cohort_has_good_and_bad_runs(made):
+    _, _, statuses, files = made
+    assert statuses == {"done": N_RUNS - 5, "failed": 4}
+    assert len(files) == 12 * (N_RUNS - 5) + 1
+
+
+@pytest.mark.parametrize("options", [{}, {"n_procs": 2}, {"in_flight": 3}], ids=str)
+def test_threads_and_processes(made, options):
+    check(made, f"by {options}", **options)
+
+
+def test_an_executor_of_the_caller_is_left_open(made):
+    with ThreadPoolExecutor(3) as pool:
+        check(made, "threads of ours", executor=pool)
+        assert pool.submit(int).result() == 0
+
+
+def check(made, out, **options):
+    folder, runs, statuses, files = made
+    records = list(run_cohort(work_on(folder, out), runs, **options))
+    assert Counter(record.status for record in records) == statuses
+    assert cohorts.outputs(folder / out) == files
+    assert cohorts.left_over(folder / out) == []
+    assert {record.run for record in records} == set(runs)
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Address of a Dask scheduler with two workers, each a process on this machine, and these processes."""
+    pytest.importorskip("distributed")
+    address = f"tcp://127.0.0.1:{free_port()}"
+    dask = [sys.executable, "-m", "dask"]
+    common = ["--no-dashboard"]
+    folder = tmp_path_factory.mktemp("dask")
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context((folder / "dask.log").open("w"))
+
+        def start(*words):
+            process = subprocess.Popen([*dask, *words, *common], stdout=log, stderr=log, cwd=folder)
+            stack.callback(process.wait, 20)
+            stack.callback(process.terminate)
+            return process
+
+        scheduler = start("scheduler", "--host", address)
+        worker = ["worker", address, "--nthreads", "1", "--no-nanny", "--local-directory", str(folder)]
+        workers = [start(*worker, "--name", name) for name in "ab"]
+        wait_for(lambda: (folder / "dask.log").read_text().count("Registered to:") == 2)
+        yield address, scheduler, workers
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_a_dask_cluster(made, cluster):
+    folder, _, statuses, files = made
+    # In a process of its own: the client's threads and warnings stay out of this one.
+    words = cohorts.command(folder, "--dask-scheduler", cluster[0], "--confounds-columns", "trans_*", out="by dask")
+    done = subprocess.run(
+        [*words, "--smoothing-fwhm", "4"], capture_output=True, text=True, check=False, env=without_warnings(words)
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.splitlines()[-1].startswith(f"{statuses['done']} done, 0 skipped (done before), 5 failed, 0 ta")
+    ours = cohorts.outputs(folder / "by dask")
+    assert {name: data for name, data in ours.items() if name.endswith(".tsv")} == {
+        name: data for name, data in files.items() if name.endswith(".tsv")
+    }
+    assert cohorts.left_over(folder / "by dask") == []
+    pids = {path.stem.split("-")[-1] for path in (folder / "by dask" / "logs").glob("*.jsonl")}
+    assert {str(worker.pid) for worker in cluster[2]} < pids
+
+
+def without_warnings(words):
+    words[words.index("error")] = "default"  # of Dask's own imports
+    return os.environ
+
+
+def test_a_dask_worker_that_is_killed_costs_nothing(made, cluster):
+    folder, _, statuses, _ = made
+    words = cohorts.command(folder, "--dask-scheduler", cluster[0], "--confounds-columns", "trans_*", out="killed")
+    driver = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=without_warnings(words))
+    wait_for(lambda: list((folder / "killed").glob("logs/sub*.json")))
+    cluster[2][0].kill()
+    assert driver.wait(120) == 1
+    lines = Counter(line["status"] for line in cohorts.log_lines(folder / "killed"))
+    assert lines["failed"] == 5
+    assert len(list((folder / "killed").glob("logs/sub*.json"))) == statuses["done"]
+
+
+def test_no_scheduler_is_an_error(made, tmp_path):
+    pytest.importorskip("distributed")
+    code = (
+        "import dask, sys; dask.config.set({'distributed.comm.timeouts.connect': '1s'}); "
+        "from gpumask.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    words = cohorts.command(made[0], "--dask-scheduler", f"tcp://127.0.0.1:{free_port()}")[5:]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "gpumask cohort: error: Timed out" in done.stderr
+
+
+DYING = """
+import os, signal, time
+from pathlib import Path
+from gpumask import cohort
+
+ALIVE = cohort.process
+KILLS = Path(__file__).parent / "kills"
+
+
+def process(work, run):
+    if "sub-01" in str(run.path) and len(list(KILLS.iterdir())) < {times}:
+        (KILLS / str(time.time_ns())).touch()
+        os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory is short
+    return ALIVE(work, run)
+"""
+
+
+@pytest.mark.parametrize(("times", "lost"), [(1, 0), (99, 2)])
+def test_a_worker_process_that_dies_costs_its_run_at_most(made, tmp_path, monkeypatch, times, lost):
+    folder, runs, statuses, files = made
+    (tmp_path / "kills").mkdir()
+    (tmp_path / f"dying{times}.py").write_text(DYING.format(times=times))
+    monkeypatch.syspath_prepend(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(cohort, "process", importlib.import_module(f"dying{times}").process)
+        records = list(run_cohort(work_on(folder, f"dying {times}"), runs, n_procs=2))
+    assert Counter(record.status for record in records) == {"done": statuses["done"] - lost, "failed": 4 + lost}
+    errors = [record.error for record in records if "sub-01" in str(record.run.path)]
+    assert [error.startswith("The process died twice while it worked") for error in errors] == [lost > 0] * 2
+    ours = cohorts.outputs(folder / f"dying {times}")
+    assert ours.items() <= files.items()
+    rest = list(run_cohort(work_on(folder, f"dying {times}"), runs))
+    assert Counter(record.status for record in rest)["skipped"] == statuses["done"] - lost
+    assert cohorts.outputs(folder / f"dying {times}") == files
+    assert cohorts.left_over(folder / f"dying {times}") == []
+
+
+def test_an_executor_whose_worker_dies_says_so(made):
+    folder, runs, *_ = made
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        pool.submit(os._exit, 1).exception()
+        with pytest.raises(RuntimeError, match="terminated abruptly"):
+            list(run_cohort(work_on(folder, "lost"), runs, executor=pool))
+
+
+def test_processes_that_cannot_start_are_one_error(made, tmp_path):
+    folder = made[0]
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        "from gpumask.cohort import *; from gpumask.bids import find_runs\n"
+        f"runs = find_runs({str(folder / 'd')!r})[0]\n"
+        f"work = Work((AtlasFile({str(folder / 'atlas-Toy_dseg.nii.gz')!r}),), {str(tmp_path / 'o')!r})\n"
+        "list(run_cohort(work, runs, n_procs=2))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith('A script must call this below `if __name__ == "__main__":`.')
