@@ -294,6 +294,14 @@ def _start(args, progress):
 
 def _cohort(args):
     try:
+        if args.store:  # not in the morning
+            from gpumask.store import check_pyarrow
+
+            check_pyarrow()
+        if args.figures:
+            from gpumask.run_figures import new_figure
+
+            new_figure((1, 1))
         if args.level == "group":
             return _sum_up(args)
         work, runs, problems = _plan_cohort(args)

@@ -6,7 +6,6 @@ import webbrowser
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-import nibabel as nib
 import numpy as np
 
 from gpumask.images.grid import Grid
@@ -109,17 +108,14 @@ def _regions(masker, labels):
 def _figure(masker, labels):
     """PNG (base64) of three cuts through the middle of the regions, over the run's first volume where there is one."""
     figure = new_figure((12, 4), facecolor="black")
-    regions = nib.as_closest_canonical(labels)
-    values = np.asanyarray(regions.dataobj)
     under = None
     if getattr(masker, "_report_run", None) is not None:
         volumes = open_volumes(masker._report_run)
         chunk = next(volumes.chunks(1))
         if volumes.grid.matches(Grid(labels.shape, labels.affine)):
-            volume = chunk.scaled().reshape(volumes.grid.shape, order="F")
-            under = np.asanyarray(nib.as_closest_canonical(nib.Nifti1Image(volume, labels.affine)).dataobj)
+            under = chunk.scaled().reshape(volumes.grid.shape, order="F")
     draw_cuts(
-        figure, values, under, regions.affine,
+        figure, np.asanyarray(labels.dataobj), under, labels.affine,
         background_label=masker.background_label, cmap=masker.cmap or "hsv",
     )  # fmt: skip
     return base64.b64encode(to_png(figure, dpi=80)).decode()

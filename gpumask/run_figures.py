@@ -5,6 +5,7 @@ Nothing here touches pyplot or other global state: threads may draw at the same 
 
 import io
 
+import nibabel as nib
 import numpy as np
 
 _NONE = "#d9b26f"  # tan, where there is no value: neither map has it
@@ -38,7 +39,7 @@ def draw_cuts(figure, labels, image, affine, *, background_label=0, cmap="hsv"):
     image : ndarray, shape (x, y, z), or None
         What to draw the regions over.
     affine : ndarray, shape (4, 4)
-        From voxels to mm; close to RAS+ (`nibabel.as_closest_canonical`), else the cuts aren't seen the usual way.
+        From voxels to mm. The cuts are along the axes of the array, turned to be close to RAS+.
     background_label : number
         Label of no region.
     cmap : str or matplotlib Colormap
@@ -52,6 +53,10 @@ def draw_cuts(figure, labels, image, affine, *, background_label=0, cmap="hsv"):
     if labels.ndim != 3 or (image is not None and np.shape(image) != labels.shape):
         msg = f"Expected labels and image of the same 3D shape, got {labels.shape} and {np.shape(image)}."
         raise ValueError(msg)
+    turn = nib.orientations.io_orientation(affine)
+    affine = affine @ nib.orientations.inv_ornt_aff(turn, labels.shape)
+    labels = nib.orientations.apply_orientation(labels, turn)
+    image = None if image is None else nib.orientations.apply_orientation(image, turn)
     inside = np.argwhere(labels != background_label)
     middle = inside.mean(axis=0).round().astype(int) if len(inside) else np.array(labels.shape) // 2
     # Neighbouring labels are often neighbouring regions: shuffled, they get colours that differ.
@@ -155,7 +160,20 @@ def draw_connectivity(figure, matrix, names=()):
     figure.colorbar(image, ax=axes, label="Pearson's r", shrink=0.8)
 
 
-def run_figure(signals, matrix, labels, image, affine, *, title, names=(), t_r=None, displacement=None, kept=None):
+def run_figure(
+    signals,
+    matrix,
+    labels,
+    image,
+    affine,
+    *,
+    title,
+    names=(),
+    background_label=0,
+    t_r=None,
+    displacement=None,
+    kept=None,
+):
     """One figure of a run and an atlas: regions over the mean image, carpet, and connectivity.
 
     Parameters
@@ -168,8 +186,8 @@ def run_figure(signals, matrix, labels, image, affine, *, title, names=(), t_r=N
     affine : ndarray, shape (4, 4)
         See `draw_cuts`.
     title : str
-    names, t_r, displacement, kept
-        See `draw_carpet` and `draw_connectivity`.
+    names, background_label, t_r, displacement, kept
+        See `draw_connectivity`, `draw_cuts` and `draw_carpet`.
 
     Returns
     -------
@@ -187,7 +205,7 @@ def run_figure(signals, matrix, labels, image, affine, *, title, names=(), t_r=N
     figure.suptitle(title.replace("$", r"\$"), fontsize=9)
     cuts, carpet, connectivity = figure.subfigures(3, 1, height_ratios=[3.2, 4, 7])
     cuts.set_facecolor("black")
-    draw_cuts(cuts, labels, image, affine)
+    draw_cuts(cuts, labels, image, affine, background_label=background_label)
     draw_carpet(carpet, signals, t_r=t_r, displacement=displacement, kept=kept)
     draw_connectivity(connectivity, matrix, names)
     return figure

@@ -70,11 +70,7 @@ def write_store(out_dir, path):
     OSError
         If the file can't be written.
     """
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError:
-        msg = "Missing package 'pyarrow' for Parquet files. Run: pip install 'gpumask[parquet]'"
-        raise ImportError(msg) from None
+    check_pyarrow()
     out_dir, path = Path(out_dir), Path(path)
     tables, refused = _tables(out_dir)
     if not tables:
@@ -86,6 +82,15 @@ def write_store(out_dir, path):
         refused += _write(own, group, {"atlas": atlas, "stat": stat})
         paths.append(own)
     return paths, refused
+
+
+def check_pyarrow():
+    """Raise an ImportError that says what to install, if pyarrow is missing."""
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        msg = "Missing package 'pyarrow' for Parquet files. Run: pip install 'gpumask[parquet]'"
+        raise ImportError(msg) from None
 
 
 def _tables(out_dir):

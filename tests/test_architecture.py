@@ -42,12 +42,13 @@ LAYERS = {
     "run_figures": set(),
     "store": {"outputs"},
     "extract": {"bids", "outputs", "confounds", "images"},
-    "cohort": {"extract", "bids", "outputs", "masker", "confounds", "pipeline", "images"},
+    "cohort": {"run_figures", "extract", "bids", "outputs", "masker", "confounds", "pipeline", "images"},
     "demo": set(),
     "cli": {
         "cohort",
         "cohort_page",
         "store",
+        "run_figures",
         "extract",
         "bids",
         "masker",
@@ -66,7 +67,7 @@ LAYERS = {
 KEPT_TO = {
     "cupy": {"backend"},
     "cupyx": {"backend"},
-    "nibabel": {"images", "placement", "masker", "multi", "report", "demo"},
+    "nibabel": {"images", "placement", "masker", "multi", "run_figures", "demo"},
     "sklearn": {"masker", "multi"},
     "matplotlib": {"report", "run_figures", "cohort_page"},
     "pyarrow": {"store"},

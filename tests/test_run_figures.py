@@ -4,10 +4,16 @@ import io
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 
+from gpumask import cohort
+from gpumask.cli import main
 from gpumask.run_figures import draw_carpet, draw_connectivity, draw_cuts, new_figure, run_figure, to_png
+
+from .cohorts import SPACE, make_atlases, make_cohort
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -62,6 +68,19 @@ def test_cuts_go_through_the_middle_of_the_regions():
         assert all(len(values) == 1 for values in colours.values())
         assert len({min(values) for values in colours.values()}) == len(colours)
         assert axes.get_aspect() == [4 / 3, 4 / 2, 3 / 2][axis]
+
+
+def test_cuts_are_the_same_however_the_array_lies():
+    expected = new_figure((6, 2))
+    draw_cuts(expected, regions(), volume(), AFFINE)
+    turned = AFFINE @ np.array([[0, -1.0, 0, 8], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
+    figure = new_figure((6, 2))
+    draw_cuts(figure, regions().transpose(2, 0, 1)[:, ::-1], volume().transpose(2, 0, 1)[:, ::-1], turned)
+    for axes, other in zip(figure.axes, expected.axes, strict=True):
+        assert axes.get_title() == other.get_title()
+        assert axes.get_aspect() == other.get_aspect()
+        for drawn, image in zip(axes.images, other.images, strict=True):
+            np.testing.assert_array_equal(np.ma.filled(drawn.get_array(), -1), np.ma.filled(image.get_array(), -1))
 
 
 @pytest.mark.parametrize("background", [0, -1])
@@ -184,8 +203,42 @@ def test_shapes_of_matrices(shape, names):
     )
 
 
-def test_without_matplotlib(monkeypatch):
+def test_figures_of_a_cohort(tmp_path, monkeypatch):
+    make_cohort(tmp_path / "d", 2, bad=False)
+    atlases = make_atlases(tmp_path)
+    given = []
+    monkeypatch.setattr(
+        cohort, "run_figure", lambda *arrays, **rest: given.append((arrays, rest)) or new_figure((1, 1))
+    )
+    words = ["cohort", tmp_path / "d", tmp_path / "out", "participant", "--device", "cpu", "--figures"]
+    words += ["--atlas", atlases[1], "--confounds-columns", "csf", "--fd-threshold", "0.5"]
+    assert main([str(word) for word in words]) == 0
+    names = [f"sub-01_task-rest_run-{k}_space-{SPACE}_atlas-Fine_stat-mean_timeseries" for k in (1, 2)]
+    assert sorted(path.name for path in (tmp_path / "out" / "figures").iterdir()) == [f"{name}.png" for name in names]
+    for (signals, matrix, labels, mean, affine), rest in given:
+        name = rest["title"]
+        func = tmp_path / "d" / "sub-01" / "func"
+        run = nib.load(func / f"{name.partition('_atlas')[0]}_desc-preproc_bold.nii.gz")
+        table = pd.read_table(tmp_path / "out" / "sub-01" / "func" / f"{name}.tsv")
+        np.testing.assert_array_equal(signals, table.to_numpy())
+        np.testing.assert_allclose(matrix, table.corr().to_numpy(), atol=1e-6)
+        np.testing.assert_allclose(mean, run.get_fdata().mean(axis=-1), rtol=1e-12)
+        np.testing.assert_array_equal(affine, run.affine)
+        assert labels.shape == run.shape[:3]
+        assert rest["names"] == list(table)
+        assert (rest["t_r"], rest["kept"].tolist()) == (2.0, [k for k in range(40) if k != 7])
+        confounds = pd.read_table(func / f"{name.partition('_space')[0]}_desc-confounds_timeseries.tsv")
+        pd.testing.assert_series_equal(rest["displacement"], confounds["framewise_displacement"])
+    assert sorted(rest["title"] for _, rest in given) == names
+
+
+def test_without_matplotlib(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError) as error:
         whole()
-    assert str(error.value) == "Missing package 'matplotlib' for figures. Run: pip install 'gpumask[report]'"
+    message = "Missing package 'matplotlib' for figures. Run: pip install 'gpumask[report]'"
+    assert str(error.value) == message
+    words = ["cohort", tmp_path / "d", tmp_path / "out", "participant", "--atlas", "a.nii", "--figures"]
+    assert main([str(word) for word in words]) == 2
+    assert capsys.readouterr().err == f"gpumask cohort: error: {message}\n"
+    assert not (tmp_path / "out").exists()

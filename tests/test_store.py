@@ -237,8 +237,13 @@ def test_nothing_to_store(tmp_path):
     )
 
 
-def test_without_pyarrow(tmp_path, monkeypatch):
+def test_without_pyarrow(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ImportError) as error:
         write_store(tmp_path, tmp_path / "s.parquet")
-    assert str(error.value) == "Missing package 'pyarrow' for Parquet files. Run: pip install 'gpumask[parquet]'"
+    message = "Missing package 'pyarrow' for Parquet files. Run: pip install 'gpumask[parquet]'"
+    assert str(error.value) == message
+    words = ["cohort", tmp_path / "d", tmp_path / "out", "participant", "--atlas", "a.nii", "--store", "s.parquet"]
+    assert main([str(word) for word in words]) == 2
+    assert capsys.readouterr().err == f"gpumask cohort: error: {message}\n"
+    assert not (tmp_path / "out").exists()
