@@ -294,6 +294,14 @@ def _start(args, progress):
 
 def _cohort(args):
     try:
+        if args.store:  # not in the morning
+            from gpumask.store import check_pyarrow
+
+            check_pyarrow()
+        if args.figures:
+            from gpumask.run_figures import new_figure
+
+            new_figure((1, 1))
         if args.level == "group":
             return _sum_up(args)
         work, runs, problems = _plan_cohort(args)
@@ -450,7 +458,7 @@ def _run_cohort(args, work, runs, problems, spread):
         _tell("When all shards are through, sum up: gpumask cohort FMRIPREP_DIR OUT_DIR group")
     else:
         try:
-            _sum_up(args, len(runs) + len(problems))
+            code = _sum_up(args, len(runs) + len(problems))
         except _USER_ERRORS as error:
             _tell(f"gpumask cohort: error: the runs could not be summed up: {error}")
             code = 1
@@ -469,15 +477,20 @@ def _tell_record(record, name):
 
 
 def _sum_up(args, n_runs=None):
-    """Write what is made from all outputs."""
+    """Write what is made from all outputs; 1 if a run that is done could not be stored."""
     from gpumask.cohort_page import write_page
 
     print(write_page(args.out_dir, n_runs))
-    if args.store:
-        from gpumask.store import write_store
+    if not args.store:
+        return 0
+    from gpumask.store import write_store
 
-        print(write_store(args.out_dir, args.store))
-    return 0
+    paths, refused = write_store(args.out_dir, args.store)
+    for path in paths:
+        print(path)
+    for message in refused:
+        _tell(f"--store: left out: {message}")
+    return 1 if refused else 0
 
 
 def _demo(args):

@@ -30,12 +30,13 @@ from gpumask.bids import (
     sidecar,
     write_dataset_description,
 )
-from gpumask.confounds import fmriprep_confounds
+from gpumask.confounds import fmriprep_confounds, read_table
 from gpumask.extract import collect_warnings, process_wide
 from gpumask.images.volumes import open_volumes
 from gpumask.masker import NiftiLabelsMasker, transform_together
 from gpumask.outputs import appearing_together, append_line, json_lines, locked, table_lines, write
 from gpumask.pipeline import n_cores
+from gpumask.run_figures import run_figure, to_png
 
 _DEFAULTS = {"keep_all_regions": True, "min_coverage": 0.5, "nan_policy": "omit"}
 # Parameters of the masker that are of an atlas or a run, or don't decide the signals.
@@ -227,10 +228,9 @@ def _told(messages):
 def _process(work, run, stop_asked, messages):
     started = time.perf_counter()
     out, name = Path(work.out_dir), run_name(run)
-    folder, logs = out / run.folder, out / "logs"
+    logs = out / "logs"
     if not work.overwrite and is_done(work, run):
         return Record(run, "skipped")
-    folder.mkdir(parents=True, exist_ok=True)
     with locked(logs / f".{name}.lock") as mine:
         if not mine:
             return Record(run, "taken")
@@ -241,7 +241,9 @@ def _process(work, run, stop_asked, messages):
         if _identities(run) != inputs:
             msg = f"{run.path}, or a file that goes with it, was changed while it was read. Run it again."
             raise OSError(msg)
-        paths = [folder / file for file in files]
+        paths = list(files)
+        for folder in {path.parent for path in paths}:
+            folder.mkdir(parents=True, exist_ok=True)
         with appearing_together([*paths, logs / f"{name}.json"], name) as parts:
             writing = time.perf_counter()
             for part, lines in zip(parts, files.values(), strict=False):
@@ -315,7 +317,7 @@ def _identities(run):
 
 
 def _extract(work, run, stop_asked):
-    """All files of a run, as lines by file name, and its record."""
+    """All files of a run, as lines (or bytes) by path, and its record."""
     volumes = open_volumes(run.path)
     if volumes.is_3d:
         msg = f"{run.path} is a 3D image, expected a run: a 4D image."
@@ -357,6 +359,8 @@ def _extract(work, run, stop_asked):
         if maskers[0].nan_policy == "omit":
             warnings.warn("NaN or infinite voxels were left out of the regions' statistics.", stacklevel=2)
     files, summary = {}, {}
+    folder = Path(work.out_dir, run.folder)
+    mean = _mean(volumes, progress) if work.figures else None
     for atlas, masker, values in zip(work.atlases, maskers, signals, strict=True):
         coverage = masker.coverage_["fraction"].to_numpy()
         names = list(masker.region_names_.values())
@@ -374,14 +378,45 @@ def _extract(work, run, stop_asked):
         if work.relmat:
             name = output_name(run, atlas.name, "pearsoncorrelation", "relmat")
             lines = table_lines(["Node", *names], correlations(values), names)
-            tables.append((name, lines, [Path(work.out_dir, run.folder, series)]))
+            tables.append((name, lines, [folder / series]))
         for name, lines, sources in tables:
-            files[name] = lines
-            files[name.removesuffix(".tsv") + ".json"] = json_lines(metadata(sources))
+            files[folder / name] = lines
+            files[folder / f"{name.removesuffix('.tsv')}.json"] = json_lines(metadata(sources))
+        if work.figures:
+            name = output_name(run, atlas.name, masker.strategy, extension=".png")
+            files[Path(work.out_dir, "figures", name)] = [_figure(run, name, masker, values, mean, t_r, kept)]
         summary[atlas.name] = {"regions": len(names), "coverage_median": float(np.median(coverage))}
     seconds = {name: maskers[0].seconds_[name] for name in ("read", "reduce")}
     seconds["clean"] = sum(masker.seconds_["clean"] for masker in maskers)
     return files, Record(run, "done", volumes.n_volumes, seconds, summary)
+
+
+def _mean(volumes, progress):
+    """Mean of all volumes, which takes reading the run once more: ndarray, shape (x, y, z)."""
+    total = 0.0
+    for chunk in volumes.chunks(8):
+        total = total + chunk.scaled().sum(axis=0)
+        progress(chunk.start)
+    return (total / volumes.n_volumes).reshape(volumes.grid.shape, order="F")
+
+
+def _figure(run, name, masker, values, mean, t_r, kept):
+    confounds = read_table(Path(run.confounds)) if run.confounds else {}
+    labels = masker.region_atlas_
+    figure = run_figure(
+        values,
+        correlations(values),
+        np.asanyarray(labels.dataobj),
+        mean,
+        labels.affine,
+        background_label=masker.background_label,
+        title=name.removesuffix(".png"),
+        names=list(masker.region_names_.values()),
+        t_r=t_r,
+        displacement=confounds.get("framewise_displacement"),
+        kept=kept,
+    )
+    return to_png(figure)
 
 
 def _metadata(work, run, atlas, t_r, confounds, kept, volumes, sources):

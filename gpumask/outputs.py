@@ -47,10 +47,10 @@ def json_lines(content, default=None):
     yield "\n"
 
 
-def write(path, lines):
-    """Write text to a file, and wait until the disk has it."""
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(lines)
+def write(path, parts):
+    """Write parts, of text or bytes, to a file, and wait until the disk has it."""
+    with path.open("wb") as file:
+        file.writelines(part.encode() if isinstance(part, str) else part for part in parts)
         file.flush()
         os.fsync(file.fileno())
 

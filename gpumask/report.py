@@ -2,16 +2,15 @@
 
 import base64
 import html
-import io
 import webbrowser
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-import nibabel as nib
 import numpy as np
 
 from gpumask.images.grid import Grid
 from gpumask.images.volumes import open_volumes
+from gpumask.run_figures import draw_cuts, new_figure, to_png
 
 _STYLE = (
     "body{font-family:sans-serif;max-width:64em;margin:2em auto;color:#222}img{max-width:100%}"
@@ -108,39 +107,15 @@ def _regions(masker, labels):
 
 def _figure(masker, labels):
     """PNG (base64) of three cuts through the middle of the regions, over the run's first volume where there is one."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        msg = "Missing package 'matplotlib' for reports. Run: pip install 'gpumask[report]'"
-        raise ImportError(msg) from None
-    regions = nib.as_closest_canonical(labels)
-    values = np.asanyarray(regions.dataobj)
-    inside = np.argwhere(values != masker.background_label)
-    middle = inside.mean(axis=0).round().astype(int) if len(inside) else np.array(values.shape) // 2
+    figure = new_figure((12, 4), facecolor="black")
     under = None
     if getattr(masker, "_report_run", None) is not None:
         volumes = open_volumes(masker._report_run)
         chunk = next(volumes.chunks(1))
         if volumes.grid.matches(Grid(labels.shape, labels.affine)):
-            volume = chunk.scaled().reshape(volumes.grid.shape, order="F")
-            under = np.asanyarray(nib.as_closest_canonical(nib.Nifti1Image(volume, labels.affine)).dataobj)
-    # Neighbouring labels are often neighbouring regions: shuffled, they get colours that differ.
-    order = np.random.default_rng(0).permutation(256)
-    figure = Figure(figsize=(12, 4), facecolor="black", layout="constrained")
-    sizes = regions.header.get_zooms()
-    for axis, axes in enumerate(figure.subplots(1, 3)):
-        rest = [a for a in range(3) if a != axis]
-        aspect = sizes[rest[1]] / sizes[rest[0]]
-        if under is not None:
-            axes.imshow(np.take(under, middle[axis], axis).T, cmap="gray", origin="lower", aspect=aspect)
-        cut = np.take(values, middle[axis], axis).T
-        colours = np.ma.masked_where(cut == masker.background_label, order[np.abs(cut).astype(int) % 256])
-        axes.imshow(
-            colours, cmap=masker.cmap or "hsv", vmin=0, vmax=255, alpha=0.6, origin="lower", interpolation="nearest",
-            aspect=aspect,
-        )  # fmt: skip
-        axes.set_title(f"{'xyz'[axis]} = {(regions.affine @ [*middle, 1])[axis]:.0f} mm", color="white")
-        axes.set_axis_off()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=80)
-    return base64.b64encode(buffer.getvalue()).decode()
+            under = chunk.scaled().reshape(volumes.grid.shape, order="F")
+    draw_cuts(
+        figure, np.asanyarray(labels.dataobj), under, labels.affine,
+        background_label=masker.background_label, cmap=masker.cmap or "hsv",
+    )  # fmt: skip
+    return base64.b64encode(to_png(figure, dpi=80)).decode()

@@ -216,7 +216,7 @@ def test_why_there_is_no_report(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError) as error:
         masker.generate_report()
-    assert str(error.value) == "Missing package 'matplotlib' for reports. Run: pip install 'gpumask[report]'"
+    assert str(error.value) == "Missing package 'matplotlib' for figures. Run: pip install 'gpumask[report]'"
 
 
 @pytest.mark.parametrize("method", ["fit", "transform"])

@@ -1,0 +1,240 @@
+"""Figures of a run: its regions over an image, its signals as a carpet, their correlations. Arrays in, figures out.
+
+Nothing here touches pyplot or other global state: threads may draw at the same time.
+"""
+
+import io
+
+import nibabel as nib
+import numpy as np
+
+_NONE = "#d9b26f"  # tan, where there is no value: neither map has it
+
+
+def new_figure(size, **options):
+    """Empty matplotlib figure of `size` (width and height in inches).
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        msg = "Missing package 'matplotlib' for figures. Run: pip install 'gpumask[report]'"
+        raise ImportError(msg) from None
+    return Figure(figsize=size, layout="constrained", **options)
+
+
+def draw_cuts(figure, labels, image, affine, *, background_label=0, cmap="hsv"):
+    """Draw three cuts through the middle of the regions, over an image.
+
+    Parameters
+    ----------
+    figure : matplotlib Figure or SubFigure
+        Empty. Its background should be black.
+    labels : ndarray, shape (x, y, z)
+        A number per region.
+    image : ndarray, shape (x, y, z), or None
+        What to draw the regions over.
+    affine : ndarray, shape (4, 4)
+        From voxels to mm. The cuts are along the axes of the array, turned to be close to RAS+.
+    background_label : number
+        Label of no region.
+    cmap : str or matplotlib Colormap
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+    """
+    labels, affine = np.asarray(labels), np.asarray(affine)
+    if labels.ndim != 3 or (image is not None and np.shape(image) != labels.shape):
+        msg = f"Expected labels and image of the same 3D shape, got {labels.shape} and {np.shape(image)}."
+        raise ValueError(msg)
+    turn = nib.orientations.io_orientation(affine)
+    affine = affine @ nib.orientations.inv_ornt_aff(turn, labels.shape)
+    labels = nib.orientations.apply_orientation(labels, turn)
+    image = None if image is None else nib.orientations.apply_orientation(image, turn)
+    inside = np.argwhere(labels != background_label)
+    middle = inside.mean(axis=0).round().astype(int) if len(inside) else np.array(labels.shape) // 2
+    # Neighbouring labels are often neighbouring regions: shuffled, they get colours that differ.
+    order = np.random.default_rng(0).permutation(256)
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    for axis, axes in enumerate(figure.subplots(1, 3)):
+        rest = [a for a in range(3) if a != axis]
+        style = {"origin": "lower", "aspect": sizes[rest[1]] / sizes[rest[0]]}
+        if image is not None:
+            axes.imshow(np.take(image, middle[axis], axis).T, cmap="gray", **style)
+        cut = np.take(labels, middle[axis], axis).T
+        colours = np.ma.masked_where(cut == background_label, order[np.abs(cut).astype(int) % 256])
+        axes.imshow(colours, cmap=cmap, vmin=0, vmax=255, alpha=0.6, interpolation="nearest", **style)
+        axes.set_title(f"{'xyz'[axis]} = {round((affine @ [*middle, 1])[axis])} mm", color="white")
+        axes.set_axis_off()
+
+
+def draw_carpet(figure, signals, *, t_r=None, displacement=None, kept=None):
+    """Draw the signals as a carpet: a row per region, in units of its standard deviation, and motion above it.
+
+    Parameters
+    ----------
+    figure : matplotlib Figure or SubFigure
+        Empty.
+    signals : ndarray, shape (n_kept_volumes, n_regions)
+        Regions that have NaN, or don't vary, are tan.
+    t_r : float, optional
+        Repetition time in s. If None, the axis counts volumes.
+    displacement : array of shape (n_volumes,), optional
+        Framewise displacement of all volumes, in mm.
+    kept : array of int, shape (n_kept_volumes,), optional
+        The volumes that the rows of `signals` are, as nilearn's ``sample_mask``. Others are tan. If None, all.
+
+    Raises
+    ------
+    ValueError
+        If the lengths don't go together.
+    """
+    signals = np.asarray(signals, dtype=float)
+    kept = np.arange(len(signals)) if kept is None else np.asarray(kept)
+    n_volumes = len(displacement) if displacement is not None else int(kept.max(initial=-1)) + 1
+    if (
+        signals.ndim != 2
+        or kept.shape != (len(signals),)
+        or (kept.size and not 0 <= kept.min() <= kept.max() < n_volumes)
+    ):
+        msg = (
+            f"Expected signals of shape (kept volumes, regions) and motion of all volumes, got signals of shape "
+            f"{signals.shape}, {kept.size} kept volumes up to {kept.max(initial=-1)}, and {n_volumes} volumes."
+        )
+        raise ValueError(msg)
+    carpet = np.full((n_volumes, signals.shape[1]), np.nan)
+    carpet[kept] = _standardized(signals)
+    heights = [1, 4] if displacement is not None else [1]
+    *above, axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
+    end = n_volumes * (t_r or 1)
+    for motion in above:
+        motion.plot((np.arange(n_volumes) + 0.5) * (t_r or 1), displacement, color="#3b82c4", linewidth=0.8)
+        motion.set_ylabel("FD, mm")
+        motion.set_ylim(bottom=0)
+        motion.spines[["top", "right"]].set_visible(False)
+    axes.set_facecolor(_NONE)
+    image = axes.imshow(
+        carpet.T, cmap="gray", vmin=-2, vmax=2, aspect="auto", interpolation="nearest",
+        extent=(0, end, signals.shape[1], 0),
+    )  # fmt: skip
+    axes.set_xlim(0, end)
+    axes.set_xlabel("time, s" if t_r else "volume")
+    axes.set_ylabel("region")
+    figure.colorbar(image, ax=axes, label="z", pad=0.01)
+
+
+def draw_connectivity(figure, matrix, names=()):
+    """Draw a matrix of correlations.
+
+    Parameters
+    ----------
+    figure : matplotlib Figure or SubFigure
+        Empty.
+    matrix : ndarray, shape (n_regions, n_regions)
+        From -1 to 1; NaN is tan.
+    names : sequence of str, optional
+        Of the regions; shown where there is room for them.
+
+    Raises
+    ------
+    ValueError
+        If the matrix isn't square, or there aren't as many names.
+    """
+    matrix, names = np.asarray(matrix), list(names)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or (names and len(names) != len(matrix)):
+        msg = f"Expected a square matrix and a name per region, got the shape {matrix.shape} and {len(names)} names."
+        raise ValueError(msg)
+    axes = figure.subplots()
+    axes.set_facecolor(_NONE)
+    image = axes.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+    if 0 < len(names) <= 40:
+        shown = [name.replace("$", r"\$") for name in names]  # no formulas
+        axes.set_yticks(range(len(names)), shown, fontsize=7)
+        axes.set_xticks(range(len(names)), shown, fontsize=7, rotation=90)
+    figure.colorbar(image, ax=axes, label="Pearson's r", shrink=0.8)
+
+
+def run_figure(
+    signals,
+    matrix,
+    labels,
+    image,
+    affine,
+    *,
+    title,
+    names=(),
+    background_label=0,
+    t_r=None,
+    displacement=None,
+    kept=None,
+):
+    """One figure of a run and an atlas: regions over the mean image, carpet, and connectivity.
+
+    Parameters
+    ----------
+    signals : ndarray, shape (n_kept_volumes, n_regions)
+    matrix : ndarray, shape (n_regions, n_regions)
+        Their correlations.
+    labels, image : ndarray, shape (x, y, z)
+        Regions, and the mean of the run's volumes.
+    affine : ndarray, shape (4, 4)
+        See `draw_cuts`.
+    title : str
+    names, background_label, t_r, displacement, kept
+        See `draw_connectivity`, `draw_cuts` and `draw_carpet`.
+
+    Returns
+    -------
+    matplotlib Figure
+        See `to_png`.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is missing.
+    ValueError
+        If shapes don't go together.
+    """
+    figure = new_figure((10, 14))
+    figure.suptitle(title.replace("$", r"\$"), fontsize=9)
+    cuts, carpet, connectivity = figure.subfigures(3, 1, height_ratios=[3.2, 4, 7])
+    cuts.set_facecolor("black")
+    draw_cuts(cuts, labels, image, affine, background_label=background_label)
+    draw_carpet(carpet, signals, t_r=t_r, displacement=displacement, kept=kept)
+    draw_connectivity(connectivity, matrix, names)
+    return figure
+
+
+def to_png(figure, dpi=100):
+    """Bytes of a PNG file of a figure; equal figures give equal bytes.
+
+    Parameters
+    ----------
+    figure : matplotlib Figure
+    dpi : float
+        Pixels per inch.
+
+    Returns
+    -------
+    bytes
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _standardized(signals):
+    """Columns with mean 0 and standard deviation 1; NaN for those that have NaN or don't vary."""
+    if not signals.size:
+        return signals
+    with np.errstate(invalid="ignore", divide="ignore"):
+        centred = signals - signals.mean(axis=0)
+        deviation = centred.std(axis=0)
+        varies = deviation > 1e-12 * np.abs(signals).max(axis=0)
+        return centred / np.where(varies, deviation, np.nan)

@@ -1,0 +1,216 @@
+"""One Parquet file of a whole cohort, made from its written time series."""
+
+import hashlib
+import json
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gpumask.outputs import replacing
+
+_TABLE = re.compile(
+    r"(?P<before>.+)_(?:atlas|seg)-(?P<atlas>[a-zA-Z0-9]+)(?P<after>(_[a-zA-Z0-9]+-[a-zA-Z0-9+]+)*)"
+    r"_stat-(?P<stat>[a-zA-Z0-9]+)_timeseries\.tsv"
+)
+_ENTITIES = {"participant_id": "sub", "session": "ses", "task": "task", "run": "run", "space": "space"}
+_KEYS = (*_ENTITIES, "name")
+_OWN = (*_KEYS, "repetition_time", "volume")
+# Each column of each row group costs 50 bytes of the file's last part, which readers hold in memory: a group per run
+# would make it 2 GB for 40 000 runs of 1000 regions. Groups have whole runs, to about as many values (64 MiB).
+_GROUP = 2**23
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A run's time series, and what has to be the same in all of them."""
+
+    name: str
+    path: Path
+    configuration: str
+    header: bytes  # hash
+
+
+def write_store(out_dir, path):
+    """Write the time series of all runs that are done to one Parquet file per atlas and statistic.
+
+    A row is a volume. The columns are participant_id ("sub-01"), session, task, run, space and name (of the run; all
+    categories in pandas, missing where the name has no such entity), repetition_time (s), volume (its number in the
+    run, from 0; censored volumes are missing), and one of float64 per region, with exactly the tables' numbers; "n/a"
+    is missing. Runs are in the order of their names. Row groups have whole runs, up to about 64 MiB; their statistics
+    let readers find a run without reading the rest. Under the key "gpumask" the file has JSON metadata: atlas,
+    statistic, and what the runs' sidecars have in common. Memory doesn't grow with the number of values.
+
+    Runs with another configuration or other regions than most are refused by name, as are those that can't be read.
+
+    Parameters
+    ----------
+    out_dir : str or path-like
+        Output folder of a cohort, with a record of each run that is done in ``logs/<name>.json``.
+    path : str or path-like
+        File to write; an old one is replaced once the new one is whole. If there are several atlases or statistics,
+        whose regions differ, each has its own file: ``cohort.parquet`` becomes
+        ``cohort_atlas-<atlas>_stat-<statistic>.parquet``.
+
+    Returns
+    -------
+    paths : list of Path
+        The files that were written.
+    refused : list of str
+        What isn't in them, and why: a message per table, which names it.
+
+    Raises
+    ------
+    ImportError
+        If pyarrow is missing.
+    ValueError
+        If no run is done, or regions can't be columns because of their names.
+    OSError
+        If the file can't be written.
+    """
+    check_pyarrow()
+    out_dir, path = Path(out_dir), Path(path)
+    tables, refused = _tables(out_dir)
+    if not tables:
+        msg = f"There is no run that is done in {out_dir}: expected records in {out_dir / 'logs'}, and their tables."
+        raise ValueError(msg)
+    paths = []
+    for (atlas, stat), group in sorted(tables.items()):
+        own = path.with_name(f"{path.stem}_atlas-{atlas}_stat-{stat}{path.suffix}") if len(tables) > 1 else path
+        refused += _write(own, group, {"atlas": atlas, "stat": stat})
+        paths.append(own)
+    return paths, refused
+
+
+def check_pyarrow():
+    """Raise an ImportError that says what to install, if pyarrow is missing."""
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        msg = "Missing package 'pyarrow' for Parquet files. Run: pip install 'gpumask[parquet]'"
+        raise ImportError(msg) from None
+
+
+def _tables(out_dir):
+    """Tables of the runs that are done, by atlas and statistic; and messages about what can't be read."""
+    tables, unreadable = defaultdict(list), []
+    for record_path in sorted((out_dir / "logs").glob("*.json")):
+        try:
+            record = json.loads(record_path.read_bytes())
+            for output, size in record["outputs"]:
+                path = out_dir / output
+                if parts := _TABLE.fullmatch(path.name):
+                    if path.stat().st_size != size:
+                        msg = f"expected {size} bytes by its record, found {path.stat().st_size}"
+                        raise ValueError(msg)
+                    with path.open("rb") as file:
+                        header = hashlib.sha256(file.readline()).digest()
+                    table = _Table(parts["before"] + parts["after"], path, str(record["configuration"]), header)
+                    tables[parts["atlas"], parts["stat"]].append(table)
+        except (OSError, ValueError, TypeError, LookupError) as error:
+            unreadable.append(f"{record_path}: the run's outputs can't be read: {error}")
+    return tables, unreadable
+
+
+def _write(path, tables, metadata):
+    import pyarrow.parquet as pq
+
+    (configuration, header), _ = Counter((t.configuration, t.header) for t in tables).most_common(1)[0]
+    fitting, refused = [], []
+    for table in tables:
+        if table.configuration != configuration:
+            refused.append(f"{table.path}: its configuration is {table.configuration}, that of most is {configuration}")
+        elif table.header != header:
+            refused.append(f"{table.path}: has other regions than most")
+        else:
+            fitting.append(table)
+    regions = _regions(fitting[0].path)
+    common = None
+    with (
+        replacing(path) as part,
+        pq.ParquetWriter(
+            part, _schema(regions), compression="zstd", use_dictionary=list(_KEYS), write_statistics=list(_OWN)
+        ) as writer,
+    ):
+        group, n_rows = [], 0
+        for table in fitting:
+            try:
+                sidecar, volumes, values = _read(table, regions)
+            except (OSError, ValueError, TypeError, LookupError) as error:
+                refused.append(f"{table.path}: {error}")
+                continue
+            common = sidecar if common is None else {k: v for k, v in common.items() if sidecar.get(k, ...) == v}
+            if group and (n_rows + len(volumes)) * len(regions) > _GROUP:
+                writer.write_table(_row_group(group, regions), row_group_size=n_rows)
+                group, n_rows = [], 0
+            group.append((table.name, sidecar.get("RepetitionTime"), volumes, values))
+            n_rows += len(volumes)
+        if group:
+            writer.write_table(_row_group(group, regions), row_group_size=max(n_rows, 1))
+        writer.add_key_value_metadata({"gpumask": json.dumps({**metadata, "sidecar": common or {}})})
+    return refused
+
+
+def _regions(path):
+    with path.open(encoding="utf-8") as file:
+        regions = file.readline().rstrip("\n").split("\t")
+    names = Counter([*_OWN, *regions])
+    if twice := [name for name, count in names.items() if count > 1]:
+        msg = (
+            f"{path}: a Parquet file needs different names for its columns, and {', '.join(twice[:5])} would be there "
+            f"twice. Rename the regions in the look-up table; {', '.join(_OWN)} are taken."
+        )
+        raise ValueError(msg)
+    return regions
+
+
+def _schema(regions):
+    import pyarrow as pa
+
+    keys = [(key, pa.dictionary(pa.int32(), pa.string())) for key in _KEYS]
+    own = [("repetition_time", pa.float64()), ("volume", pa.int32())]
+    return pa.schema([*keys, *own, *((region, pa.float64()) for region in regions)])
+
+
+def _read(table, regions):
+    """Sidecar, numbers of the volumes, and values of a run."""
+    import pyarrow as pa
+    from pyarrow import csv
+
+    sidecar = json.loads(table.path.with_suffix(".json").read_bytes())
+    block = min(max(table.path.stat().st_size, 1), 2**30)  # one block, as a line can't be longer than that
+    values = csv.read_csv(
+        table.path,
+        read_options=csv.ReadOptions(block_size=block, use_threads=False),
+        parse_options=csv.ParseOptions(delimiter="\t", quote_char=False),
+        convert_options=csv.ConvertOptions(column_types=dict.fromkeys(regions, pa.float64()), null_values=["n/a"]),
+    )
+    n_volumes, censored = sidecar.get("NumberOfVolumes", len(values)), sidecar.get("CensoredVolumes", [])
+    volumes = np.setdiff1d(np.arange(n_volumes, dtype=np.int32), censored)
+    if len(volumes) != len(values):
+        msg = f"has {len(values)} rows, but by its sidecar {n_volumes} volumes, {len(censored)} of them censored"
+        raise ValueError(msg)
+    return sidecar, volumes, values
+
+
+def _row_group(runs, regions):
+    import pyarrow as pa
+
+    names, times, volumes, values = zip(*runs, strict=True)
+    rows = pa.array(np.repeat(np.arange(len(runs)), [len(v) for v in volumes]))
+
+    def repeated(cells, kind):
+        return pa.array(cells, kind).take(rows)
+
+    keys = [_entities(name) for name in names]
+    columns = [repeated([key[column] for key in keys], pa.string()).dictionary_encode() for column in _KEYS]
+    columns += [repeated(times, pa.float64()), pa.array(np.concatenate(volumes))]
+    return pa.table([*columns, *pa.concat_tables(values).columns], schema=_schema(regions))
+
+
+def _entities(name):
+    found = dict(part.split("-", 1) for part in name.split("_") if "-" in part) if name.startswith("sub-") else {}
+    labels = {column: found.get(entity) for column, entity in _ENTITIES.items()}
+    return {**labels, "participant_id": f"sub-{found['sub']}" if found else None, "name": name}
