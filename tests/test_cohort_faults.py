@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import json
 import os
 import random
 import shutil
@@ -13,7 +12,6 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from gpumask import cohort, outputs
@@ -59,10 +57,8 @@ def check_whole(out, files, runs):
     assert cohorts.outputs(out) == files
     assert cohorts.left_over(out) == []
     done = Counter(line["name"] for line in cohorts.log_lines(out) if line["status"] == "done")
-    assert set(done.values()) <= {1}
-    assert len(list(out.glob("logs/sub-*.json"))) == sum(run.name in done for run in runs) + len(
-        {path.stem for path in out.glob("logs/sub-*.json")} - done.keys()
-    )
+    assert set(done.values()) == {1}
+    assert done.keys() <= {path.stem for path in out.glob("logs/sub-*.json")} <= {run.name for run in runs}
 
 
 # It is forked for each attempt: what an attempt imports, it needn't import again.
@@ -137,8 +133,13 @@ def wait_for(condition, seconds=60):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("n_procs", [1, 2])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+SIGNALS = [(signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 2)]
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "n_procs"),
+    [*SIGNALS, *([(signal.SIGTERM, 143, 2), (signal.SIGINT, 130, 1)] if HEAVY else [])],
+)
 def test_signals_end_a_cohort_cleanly(made, number, code, n_procs):
     folder, runs, files = made
     out = f"{number.name} {n_procs}"
@@ -236,7 +237,7 @@ def test_a_limit_on_the_size_of_files(few, tmp_path):
     assert statuses(work_on(tmp_path, "out"), few) == {"done": 4}
 
 
-@pytest.mark.parametrize("failing", range(1, 22, 4))
+@pytest.mark.parametrize("failing", [1, 2, 7, 12, 13, 14])  # 14 is that of the folder
 def test_a_disk_that_fills_while_files_are_written(few, tmp_path, monkeypatch, failing):
     calls, fsync = [], os.fsync
 
@@ -250,26 +251,18 @@ def test_a_disk_that_fills_while_files_are_written(few, tmp_path, monkeypatch, f
     (tmp_path / "o" / "logs").mkdir(parents=True)
     monkeypatch.setattr(outputs.os, "fsync", full)
     record = process(work, few[0])
-    last = 13 + 2  # twelve files and a record; two folders, the latter after the record
-    if failing > last:
-        assert record.status == "done"
-        return
     assert record.error == f"[Errno {errno.ENOSPC}] No space left on device"
-    assert not (tmp_path / "o" / "logs" / f"{few[0].name}.json").exists() or failing == last
+    assert not (tmp_path / "o" / "logs" / f"{few[0].name}.json").exists()
     assert cohorts.left_over(tmp_path / "o") == []
     assert process(work, few[0]).status == "done"
 
 
 def test_a_log_that_cannot_be_written_is_told(few, tmp_path, monkeypatch):
-    def full(number, data):
-        return 3
-
     work = work_on(tmp_path, "o")
     (tmp_path / "o" / "logs").mkdir(parents=True)
     process(work, few[0])
     with monkeypatch.context() as patched:
-        patched.setattr(outputs.os, "write", lambda number, data: os.pwrite(number, data[:3], 0) * 0 + 3)
-        patched.setattr(outputs.os, "ftruncate", lambda number, size: None)
+        patched.setattr(outputs.os, "write", lambda number, data: 0)
         record = process(work, few[1])
     assert record.status == "done"
     assert record.error.startswith("The log can't be written: [Errno 28] No space left on device")
@@ -350,7 +343,7 @@ def test_a_file_that_disappears_while_it_is_read(few, tmp_path, monkeypatch):
     )
     assert [errors[run] for run in few[2:]] == ["", ""]
     names = {path.split("/")[-1].split("_atlas")[0] for path in cohorts.outputs(tmp_path / "o")}
-    assert names == {few[2].name, few[3].name, "dataset_description.json"}
+    assert names == {few[2].name, few[3].name, "dataset_description.json", ".bidsignore"}
 
 
 def test_a_file_that_is_cut_while_it_is_read(few, tmp_path, monkeypatch):
@@ -419,10 +412,3 @@ def test_an_old_record_never_vouches_for_new_files(few, tmp_path, monkeypatch):
             process(work_on(tmp_path, "o", confounds={"columns": ["csf"]}), few[0])
     assert list((tmp_path / "o" / "logs").glob("*.json")) == []
     assert statuses(work_on(tmp_path, "o"), few[:1]) == {"done": 1}
-
-
-def test_records_survive_numbers_of_any_kind(few, tmp_path):
-    (record,) = run_cohort(work_on(tmp_path, "o"), few[:1])
-    stored = json.loads((tmp_path / "o" / "logs" / f"{few[0].name}.json").read_text())
-    assert stored["atlases"] == record.atlases
-    assert np.isfinite([value for summary in record.atlases.values() for value in summary.values()]).all()
