@@ -16,6 +16,13 @@ from gpumask import __version__
 _STANDARDIZE = ("zscore_sample", "zscore", "psc")
 _STRATEGIES = ("mean", "sum", "median", "minimum", "maximum", "variance", "standard_deviation")
 _TARGETS = ("data", "labels", "none")
+_CHOOSING = {
+    "participants": "--participant-label",
+    "sessions": "--session-id",
+    "tasks": "--task-id",
+    "runs": "--run-id",
+    "space": "--space",
+}
 _USER_ERRORS = (OSError, ValueError, TypeError, ImportError, MemoryError, RuntimeError)
 
 
@@ -133,8 +140,7 @@ def _add_cohort(commands):
         help="participant: extract the runs. group: only sum up what is in OUT_DIR (page, and --store)",
     )
     chosen = cohort.add_argument_group("runs")
-    for name, plural in (("participant", "participants"), ("session", "sessions"), ("task", "tasks"), ("run", "runs")):
-        option = "--participant-label" if name == "participant" else f"--{name}-id"
+    for plural, option in list(_CHOOSING.items())[:-1]:
         chosen.add_argument(option, dest=plural, nargs="+", default=(), metavar="LABEL", help=f"only these {plural}")
     chosen.add_argument(
         "--space", help="space of the images, such as MNI152NLin2009cAsym (needed if there are several)"
@@ -363,13 +369,13 @@ def _plan_cohort(args):
     for message in messages:
         _tell(f"warning: {message}")
     if args.source.is_dir():
-        chosen = {name: getattr(args, name) for name in ("participants", "sessions", "tasks", "runs", "space")}
+        chosen = {name: getattr(args, name) for name in _CHOOSING}
         runs, problems = find_runs(args.source, **chosen, require_confounds=bool(work.confounds))
     else:
         runs, problems = read_manifest(args.source)
-        for option in ("participants", "sessions", "tasks", "runs", "space"):
-            if getattr(args, option):
-                msg = f"{args.source} lists the runs: --{option} can't choose among them. Make a shorter list."
+        for name, option in _CHOOSING.items():
+            if getattr(args, name):
+                msg = f"{args.source} lists the runs: {option} can't choose among them. Make a shorter list."
                 raise ValueError(msg)
     first, n_shards = _shard(args.shard)
     return work, runs[first::n_shards], problems[first::n_shards]

@@ -84,7 +84,7 @@ def cluster(tmp_path_factory):
 
         def start(*words):
             process = subprocess.Popen([*dask, *words, *common], stdout=log, stderr=log, cwd=folder)
-            stack.callback(process.wait, 20)
+            stack.callback(process.wait, 100)
             stack.callback(process.terminate)
             return process
 

@@ -1,0 +1,259 @@
+"""``gpumask cohort``: options, shards, output, exit codes, the progress bar."""
+
+import io
+import json
+import re
+import shlex
+import sys
+
+import pandas as pd
+import pytest
+
+from gpumask import cli
+from gpumask.bids import Run, find_runs
+from gpumask.cohort import Record
+
+from . import cohorts
+
+ATLASES = "--atlas atlas-Toy_dseg.nii.gz --atlas Own=atlas-Fine_dseg.nii.gz"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A current directory with six runs of three subjects, the first of them broken, and two atlases."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("ID", "COUNT", "MIN", "STEP"):
+        monkeypatch.delenv(f"SLURM_ARRAY_TASK_{name}", raising=False)
+    cohorts.make_cohort(tmp_path / "d", 6, bad=False)
+    cohorts.make_atlases(tmp_path)
+    first = next((tmp_path / "d" / "sub-01").rglob("*run-1*_bold.nii.gz"))
+    first.write_bytes(first.read_bytes()[:9000])
+    return tmp_path
+
+
+def run(line):
+    return cli.main(shlex.split(f"cohort {line}"))
+
+
+def names(out, pattern="*_timeseries.tsv"):
+    return sorted(path.name for path in out.rglob(pattern))
+
+
+def test_a_cohort_from_the_command_line(folder, capsys):
+    assert run(f"d out participant {ATLASES}") == 1
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    space = f"space-{cohorts.SPACE}"
+    assert re.fullmatch(rf"sub-01_task-rest_run-2_{space}\t40 volumes\t\d+\.\d\d s", lines[0])
+    assert lines[-2:] == [
+        "out/cohort.html",
+        "5 done, 0 skipped (done before), 1 failed, 0 taken (another process is at them), 0 left",
+    ]
+    assert err.startswith(f"sub-01_task-rest_run-1_{space}: error: {folder}/d/sub-01/func/sub-01_task-rest")
+    assert err.count("\n") == 1
+    assert len(names(folder / "out")) == 10
+    assert {name.split("atlas-")[1].split("_")[0] for name in names(folder / "out")} == {"Toy", "Own"}
+    assert json.loads((folder / "out" / "dataset_description.json").read_text())["GeneratedBy"][0]["Name"] == "gpumask"
+    assert "sub-01_task-rest_run-1" in (folder / "out" / "cohort.html").read_text()
+    assert run(f"d out participant {ATLASES}") == 1
+    assert capsys.readouterr().out.splitlines()[-1].startswith("0 done, 5 skipped (done before), 1 failed")
+
+
+def test_all_done_is_0(folder, capsys):
+    assert run("d out participant --participant-label 02 --atlas atlas-Toy_dseg.nii.gz") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_options_reach_the_work(folder):
+    line = (
+        "d out participant --participant_label sub-02 --run-id 2 --task_id rest --space MNI152NLin2009cAsym "
+        "--atlas atlas-Toy_dseg.nii.gz --lut atlas-Toy_dseg.tsv --strategy median --min_coverage 0.1 --detrend "
+        "--low-pass 0.1 --high-pass 0.01 --standardize psc --confounds-columns 'trans_*' csf --fd-threshold 0.5 "
+        "--no-relmat --device cpu --nprocs 1"
+    )
+    assert run(line) == 0
+    (table,) = names(folder / "out")
+    assert table == f"sub-02_task-rest_run-2_space-{cohorts.SPACE}_atlas-Toy_stat-median_timeseries.tsv"
+    metadata = json.loads(next((folder / "out").rglob(table.replace("tsv", "json"))).read_text())
+    expected = {"strategy": "median", "min_coverage": 0.1, "detrend": True, "low_pass": 0.1, "high_pass": 0.01}
+    assert {name: metadata["MaskerParameters"][name] for name in expected} == expected
+    assert metadata["MaskerParameters"]["standardize"] == "psc"
+    assert metadata["ConfoundsOptions"] == {"columns": ["trans_*", "csf"], "fd_threshold": 0.5}
+    assert names(folder / "out", "*relmat*") == []
+
+
+def test_smoothing_and_strategies_of_confounds_reach_the_work(folder, capsys):
+    line = f"d out participant --participant-label 03 {ATLASES} --smoothing-fwhm 4 --confounds-strategy simple"
+    assert run(line) == 1  # the made tables have too few columns for it
+    assert capsys.readouterr().err.count("error: ") == 2
+    line = f"d out participant --participant-label 03 {ATLASES} --smoothing-fwhm 4"
+    assert run(line) == 0
+    metadata = json.loads(next((folder / "out").rglob("*_timeseries.json")).read_text())
+    assert metadata["MaskerParameters"]["smoothing_fwhm"] == 4
+
+
+def test_a_manifest_lists_the_runs(folder, capsys):
+    bold = next((folder / "d" / "sub-02").rglob("*run-1*_bold.nii.gz"))
+    pd.DataFrame({"bold": [bold, folder / "no.nii"], "t_r": [2.0, 2.0], "name": ["mine", "other"]}).to_csv(
+        "runs.tsv", sep="\t", index=False
+    )
+    assert run(f"runs.tsv out participant {ATLASES}") == 1
+    assert names(folder / "out") == [f"mine_atlas-{name}_stat-mean_timeseries.tsv" for name in ("Own", "Toy")]
+    assert run(f"runs.tsv out participant {ATLASES} --task-id rest") == 2
+    assert "runs.tsv lists the runs: --task-id can't choose among them." in capsys.readouterr().err
+
+
+def test_a_dry_run_writes_nothing(folder, capsys):
+    before = sorted(folder.rglob("*"))
+    assert run(f"d out participant {ATLASES} --dry-run") == 0
+    out = capsys.readouterr().out
+    assert out.count("\tto do\t") == 6
+    assert out.splitlines()[-1] == "6 to do, 0 done, 0 can't be taken"
+    assert f"atlas Own: {folder}/atlas-Fine_dseg.nii.gz, names by {folder}/atlas-Fine_dseg.tsv" in out
+    assert sorted(folder.rglob("*")) == before
+    run(f"d out participant {ATLASES}")
+    (folder / next(iter(find_runs("d")[0])).confounds).unlink()
+    capsys.readouterr()
+    assert run(f"d out participant {ATLASES} --dry-run --confounds-columns csf") == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "5 to do, 0 done, 1 can't be taken"
+    assert run(f"d out participant {ATLASES} --dry-run") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "1 to do, 5 done, 0 can't be taken"
+
+
+def test_shards_part_the_runs(folder, capsys):
+    parts = []
+    for k in (1, 2, 3, 4):
+        assert run(f"d out{k} participant {ATLASES} --shard {k}/4") in (0, 1)
+        parts.append({name.split("_space")[0] for name in names(folder / f"out{k}")})
+        assert not (folder / f"out{k}" / "cohort.html").exists()
+    assert sum(map(len, parts)) == len(set().union(*parts)) == 5
+    assert max(map(len, parts)) <= 2
+    assert "When all shards are through, sum up: gpumask cohort" in capsys.readouterr().err
+    assert run("d out1 group") == 0
+    assert capsys.readouterr().out == "out1/cohort.html\n"
+    assert (folder / "out1" / "cohort.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "env", "expected"),
+    [
+        (None, {}, (0, 1)),
+        ("1/3", {}, (0, 3)),
+        ("3/3", {"ID": 1, "COUNT": 2}, (2, 3)),
+        (None, {"ID": 0, "COUNT": 4, "MIN": 0, "STEP": 1}, (0, 4)),
+        (None, {"ID": 4, "COUNT": 4, "MIN": 1, "STEP": 1}, (3, 4)),
+        (None, {"ID": 20, "COUNT": 3, "MIN": 10, "STEP": 5}, (2, 3)),
+        (None, {"ID": 1}, (0, 1)),
+    ],
+)
+def test_which_shard(monkeypatch, text, env, expected):
+    for name, value in env.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    assert cli._shard(text) == expected
+
+
+def test_an_array_task_says_that_it_is_a_shard(monkeypatch, capsys):
+    for name, value in {"ID": 2, "COUNT": 3, "MIN": 1, "STEP": 1}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    assert run(f"d out participant {ATLASES}") == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1].startswith("2 done")
+    assert err.startswith("shard 2/3, by SLURM_ARRAY_TASK_ID\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("d out participant", "--atlas is missing: give one label image or more"),
+        ("d out participant --atlas no.nii", "--atlas: there is no such file: no.nii"),
+        ("d out participant --atlas X=no.nii", "--atlas: there is no such file: no.nii"),
+        (f"d out participant {ATLASES} --lut atlas-Toy_dseg.tsv", "--lut: expected one for each --atlas, got 1 for 2"),
+        (f"d out participant {ATLASES} --lut no.tsv --lut no.tsv", "--lut: there is no such file: no.tsv"),
+        (f"d out participant {ATLASES} --atlas atlas-Toy_dseg.nii.gz", "Expected one atlas or more, each with a name"),
+        (f"d out participant {ATLASES} --participant-label 77", "77"),
+        (f"none out participant {ATLASES}", "none"),
+        (f"d out participant {ATLASES} --space MNI", "MNI"),
+        (f"d out participant {ATLASES} --nprocs 0", "--nprocs: expected 1 or more, got 0"),
+        (f"d out participant {ATLASES} --shard 3/2", "--shard: expected a shard from 1 to 2, got 3"),
+        (f"d out participant {ATLASES} --shard 2", "--shard: expected I/N, such as 1/4, got '2'"),
+        (f"d out participant {ATLASES} --min-coverage 2", "min_coverage"),
+        (f"d out participant {ATLASES} --low-pass 0.1 --high-pass 0.2", "--high-pass (0.2 Hz) must be lower than"),
+        ("d out participant --atlas d/dataset_description.json", "dataset_description.json can't be read as an image"),
+        ("d none group", "none"),
+    ],
+)
+def test_wrong_usage_is_2_and_writes_nothing(folder, capsys, line, message):
+    before = sorted(folder.rglob("*"))
+    assert run(line) == 2
+    out, err = capsys.readouterr()
+    assert re.search(rf"^gpumask cohort: error: .*{re.escape(message)}", err, re.MULTILINE)
+    assert out == ""
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_arguments_that_cannot_be_parsed_are_2(capsys):
+    for line, message in (
+        ("d", "the following arguments are required: OUT_DIR, level"),
+        ("d out all --atlas a", "argument level: invalid choice: 'all'"),
+        ("d out participant --nprocs x", "argument --nprocs: invalid int value: 'x'"),
+        ("d out participant --over", "unrecognized arguments: --over"),
+    ):
+        assert run(line) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_every_option_is_in_the_help(capsys):
+    assert run("--help") == 0
+    out = capsys.readouterr().out
+    for option in (
+        *("participant-label", "session-id", "task-id", "run-id", "space", "atlas", "lut", "confounds-strategy"),
+        *("confounds-columns", "fd-threshold", "smoothing-fwhm", "detrend", "low-pass", "high-pass", "standardize"),
+        *("strategy", "min-coverage", "nprocs", "device", "dry-run", "overwrite", "shard", "dask-scheduler"),
+        *("no-relmat", "figures", "store"),
+    ):
+        assert f"--{option}" in out
+
+
+def test_an_error_that_ends_all_runs_is_1_with_what_was_done(capsys, monkeypatch):
+    def lost(work, runs, **options):
+        yield Record(runs[0], "done", 40, {"total": 1.0})
+        raise RuntimeError("all workers are lost")
+
+    monkeypatch.setattr("gpumask.cohort.run_cohort", lost)
+    monkeypatch.setattr("gpumask.cohort.log_problems", lambda *args: None)
+    assert run(f"d out participant {ATLASES}") == 1
+    out, err = capsys.readouterr()
+    assert err.startswith("gpumask cohort: error: all workers are lost\n")
+    assert out.splitlines()[-1].startswith("1 done")
+    assert out.splitlines()[-1].endswith("5 left")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_on_a_terminal(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "100")
+    assert run(f"d out participant {ATLASES}") == 1
+    lines = [line for line in terminal.getvalue().split("\r") if line.strip()]
+    bars = [line for line in lines if line.startswith("[")]
+    assert len(bars) == 6
+    assert max(map(len, bars)) < 100
+    assert re.match(r"\[#{30}\] 6/6 runs \d+ volumes/s  0:00 left 1 failed", bars[-1])
+    assert any("error: " in line for line in lines)
+
+
+def test_time_left_counts_only_runs_that_take_time(monkeypatch):
+    terminal, now = Terminal(), [100.0]
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(cli.time, "monotonic", lambda: now[0])
+    bar = cli._CohortBar(1003)
+    bar.add(Record(Run("a"), "skipped"))
+    assert "1/1003 runs 0 volumes/s  -:-- left 0 failed" in terminal.getvalue()
+    now[0] += 10
+    bar.add(Record(Run("b"), "done", 200))
+    bar.add(Record(Run("c"), "failed"))
+    assert "3/1003 runs 20 volumes/s 1:23:20 left 1 failed" in terminal.getvalue()
