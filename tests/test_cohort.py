@@ -31,8 +31,9 @@ RUN = "sub-01_task-rest_run-1_space-MNI152NLin2009cAsym"
 def made(tmp_path_factory):
     """60 runs, five of them bad, and two atlases: folder, runs, problems."""
     folder = tmp_path_factory.mktemp("made")
-    cohorts.make_cohort(folder / "d")
-    cohorts.make_atlases(folder)
+    size = {"shape": (61, 73, 61)} if os.environ.get("GPUMASK_TEST_HEAVY") else {}  # of MNI152NLin6Asym, 3 mm
+    cohorts.make_cohort(folder / "d", **size)
+    cohorts.make_atlases(folder, **size)
     return folder, *find_runs(folder / "d", require_confounds=True)
 
 
