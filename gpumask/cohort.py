@@ -122,6 +122,7 @@ class Work:
     configuration: str = field(init=False)
 
     def __post_init__(self):
+        object.__setattr__(self, "out_dir", Path(os.path.abspath(self.out_dir)))  # noqa: PTH100 - workers are elsewhere
         names = [atlas.name for atlas in self.atlases]
         if len(set(names)) != len(names) or not names:
             msg = f"Expected one atlas or more, each with a name of its own, got {names}. Give NAME=PATH."
@@ -227,7 +228,7 @@ def _told(messages):
 
 def _process(work, run, stop_asked, messages):
     started = time.perf_counter()
-    out, name = Path(work.out_dir), run_name(run)
+    out, name = work.out_dir, run_name(run)
     logs = out / "logs"
     if not work.overwrite and is_done(work, run):
         return Record(run, "skipped")
@@ -280,7 +281,7 @@ def _logged(work, record):
     """Add a record to this process's log; if that fails, its error says so too."""
     line = json.dumps(_described(record), ensure_ascii=False)
     try:
-        append_line(Path(work.out_dir) / "logs" / f"runs-{platform.node()}-{os.getpid()}.jsonl", line)
+        append_line(work.out_dir / "logs" / f"runs-{platform.node()}-{os.getpid()}.jsonl", line)
     except OSError as error:
         return replace(record, error=f"{record.error} The log can't be written: {error}".strip())
     return record
@@ -294,7 +295,7 @@ def log_problems(work, problems):
 
 def is_done(work, run):
     """Whether a run has been done, with this configuration and from these inputs, and all outputs are there."""
-    out = Path(work.out_dir)
+    out = work.out_dir
     try:
         record = json.loads((out / "logs" / f"{run_name(run)}.json").read_text("utf-8"))
         return (
@@ -303,7 +304,7 @@ def is_done(work, run):
             and record["inputs"] == _identities(run)
             and all((out / path).stat().st_size == size for path, size in record["outputs"])
         )
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):  # what is wrong shows when the run is processed
         return False
 
 
@@ -359,7 +360,7 @@ def _extract(work, run, stop_asked):
         if maskers[0].nan_policy == "omit":
             warnings.warn("NaN or infinite voxels were left out of the regions' statistics.", stacklevel=2)
     files, summary = {}, {}
-    folder = Path(work.out_dir, run.folder)
+    folder = work.out_dir / run.folder
     mean = _mean(volumes, progress) if work.figures else None
     for atlas, masker, values in zip(work.atlases, maskers, signals, strict=True):
         coverage = masker.coverage_["fraction"].to_numpy()
@@ -384,7 +385,7 @@ def _extract(work, run, stop_asked):
             files[folder / f"{name.removesuffix('.tsv')}.json"] = json_lines(metadata(sources))
         if work.figures:
             name = output_name(run, atlas.name, masker.strategy, extension=".png")
-            files[Path(work.out_dir, "figures", name)] = [_figure(run, name, masker, values, mean, t_r, kept)]
+            files[work.out_dir / "figures" / name] = [_figure(run, name, masker, values, mean, t_r, kept)]
         summary[atlas.name] = {"regions": len(names), "coverage_median": float(np.median(coverage))}
     seconds = {name: maskers[0].seconds_[name] for name in ("read", "reduce")}
     seconds["clean"] = sum(masker.seconds_["clean"] for masker in maskers)
@@ -527,7 +528,7 @@ def run_cohort(work, runs, *, n_procs=1, executor=None, in_flight=None):
         if other is not run:
             msg = f"{other.path} and {run.path} would both be written as {run_name(run)}. Give them different names."
             raise ValueError(msg)
-    out = Path(work.out_dir)
+    out = work.out_dir
     (out / "logs").mkdir(parents=True, exist_ok=True)
     _remove_left_locks(out / "logs")
     source = next((run.source for run in runs if run.source), None)

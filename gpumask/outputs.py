@@ -47,10 +47,15 @@ def json_lines(content, default=None):
     yield "\n"
 
 
+def _encoded(text):
+    """Text in UTF-8; bytes of file names that are none are escaped as JSON has it."""
+    return text.encode("utf-8", "backslashreplace")
+
+
 def write(path, parts):
     """Write parts, of text or bytes, to a file, and wait until the disk has it."""
     with path.open("wb") as file:
-        file.writelines(part.encode() if isinstance(part, str) else part for part in parts)
+        file.writelines(_encoded(part) if isinstance(part, str) else part for part in parts)
         file.flush()
         os.fsync(file.fileno())
 
@@ -167,7 +172,7 @@ _appending = threading.Lock()
 
 def append_line(path, line):
     """Add a line to a file that only this process writes to; it is there whole or not at all."""
-    data = f"{line}\n".encode()
+    data = _encoded(f"{line}\n")
     with _appending:
         number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         try:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gpumask import NiftiLabelsMasker, cohort
+from gpumask import NiftiLabelsMasker, backend, cohort
 from gpumask.bids import Problem, Run, find_runs, run_name
 from gpumask.cohort import AtlasFile, Work, correlations, is_done, lut_beside, process, run_cohort
 from gpumask.extract import collect_warnings
@@ -377,3 +377,48 @@ def test_real_run(data, tmp_path):
         expected = masker.fit().transform(bold, confounds=table)
         written = read(tmp_path / f"{run_name(run)}_atlas-{name}_stat-mean_timeseries.tsv")
         assert np.array_equal(written, expected, equal_nan=True)
+
+
+def test_names_that_are_no_text_and_relative_folders(small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / os.fsdecode(b"bad\xff_name.nii.gz")
+    try:
+        Path(small[0].path).rename(path)
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    atlases = (AtlasFile("atlas-Toy_dseg.nii.gz"),)
+    work = Work(atlases, "out", device="cpu")
+    runs = [Run(path, name="bad"), Run(tmp_path / os.fsdecode(b"none\xff.nii"), name="none")]
+    assert work.out_dir == tmp_path / "out"
+    assert {record.run: record.status for record in run_cohort(work, runs)} == {runs[0]: "done", runs[1]: "failed"}
+    assert is_done(work, runs[0])
+    assert {line["run"] for line in cohorts.log_lines(tmp_path / "out")} == {str(run.path) for run in runs}
+
+
+def test_a_record_that_cannot_be_looked_at_fails_its_run_alone(small, tmp_path, monkeypatch):
+    read_text = Path.read_text
+
+    def denied(self, *args, **keywords):
+        if self.name == f"{RUN}.json" and self.parent.name == "logs":
+            raise PermissionError(13, "Permission denied", str(self))
+        return read_text(self, *args, **keywords)
+
+    work = work_on(tmp_path)
+    assert statuses(work, small) == {"done": 2}
+    monkeypatch.setattr(Path, "read_text", denied)
+    assert statuses(work, small) == {"done": 1, "skipped": 1}
+
+
+def test_a_gpu(small, tmp_path):
+    status = backend.cuda_status()
+    if not status.devices:
+        pytest.skip(f"no usable CUDA device: {status.problem}")
+    work = work_on(tmp_path, device="cuda:0")
+    assert statuses(work, small) == {"done": 2}
+    expected = process_in(work_on(tmp_path, "cpu"), small[0])
+    assert expected.status == "done"
+    for name in ("Toy", "Fine"):
+        ours, theirs = (
+            read(tmp_path / out / f"sub-01/func/{RUN}_atlas-{name}_stat-mean_timeseries.tsv") for out in ("out", "cpu")
+        )
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9)
