@@ -260,19 +260,77 @@ def test_more_voxels_than_one_block(put, strategy):
     expected = np.array([by_scipy(strategy, volume, labels, ids) for volume in host])
     expected[:, ids.index(77)] = 0.0 if strategy == "sum" else np.nan
     segments = Segments.from_labels(labels, ids)
-    assert len(segments.blocks) == 2
+    assert len(segments.blocks.parts) == 3
     np.testing.assert_allclose(reduce(strategy, put, host, segments), expected, rtol=1e-12)
+
+
+def weighted_segments(n_voxels):
+    """Regions with random voxels and weights in all blocks, one of them empty."""
+    rng = np.random.default_rng(0)
+    voxels = [rng.choice(n_voxels, k, replace=False) for k in (15_000, 0, 700, 1, 9_000)]
+    offsets = np.r_[0, np.cumsum([len(v) for v in voxels])]
+    return Segments(np.concatenate(voxels), offsets, np.concatenate([rng.random(len(v)) for v in voxels]))
+
+
+needs_compiled = pytest.mark.skipif(kernel._segments is None, reason="gpumask was installed without a C compiler")
+
+
+@needs_compiled
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("n_volumes", [0, 1, 15, 16, 17, 40])
+@pytest.mark.parametrize("dtype", ["?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
+def test_compiled_sums_have_the_bits_of_scipys(dtype, n_volumes, weighted, monkeypatch):
+    n_voxels = 2 * kernel._BLOCK + 1000
+    segments = weighted_segments(n_voxels)
+    if not weighted:
+        segments = Segments(segments.indices, segments.offsets)
+    data = some_volumes(dtype, n=n_volumes, n_voxels=n_voxels)
+    compiled = segment_sum(data, segments)
+    monkeypatch.setattr(kernel, "_segments", None)
+    np.testing.assert_array_equal(compiled, segment_sum(data, segments))
+
+
+@pytest.mark.parametrize("how", ["foreign order", "odd address", "columns", "float16"])
+def test_sums_of_unusual_arrays(how):
+    n_voxels = kernel._BLOCK + 1000
+    segments, data = (
+        Segments.from_labels(np.arange(n_voxels) % 7, [1, 3, 6]),
+        some_volumes("i2", n=3, n_voxels=n_voxels),
+    )
+    unusual = {
+        "foreign order": lambda: data.astype(data.dtype.newbyteorder()),
+        "odd address": lambda: np.frombuffer(b"0" + data.tobytes(), np.uint8)[1:].view("i2").reshape(data.shape),
+        "columns": lambda: np.asfortranarray(data),
+        "float16": lambda: data.astype("f2"),
+    }[how]()
+    np.testing.assert_array_equal(segment_sum(unusual, segments), segment_sum(unusual.astype("f8"), segments))
+
+
+@needs_compiled
+def test_compiled_sums_refuse_what_would_crash():
+    segments, data = Segments.from_labels(np.array([0, 1, 1, 2]), [1, 2]), np.zeros((2, 4), "i2")
+    with pytest.raises(IndexError, match=r"^The segments reach to voxel 3, and `data` has 3 voxels a volume\.$"):
+        segment_sum(data[:, :3], segments)
+    out, parts = np.zeros((2, 2)), list(segments.blocks)
+    with pytest.raises(
+        TypeError, match=r"^`data` and `out` must be two-dimensional, of real numbers in native order\.$"
+    ):
+        kernel._segments.sums(data.astype(">i2"), *parts, out)
+    with pytest.raises(
+        TypeError, match=r"^`data` and `out` must be two-dimensional, of real numbers in native order\.$"
+    ):
+        kernel._segments.sums(data, *parts, out[:1])
+    with pytest.raises(TypeError, match=r"^`columns` must have 4 bytes an item, got 8\.$"):
+        kernel._segments.sums(data, *parts[:4], parts[4].astype("i8"), None, out)
 
 
 @pytest.mark.parametrize("strategy", ["sum", "mean"])
 def test_weights_in_more_than_one_block(put, strategy):
-    rng, n = np.random.default_rng(0), 2 * kernel._BLOCK + 1000
-    voxels = [rng.choice(n, k, replace=False) for k in (15_000, 0, 700, 1, 9_000)]
-    weights = [rng.random(len(v)) for v in voxels]
-    offsets = np.r_[0, np.cumsum([len(v) for v in voxels])]
-    segments = Segments(np.concatenate(voxels), offsets, np.concatenate(weights))
+    n = 2 * kernel._BLOCK + 1000
+    segments = weighted_segments(n)
+    voxels, weights = (np.split(part, segments.offsets[1:-1]) for part in (segments.indices, segments.weights))
     host = some_volumes("f4", n=2, n_voxels=n)
-    assert len(segments.blocks) > 1
+    assert len(segments.blocks.parts) > 2
     expected = reference.weighted_signals(host, voxels, [w.tolist() for w in weights], strategy)
     np.testing.assert_allclose(reduce(strategy, put, host, segments), expected, rtol=1e-12)
 
