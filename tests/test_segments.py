@@ -290,6 +290,43 @@ def test_compiled_sums_have_the_bits_of_scipys(dtype, n_volumes, weighted, monke
     np.testing.assert_array_equal(compiled, segment_sum(data, segments))
 
 
+def awkward_values(rng, n):
+    """Values that a selection by bins may stumble over: ties, outliers, ranges that overflow, denormals, non-finite."""
+    return [
+        rng.normal(size=n),
+        rng.integers(0, 4, n) * 1.0,
+        np.full(n, -3.5),
+        10.0 ** rng.uniform(-300, 300, n) * rng.choice([-1, 1], n),
+        np.where(rng.random(n) < 0.5, -1.7e308, 1.7e308),
+        rng.integers(0, 50, n) * 5e-324,
+        np.r_[1e9, rng.normal(size=n - 1)],
+        np.where(rng.random(n) < 0.1, np.nan, rng.normal(size=n)),
+        rng.choice([-np.inf, np.inf, 0.0], n),
+        np.nextafter(1.0, 2.0) + np.sort(rng.normal(size=n)) * 1e-16,
+    ]
+
+
+@needs_compiled
+@pytest.mark.parametrize("strategy", ["median", "minimum", "maximum", "variance"])
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 24, 25, 26, 300, 3001])
+def test_compiled_statistics_are_numpys(strategy, size, monkeypatch):
+    rng = np.random.default_rng(size)
+    data = np.concatenate([np.array(awkward_values(rng, 2 * size)), some_volumes("i2", n=2, n_voxels=2 * size)])
+    if strategy == "variance":
+        data = data[[0, 1, 2, 6, 7, 8, -1]]  # the squares of the others overflow, or are nothing but rounding
+    labels = rng.permutation(2 * size) % 2 + 1
+    segments = Segments.from_labels(labels, [2, 9, 1])
+    with np.errstate(over="ignore", invalid="ignore"):
+        compiled = STRATEGIES[strategy](data, segments)
+        monkeypatch.setattr(kernel, "_segments", None)
+        expected = STRATEGIES[strategy](data, segments)
+    assert np.isnan(compiled[:, 1]).all()
+    if strategy == "variance":  # another order of additions
+        np.testing.assert_allclose(compiled, expected, rtol=1e-12)
+    else:
+        np.testing.assert_array_equal(compiled, expected)
+
+
 @pytest.mark.parametrize("how", ["foreign order", "odd address", "columns", "float16"])
 def test_sums_of_unusual_arrays(how):
     n_voxels = kernel._BLOCK + 1000
@@ -320,6 +357,12 @@ def test_compiled_sums_refuse_what_would_crash():
         TypeError, match=r"^`data` and `out` must be two-dimensional, of real numbers in native order\.$"
     ):
         kernel._segments.sums(data, *parts, out[:1])
+    with pytest.raises(IndexError, match=r"^The segments reach to voxel 3, and `data` has 3 voxels a volume\.$"):
+        STRATEGIES["median"](data[:, :3], segments)
+    with pytest.raises(ValueError, match=r"^No `mode`, or `offsets` that don't fit `out` and `indices`\.$"):
+        kernel._segments.statistics("mode", data, segments.indices, segments.offsets, out)
+    with pytest.raises(ValueError, match=r"^No `median`, or `offsets` that don't fit `out` and `indices`\.$"):
+        kernel._segments.statistics("median", data, segments.indices[:1], segments.offsets, out)
     with pytest.raises(TypeError, match=r"^`columns` must have 4 bytes an item, got 8\.$"):
         kernel._segments.sums(data, *parts[:4], parts[4].astype("i8"), None, out)
 

@@ -8,7 +8,7 @@ Every reduction takes ``data`` of shape (n_volumes, n_voxels), of any real dtype
 a volume's result has the same bits however many volumes are reduced with it.
 """
 
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -221,7 +221,7 @@ def segment_variance(data, segments):
     """
     _reject_weights(segments, "variance")
     if backend.is_numpy(data):
-        return _variance_numpy(data, segments)
+        return _statistic_numpy("variance", data, segments)
     if backend.is_cupy(data):
         return _divide(segments_cuda.reduce(data, segments, "squares", segment_mean(data, segments)), segments)
     xp = backend.array_namespace(data)
@@ -262,7 +262,7 @@ def segment_median(data, segments):
     """
     _reject_weights(segments, "median")
     if backend.is_numpy(data):
-        return _median_numpy(data, segments)
+        return _statistic_numpy("median", data, segments)
     xp = backend.array_namespace(data)
 
     def middle(block):
@@ -326,27 +326,37 @@ def _extreme(data, segments, name):
     if backend.is_cupy(data):
         return _nan_where_empty(segments_cuda.reduce(data, segments, name), segments)
     if backend.is_numpy(data):
-        values = np.full((data.shape[0], len(segments)), np.nan)
-        full, starts, _ = _full(segments)
-        if len(full):
-            values[:, full] = getattr(np, name).reduceat(np.take(data, segments.indices, axis=1), starts, axis=1)
-    else:
-        xp = backend.array_namespace(data)
-        extreme = xp.min if name == "minimum" else xp.max
-        reduce = lambda block: (extreme if block.shape[1] else xp.sum)(block, axis=1)  # noqa: E731
-        values = _per_region(data, segments, reduce)
-    return _nan_where_empty(values, segments)
+        return _statistic_numpy(name, data, segments)
+    xp = backend.array_namespace(data)
+    extreme = xp.min if name == "minimum" else xp.max
+    reduce = lambda block: (extreme if block.shape[1] else xp.sum)(block, axis=1)  # noqa: E731
+    return _nan_where_empty(_per_region(data, segments, reduce), segments)
 
 
 def _sum_numpy(data, segments):
     sums = np.zeros((data.shape[0], len(segments)))
-    data = np.ascontiguousarray(data)
-    # An uncompressed file may begin its volumes at an odd byte.
-    if _segments is not None and data.flags.aligned and data.dtype.isnative and data.dtype.char in _COMPILED:
+    if _segments is not None and data.dtype.char in _COMPILED:
+        data = _native(data)
         _segments.sums(data, *segments.blocks, sums)
     else:
         _sum_scipy(data, segments.blocks, sums.T)
     return sums
+
+
+def _native(data):
+    """Volumes as C reads them. An uncompressed file may be big-endian, or begin its volumes at an odd byte."""
+    return np.require(data, data.dtype.newbyteorder("="), ["C_CONTIGUOUS", "ALIGNED"])
+
+
+def _statistic_numpy(name, data, segments):
+    """Variance, extreme or median of each region; NaN for an empty one."""
+    if _segments is None or data.dtype.char not in _COMPILED or data.shape[1] >= 2**31:
+        return _IN_NUMPY[name](data, segments)
+    indices = np.ascontiguousarray(segments.indices, np.int32)
+    offsets = np.ascontiguousarray(segments.offsets, np.int64)
+    values = np.empty((data.shape[0], len(segments)))
+    _segments.statistics(name, _native(data), indices, offsets, values)
+    return values
 
 
 def _sum_scipy(data, blocks, sums):
@@ -372,6 +382,14 @@ def _full(segments):
     return full, segments.offsets[full], segments.counts[full]
 
 
+def _extreme_numpy(extreme, data, segments):
+    values = np.full((data.shape[0], len(segments)), np.nan)
+    full, starts, _ = _full(segments)
+    if len(full):
+        values[:, full] = extreme.reduceat(np.take(data, segments.indices, axis=1), starts, axis=1)
+    return values
+
+
 def _variance_numpy(data, segments):
     full, starts, counts = _full(segments)
     variances = np.full((data.shape[0], len(segments)), np.nan)
@@ -395,5 +413,14 @@ def _median_numpy(data, segments):
             low, high = (n - 1) // 2, n // 2
             block = np.partition(gathered[:, start:stop], (low, high), axis=1)
             with np.errstate(invalid="ignore"):  # -inf and +inf in the middle make NaN
-                medians[:, region] = (block[:, low].astype(np.float64) + block[:, high]) / 2
+                lower, upper = block[:, low].astype(np.float64), block[:, high]
+                medians[:, region] = (lower + upper) / 2 if low < high else lower
     return medians
+
+
+_IN_NUMPY = {
+    "variance": _variance_numpy,
+    "minimum": partial(_extreme_numpy, np.minimum),
+    "maximum": partial(_extreme_numpy, np.maximum),
+    "median": _median_numpy,
+}
