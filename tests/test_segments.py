@@ -210,7 +210,7 @@ def test_infinite_voxels_warn_of_nothing(put, strategy):
 
 
 def test_infinite_voxels_in_different_blocks():
-    host = np.ones((1, 3 * kernel._BLOCK))
+    host = np.ones((1, 3 * kernel.BLOCK))
     host[0, 0], host[0, -1] = np.inf, -np.inf
     segments = Segments.from_labels(np.full(host.shape[1], 6), [6])
     for strategy in STRATEGIES:
@@ -251,7 +251,7 @@ def test_same_bits_with_weights(put, strategy):
 @everywhere
 def test_more_voxels_than_one_block(put, strategy):
     """Regions that begin, end and lie across the borders of the blocks that sums are gathered in."""
-    n = 2 * kernel._BLOCK + 1000
+    n = 2 * kernel.BLOCK + 1000
     labels = np.arange(n) // 5000 + 1
     labels[::7] = 0
     labels[::1001] = 50
@@ -280,7 +280,7 @@ needs_compiled = pytest.mark.skipif(kernel._segments is None, reason="gpumask wa
 @pytest.mark.parametrize("n_volumes", [0, 1, 15, 16, 17, 40])
 @pytest.mark.parametrize("dtype", ["?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
 def test_compiled_sums_have_the_bits_of_scipys(dtype, n_volumes, weighted, monkeypatch):
-    n_voxels = 2 * kernel._BLOCK + 1000
+    n_voxels = 2 * kernel.BLOCK + 1000
     segments = weighted_segments(n_voxels)
     if not weighted:
         segments = Segments(segments.indices, segments.offsets)
@@ -329,7 +329,7 @@ def test_compiled_statistics_are_numpys(strategy, size, monkeypatch):
 
 @pytest.mark.parametrize("how", ["foreign order", "odd address", "columns", "float16"])
 def test_sums_of_unusual_arrays(how):
-    n_voxels = kernel._BLOCK + 1000
+    n_voxels = kernel.BLOCK + 1000
     segments, data = (
         Segments.from_labels(np.arange(n_voxels) % 7, [1, 3, 6]),
         some_volumes("i2", n=3, n_voxels=n_voxels),
@@ -369,7 +369,7 @@ def test_compiled_sums_refuse_what_would_crash():
 
 @pytest.mark.parametrize("strategy", ["sum", "mean"])
 def test_weights_in_more_than_one_block(put, strategy):
-    n = 2 * kernel._BLOCK + 1000
+    n = 2 * kernel.BLOCK + 1000
     segments = weighted_segments(n)
     voxels, weights = (np.split(part, segments.offsets[1:-1]) for part in (segments.indices, segments.weights))
     host = some_volumes("f4", n=2, n_voxels=n)

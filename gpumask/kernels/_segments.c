@@ -8,10 +8,9 @@
 
    `statistics` gathers one region of one volume at a time, as double, and takes its variance, extremes or median. */
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "_buffers.h"
+
 #include <math.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -288,30 +287,6 @@ static Statistic statistic_of(const char *name) {
     return NULL;
 }
 
-/* Buffers of a call's arrays. `itemsizes` are in bytes, 0 for any; an array that is None gets a NULL buffer. */
-static int open_buffers(PyObject *const *objects, Py_buffer *views, int count, const char *const *names,
-                        const Py_ssize_t *itemsizes) {
-    for (int i = 0; i < count; i++) views[i].obj = NULL, views[i].buf = NULL;
-    for (int i = 0; i < count; i++) {
-        if (objects[i] == Py_None) continue;
-        const int flags = PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (i == count - 1 ? PyBUF_WRITABLE : 0); /* the result */
-        if (PyObject_GetBuffer(objects[i], &views[i], flags) < 0) return -1;
-        if (itemsizes[i] && views[i].itemsize != itemsizes[i]) {
-            PyErr_Format(PyExc_TypeError, "`%s` must have %zd bytes an item, got %zd.", names[i], itemsizes[i],
-                         views[i].itemsize);
-            return -1;
-        }
-    }
-    return 0;
-}
-
-static PyObject *close_buffers(Py_buffer *views, int count) {
-    for (int i = 0; i < count; i++)
-        if (views[i].obj) PyBuffer_Release(&views[i]);
-    if (PyErr_Occurred()) return NULL;
-    Py_RETURN_NONE;
-}
-
 static int check_volumes(const Py_buffer *data, const Py_buffer *out, Reader reader) {
     if (reader.pick && data->ndim == 2 && out->ndim == 2 && out->shape[0] == data->shape[0]) return 0;
     PyErr_SetString(PyExc_TypeError, "`data` and `out` must be two-dimensional, of real numbers in native order.");
@@ -335,7 +310,7 @@ static PyObject *sums(PyObject *Py_UNUSED(module), PyObject *args) {
     if (!PyArg_ParseTuple(args, "OOOOOOOO", objects, objects + 1, objects + 2, objects + 3, objects + 4, objects + 5,
                           objects + 6, objects + 7))
         return NULL;
-    if (open_buffers(objects, views, N, names, itemsizes) < 0) return close_buffers(views, N);
+    if (open_buffers(objects, views, N, names, itemsizes, 1) < 0) return close_buffers(views, N);
     const Reader reader = reader_of(views[DATA].format, views[DATA].itemsize);
     if (check_volumes(&views[DATA], &views[OUT], reader) < 0) return close_buffers(views, N);
     Problem problem = {.data = views[DATA].buf,
@@ -374,7 +349,7 @@ static PyObject *statistics(PyObject *Py_UNUSED(module), PyObject *args) {
     PyObject *objects[N];
     Py_buffer views[N];
     if (!PyArg_ParseTuple(args, "sOOOO", &name, objects, objects + 1, objects + 2, objects + 3)) return NULL;
-    if (open_buffers(objects, views, N, names, itemsizes) < 0) return close_buffers(views, N);
+    if (open_buffers(objects, views, N, names, itemsizes, 1) < 0) return close_buffers(views, N);
     const Reader reader = reader_of(views[DATA].format, views[DATA].itemsize);
     if (check_volumes(&views[DATA], &views[OUT], reader) < 0) return close_buffers(views, N);
     const Statistic statistic = statistic_of(name);

@@ -10,21 +10,19 @@ a volume's result has the same bits however many volumes are reduced with it.
 
 from functools import cached_property, partial
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
 
 from gpumask import backend
 from gpumask.kernels import segments_cuda
+from gpumask.kernels.weights import BLOCK, cut
 
 try:
     from gpumask.kernels import _segments
 except ImportError:  # there was no C compiler when gpumask was installed; `gpumask info` says so
     _segments = None
 
-# Voxels gathered at a time on NumPy: with 16 volumes, one block of float64 (1 MiB) stays in the second-level cache.
-_BLOCK = 8192
 _COMPILED = "?bBhHiIlLqQfd"  # type codes that the compiled sums read
 
 
@@ -106,8 +104,8 @@ class Segments:
 
     @cached_property
     def blocks(self):
-        """The weights cut into blocks of voxels, on the host; cutting 3 M weights takes a tenth of a second."""
-        return Blocks.cut(self)
+        """The weights cut into blocks of voxels, on the host; made once."""
+        return cut(self.indices, self.offsets, self.weights)
 
     def like(self, array):
         """Return these segments in the library and on the device of `array` (themselves, where they are already)."""
@@ -118,62 +116,6 @@ class Segments:
 
     def __getstate__(self):
         return {"indices": self.indices, "offsets": self.offsets, "weights": self.weights}
-
-
-class Blocks(NamedTuple):
-    """Weights of segments in blocks of at most 8192 voxels: the order in which NumPy's sums are taken.
-
-    A block's rows are the regions that have entries in it, and its columns the voxels that any region uses.
-
-    Attributes
-    ----------
-    parts : ndarray of int64, shape (n_blocks + 1, 3)
-        First voxel, row and entry of each block.
-    voxels : ndarray of int64
-        Voxel of each column, ascending.
-    rows : ndarray of int32
-        Region of each row.
-    starts : ndarray of int64, shape (n_rows + 1,)
-        First entry of each row.
-    columns : ndarray of int32, shape (n_entries,)
-        Column of each entry, counted within its block.
-    weights : ndarray of float64, shape (n_entries,), or None
-    """
-
-    parts: np.ndarray
-    voxels: np.ndarray
-    rows: np.ndarray
-    starts: np.ndarray
-    columns: np.ndarray
-    weights: np.ndarray | None
-
-    @classmethod
-    def cut(cls, segments):
-        """Cut the weights of `segments`."""
-        n_entries = len(segments.indices)
-        used = np.zeros(int(segments.indices.max(initial=-1)) + 1, bool)
-        used[segments.indices] = True
-        voxels = np.flatnonzero(used)
-        column = (np.cumsum(used, dtype=np.int32) - 1)[segments.indices]
-        n_blocks = -(-len(voxels) // _BLOCK)
-        # Entries by block, in their order: a transposition counts them, where a sort takes ten times as long.
-        entries = (np.arange(n_entries, dtype=np.int32), column // _BLOCK, np.arange(n_entries + 1, dtype=np.int32))
-        by_block = scipy.sparse.csr_array(entries, (n_entries, n_blocks)).tocsc()
-        order, bounds = by_block.data, by_block.indptr.astype(np.int64)
-        region = np.repeat(np.arange(len(segments), dtype=np.int32), segments.counts)[order]
-        fresh = np.ones(n_entries, bool)  # whether an entry is the first of its row
-        fresh[1:] = region[1:] != region[:-1]
-        fresh[bounds[:-1]] = True
-        starts = np.append(np.flatnonzero(fresh), n_entries)
-        first_voxels = np.minimum(np.arange(n_blocks + 1) * _BLOCK, len(voxels))
-        return cls(
-            np.stack([first_voxels, np.searchsorted(starts, bounds), bounds], axis=1),
-            voxels,
-            region[starts[:-1]],
-            starts,
-            column[order] % _BLOCK,
-            None if segments.weights is None else segments.weights[order],
-        )
 
 
 def segment_sum(data, segments):
@@ -362,8 +304,8 @@ def _statistic_numpy(name, data, segments):
 def _sum_scipy(data, blocks, sums):
     """Add to `sums`, shape (n_regions, n_volumes): the compiled sums' bits in four to seven times their time."""
     n_volumes = len(data)
-    gathered = np.empty(n_volumes * _BLOCK, data.dtype)
-    block = np.empty((_BLOCK, n_volumes))
+    gathered = np.empty(n_volumes * BLOCK, data.dtype)
+    block = np.empty((BLOCK, n_volumes))
     for (voxel, row, entry), (next_voxel, next_row, next_entry) in pairwise(blocks.parts):
         voxels, rows, k = blocks.voxels[voxel:next_voxel], blocks.rows[row:next_row], next_voxel - voxel
         stored = gathered[: n_volumes * k].reshape(n_volumes, k)
