@@ -77,33 +77,42 @@ def _run(rows, inputs, options):
     command = None
     if not options.tiny:
         command = [sys.executable, "-m", "benchmarks", "--folder", str(inputs.folder), "--measure"]
-    about = report.machine() | {"grid": inputs.shape, "rounds": rounds, "tiny": options.tiny}
+    about = report.machine() | {"grid": inputs.shape, "rounds": max(rounds, 1), "tiny": options.tiny}
     about["atlases"] = {n: inputs.source_of_atlas(n) for n in REAL_FILES}
-    document = {"about": about, "rows": []}
-    table = [report.heading(about)]
-    print(*table, sep="\n", flush=True)
+    stem = f"{about['date'][:16].replace(':', '')}_{(about['commit'] or 'unknown').removesuffix('+')}"
+    document, table = {"about": about, "rows": []}, []
+    _say(table, report.heading(about))
+    group, agreed = None, True
     for row in rows:
+        if row.group != group:
+            group = row.group
+            _say(table, f"\n### {group.capitalize()}\n\n{report.head()}")
         try:
             measured = measure_row(row, inputs, rounds, command=command)
         except DifferentResultsError as error:
-            print(error, file=sys.stderr)
-            return 1
-        document["rows"].append(report.as_json(measured))
-        table += report.lines(measured)
-        print("\n".join(report.lines(measured)), flush=True)
-    _write(options.results, about, document, table)
-    return 0
+            agreed = False
+            document["rows"].append({"group": row.group, "work": row.name, "error": str(error)})
+            _say(table, report.line(work=row.name, takes=f"**{error}**; not timed"))
+        else:
+            document["rows"].append(report.as_json(measured))
+            _say(table, "\n".join(report.lines(measured)))
+        _write(options.results / stem, document, table)  # after every row, as the next one may fail
+    print(f"\nwritten: {options.results / stem}.json and .md", file=sys.stderr)
+    return 0 if agreed else 1
 
 
-def _write(folder, about, document, table):
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{about['date'][:16].replace(':', '')}_{(about['commit'] or 'unknown').removesuffix('+')}"
+def _say(table, text):
+    table.append(text)
+    print(text, flush=True)
+
+
+def _write(path, document, table):
+    path.parent.mkdir(parents=True, exist_ok=True)
     # A line per row: short, and readable where it differs.
     rows = ",\n".join(json.dumps(row) for row in document["rows"])
     text = f'{{"about": {json.dumps(document["about"], indent=1)},\n"rows": [\n{rows}\n]}}\n'
-    Path(folder, f"{stem}.json").write_text(text)
-    Path(folder, f"{stem}.md").write_text("\n".join(table) + "\n")
-    print(f"\nwritten: {folder / stem}.json and .md", file=sys.stderr)
+    path.with_suffix(".json").write_text(text)
+    path.with_suffix(".md").write_text("\n".join(table) + "\n")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ region's largest signal, for z-scores absolute.
 
 
 def heading(about):
-    """What precedes the rows: machine, explanation, and the head of the table."""
+    """What precedes the tables: what they are of, and how to read them."""
     shape = " x ".join(map(str, about["grid"]))
     synthetic = [str(n) for n, source in about["atlases"].items() if source != "real"]
     notes = [
@@ -41,8 +41,12 @@ def heading(about):
         *(["Tiny inputs, all in one process: these are no results."] if about["tiny"] else []),
         "GPU: not measured here.",
     ]
-    head = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
-    return "\n".join([*notes, "", EXPLANATION, *head])
+    return "\n".join([*notes, "", EXPLANATION])
+
+
+def head():
+    """The head of a table."""
+    return f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
 
 def machine():
@@ -149,7 +153,7 @@ def lines(measured):
             f"{one['their_seconds'][0] / volumes * 1e3:.1f} ms per volume" if volumes else _time(one["their_seconds"])
         )
         middle, low, high = (f"{value:.{2 if one['floor'] else 1}f}" for value in one["ratio"])
-        yield _line(
+        yield line(
             **own,
             step=one["step"],
             ours=_time(one["seconds"]),
@@ -163,17 +167,17 @@ def lines(measured):
         )
     if not compared:
         for step, values in measured.seconds[OURS].items():
-            yield _line(**own, step=step, ours=_time(median_and_range(values)))
+            yield line(**own, step=step, ours=_time(median_and_range(values)))
     for one in limits(measured):
         unit = "MB" if one["of"] == "peak_mb" else "s"
         what = "memory" if unit == "MB" else one["of"]
         shown = f"{one['value']:.0f} MB" if unit == "MB" else _seconds(one["value"])
-        yield _line(work=row.name, step=what, ours=shown, target=f"<= {one['limit']} {unit}", met=one["met"])
+        yield line(work=row.name, step=what, ours=shown, target=f"<= {one['limit']} {unit}", met=one["met"])
     for tool, reason in measured.skipped.items():
-        yield _line(work=row.name, against=tool, takes=f"not run: {reason}")
+        yield line(work=row.name, against=tool, takes=f"not run: {reason}")
 
 
-def _line(
+def line(
     *,
     work,
     step="-",
@@ -187,6 +191,7 @@ def _line(
     their_memory="-",
     difference="-",
 ):
+    """One line of the table."""
     met = {None: "-", True: "yes", False: "**no**"}[met]
     cells = (work, step, ours, against, takes, ratio, target, met, memory, their_memory, difference)
     return f"| {' | '.join(cells)} |"
