@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -23,7 +24,7 @@ def main(argv=None):
         return 0
     rows = [row for row in all_rows() if _is_chosen(row, options)]
     if not rows:
-        print(f"no row has {options.only!r} in its name; --list names them", file=sys.stderr)
+        print(f"no row matches {options.only!r}; --list names them", file=sys.stderr)
         return 2
     if options.list:
         print("\n".join(f"{row.group}: {row.name}" for row in rows))
@@ -45,7 +46,7 @@ def _parser():
     add("--folder", type=Path, help="where inputs are made and kept, up to 6 GB (default: a temporary folder)")
     add("--results", type=Path, default=RESULTS, help="where the table and the JSON are written (default: %(default)s)")
     add("--rounds", type=int, help="measurements of each (default: 5; 3 with --quick)")
-    add("--only", metavar="TEXT", default="", help="rows that have this in their group or name")
+    add("--only", metavar="PATTERN", default="", help="rows whose 'group: name' this regular expression is found in")
     add("--quick", action="store_true", help="a few of the rows, 3 rounds")
     add("--full", action="store_true", help="runs of 1200 volumes too; inputs take up to 25 GB")
     add(
@@ -59,7 +60,7 @@ def _parser():
 def _is_chosen(row, options):
     if (row.full and not options.full) or (options.quick and not row.quick):
         return False
-    return options.only.lower() in f"{row.group}: {row.name}".lower()
+    return re.search(options.only, f"{row.group}: {row.name}") is not None
 
 
 def _measure_one(options):
