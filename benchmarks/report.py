@@ -1,5 +1,7 @@
 """Measurements as a Markdown table and as JSON, with the machine that they are from."""
 
+import importlib.machinery
+import importlib.util
 import os
 import platform
 import subprocess
@@ -37,6 +39,7 @@ def heading(about):
         f"{shape}, int16 and 200 volumes where nothing else is said; {about['rounds']} rounds; {about['cpu']}, "
         f"{about['cores']} cores; Python {about['python']}, NumPy {about['versions']['numpy']}, nilearn "
         f"{about['versions'].get('nilearn', 'not installed')}; commit {about['commit']}; {about['date']}.",
+        f"Compiled kernels: {', '.join(about['compiled_kernels']) or '**none, their substitutes are measured**'}.",
         *([f"Atlases that are synthetic here: {', '.join(synthetic)} regions."] if synthetic else []),
         *(["Tiny inputs, all in one process: these are no results."] if about["tiny"] else []),
         "GPU: not measured here.",
@@ -50,7 +53,7 @@ def head():
 
 
 def machine():
-    """What times depend on: processor, memory, thread counts, environment, versions, commit and date."""
+    """What times depend on: processor, memory, threads, environment, compiled kernels, versions, commit and date."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
@@ -64,9 +67,17 @@ def machine():
             for pool in threadpool_info()
         ],
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(_ENVIRONMENT)},
+        "compiled_kernels": _compiled_kernels(),
         "python": platform.python_version(),
         "versions": {name: version for name in _PACKAGES if (version := _version(name))},
     }
+
+
+def _compiled_kernels():
+    """Names of gpumask's compiled modules; without them, slower ones are measured."""
+    (folder,) = importlib.util.find_spec("gpumask").submodule_search_locations
+    suffixes = tuple(importlib.machinery.EXTENSION_SUFFIXES)
+    return sorted(path.name.partition(".")[0] for path in Path(folder).rglob("*.*") if path.name.endswith(suffixes))
 
 
 def _version(name):
