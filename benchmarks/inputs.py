@@ -39,7 +39,7 @@ class Inputs:
 
     def __init__(self, folder, *, tiny=False):
         self.tiny = tiny
-        self.folder = Path(folder) / "tiny" if tiny else Path(folder)
+        self.folder = Path(folder).resolve() / ("tiny" if tiny else "")
         self.folder.mkdir(parents=True, exist_ok=True)
         # MNI152NLin2009cAsym at 2 mm, the usual output space of fMRIPrep.
         self.shape, size = ((25, 29, 25), 8.0) if tiny else ((97, 115, 97), 2.0)

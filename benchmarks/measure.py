@@ -140,7 +140,8 @@ def measure_row(row, inputs, rounds, *, command=None):
 
 
 def _in_a_process(command):
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    root = Path(__file__).parents[1]  # where `python -m benchmarks` finds itself
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
     if done.returncode:
         msg = f"{' '.join(command)} failed:\n{done.stderr}"
         raise RuntimeError(msg)
