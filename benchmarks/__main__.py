@@ -45,7 +45,7 @@ def _parser():
     add = parser.add_argument
     add("--folder", type=Path, help="where inputs are made and kept, up to 6 GB (default: a temporary folder)")
     add("--results", type=Path, default=RESULTS, help="where the table and the JSON are written (default: %(default)s)")
-    add("--rounds", type=int, help="measurements of each (default: 5; 3 with --quick)")
+    add("--rounds", type=int, help="measurements of each after the comparison (default: 5; --quick 3; --tiny 0)")
     add("--only", metavar="PATTERN", default="", help="rows whose 'group: name' this regular expression is found in")
     add("--quick", action="store_true", help="a few of the rows, 3 rounds")
     add("--full", action="store_true", help="runs of 1200 volumes too; inputs take up to 25 GB")
@@ -74,7 +74,7 @@ def _measure_one(options):
 
 
 def _run(rows, inputs, options):
-    rounds = 0 if options.tiny else options.rounds or (3 if options.quick else 5)
+    rounds = (0 if options.tiny else 3 if options.quick else 5) if options.rounds is None else options.rounds
     command = None
     if not options.tiny:
         command = [sys.executable, "-m", "benchmarks", "--folder", str(inputs.folder), "--measure"]
