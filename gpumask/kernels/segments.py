@@ -107,6 +107,11 @@ class Segments:
         """The weights cut into blocks of voxels, on the host; made once."""
         return cut(self.indices, self.offsets, self.weights)
 
+    @cached_property
+    def parts(self):
+        """The regions cut for a GPU's warps: `segments_cuda.Parts`, on the device of the segments."""
+        return segments_cuda.Parts(*(backend.like(part, self.offsets) for part in segments_cuda.cut(self.counts)))
+
     def like(self, array):
         """Return these segments in the library and on the device of `array` (themselves, where they are already)."""
         if backend.is_numpy(array):
@@ -140,7 +145,7 @@ def segment_sum(data, segments):
     if backend.is_numpy(data):
         return _sum_numpy(data, segments)
     if backend.is_cupy(data):
-        return segments_cuda.reduce(data, segments, "sum")
+        return segments_cuda.reduce(data, segments, "sum")[0]
     xp = backend.array_namespace(data)
     return _per_region(data, segments, lambda block, weights: xp.sum(block * weights, axis=1), weighted=True)
 
@@ -152,6 +157,8 @@ def segment_mean(data, segments):
     of each region as weights, this is the mean of the smoothed volume over the region.
     See `segment_sum` for the parameters. Equals ``scipy.ndimage.mean``.
     """
+    if backend.is_cupy(data):
+        return segments_cuda.reduce(data, segments, "mean")[0]
     return _divide(segment_sum(data, segments), segments)
 
 
@@ -165,7 +172,7 @@ def segment_variance(data, segments):
     if backend.is_numpy(data):
         return _statistic_numpy("variance", data, segments)
     if backend.is_cupy(data):
-        return _divide(segments_cuda.reduce(data, segments, "squares", segment_mean(data, segments)), segments)
+        return segments_cuda.reduce(data, segments, "variance")[0]
     xp = backend.array_namespace(data)
 
     def squares(block):
@@ -266,7 +273,7 @@ def _per_region(data, segments, statistic, *, weighted=False):
 def _extreme(data, segments, name):
     _reject_weights(segments, name)
     if backend.is_cupy(data):
-        return _nan_where_empty(segments_cuda.reduce(data, segments, name), segments)
+        return segments_cuda.reduce(data, segments, name)[0]
     if backend.is_numpy(data):
         return _statistic_numpy(name, data, segments)
     xp = backend.array_namespace(data)
