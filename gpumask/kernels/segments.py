@@ -107,10 +107,16 @@ class Segments:
         """The weights cut into blocks of voxels, on the host; made once."""
         return cut(self.indices, self.offsets, self.weights)
 
+    def require_no_weights(self, statistic):
+        """Raise ValueError if these segments have weights, which `statistic` (its name) doesn't take."""
+        if self.weights is not None:
+            msg = f"`segments` has weights, and a {statistic} takes none: compile it without (Segments.from_labels)."
+            raise ValueError(msg)
+
     @cached_property
-    def parts(self):
-        """The regions cut for a GPU's warps: `segments_cuda.Parts`, on the device of the segments."""
-        return segments_cuda.Parts(*(backend.like(part, self.offsets) for part in segments_cuda.cut(self.counts)))
+    def layout(self):
+        """What the CUDA kernels take: a `segments_cuda.Layout`, on the device of the segments."""
+        return segments_cuda.lay_out(self)
 
     def like(self, array):
         """Return these segments in the library and on the device of `array` (themselves, where they are already)."""
@@ -168,7 +174,7 @@ def segment_variance(data, segments):
     The squares are taken of the differences from the region's mean, in a second pass over the gathered voxels.
     See `segment_sum` for the parameters; weights are not taken. Equals ``scipy.ndimage.variance``.
     """
-    _reject_weights(segments, "variance")
+    segments.require_no_weights("variance")
     if backend.is_numpy(data):
         return _statistic_numpy("variance", data, segments)
     if backend.is_cupy(data):
@@ -209,9 +215,11 @@ def segment_median(data, segments):
 
     See `segment_variance` for the parameters. Equals ``scipy.ndimage.median`` of float64 volumes.
     """
-    _reject_weights(segments, "median")
+    segments.require_no_weights("median")
     if backend.is_numpy(data):
         return _statistic_numpy("median", data, segments)
+    if backend.is_cupy(data):
+        return segments_cuda.reduce(data, segments, "median")[0]
     xp = backend.array_namespace(data)
 
     def middle(block):
@@ -230,12 +238,6 @@ STRATEGIES = {
     "variance": segment_variance,
     "standard_deviation": segment_standard_deviation,
 }
-
-
-def _reject_weights(segments, statistic):
-    if segments.weights is not None:
-        msg = f"`segments` has weights, and a {statistic} takes none: compile it without (Segments.from_labels)."
-        raise ValueError(msg)
 
 
 def _divide(sums, segments):
@@ -271,7 +273,7 @@ def _per_region(data, segments, statistic, *, weighted=False):
 
 
 def _extreme(data, segments, name):
-    _reject_weights(segments, name)
+    segments.require_no_weights(name)
     if backend.is_cupy(data):
         return segments_cuda.reduce(data, segments, name)[0]
     if backend.is_numpy(data):

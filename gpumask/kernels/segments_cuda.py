@@ -13,30 +13,18 @@ from typing import NamedTuple
 import numpy as np
 
 from gpumask import backend
+from gpumask.kernels import median_cuda, stored_cuda
 
 _WARP = 32
 _WARPS = 4  # in a block; they share nothing, a block only carries them
 _VOLUMES = 8  # of a warp: 8 (with shares 16) accumulators in double precision stay in registers
 PART = 512  # entries of a warp: 16 loads a lane, against which the tree of 5 shuffles weighs little
 
-_SCALE = r"""
-enum { SUM, MEAN, VARIANCE, STANDARD_DEVIATION, MINIMUM, MAXIMUM };
-enum { KEEP, ZERO, OMIT };
-
-__device__ bool is_finite(double value) {  // in integers: a double-precision comparison is slow on many GPUs
-    return (__double_as_longlong(value) & 0x7ff0000000000000LL) != 0x7ff0000000000000LL;
-}
-
-template <typename T>
-struct Scale {
-    double slope, inter;
-    __device__ double operator()(T stored) const { return slope * (double)stored + inter; }
-};
-"""
-
 _SOURCE = (
-    _SCALE
+    stored_cuda.SOURCE
     + r"""
+enum { SUM, MEAN, VARIANCE, STANDARD_DEVIATION, MINIMUM, MAXIMUM };
+
 template <int STATISTIC>
 __device__ double combine(double a, double b) {
     if (STATISTIC == MINIMUM) return (b < a || b != b) ? b : a;  // as NumPy's minimum, NaN wins
@@ -60,9 +48,9 @@ __device__ double over_lanes(double value) {  // valid in lane 0
 template <typename T, typename I, int STATISTIC, int POLICY>
 __global__ void reduce_parts(const T* __restrict__ data, long long n_volumes, long long n_voxels,
                              const I* __restrict__ indices, const double* __restrict__ weights,
-                             const long long* __restrict__ offsets, long long n_regions,
-                             const int* __restrict__ region_of_part, const long long* __restrict__ first_part,
-                             long long n_parts, const double* __restrict__ centers, double slope, double inter,
+                             const long long* __restrict__ offsets, const int* __restrict__ region_of_part,
+                             const long long* __restrict__ first_part, long long n_parts, long long n_regions,
+                             const double* __restrict__ centers, double slope, double inter,
                              double* __restrict__ partials, double* __restrict__ shares,
                              unsigned int* __restrict__ found) {
     const int lane = threadIdx.x % 32;
@@ -71,7 +59,6 @@ __global__ void reduce_parts(const T* __restrict__ data, long long n_volumes, lo
     const long long region = region_of_part[part];
     const long long start = offsets[region] + (part - first_part[region]) * PART;
     const long long stop = start + PART < offsets[region + 1] ? start + PART : offsets[region + 1];
-    const Scale<T> scale = {slope, inter};
     for (long long volume = (long long)blockIdx.y * VOLUMES; volume < n_volumes;
          volume += (long long)gridDim.y * VOLUMES) {
         const T* values[VOLUMES];
@@ -91,7 +78,7 @@ __global__ void reduce_parts(const T* __restrict__ data, long long n_volumes, lo
             const double weight = weights ? weights[entry] : 1.0;
 #pragma unroll
             for (int k = 0; k < VOLUMES; k++) {
-                double value = scale(values[k][voxel]);
+                double value = scaled(values[k][voxel], slope, inter);
                 const bool finite = is_finite(value);
                 some[k] |= !finite;
                 if (POLICY == ZERO && !finite) value = 0.0;
@@ -142,19 +129,6 @@ __global__ void combine_parts(const double* __restrict__ partials, const double*
 )
 
 _OPTIONS = (f"-DWARPS={_WARPS}", f"-DVOLUMES={_VOLUMES}", f"-DPART={PART}")
-_C_TYPES = {
-    "bool": "bool",
-    "int8": "signed char",
-    "int16": "short",
-    "int32": "int",
-    "int64": "long long",
-    "uint8": "unsigned char",
-    "uint16": "unsigned short",
-    "uint32": "unsigned int",
-    "uint64": "unsigned long long",
-    "float32": "float",
-    "float64": "double",
-}
 # What the first kernel collects for each statistic.
 _COLLECTED = {
     "sum": "SUM",
@@ -164,29 +138,43 @@ _COLLECTED = {
     "minimum": "MINIMUM",
     "maximum": "MAXIMUM",
 }
-NON_FINITE = ("keep", "zero", "omit")
 
 
-class Parts(NamedTuple):
-    """Regions cut into parts of at most `PART` entries.
+class Layout(NamedTuple):
+    """Segments as the kernels take them: contiguous, of these dtypes, and cut into parts of at most `PART` entries.
 
     Attributes
     ----------
+    indices : array of int, shape (n_entries,)
+    weights : array of float64, shape (n_entries,), or None
+    offsets : array of int64, shape (n_regions + 1,)
     region : array of int32, shape (n_parts,)
         Region of each part.
     first : array of int64, shape (n_regions + 1,)
         Region ``r`` has the parts ``first[r]:first[r + 1]``; none if it is empty.
     """
 
+    indices: backend.Array
+    weights: backend.Array | None
+    offsets: backend.Array
     region: backend.Array
     first: backend.Array
 
 
-def cut(counts):
-    """Cut regions of `counts` entries (int, shape (n_regions,), on the host) into `Parts`, on the host."""
-    n_parts = -(-np.asarray(counts) // PART)
+def lay_out(segments):
+    """The `Layout` of segments, on their device."""
+    xp = backend.array_namespace(segments.offsets)
+    n_parts = -(-segments.counts // PART)
     region = np.repeat(np.arange(len(n_parts), dtype=np.int32), n_parts)
-    return Parts(region, np.concatenate([[0], np.cumsum(n_parts, dtype=np.int64)]))
+    first = np.concatenate([[0], np.cumsum(n_parts, dtype=np.int64)])
+    weights = segments.weights
+    return Layout(
+        xp.ascontiguousarray(segments.indices),
+        None if weights is None else xp.ascontiguousarray(weights, dtype=xp.float64),
+        xp.ascontiguousarray(segments.offsets, dtype=xp.int64),
+        backend.like(region, segments.offsets),
+        backend.like(first, segments.offsets),
+    )
 
 
 def reduce(data, segments, strategy, *, slope=1.0, inter=0.0, non_finite="keep"):
@@ -214,46 +202,68 @@ def reduce(data, segments, strategy, *, slope=1.0, inter=0.0, non_finite="keep")
     found : cupy.ndarray of bool, shape (n_volumes,)
         Whether a non-finite value was among the voxels of the regions.
     """
+    _check(data, segments, strategy, non_finite)
     xp = backend.array_namespace(data)
     device = backend.device_of(data)
+    slope, inter = float(slope), float(inter)
     with device:  # not always the thread's current one
-        if data.dtype.name not in _C_TYPES:
-            data = xp.astype(data, xp.float64)  # float16 has no plain C type
+        if data.dtype.name not in stored_cuda.C_TYPES:
+            data = xp.astype(data, xp.float64)
         data = xp.ascontiguousarray(data)
         shape = (data.shape[0], len(segments))
-        found = xp.zeros(data.shape[0], dtype=xp.uint32, device=device)
         signals = xp.empty(shape, dtype=xp.float64, device=device)
+        found = xp.zeros(data.shape[0], dtype=xp.uint32, device=device)
         if signals.size:
-            run = (data, segments, slope, inter, non_finite, found)
-            centers = None
-            if _COLLECTED[strategy] == "VARIANCE":
-                centers = xp.empty(shape, dtype=xp.float64, device=device)
-                _launch(xp, *run, "mean", None, centers)
-            _launch(xp, *run, strategy, centers, signals)
+            run = (data, segments, slope, inter, non_finite)
+            if strategy == "median":
+                median_cuda.medians(*run, signals, found)
+            else:
+                centers = None
+                if _COLLECTED[strategy] == "VARIANCE":
+                    centers = xp.empty(shape, dtype=xp.float64, device=device)
+                    _launch(*run, "mean", None, centers, found)
+                _launch(*run, strategy, centers, signals, found)
         return signals, xp.astype(found, xp.bool)
 
 
-def _launch(xp, data, segments, slope, inter, non_finite, found, strategy, centers, signals):
-    n_volumes, n_regions = signals.shape
-    parts, policy = segments.parts, non_finite.upper()
-    n_parts = parts.region.shape[0]
+def _check(data, segments, strategy, non_finite):
+    if strategy != "median" and strategy not in _COLLECTED:
+        msg = f"`strategy` must be 'median' or one of {list(_COLLECTED)}, got {strategy!r}."
+        raise ValueError(msg)
+    if non_finite not in stored_cuda.NON_FINITE:
+        msg = f"`non_finite` must be one of {list(stored_cuda.NON_FINITE)}, got {non_finite!r}."
+        raise ValueError(msg)
+    if not backend.is_cupy(data) or data.ndim != 2 or data.dtype.kind not in "biuf":
+        got = f"{type(data).__module__}.{type(data).__name__}, {getattr(data, 'dtype', '')} of {np.shape(data)}"
+        msg = f"`data` must be a CuPy array of real numbers, of shape (n_volumes, n_voxels), got {got}."
+        raise TypeError(msg)
+    for part in (segments.indices, segments.offsets, segments.weights):
+        if part is not None and not (backend.is_cupy(part) and backend.device_of(part) == backend.device_of(data)):
+            msg = "`segments` must be on the device of `data`: take `segments.like(data)`."
+            raise TypeError(msg)
+    if strategy not in ("sum", "mean"):
+        segments.require_no_weights(strategy)
+
+
+def _launch(data, segments, slope, inter, non_finite, strategy, centers, signals, found):
+    xp = backend.array_namespace(data)
     device = backend.device_of(data)
+    n_volumes, n_regions = signals.shape
+    layout, policy = segments.layout, stored_cuda.NON_FINITE[non_finite]
+    n_parts = layout.region.shape[0]
     partials = xp.empty((n_volumes, n_parts), dtype=xp.float64, device=device)
     shares = xp.empty_like(partials) if non_finite == "omit" else None
     block = (_WARPS * _WARP,)
     # The second dimension of a grid ends at 65 535; the kernels stride over volumes beyond it.
     if n_parts:
-        types = (
-            f"{_C_TYPES[data.dtype.name]}, {_C_TYPES[segments.indices.dtype.name]}, {_COLLECTED[strategy]}, {policy}"
-        )
-        kernel = backend.cuda_kernel(_SOURCE, f"reduce_parts<{types}>", _OPTIONS)
-        offsets = xp.astype(segments.offsets, xp.int64, copy=False)
-        arguments = (data, n_volumes, data.shape[1], segments.indices, segments.weights, offsets, n_regions)
-        arguments += (*parts, n_parts, centers, float(slope), float(inter), partials, shares, found)
+        types = stored_cuda.types(data, segments)
+        kernel = backend.cuda_kernel(_SOURCE, f"reduce_parts<{types}, {_COLLECTED[strategy]}, {policy}>", _OPTIONS)
+        arguments = (data, n_volumes, data.shape[1], *layout, n_parts, n_regions)
+        arguments += (centers, slope, inter, partials, shares, found)
         grid = (-(-n_parts // _WARPS), min(-(-n_volumes // _VOLUMES), 65535))
         kernel(grid, block, _pointers(arguments))
     kernel = backend.cuda_kernel(_SOURCE, f"combine_parts<{strategy.upper()}, {policy}>", _OPTIONS)
-    arguments = (partials, shares, segments.totals, parts.first, n_parts, n_volumes, n_regions, signals)
+    arguments = (partials, shares, segments.totals, layout.first, n_parts, n_volumes, n_regions, signals)
     kernel((-(-n_regions // _WARPS), min(n_volumes, 65535)), block, _pointers(arguments))
 
 
