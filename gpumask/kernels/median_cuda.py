@@ -184,5 +184,4 @@ def medians(data, segments, slope, inter, non_finite, signals, found):
     )
     indices, offsets = segments.layout.indices, segments.layout.offsets
     arguments = (data, n_volumes, data.shape[1], indices, offsets, n_regions, slope, inter)
-    # The second dimension of a grid ends at 65 535; the kernel strides over volumes beyond it.
-    kernel((n_regions, min(n_volumes, 65535)), (n_threads,), (*arguments, signals, found))
+    kernel((n_regions, min(n_volumes, stored_cuda.GRID_HEIGHT)), (n_threads,), (*arguments, signals, found))

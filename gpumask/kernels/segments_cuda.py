@@ -129,14 +129,15 @@ __global__ void combine_parts(const double* __restrict__ partials, const double*
 )
 
 _OPTIONS = (f"-DWARPS={_WARPS}", f"-DVOLUMES={_VOLUMES}", f"-DPART={PART}")
-# What the first kernel collects for each statistic.
+# What the first kernel collects for each statistic; a median is selected by a kernel of its own.
 _COLLECTED = {
-    "sum": "SUM",
     "mean": "SUM",
-    "variance": "VARIANCE",
-    "standard_deviation": "VARIANCE",
+    "sum": "SUM",
+    "median": None,
     "minimum": "MINIMUM",
     "maximum": "MAXIMUM",
+    "variance": "VARIANCE",
+    "standard_deviation": "VARIANCE",
 }
 
 
@@ -218,23 +219,23 @@ def reduce(data, segments, strategy, *, slope=1.0, inter=0.0, non_finite="keep")
             if strategy == "median":
                 median_cuda.medians(*run, signals, found)
             else:
-                centers = None
-                if _COLLECTED[strategy] == "VARIANCE":
-                    centers = xp.empty(shape, dtype=xp.float64, device=device)
+                centers = xp.empty_like(signals) if _COLLECTED[strategy] == "VARIANCE" else None
+                if centers is not None:
                     _launch(*run, "mean", None, centers, found)
                 _launch(*run, strategy, centers, signals, found)
         return signals, xp.astype(found, xp.bool)
 
 
 def _check(data, segments, strategy, non_finite):
-    if strategy != "median" and strategy not in _COLLECTED:
-        msg = f"`strategy` must be 'median' or one of {list(_COLLECTED)}, got {strategy!r}."
+    if strategy not in _COLLECTED:
+        msg = f"`strategy` must be one of {list(_COLLECTED)}, got {strategy!r}."
         raise ValueError(msg)
     if non_finite not in stored_cuda.NON_FINITE:
         msg = f"`non_finite` must be one of {list(stored_cuda.NON_FINITE)}, got {non_finite!r}."
         raise ValueError(msg)
     if not backend.is_cupy(data) or data.ndim != 2 or data.dtype.kind not in "biuf":
-        got = f"{type(data).__module__}.{type(data).__name__}, {getattr(data, 'dtype', '')} of {np.shape(data)}"
+        kind = f"{type(data).__module__.partition('.')[0]}.{type(data).__name__}"
+        got = f"{kind} of {data.dtype}, shape {data.shape}" if hasattr(data, "dtype") else kind
         msg = f"`data` must be a CuPy array of real numbers, of shape (n_volumes, n_voxels), got {got}."
         raise TypeError(msg)
     for part in (segments.indices, segments.offsets, segments.weights):
@@ -254,17 +255,16 @@ def _launch(data, segments, slope, inter, non_finite, strategy, centers, signals
     partials = xp.empty((n_volumes, n_parts), dtype=xp.float64, device=device)
     shares = xp.empty_like(partials) if non_finite == "omit" else None
     block = (_WARPS * _WARP,)
-    # The second dimension of a grid ends at 65 535; the kernels stride over volumes beyond it.
     if n_parts:
         types = stored_cuda.types(data, segments)
         kernel = backend.cuda_kernel(_SOURCE, f"reduce_parts<{types}, {_COLLECTED[strategy]}, {policy}>", _OPTIONS)
         arguments = (data, n_volumes, data.shape[1], *layout, n_parts, n_regions)
         arguments += (centers, slope, inter, partials, shares, found)
-        grid = (-(-n_parts // _WARPS), min(-(-n_volumes // _VOLUMES), 65535))
+        grid = (-(-n_parts // _WARPS), min(-(-n_volumes // _VOLUMES), stored_cuda.GRID_HEIGHT))
         kernel(grid, block, _pointers(arguments))
     kernel = backend.cuda_kernel(_SOURCE, f"combine_parts<{strategy.upper()}, {policy}>", _OPTIONS)
     arguments = (partials, shares, segments.totals, layout.first, n_parts, n_volumes, n_regions, signals)
-    kernel((-(-n_regions // _WARPS), min(n_volumes, 65535)), block, _pointers(arguments))
+    kernel((-(-n_regions // _WARPS), min(n_volumes, stored_cuda.GRID_HEIGHT)), block, _pointers(arguments))
 
 
 def _pointers(arguments):

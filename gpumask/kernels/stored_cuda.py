@@ -19,6 +19,8 @@ C_TYPES = {
 # What becomes of scaled values that are not finite, as the kernels' POLICY.
 NON_FINITE = {"keep": "KEEP", "zero": "ZERO", "omit": "OMIT"}
 
+GRID_HEIGHT = 65_535  # blocks in the second dimension of a grid at most; kernels stride over volumes beyond it
+
 SOURCE = r"""
 // One rounding, and the same one wherever a compiler might choose to fuse.
 template <typename T>
