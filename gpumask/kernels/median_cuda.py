@@ -9,7 +9,7 @@ ranked there. Counts and minima of integers are the same in any order, so atomic
 from gpumask import backend
 from gpumask.kernels import stored_cuda
 
-_THREADS, _MANY_THREADS = 128, 1024
+_THREADS, _MANY_THREADS = 128, 512
 _MANY = 8192  # entries of the largest region, from which a block has more threads; the result is the same
 
 _SOURCE = (
