@@ -163,7 +163,6 @@ __global__ void select_medians(const T* __restrict__ data, long long n_volumes, 
             const double one = value_of(middle), other = same ? one : value_of(above);
             signals[volume * n_regions + r] = n ? (one + other) / 2 : 0.0 / 0.0;
         }
-        __syncthreads();  // the next volume begins anew
     }
 }
 """
