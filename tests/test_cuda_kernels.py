@@ -24,9 +24,12 @@ every_policy = pytest.mark.parametrize("policy", POLICIES)
 
 
 def some_regions(seed=0):
-    """Voxels of overlapping regions: empty ones at the ends, one voxel, more entries than two parts hold."""
+    """Voxels of overlapping regions: empty ones at the ends, one voxel, more entries than two parts hold.
+
+    Nine regions and nine parts, so that not every warp of the last block has one.
+    """
     rng = np.random.default_rng(seed)
-    return [rng.integers(0, N_VOXELS, n) for n in (0, 5, 2 * PART + 77, 1, 0, 300, PART, 34, 0)]
+    return [rng.integers(0, N_VOXELS, n) for n in (0, 5, 2 * PART + 77, 1, 0, 600, PART, 34, 0)]
 
 
 def some_weights(regions, seed=1):
@@ -168,7 +171,7 @@ def test_zeros_of_either_sign(put, strategy):
 
 
 @pytest.mark.parametrize("n", [1, 2, 255, 256, 257, 258, 511, 1024, 9000])
-@pytest.mark.parametrize("kind", ["int16", "ties", "wide", "equal", "two"])
+@pytest.mark.parametrize("kind", ["int16", "ties", "wide", "equal", "two", "apart"])
 def test_medians_of_any_distribution(put, n, kind):
     """Around the 256 values that are ranked in shared memory, and the 8192 from which a block has more threads."""
     rng = np.random.default_rng(n)
@@ -178,6 +181,7 @@ def test_medians_of_any_distribution(put, n, kind):
         "wide": np.exp(rng.uniform(-700, 700, n)) * rng.choice([-1, 1], n),
         "equal": np.full(n, -2.5, "f4"),
         "two": np.r_[np.full(n // 2, 1.0), np.full(n - n // 2, np.nextafter(1.0, 2.0))],
+        "apart": np.r_[np.zeros(n // 2), np.ones(n - n // 2)],  # in the first and in the last of 256 bins
     }[kind]
     host = np.stack([values, rng.permutation(values)])
     signals, _ = reduce(put, host, Segments(np.arange(n, dtype=np.int32), np.array([0, n])), "median")
