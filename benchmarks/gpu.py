@@ -1,12 +1,12 @@
 """The GPU: every kernel beside a copy of the device's memory, then whole runs beside the CPU and nilearn.
 
-    python -m benchmarks.gpu [--rounds 20] [--volumes 200] [--folder DIR] [--out FILE] [--tiny]
+    python -m benchmarks.gpu [--rounds 20] [--volumes 200] [--jobs 8] [--folder DIR] [--out FILE] [--tiny]
 
 Results are compared with NumPy's before anything is timed. Kernels are timed by events on the device, after a warm-up,
 as medians; inputs rotate through more memory than the second-level cache holds. "share" is the bytes that a kernel
 can't avoid moving, divided by its time and by the bandwidth of a copy measured in the same process. Whole runs are
-timed on the clock, with the times that the masker itself keeps. nilearn uses one core for a run; its "cores" row is the
-time per run where as many runs as there are cores go side by side. Sizes at which the GPU is slower stay in the table.
+timed on the clock, with the times that the masker itself keeps. nilearn uses one core for a run; a row of its own
+has its time per run where `--jobs` runs go side by side. Sizes at which the GPU is slower stay in the table.
 A JSON file with the GPU, driver, versions and commit is written to benchmarks/results.
 
 What an H100 SXM allows, on paper: 3.35 TB/s of memory, 34 TFLOP/s in float64 (67 on tensor cores), 3.7 T conversions
@@ -47,6 +47,7 @@ from gpumask import NiftiLabelsMasker, backend
 from gpumask.kernels import segments_cuda
 from gpumask.kernels.cleaning import regress_out, standardize
 from gpumask.kernels.filtering import butterworth_sos, fft_filtfilt
+from gpumask.kernels.resampling import CubicResampling, resample_cubic
 from gpumask.kernels.segments import STRATEGIES, Segments
 from gpumask.kernels.smoothing import fwhm_to_sigma, gaussian_smooth, smoothing_matrix
 from gpumask.plan import fold_smoothing
@@ -186,8 +187,21 @@ def time_others(sizes, bandwidth, rounds):
     basis = np.linalg.qr(rng.normal(size=(sizes["volumes"], min(24, sizes["volumes"] // 2))))[0]
     sos = butterworth_sos(inputs.T_R, 0.1, 0.01)
     sigma = fwhm_to_sigma(FWHM, np.full(3, 2.0))
+    flat, wanted = volume.reshape(1, -1), np.flatnonzero(inputs.brain().ravel(order="F"))
+    shear = np.eye(3) + 0.02 * np.ones((3, 3))
+    aligned, oblique = (
+        CubicResampling.compile(matrix, np.full(3, 0.25), inputs.SHAPE, inputs.SHAPE, wanted)
+        for matrix in (np.full(3, 0.95), shear)
+    )
+    for_device = {id(grid): grid.like(backend.to_device(flat, DEVICE)) for grid in (aligned, oblique)}
+
+    def resample(data, grid):
+        return resample_cubic(data, grid if backend.is_numpy(data) else for_device[id(grid)])
+
     steps = {
         f"gaussian_smooth, {FWHM:g} mm, float64": (volume, lambda v: gaussian_smooth(v, sigma)),
+        "resample_cubic, aligned axes": (flat, lambda v: resample(v, aligned)),
+        "resample_cubic, oblique": (flat, lambda v: resample(v, oblique)),
         "fft_filtfilt": (signals, lambda s: fft_filtfilt(s, sos)),
         "regress_out, 24 columns": (signals, lambda s: regress_out(s, backend.like(basis, s))),
         "standardize": (signals, lambda s: standardize(s, "zscore_sample")),
@@ -197,7 +211,7 @@ def time_others(sizes, bandwidth, rounds):
         check(name, step(data), expected)
         seconds = seconds_on_device(step, [data], rounds)
         cpu = seconds_on_host(lambda host=host, step=step: step(host), max(rounds // 5, 1))
-        n_volumes = 1 if host is volume else len(host)
+        n_volumes = len(signals) if host is signals else 1
         yield row(name, n_volumes, seconds, cpu, host.nbytes + expected.nbytes, bandwidth)
 
 
@@ -208,7 +222,7 @@ def row(name, n_volumes, seconds, cpu, n_bytes, bandwidth):
     return {"kernel": name, "volumes": n_volumes, **values}
 
 
-def whole_runs(sizes, folder, rounds):
+def whole_runs(sizes, folder, rounds, jobs):
     """A row for each kind of run, file format and tool: the median of `rounds` runs after a first one."""
     atlas = str(inputs.atlas(folder, sizes["regions"][-1]))
     table = str(inputs.confounds(folder, sizes["volumes"], min(24, sizes["volumes"] // 4)))
@@ -216,8 +230,8 @@ def whole_runs(sizes, folder, rounds):
         run = str(inputs.bold(folder, sizes["volumes"], suffix=suffix))
         confounds = table if "detrend" in parameters else None
         results = {}
-        for tool, device in (("gpumask, GPU", DEVICE), ("gpumask, CPU", "cpu"), ("nilearn", None), ("cores", None)):
-            n_jobs = (os.cpu_count() or 1) if tool == "cores" else 1
+        for tool, device in (("gpumask, GPU", DEVICE), ("gpumask, CPU", "cpu"), ("nilearn", None), ("jobs", None)):
+            n_jobs = jobs if tool == "jobs" else 1
             if device is None:
                 measured = of_nilearn(atlas, parameters, run, confounds, rounds, n_jobs)
             else:
@@ -226,7 +240,7 @@ def whole_runs(sizes, folder, rounds):
             results.setdefault("first", signals)
             if device is None or device == "cpu":
                 close_enough(f"{work}, {suffix}, {tool}", results["first"], signals, 1e-10 if device else 1e-5)
-            name = f"nilearn, {n_jobs} runs at once" if tool == "cores" else tool
+            name = f"nilearn, {n_jobs} runs at once" if tool == "jobs" else tool
             yield {"work": work, "file": suffix, "tool": name, **measured}
 
 
@@ -298,6 +312,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=20, help="measurements of each kernel (default: 20)")
     parser.add_argument("--volumes", type=int, default=200, help="length of the run (default: 200)")
+    parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 8), help="runs of nilearn at once")
     parser.add_argument("--folder", type=Path, help="where inputs are made and kept (default: a temporary folder)")
     parser.add_argument("--out", type=Path, help="the report (default: benchmarks/results/gpu-DATE.json)")
     parser.add_argument(
@@ -320,7 +335,7 @@ def main(argv=None):
         bandwidth = report["copy_bytes_per_second"] = copy_bandwidth(l2_cache, rounds)
         reduced = time_reductions(sizes, bandwidth, l2_cache, rounds)
         report["kernels"] = [*reduced, *time_others(sizes, bandwidth, rounds)]
-        report["runs"] = list(whole_runs(sizes, folder, run_rounds))
+        report["runs"] = list(whole_runs(sizes, folder, run_rounds, options.jobs))
     print("\n".join(tables(report)))
     out = options.out or RESULTS / f"gpu-{report['machine']['date'].replace(':', '')}.json"
     out.parent.mkdir(exist_ok=True, parents=True)
