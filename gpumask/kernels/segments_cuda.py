@@ -73,8 +73,12 @@ __global__ void reduce_parts(const T* __restrict__ data, long long n_volumes, lo
             some[k] = false;
             if (STATISTIC == VARIANCE) center[k] = centers[v * n_regions + region];
         }
-        for (long long entry = start + lane; entry < stop; entry += 32) {
-            const long long voxel = indices[entry];
+        long long entry = start + lane;
+        long long next = entry < stop ? indices[entry] : 0;
+#pragma unroll 2
+        for (; entry < stop; entry += 32) {
+            const long long voxel = next;
+            if (entry + 32 < stop) next = indices[entry + 32];  // on its way while these voxels are
             const double weight = weights ? weights[entry] : 1.0;
 #pragma unroll
             for (int k = 0; k < VOLUMES; k++) {
@@ -189,7 +193,7 @@ def reduce(data, segments, strategy, *, slope=1.0, inter=0.0, non_finite="keep")
     segments : Segments
         On the device of `data`. Weights go with "sum" and "mean" only.
     strategy : str
-        A key of `STRATEGIES`.
+        A key of `gpumask.kernels.STRATEGIES`.
     slope, inter : float
         The statistic is that of ``slope * data + inter``, in float64.
     non_finite : {"keep", "zero", "omit"}
@@ -202,6 +206,13 @@ def reduce(data, segments, strategy, *, slope=1.0, inter=0.0, non_finite="keep")
         NaN for a region without any voxel that counts (without weight, for a mean); its sum is 0.
     found : cupy.ndarray of bool, shape (n_volumes,)
         Whether a non-finite value was among the voxels of the regions.
+
+    Raises
+    ------
+    TypeError
+        If `data` isn't such an array, or the segments are elsewhere.
+    ValueError
+        For an unknown `strategy` or `non_finite`, and for weights where the strategy takes none.
     """
     _check(data, segments, strategy, non_finite)
     xp = backend.array_namespace(data)
