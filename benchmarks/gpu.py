@@ -39,10 +39,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import joblib
+import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from benchmarks import inputs
+from benchmarks.inputs import T_R, Inputs
 from gpumask import NiftiLabelsMasker, backend
 from gpumask.kernels import segments_cuda
 from gpumask.kernels.cleaning import regress_out, standardize
@@ -50,13 +51,14 @@ from gpumask.kernels.filtering import butterworth_sos, fft_filtfilt
 from gpumask.kernels.resampling import CubicResampling, resample_cubic
 from gpumask.kernels.segments import STRATEGIES, Segments
 from gpumask.kernels.smoothing import fwhm_to_sigma, gaussian_smooth, smoothing_matrix
-from gpumask.plan import fold_smoothing
+from gpumask.kernels.weights import fold
 
 RESULTS = Path(__file__).parent / "results"
 DEVICE = "cuda:0"
-TINY = (9, 10, 8)
+REGIONS = 416
+OTHER_REGIONS = (6272, 70262)
 FWHM = 6.0  # mm
-CLEANING = {"detrend": True, "low_pass": 0.1, "high_pass": 0.01, "t_r": inputs.T_R, "standardize": "zscore_sample"}
+CLEANING = {"detrend": True, "low_pass": 0.1, "high_pass": 0.01, "t_r": T_R, "standardize": "zscore_sample"}
 RUNS = {
     "mean": {"standardize": None},
     "median": {"standardize": None, "strategy": "median"},
@@ -140,28 +142,38 @@ def check(name, result, expected):
         raise SystemExit(f"{name}: GPU and NumPy differ by {worst:.1e} of the largest value; nothing was timed.")
 
 
-def reductions(sizes):
+def reductions(inputs, chunks):
     """(name, volumes, segments, strategy) of the reductions."""
-    labels = {n: inputs.parcellation(n).ravel(order="F") for n in sizes["regions"]}
-    shape = inputs.SHAPE[::-1]
-    sigma = fwhm_to_sigma(FWHM, np.full(3, 2.0))
-    middle = sizes["regions"][-1]
-    for n_volumes in sizes["chunks"]:
-        whole = np.stack([v.ravel(order="F") for v in inputs.volumes(n_volumes, "int16")])
-        of = {n: Segments.from_labels(labels[n], range(1, n + 1)) for n in labels}
+    run = nib.load(inputs.bold(max(chunks), suffix=".nii")).dataobj
+    voxel_sizes = np.diag(inputs.affine)[:3]
+    of = {n: flat(nib.load(inputs.atlas(n)).dataobj) for n in (REGIONS, *OTHER_REGIONS)}
+    of = {n: Segments.from_labels(labels, np.unique(labels[labels > 0])) for n, labels in of.items()}
+    usual = of[REGIONS]
+    brain = Segments(np.sort(usual.indices), usual.offsets[[0, -1]])
+    sigma = fwhm_to_sigma(FWHM, voxel_sizes)
+    matrices = [smoothing_matrix(n, s) for n, s in list(zip(inputs.shape, sigma, strict=True))[::-1]]
+    folded = Segments(*fold(usual.indices, usual.offsets, matrices))
+    for chunk in chunks:
+        whole = np.ascontiguousarray(np.asarray(run[..., : inputs.n_volumes(chunk)]).reshape(-1, order="F"))
+        whole = whole.reshape(inputs.n_volumes(chunk), -1)
         for strategy in STRATEGIES:
-            yield f"{strategy}, int16, {middle} regions", whole, of[middle], strategy
-        for n in sizes["regions"][:-1]:
-            yield f"mean, int16, {n} regions", whole, of[n], "mean"
+            yield f"{strategy}, int16, {len(usual)} regions", whole, usual, strategy
+        yield "mean, int16, the brain as one region", whole, brain, "mean"
+        for n in OTHER_REGIONS:
+            yield f"mean, int16, {len(of[n])} regions", whole, of[n], "mean"
         for dtype in ("float32", "float64"):
-            yield f"mean, {dtype}, {middle} regions", whole.astype(dtype), of[middle], "mean"
-        matrices = [smoothing_matrix(n, s) for n, s in zip(shape, sigma, strict=True)]
-        yield f"folded {FWHM:g} mm, int16, {middle} regions", whole, fold_smoothing(of[middle], shape, matrices), "mean"
+            yield f"mean, {dtype}, {len(usual)} regions", whole.astype(dtype), usual, "mean"
+        yield f"folded {FWHM:g} mm, int16, {len(usual)} regions", whole, folded, "mean"
 
 
-def time_reductions(sizes, bandwidth, l2_cache, rounds):
+def flat(dataobj):
+    """A volume's voxels, x fastest."""
+    return np.asarray(dataobj).ravel(order="F")
+
+
+def time_reductions(inputs, chunks, bandwidth, l2_cache, rounds):
     """A row for each reduction."""
-    for name, host, segments, strategy in reductions(sizes):
+    for name, host, segments, strategy in reductions(inputs, chunks):
         expected = STRATEGIES[strategy](0.5 * host.astype(np.float64) + 3.0, segments)
         variants = rotated(host, l2_cache)
         on_device = segments.like(variants[0])
@@ -179,29 +191,29 @@ def time_reductions(sizes, bandwidth, l2_cache, rounds):
         yield row(name, len(host), seconds, cpu, n_bytes, bandwidth)
 
 
-def time_others(sizes, bandwidth, rounds):
+def time_others(inputs, n_volumes, bandwidth, rounds):
     """A row for each step that is made of array operations; bytes are those of its input and output."""
     rng = np.random.default_rng(0)
-    volume = rng.normal(size=inputs.SHAPE[::-1])
-    signals = np.cumsum(rng.normal(size=(sizes["volumes"], sizes["regions"][-1])), axis=0)
-    basis = np.linalg.qr(rng.normal(size=(sizes["volumes"], min(24, sizes["volumes"] // 2))))[0]
-    sos = butterworth_sos(inputs.T_R, 0.1, 0.01)
-    sigma = fwhm_to_sigma(FWHM, np.full(3, 2.0))
-    flat, wanted = volume.reshape(1, -1), np.flatnonzero(inputs.brain().ravel(order="F"))
+    volume = rng.normal(size=inputs.shape[::-1])
+    signals = np.cumsum(rng.normal(size=(inputs.n_volumes(n_volumes), REGIONS)), axis=0)
+    basis = np.linalg.qr(rng.normal(size=(len(signals), min(24, len(signals) // 2))))[0]
+    sos = butterworth_sos(T_R, 0.1, 0.01)
+    sigma = fwhm_to_sigma(FWHM, np.diag(inputs.affine)[:3])[::-1]
+    row_of_voxels, wanted = volume.reshape(1, -1), np.flatnonzero(flat(nib.load(inputs.atlas(REGIONS)).dataobj))
     shear = np.eye(3) + 0.02 * np.ones((3, 3))
     aligned, oblique = (
-        CubicResampling.compile(matrix, np.full(3, 0.25), inputs.SHAPE, inputs.SHAPE, wanted)
+        CubicResampling.compile(matrix, np.full(3, 0.25), inputs.shape, inputs.shape, wanted)
         for matrix in (np.full(3, 0.95), shear)
     )
-    for_device = {id(grid): grid.like(backend.to_device(flat, DEVICE)) for grid in (aligned, oblique)}
+    for_device = {id(grid): grid.like(backend.to_device(row_of_voxels, DEVICE)) for grid in (aligned, oblique)}
 
     def resample(data, grid):
         return resample_cubic(data, grid if backend.is_numpy(data) else for_device[id(grid)])
 
     steps = {
         f"gaussian_smooth, {FWHM:g} mm, float64": (volume, lambda v: gaussian_smooth(v, sigma)),
-        "resample_cubic, aligned axes": (flat, lambda v: resample(v, aligned)),
-        "resample_cubic, oblique": (flat, lambda v: resample(v, oblique)),
+        "resample_cubic, aligned axes": (row_of_voxels, lambda v: resample(v, aligned)),
+        "resample_cubic, oblique": (row_of_voxels, lambda v: resample(v, oblique)),
         "fft_filtfilt": (signals, lambda s: fft_filtfilt(s, sos)),
         "regress_out, 24 columns": (signals, lambda s: regress_out(s, backend.like(basis, s))),
         "standardize": (signals, lambda s: standardize(s, "zscore_sample")),
@@ -211,8 +223,7 @@ def time_others(sizes, bandwidth, rounds):
         check(name, step(data), expected)
         seconds = seconds_on_device(step, [data], rounds)
         cpu = seconds_on_host(lambda host=host, step=step: step(host), max(rounds // 5, 1))
-        n_volumes = len(signals) if host is signals else 1
-        yield row(name, n_volumes, seconds, cpu, host.nbytes + expected.nbytes, bandwidth)
+        yield row(name, len(signals) if host is signals else 1, seconds, cpu, host.nbytes + expected.nbytes, bandwidth)
 
 
 def row(name, n_volumes, seconds, cpu, n_bytes, bandwidth):
@@ -222,12 +233,11 @@ def row(name, n_volumes, seconds, cpu, n_bytes, bandwidth):
     return {"kernel": name, "volumes": n_volumes, **values}
 
 
-def whole_runs(sizes, folder, rounds, jobs):
+def whole_runs(inputs, n_volumes, rounds, jobs):
     """A row for each kind of run, file format and tool: the median of `rounds` runs after a first one."""
-    atlas = str(inputs.atlas(folder, sizes["regions"][-1]))
-    table = str(inputs.confounds(folder, sizes["volumes"], min(24, sizes["volumes"] // 4)))
+    atlas, table = str(inputs.atlas(REGIONS)), str(inputs.confounds(n_volumes))
     for suffix, (work, parameters) in itertools.product((".nii", ".nii.gz"), RUNS.items()):
-        run = str(inputs.bold(folder, sizes["volumes"], suffix=suffix))
+        run = str(inputs.bold(n_volumes, suffix=suffix))
         confounds = table if "detrend" in parameters else None
         results = {}
         for tool, device in (("gpumask, GPU", DEVICE), ("gpumask, CPU", "cpu"), ("nilearn", None), ("jobs", None)):
@@ -322,20 +332,18 @@ def main(argv=None):
     status = backend.cuda_status()
     if not status.devices:
         raise SystemExit(f"benchmarks.gpu needs a CUDA device: {status.problem}. {status.remedy}")
-    sizes = {"volumes": options.volumes, "regions": (1, 10_000, 400), "chunks": (8, 64)}
-    rounds, run_rounds = options.rounds, 3
+    n_volumes, chunks, rounds, run_rounds = options.volumes, (8, 64), options.rounds, 3
     if options.tiny:
-        inputs.SHAPE = TINY
-        sizes, rounds, run_rounds = {"volumes": 40, "regions": (1, 5), "chunks": (9,)}, 1, 1
+        n_volumes, chunks, rounds, run_rounds = 80, (18,), 1, 1
     with tempfile.TemporaryDirectory() as temporary, backend.using(DEVICE):
-        folder = Path(temporary) if options.tiny or not options.folder else options.folder
-        folder.mkdir(exist_ok=True, parents=True)
-        report = {"machine": machine(), "tiny": options.tiny, "volumes": sizes["volumes"], "grid": inputs.SHAPE}
+        inputs = Inputs(options.folder or temporary, tiny=options.tiny)
+        report = {"machine": machine(), "tiny": options.tiny, "grid": inputs.shape}
+        report["volumes"] = inputs.n_volumes(n_volumes)
         l2_cache = report["machine"]["l2_cache"]
         bandwidth = report["copy_bytes_per_second"] = copy_bandwidth(l2_cache, rounds)
-        reduced = time_reductions(sizes, bandwidth, l2_cache, rounds)
-        report["kernels"] = [*reduced, *time_others(sizes, bandwidth, rounds)]
-        report["runs"] = list(whole_runs(sizes, folder, run_rounds, options.jobs))
+        reduced = time_reductions(inputs, chunks, bandwidth, l2_cache, rounds)
+        report["kernels"] = [*reduced, *time_others(inputs, n_volumes, bandwidth, rounds)]
+        report["runs"] = list(whole_runs(inputs, n_volumes, run_rounds, options.jobs))
     print("\n".join(tables(report)))
     out = options.out or RESULTS / f"gpu-{report['machine']['date'].replace(':', '')}.json"
     out.parent.mkdir(exist_ok=True, parents=True)
