@@ -330,6 +330,8 @@ class NiftiLabelsMasker(TransformerMixin, BaseEstimator):
         done = time.perf_counter()
         self.seconds_ = {**extraction.seconds, "clean": done - cleaning, "total": done - started}
         self.non_finite_ = extraction.non_finite
+        shares = ", ".join(f"{step} {seconds:.3f} s" for step, seconds in self.seconds_.items())
+        self._log(f"{volumes.n_volumes} volumes: {shares} (reading and reducing overlap)", "transform")
         if volumes.is_3d and _get_output_config("transform", self)["dense"] == "default":
             signals = signals.squeeze()
         smoothed, resampled = self.smoothing_fwhm is not None, plan.resampling is not None

@@ -14,12 +14,13 @@ from gpumask.images.grid import voxel_mapping
 from gpumask.kernels.resampling import CubicResampling, resample_cubic
 from gpumask.kernels.segments import STRATEGIES, Segments
 from gpumask.kernels.smoothing import apply_separable, fwhm_to_sigma, smoothing_matrix
+from gpumask.kernels.weights import fold, reach
 
 LINEAR = ("mean", "sum")
 
 # Nanoseconds measured on one core of a Xeon with AVX-512; only their ratio decides between folded and staged.
-_NS_PER_WEIGHT = 0.6  # one multiplication of a sparse product with 16 volumes
-_NS_PER_GATHER = 1.2  # one voxel read, converted and transposed
+_NS_PER_WEIGHT = 0.12  # one weight times one of 16 volumes
+_NS_PER_GATHER = 0.6  # one voxel read, converted and laid beside those of 15 other volumes
 _NS_PER_MULTIPLY = 0.04  # one multiply-add of a dense float64 product
 _MAX_WEIGHTS = 20_000_000  # 12 bytes each, twice
 _SAMPLED_REGIONS = 64
@@ -215,7 +216,7 @@ def compile_plan(labels, ids, label_grid, *, grid=None, mask=None, smoothing_fwh
             if n_weights <= _MAX_WEIGHTS and estimate["folded"] <= estimate["staged"]:
                 way = "folded"
         if way == "folded":
-            segments = fold_smoothing(segments, shape, matrices)
+            segments = Segments(*fold(segments.indices, segments.offsets, matrices))
         else:
             segments, parts = staged.segments, {"shape": shape, "box": staged.box, "matrices": staged.matrices}
     else:
@@ -245,29 +246,23 @@ def _line_smoothing(grid, fwhm):
     return list(zip(grid.shape, fwhm_to_sigma(fwhm, grid.voxel_sizes), strict=True))[::-1]
 
 
-def _reach(matrix, lo, hi):
-    """First and last + 1 of the rows that the columns lo:hi of a banded matrix touch."""
-    rows = np.flatnonzero(matrix[:, lo:hi].any(axis=1))
-    return rows[0], rows[-1] + 1
-
-
 class _Staged:
     """Smoothing of the box around the regions: its cut-out, its matrices, and the regions' entries into it."""
 
     def __init__(self, segments, shape, matrices):
         coordinates = np.array(np.unravel_index(segments.indices, shape))
         tight = [(c.min(), c.max() + 1) if len(c) else (0, 1) for c in coordinates]
-        reach = [_reach(matrix, lo, hi) for matrix, (lo, hi) in zip(matrices, tight, strict=True)]
-        self.box = tuple(slice(first, last) for first, last in reach)
+        reached = [reach(matrix, lo, hi) for matrix, (lo, hi) in zip(matrices, tight, strict=True)]
+        self.box = tuple(slice(first, last) for first, last in reached)
         self.matrices = [
             np.ascontiguousarray(matrix[lo:hi, first:last])
-            for matrix, (lo, hi), (first, last) in zip(matrices, tight, reach, strict=True)
+            for matrix, (lo, hi), (first, last) in zip(matrices, tight, reached, strict=True)
         ]
         inner = [hi - lo for lo, hi in tight]
         start = np.array([lo for lo, _ in tight])
         entries = np.ravel_multi_index(coordinates - start[:, None], inner)
         self.segments = Segments(entries.astype(segments.indices.dtype), segments.offsets)
-        outer = [last - first for first, last in reach]
+        outer = [last - first for first, last in reached]
         multiplications = outer[0] * outer[1] * outer[2] * sum(inner)  # an upper bound: each product shrinks the box
         self.cost_ms = (multiplications * _NS_PER_MULTIPLY + len(entries) * _NS_PER_GATHER) * 1e-6
 
@@ -276,48 +271,8 @@ def _expected_weights(segments, shape, matrices):
     """Expected number of folded weights and of voxels with any, from a sample of the regions."""
     full = np.flatnonzero(segments.counts)
     sample = full[np.linspace(0, len(full) - 1, min(_SAMPLED_REGIONS, len(full))).astype(int)]
-    folded = [len(_smooth_region(segments, region, shape, matrices)[0]) for region in sample]
-    n_weights = sum(folded) / max(len(folded), 1) * len(full)
+    some = [segments.indices[slice(*segments.bounds[region : region + 2])] for region in sample]
+    offsets = np.cumsum([0, *map(len, some)])
+    _, _, weights = fold(np.concatenate([segments.indices[:0], *some]), offsets, matrices)
+    n_weights = len(weights) / max(len(sample), 1) * len(full)
     return n_weights, min(n_weights, np.prod(shape, dtype=float))
-
-
-def _smooth_region(segments, region, shape, matrices):
-    """Voxels and weights of one region's smoothed indicator."""
-    start, stop = segments.bounds[region : region + 2]
-    coordinates = np.unravel_index(segments.indices[start:stop], shape)
-    tight = [(c.min(), c.max() + 1) for c in coordinates]
-    reach = [_reach(matrix, lo, hi) for matrix, (lo, hi) in zip(matrices, tight, strict=True)]
-    indicator = np.zeros([hi - lo for lo, hi in tight])
-    indicator[tuple(c - lo for c, (lo, _) in zip(coordinates, tight, strict=True))] = 1.0
-    cut = [m[first:last, lo:hi] for m, (lo, hi), (first, last) in zip(matrices, tight, reach, strict=True)]
-    smooth = apply_separable(cut, indicator)
-    inner = np.nonzero(smooth)
-    voxels = np.ravel_multi_index([c + first for c, (first, _) in zip(inner, reach, strict=True)], shape)
-    return voxels, smooth[inner]
-
-
-def fold_smoothing(segments, shape, matrices):
-    """Weights that average (or sum) a smoothed volume, given the raw one.
-
-    Parameters
-    ----------
-    segments : Segments
-        Without weights, on the host.
-    shape : tuple of int, shape (3,)
-        Of the volumes: z, y, x.
-    matrices : sequence of three symmetric ndarrays
-        `smoothing_matrix` along each axis.
-
-    Returns
-    -------
-    Segments
-        With the smoothed indicator of each region as weights. A region's weights sum to its voxel count.
-    """
-    regions = [
-        _smooth_region(segments, region, shape, matrices) if count else (np.zeros(0, np.intp), np.zeros(0))
-        for region, count in enumerate(segments.counts)
-    ]
-    offsets = np.concatenate([[0], np.cumsum([len(voxels) for voxels, _ in regions], dtype=np.int64)])
-    indices = np.concatenate([np.zeros(0, np.intp), *(voxels for voxels, _ in regions)])
-    weights = np.concatenate([np.zeros(0), *(weights for _, weights in regions)])
-    return Segments(indices.astype(segments.indices.dtype), offsets, weights)

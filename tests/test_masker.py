@@ -846,7 +846,7 @@ def test_verbose(atlas, data, capsys, tmp_path):
     expected = [f"Loading data from {path}", "Using device cpu", "Loading mask from ", "Loading regions from "]
     expected += ["Resampling regions", "Resampling mask", "Finished fit", f"Loading data from {path}"]
     expected += ["Smoothing images", "Extracting region signals", "Cleaning extracted signals"]
-    expected += ["Computing image from signals"]
+    expected += [f"{data.shape[3]} volumes: read ", "Computing image from signals"]
     assert len(steps) == len(expected)
     assert all(step.startswith(start) for step, start in zip(steps, expected, strict=True))
 

@@ -210,7 +210,7 @@ def test_infinite_voxels_warn_of_nothing(put, strategy):
 
 
 def test_infinite_voxels_in_different_blocks():
-    host = np.ones((1, 3 * kernel._BLOCK))
+    host = np.ones((1, 3 * kernel.BLOCK))
     host[0, 0], host[0, -1] = np.inf, -np.inf
     segments = Segments.from_labels(np.full(host.shape[1], 6), [6])
     for strategy in STRATEGIES:
@@ -251,7 +251,7 @@ def test_same_bits_with_weights(put, strategy):
 @everywhere
 def test_more_voxels_than_one_block(put, strategy):
     """Regions that begin, end and lie across the borders of the blocks that sums are gathered in."""
-    n = 2 * kernel._BLOCK + 1000
+    n = 2 * kernel.BLOCK + 1000
     labels = np.arange(n) // 5000 + 1
     labels[::7] = 0
     labels[::1001] = 50
@@ -260,19 +260,120 @@ def test_more_voxels_than_one_block(put, strategy):
     expected = np.array([by_scipy(strategy, volume, labels, ids) for volume in host])
     expected[:, ids.index(77)] = 0.0 if strategy == "sum" else np.nan
     segments = Segments.from_labels(labels, ids)
-    assert len(segments.blocks) == 2
+    assert len(segments.blocks.parts) == 3
     np.testing.assert_allclose(reduce(strategy, put, host, segments), expected, rtol=1e-12)
+
+
+def weighted_segments(n_voxels):
+    """Regions with random voxels and weights in all blocks, one of them empty."""
+    rng = np.random.default_rng(0)
+    voxels = [rng.choice(n_voxels, k, replace=False) for k in (15_000, 0, 700, 1, 9_000)]
+    offsets = np.r_[0, np.cumsum([len(v) for v in voxels])]
+    return Segments(np.concatenate(voxels), offsets, np.concatenate([rng.random(len(v)) for v in voxels]))
+
+
+needs_compiled = pytest.mark.skipif(kernel._segments is None, reason="gpumask was installed without a C compiler")
+
+
+@needs_compiled
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("n_volumes", [0, 1, 15, 16, 17, 40])
+@pytest.mark.parametrize("dtype", ["?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
+def test_compiled_sums_have_the_bits_of_scipys(dtype, n_volumes, weighted, monkeypatch):
+    n_voxels = 2 * kernel.BLOCK + 1000
+    segments = weighted_segments(n_voxels)
+    if not weighted:
+        segments = Segments(segments.indices, segments.offsets)
+    data = some_volumes(dtype, n=n_volumes, n_voxels=n_voxels)
+    compiled = segment_sum(data, segments)
+    monkeypatch.setattr(kernel, "_segments", None)
+    np.testing.assert_array_equal(compiled, segment_sum(data, segments))
+
+
+def awkward_values(rng, n):
+    """Values that a selection by bins may stumble over: ties, outliers, ranges that overflow, denormals, non-finite."""
+    return [
+        rng.normal(size=n),
+        rng.integers(0, 4, n) * 1.0,
+        np.full(n, -3.5),
+        10.0 ** rng.uniform(-300, 300, n) * rng.choice([-1, 1], n),
+        np.where(rng.random(n) < 0.5, -1.7e308, 1.7e308),
+        rng.integers(0, 50, n) * 5e-324,
+        np.r_[1e9, rng.normal(size=n - 1)],
+        np.where(rng.random(n) < 0.1, np.nan, rng.normal(size=n)),
+        rng.choice([-np.inf, np.inf, 0.0], n),
+        np.nextafter(1.0, 2.0) + np.sort(rng.normal(size=n)) * 1e-16,
+    ]
+
+
+@needs_compiled
+@pytest.mark.parametrize("strategy", ["median", "minimum", "maximum", "variance"])
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 24, 25, 26, 300, 3001])
+def test_compiled_statistics_are_numpys(strategy, size, monkeypatch):
+    rng = np.random.default_rng(size)
+    data = np.concatenate([np.array(awkward_values(rng, 2 * size)), some_volumes("i2", n=2, n_voxels=2 * size)])
+    if strategy == "variance":
+        data = data[[0, 1, 2, 6, 7, 8, -1]]  # the squares of the others overflow, or are nothing but rounding
+    labels = rng.permutation(2 * size) % 2 + 1
+    segments = Segments.from_labels(labels, [2, 9, 1])
+    with np.errstate(over="ignore", invalid="ignore"):
+        compiled = STRATEGIES[strategy](data, segments)
+        monkeypatch.setattr(kernel, "_segments", None)
+        expected = STRATEGIES[strategy](data, segments)
+    assert np.isnan(compiled[:, 1]).all()
+    if strategy == "variance":  # another order of additions
+        np.testing.assert_allclose(compiled, expected, rtol=1e-12)
+    else:
+        np.testing.assert_array_equal(compiled, expected)
+
+
+@pytest.mark.parametrize("how", ["foreign order", "odd address", "columns", "float16"])
+def test_sums_of_unusual_arrays(how):
+    n_voxels = kernel.BLOCK + 1000
+    segments, data = (
+        Segments.from_labels(np.arange(n_voxels) % 7, [1, 3, 6]),
+        some_volumes("i2", n=3, n_voxels=n_voxels),
+    )
+    unusual = {
+        "foreign order": lambda: data.astype(data.dtype.newbyteorder()),
+        "odd address": lambda: np.frombuffer(b"0" + data.tobytes(), np.uint8)[1:].view("i2").reshape(data.shape),
+        "columns": lambda: np.asfortranarray(data),
+        "float16": lambda: data.astype("f2"),
+    }[how]()
+    np.testing.assert_array_equal(segment_sum(unusual, segments), segment_sum(unusual.astype("f8"), segments))
+
+
+@needs_compiled
+def test_compiled_sums_refuse_what_would_crash():
+    segments, data = Segments.from_labels(np.array([0, 1, 1, 2]), [1, 2]), np.zeros((2, 4), "i2")
+    with pytest.raises(IndexError, match=r"^The segments reach to voxel 3, and `data` has 3 voxels a volume\.$"):
+        segment_sum(data[:, :3], segments)
+    out, parts = np.zeros((2, 2)), list(segments.blocks)
+    with pytest.raises(
+        TypeError, match=r"^`data` and `out` must be two-dimensional, of real numbers in native order\.$"
+    ):
+        kernel._segments.sums(data.astype(">i2"), *parts, out)
+    with pytest.raises(
+        TypeError, match=r"^`data` and `out` must be two-dimensional, of real numbers in native order\.$"
+    ):
+        kernel._segments.sums(data, *parts, out[:1])
+    with pytest.raises(IndexError, match=r"^The segments reach to voxel 3, and `data` has 3 voxels a volume\.$"):
+        STRATEGIES["median"](data[:, :3], segments)
+    with pytest.raises(ValueError, match=r"^No `mode`, or `offsets` that don't fit `out` and `indices`\.$"):
+        kernel._segments.statistics("mode", data, segments.indices, segments.offsets, out)
+    with pytest.raises(ValueError, match=r"^No `median`, or `offsets` that don't fit `out` and `indices`\.$"):
+        kernel._segments.statistics("median", data, segments.indices[:1], segments.offsets, out)
+    with pytest.raises(TypeError, match=r"^`columns` must have 4 bytes an item, got 8\.$"):
+        kernel._segments.sums(data, *parts[:4], parts[4].astype("i8"), None, out)
 
 
 @pytest.mark.parametrize("strategy", ["sum", "mean"])
 def test_weights_in_more_than_one_block(put, strategy):
-    rng, n = np.random.default_rng(0), 2 * kernel._BLOCK + 1000
-    voxels = [rng.choice(n, k, replace=False) for k in (15_000, 0, 700, 1, 9_000)]
-    weights = [rng.random(len(v)) for v in voxels]
-    offsets = np.r_[0, np.cumsum([len(v) for v in voxels])]
-    segments = Segments(np.concatenate(voxels), offsets, np.concatenate(weights))
+    n = 2 * kernel.BLOCK + 1000
+    segments = weighted_segments(n)
+    voxels, weights = (np.split(part, segments.offsets[1:-1]) for part in (segments.indices, segments.weights))
     host = some_volumes("f4", n=2, n_voxels=n)
-    assert len(segments.blocks) > 1
+    assert len(segments.blocks.parts) > 2
     expected = reference.weighted_signals(host, voxels, [w.tolist() for w in weights], strategy)
     np.testing.assert_allclose(reduce(strategy, put, host, segments), expected, rtol=1e-12)
 

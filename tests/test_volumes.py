@@ -1,6 +1,7 @@
 """The stream of volumes against nibabel's own reading, and what it says of broken input."""
 
 import gzip
+import os
 import re
 import threading
 import tracemalloc
@@ -543,6 +544,19 @@ def test_truncated_plain_file(tmp_path):
         f"{path} is truncated or its header is wrong: by shape and dtype in the header it should hold 2032 bytes, but "
         "it has 1932. Copy or create the file again."
     )
+
+
+def test_plain_file_that_is_cut_while_it_is_read(tmp_path):
+    path = tmp_path / "bold.nii"
+    nib.save(nifti(values()), path)
+    chunks = open_volumes(path).chunks(1)
+    next(chunks)
+    size = path.stat().st_size
+    os.truncate(path, size - 100)
+    with pytest.raises(
+        ImageError, match=f"^{re.escape(str(path))} is truncated or its header is wrong: .* it has {size - 100}"
+    ):
+        list(chunks)
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nii.zst", ".nii.bz2", ".mgz"])

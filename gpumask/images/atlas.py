@@ -133,12 +133,17 @@ class Atlas:
         atlas = self
         if self.mask is not None and not self.mask_grid.matches(self.grid):
             atlas = self.with_mask_resampled(self.grid)
-        labels, ids = atlas.masked_labels, np.asarray(ids)
-        position = np.minimum(np.searchsorted(ids, labels), len(ids) - 1)
-        column = np.where(ids[position] == labels, position, len(ids)).ravel(order="F")
-        outside = np.zeros((*signals.shape[:-1], 1), signals.dtype)
-        voxels = np.take(np.concatenate([signals, outside], axis=-1), column, axis=-1)
-        return voxels.T.reshape(self.grid.shape + signals.shape[:-1], order="F")
+        labels, ids = atlas.masked_labels.ravel(order="F"), np.asarray(ids)
+        voxels = np.arange(len(labels)) if 0 in ids else np.flatnonzero(labels)
+        of_voxels = labels[voxels]
+        column = np.minimum(np.searchsorted(ids, of_voxels), len(ids) - 1)
+        known = ids[column] == of_voxels
+        voxels, column = voxels[known], column[known]
+        # Pages of zeros that no region lies in are never touched.
+        volumes = np.zeros((*signals.shape[:-1], len(labels)), signals.dtype)
+        for volume, values in zip(np.atleast_2d(volumes), np.atleast_2d(signals), strict=True):
+            volume[voxels] = values[column]
+        return volumes.T.reshape(self.grid.shape + signals.shape[:-1], order="F")
 
 
 def covered_voxels(given, placed, grid, ids):

@@ -160,6 +160,7 @@ class _Mapped(_OnFile):
                 first = self._offset + start * self._volume_bytes
                 lead = first % mmap.ALLOCATIONGRANULARITY
                 length = lead + k * self._volume_bytes
+                check_size(self._path, first + k * self._volume_bytes)  # it may have been cut since it was opened
                 mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=first - lead)
                 yield np.frombuffer(mapped, self.dtype, k * self.grid.n_voxels, lead).reshape(k, -1)
 

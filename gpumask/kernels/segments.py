@@ -8,7 +8,7 @@ Every reduction takes ``data`` of shape (n_volumes, n_voxels), of any real dtype
 a volume's result has the same bits however many volumes are reduced with it.
 """
 
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 
 import numpy as np
@@ -16,9 +16,14 @@ import scipy.sparse
 
 from gpumask import backend
 from gpumask.kernels import segments_cuda
+from gpumask.kernels.weights import BLOCK, cut
 
-# Voxels gathered at a time on NumPy: with 16 volumes, one block of float64 (1 MiB) stays in the second-level cache.
-_BLOCK = 8192
+try:
+    from gpumask.kernels import _segments
+except ImportError:  # there was no C compiler when gpumask was installed; `gpumask info` says so
+    _segments = None
+
+_COMPILED = "?bBhHiIlLqQfd"  # type codes that the compiled sums read
 
 
 class Segments:
@@ -99,33 +104,19 @@ class Segments:
 
     @cached_property
     def blocks(self):
-        """The weights cut by voxels: (voxels, rows, csr matrix of rows x voxels) for each block, on the host."""
-        if self.indices.shape[0] == 0:
-            return []
-        used = np.zeros(int(self.indices.max()) + 1, bool)
-        used[self.indices] = True
-        voxels = np.flatnonzero(used)
-        column = (np.cumsum(used, dtype=np.int32) - 1)[self.indices]
-        region = np.repeat(np.arange(len(self), dtype=np.int32), self.counts)
-        n_blocks = -(-len(voxels) // _BLOCK)
-        # Entries by block, in their order: a transposition counts them, where a sort takes ten times as long.
-        n_entries = len(column)
-        parts = (np.arange(n_entries, dtype=np.int32), column // _BLOCK, np.arange(n_entries + 1, dtype=np.int32))
-        by_block = scipy.sparse.csr_array(parts, (n_entries, n_blocks)).tocsc()
-        order, bounds = by_block.data, by_block.indptr
-        column, region = column[order], region[order]
-        weights = np.ones(n_entries) if self.weights is None else self.weights[order]
-        blocks = []
-        for block, (start, stop) in enumerate(pairwise(bounds)):
-            of_block = voxels[block * _BLOCK : (block + 1) * _BLOCK]
-            rows, first = np.unique(region[start:stop], return_index=True)
-            parts = (
-                weights[start:stop],
-                column[start:stop] - block * _BLOCK,
-                np.append(first, stop - start).astype(np.int32),
-            )
-            blocks.append((of_block, rows, scipy.sparse.csr_array(parts, (len(rows), len(of_block)))))
-        return blocks
+        """The weights cut into blocks of voxels, on the host; made once."""
+        return cut(self.indices, self.offsets, self.weights)
+
+    def require_no_weights(self, statistic):
+        """Raise ValueError if these segments have weights, which `statistic` (its name) doesn't take."""
+        if self.weights is not None:
+            msg = f"`segments` has weights, and a {statistic} takes none: compile it without (Segments.from_labels)."
+            raise ValueError(msg)
+
+    @cached_property
+    def layout(self):
+        """What the CUDA kernels take: a `segments_cuda.Layout`, on the device of the segments."""
+        return segments_cuda.lay_out(self)
 
     def like(self, array):
         """Return these segments in the library and on the device of `array` (themselves, where they are already)."""
@@ -160,7 +151,7 @@ def segment_sum(data, segments):
     if backend.is_numpy(data):
         return _sum_numpy(data, segments)
     if backend.is_cupy(data):
-        return segments_cuda.reduce(data, segments, "sum")
+        return segments_cuda.reduce(data, segments, "sum")[0]
     xp = backend.array_namespace(data)
     return _per_region(data, segments, lambda block, weights: xp.sum(block * weights, axis=1), weighted=True)
 
@@ -172,6 +163,8 @@ def segment_mean(data, segments):
     of each region as weights, this is the mean of the smoothed volume over the region.
     See `segment_sum` for the parameters. Equals ``scipy.ndimage.mean``.
     """
+    if backend.is_cupy(data):
+        return segments_cuda.reduce(data, segments, "mean")[0]
     return _divide(segment_sum(data, segments), segments)
 
 
@@ -181,11 +174,11 @@ def segment_variance(data, segments):
     The squares are taken of the differences from the region's mean, in a second pass over the gathered voxels.
     See `segment_sum` for the parameters; weights are not taken. Equals ``scipy.ndimage.variance``.
     """
-    _reject_weights(segments, "variance")
+    segments.require_no_weights("variance")
     if backend.is_numpy(data):
-        return _variance_numpy(data, segments)
+        return _statistic_numpy("variance", data, segments)
     if backend.is_cupy(data):
-        return _divide(segments_cuda.reduce(data, segments, "squares", segment_mean(data, segments)), segments)
+        return segments_cuda.reduce(data, segments, "variance")[0]
     xp = backend.array_namespace(data)
 
     def squares(block):
@@ -222,9 +215,11 @@ def segment_median(data, segments):
 
     See `segment_variance` for the parameters. Equals ``scipy.ndimage.median`` of float64 volumes.
     """
-    _reject_weights(segments, "median")
+    segments.require_no_weights("median")
     if backend.is_numpy(data):
-        return _median_numpy(data, segments)
+        return _statistic_numpy("median", data, segments)
+    if backend.is_cupy(data):
+        return segments_cuda.reduce(data, segments, "median")[0]
     xp = backend.array_namespace(data)
 
     def middle(block):
@@ -243,12 +238,6 @@ STRATEGIES = {
     "variance": segment_variance,
     "standard_deviation": segment_standard_deviation,
 }
-
-
-def _reject_weights(segments, statistic):
-    if segments.weights is not None:
-        msg = f"`segments` has weights, and a {statistic} takes none: compile it without (Segments.from_labels)."
-        raise ValueError(msg)
 
 
 def _divide(sums, segments):
@@ -284,41 +273,72 @@ def _per_region(data, segments, statistic, *, weighted=False):
 
 
 def _extreme(data, segments, name):
-    _reject_weights(segments, name)
+    segments.require_no_weights(name)
     if backend.is_cupy(data):
-        return _nan_where_empty(segments_cuda.reduce(data, segments, name), segments)
+        return segments_cuda.reduce(data, segments, name)[0]
     if backend.is_numpy(data):
-        values = np.full((data.shape[0], len(segments)), np.nan)
-        full, starts, _ = _full(segments)
-        if len(full):
-            values[:, full] = getattr(np, name).reduceat(np.take(data, segments.indices, axis=1), starts, axis=1)
-    else:
-        xp = backend.array_namespace(data)
-        extreme = xp.min if name == "minimum" else xp.max
-        reduce = lambda block: (extreme if block.shape[1] else xp.sum)(block, axis=1)  # noqa: E731
-        values = _per_region(data, segments, reduce)
-    return _nan_where_empty(values, segments)
+        return _statistic_numpy(name, data, segments)
+    xp = backend.array_namespace(data)
+    extreme = xp.min if name == "minimum" else xp.max
+    reduce = lambda block: (extreme if block.shape[1] else xp.sum)(block, axis=1)  # noqa: E731
+    return _nan_where_empty(_per_region(data, segments, reduce), segments)
 
 
 def _sum_numpy(data, segments):
-    n_volumes = data.shape[0]
-    sums = np.zeros((len(segments), n_volumes))
-    gathered = np.empty(n_volumes * _BLOCK, data.dtype)
-    block = np.empty((_BLOCK, n_volumes))
-    for voxels, rows, weights in segments.blocks:
-        k = len(voxels)
+    sums = np.zeros((data.shape[0], len(segments)))
+    if _segments is not None and data.dtype.char in _COMPILED:
+        data = _native(data)
+        _segments.sums(data, *segments.blocks, sums)
+    else:
+        _sum_scipy(data, segments.blocks, sums.T)
+    return sums
+
+
+def _native(data):
+    """Volumes as C reads them. An uncompressed file may be big-endian, or begin its volumes at an odd byte."""
+    return np.require(data, data.dtype.newbyteorder("="), ["C_CONTIGUOUS", "ALIGNED"])
+
+
+def _statistic_numpy(name, data, segments):
+    """Variance, extreme or median of each region; NaN for an empty one."""
+    if _segments is None or data.dtype.char not in _COMPILED or data.shape[1] >= 2**31:
+        return _IN_NUMPY[name](data, segments)
+    indices = np.ascontiguousarray(segments.indices, np.int32)
+    offsets = np.ascontiguousarray(segments.offsets, np.int64)
+    values = np.empty((data.shape[0], len(segments)))
+    _segments.statistics(name, _native(data), indices, offsets, values)
+    return values
+
+
+def _sum_scipy(data, blocks, sums):
+    """Add to `sums`, shape (n_regions, n_volumes): the compiled sums' bits in four to seven times their time."""
+    n_volumes = len(data)
+    gathered = np.empty(n_volumes * BLOCK, data.dtype)
+    block = np.empty((BLOCK, n_volumes))
+    for (voxel, row, entry), (next_voxel, next_row, next_entry) in pairwise(blocks.parts):
+        voxels, rows, k = blocks.voxels[voxel:next_voxel], blocks.rows[row:next_row], next_voxel - voxel
         stored = gathered[: n_volumes * k].reshape(n_volumes, k)
         np.take(data, voxels, axis=1, out=stored, mode="clip")  # "raise" would copy `stored` to protect it
         np.copyto(block[:k], stored.T)
+        starts = (blocks.starts[row : next_row + 1] - entry).astype(np.int32)
+        weights = np.ones(next_entry - entry) if blocks.weights is None else blocks.weights[entry:next_entry]
+        matrix = scipy.sparse.csr_array((weights, blocks.columns[entry:next_entry], starts), (len(rows), k))
         with np.errstate(invalid="ignore"):  # +inf and -inf make NaN
-            sums[rows] += weights @ block[:k]
-    return np.ascontiguousarray(sums.T)
+            sums[rows] += matrix @ block[:k]
 
 
 def _full(segments):
     """Regions that have voxels, with their starts and counts: `reduceat` knows no empty segment."""
     full = np.flatnonzero(segments.counts)
     return full, segments.offsets[full], segments.counts[full]
+
+
+def _extreme_numpy(extreme, data, segments):
+    values = np.full((data.shape[0], len(segments)), np.nan)
+    full, starts, _ = _full(segments)
+    if len(full):
+        values[:, full] = extreme.reduceat(np.take(data, segments.indices, axis=1), starts, axis=1)
+    return values
 
 
 def _variance_numpy(data, segments):
@@ -344,5 +364,14 @@ def _median_numpy(data, segments):
             low, high = (n - 1) // 2, n // 2
             block = np.partition(gathered[:, start:stop], (low, high), axis=1)
             with np.errstate(invalid="ignore"):  # -inf and +inf in the middle make NaN
-                medians[:, region] = (block[:, low].astype(np.float64) + block[:, high]) / 2
+                lower, upper = block[:, low].astype(np.float64), block[:, high]
+                medians[:, region] = (lower + upper) / 2 if low < high else lower
     return medians
+
+
+_IN_NUMPY = {
+    "variance": _variance_numpy,
+    "minimum": partial(_extreme_numpy, np.minimum),
+    "maximum": partial(_extreme_numpy, np.maximum),
+    "median": _median_numpy,
+}

@@ -1,0 +1,315 @@
+"""What is timed: each workload prepares itself, untimed, and returns its steps, to be called and timed in order.
+
+Imports stand in the functions, because a process that times one tool must not hold another's.
+"""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.inputs import T_R
+
+CLASSES = {"gpumask": "gpumask", "nilearn": "nilearn.maskers"}
+
+
+def _masker_class(tool):
+    return importlib.import_module(CLASSES[tool]).NiftiLabelsMasker
+
+
+class Workload:
+    """Base of the workloads.
+
+    Attributes
+    ----------
+    n_volumes : int
+        Volumes that a step handles; 1 where it handles none.
+    in_process : bool
+        Whether the work is done in this process, whose memory then tells something.
+    """
+
+    n_volumes = 1
+    in_process = True
+
+    def missing(self):
+        """Why it can't run here; empty if it can."""
+        return ""
+
+    def steps(self, inputs, scratch):
+        """Prepare everything, and return the steps.
+
+        Parameters
+        ----------
+        inputs : Inputs
+        scratch : Path
+            An empty folder.
+
+        Returns
+        -------
+        dict of str to callable
+            To be called in order. The first value that isn't None is the result: a list of arrays, to be compared with
+            other tools' results.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Extraction(Workload):
+    """Region signals of a run.
+
+    "first" is `fit` and `transform` with new maskers in a new process: compiling the plan and touching memory for the
+    first time are in it. "next" is `transform` of one more run with the same maskers, as in a cohort.
+
+    Attributes
+    ----------
+    tool : {"gpumask", "nilearn"}
+    run : dict
+        Parameters of `Inputs.bold`.
+    atlases : tuple of dict
+        Parameters of `Inputs.atlas`. gpumask extracts several in one pass, nilearn one after the other.
+    parameters : dict
+        Of the masker.
+    confounds : bool
+    compared : bool
+        Whether the result is to equal gpumask's in the row; another workload of gpumask's may do other work.
+    """
+
+    tool: str
+    run: dict = field(default_factory=dict)
+    atlases: tuple = ({},)
+    parameters: dict = field(default_factory=dict)
+    confounds: bool = False
+    compared: bool = True
+
+    @property
+    def n_volumes(self):
+        return self.run.get("first") or self.run.get("n_volumes", 200)
+
+    def steps(self, inputs, scratch):
+        Masker = _masker_class(self.tool)
+        own = {"device": "cpu"} if self.tool == "gpumask" else {}
+        run = str(inputs.bold(**self.run))
+        maskers = [Masker(str(inputs.atlas(**atlas)), **self.parameters, **own) for atlas in self.atlases]
+        table = str(inputs.confounds(self.run.get("n_volumes", 200))) if self.confounds else None
+
+        def following():
+            if own and len(maskers) > 1:
+                from gpumask import transform_together
+
+                signals = transform_together(maskers, run, table)
+            else:
+                signals = [masker.transform(run, confounds=table) for masker in maskers]
+            return signals if self.compared else None
+
+        def first():
+            for masker in maskers:
+                masker.fit(run)
+            return following()
+
+        return {"first": first, "next": following}
+
+
+@dataclass(frozen=True)
+class Painting(Workload):
+    """`inverse_transform` of random signals."""
+
+    tool: str
+    n_volumes: int = 20
+
+    def steps(self, inputs, scratch):
+        import numpy as np
+
+        masker = _masker_class(self.tool)(str(inputs.atlas()), standardize=None)
+        n_regions = masker.fit_transform(str(inputs.bold(suffix=".nii", first=1))).shape[-1]
+        signals = np.random.default_rng(0).normal(size=(inputs.n_volumes(self.n_volumes), n_regions))
+        return {"next": lambda: [np.asanyarray(masker.inverse_transform(signals).dataobj)]}
+
+
+@dataclass(frozen=True)
+class Compilation(Workload):
+    """Compiling the weights; then a new masker's first volume, without and with a `memory` that holds the plan."""
+
+    fwhm: float = 6
+
+    def steps(self, inputs, scratch):
+        from gpumask import NiftiLabelsMasker
+        from gpumask.images.atlas import load_atlas
+        from gpumask.plan import compile_plan
+
+        path = str(inputs.atlas())
+        atlas = load_atlas(path, 0)
+        ids = [value for value in atlas.values if value != 0]
+        volumes = [str(inputs.bold(suffix=".nii", first=n)) for n in (10, 20)]
+        options = {"smoothing_fwhm": self.fwhm, "standardize": None, "device": "cpu"}
+
+        def compile_it():
+            compile_plan(atlas.labels, ids, atlas.grid, smoothing_fwhm=self.fwhm)
+
+        def extract(run, **more):
+            NiftiLabelsMasker(path, **options, **more).fit_transform(run)
+
+        def remember():
+            extract(volumes[0], memory=scratch)
+
+        return {
+            "compile": compile_it,
+            "first run": lambda: extract(volumes[1]),
+            "first run, filling `memory`": remember,
+            "first run, plan in `memory`": lambda: extract(volumes[1], memory=scratch),
+        }
+
+
+@dataclass(frozen=True)
+class Decoding(Workload):
+    """The floor of a compressed run: decompressing the very file with isal into one reused buffer, nothing else."""
+
+    run: dict = field(default_factory=dict)
+
+    @property
+    def n_volumes(self):
+        return self.run.get("n_volumes", 200)
+
+    def steps(self, inputs, scratch):
+        from isal import igzip
+
+        path = inputs.bold(**self.run)
+        buffer = bytearray(1 << 20)
+
+        def decode():
+            with igzip.open(path) as file:
+                while file._buffer.readinto(buffer):
+                    pass
+
+        return {"next": decode}
+
+
+@dataclass(frozen=True)
+class Command(Workload):
+    """A Python process with these arguments, its start included."""
+
+    arguments: tuple
+    in_process = False
+
+    def steps(self, inputs, scratch):
+        def run():
+            subprocess.run([sys.executable, *self.arguments], check=True, stdout=subprocess.DEVNULL)
+
+        return {"next": run}
+
+
+# Other tools: the plain mean of a run on the atlas's own grid, all volumes in memory or on disk as each tool likes.
+
+
+@dataclass(frozen=True)
+class Peer(Workload):
+    """Base of the other tools: `needs` is the module or the program, `install` how to get it."""
+
+    run: dict = field(default_factory=lambda: {"suffix": ".nii"})
+
+    @property
+    def n_volumes(self):
+        return self.run.get("n_volumes", 200)
+
+    def missing(self):
+        found = importlib.util.find_spec(self.needs) if self.in_process else shutil.which(self.needs)
+        return "" if found else f"{self.needs} is not installed ({self.install})"
+
+
+class Ants(Peer):
+    """ANTsPy: two matrices and their product."""
+
+    needs, install = "ants", "pip install antspyx"
+
+    def steps(self, inputs, scratch):
+        import ants
+
+        run, atlas = str(inputs.bold(**self.run)), str(inputs.atlas())
+
+        def extract():
+            labels = ants.image_read(atlas)
+            mask = ants.threshold_image(labels, 0.5)
+            series = ants.timeseries_to_matrix(ants.image_read(run), mask)
+            weights = ants.labels_to_matrix(labels, mask)
+            return [series @ (weights / weights.sum(axis=1, keepdims=True)).T]
+
+        return {"next": extract}
+
+
+class SimpleItk(Peer):
+    """SimpleITK: label statistics of each volume."""
+
+    needs, install = "SimpleITK", "pip install SimpleITK"
+
+    def steps(self, inputs, scratch):
+        import numpy as np
+        import SimpleITK
+
+        run, atlas = str(inputs.bold(**self.run)), str(inputs.atlas())
+
+        def extract():
+            volumes, labels = SimpleITK.ReadImage(run), SimpleITK.ReadImage(atlas)
+            statistics = SimpleITK.LabelStatisticsImageFilter()
+            x, y, z, n_volumes = volumes.GetSize()
+            rows = []
+            for t in range(n_volumes):
+                volume = SimpleITK.Extract(volumes, [x, y, z, 0], [0, 0, 0, t])
+                volume.CopyInformation(labels)
+                statistics.Execute(volume, labels)
+                rows.append([statistics.GetMean(label) for label in sorted(statistics.GetLabels()) if label])
+            return [np.array(rows)]
+
+        return {"next": extract}
+
+
+class ScikitImage(Peer):
+    """scikit-image: region properties, the volumes as channels."""
+
+    needs, install = "skimage", "pip install scikit-image"
+
+    def steps(self, inputs, scratch):
+        import nibabel as nib
+        import numpy as np
+        from skimage.measure import regionprops_table
+
+        run, atlas = inputs.bold(**self.run), inputs.atlas()
+
+        def extract():
+            volumes, labels = (np.asanyarray(nib.load(path).dataobj) for path in (run, atlas))
+            table = regionprops_table(labels, volumes, properties=("label", "mean_intensity"))
+            return [np.array([table[f"mean_intensity-{t}"] for t in range(volumes.shape[3])])]
+
+        return {"next": extract}
+
+
+class Workbench(Peer):
+    """Connectome Workbench: the atlas is imported untimed; then a dense series, its parcels, and text."""
+
+    needs, install, in_process = "wb_command", "apt-get install connectome-workbench", False
+
+    def steps(self, inputs, scratch):
+        import nibabel as nib
+        import numpy as np
+
+        def command(*arguments):
+            subprocess.run(["wb_command", *map(str, arguments)], check=True, capture_output=True, cwd=scratch)
+
+        atlas = nib.load(inputs.atlas())
+        labels = np.asanyarray(atlas.dataobj)
+        nib.Nifti1Image((labels > 0).astype(np.int32), atlas.affine).to_filename(scratch / "brain_mask.nii.gz")
+        names = [f"R{i}\n{i} {i % 255} {i // 255} 1 255\n" for i in np.unique(labels) if i]
+        Path(scratch, "names.txt").write_text("".join(names))
+        Path(scratch, "structures.txt").write_text("OTHER\n1 255 0 0 255\n")
+        command("-volume-label-import", inputs.atlas().resolve(), "names.txt", "labels.nii.gz")
+        command("-volume-label-import", "brain_mask.nii.gz", "structures.txt", "brain.nii.gz")
+        command("-cifti-create-label", "a.dlabel.nii", "-volume", "labels.nii.gz", "brain.nii.gz")
+        series = ("-volume", inputs.bold(**self.run).resolve(), "brain.nii.gz", "-timestep", T_R)
+
+        def extract():
+            command("-cifti-create-dense-timeseries", "b.dtseries.nii", *series)
+            command("-cifti-parcellate", "b.dtseries.nii", "a.dlabel.nii", "COLUMN", "b.ptseries.nii")
+            command("-cifti-convert", "-to-text", "b.ptseries.nii", "signals.txt")
+            return [np.loadtxt(scratch / "signals.txt").T]
+
+        return {"next": extract}

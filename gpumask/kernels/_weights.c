@@ -1,0 +1,255 @@
+/* Compiling the weights of segments; weights.py is the only caller.
+
+   `fold` smooths the indicator of each region: three products with banded matrices in the box that they reach.
+   `cut` deals the entries out to blocks of voxels, by counting. Both run without the interpreter's lock. */
+
+#include "_buffers.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct {
+    Py_ssize_t n;
+    const double *matrix; /* n x n, symmetric */
+    Py_ssize_t *first, *last; /* first and last + 1 of the places that each row reaches */
+} Axis;
+
+static int measure(Axis *axis) {
+    axis->first = malloc(2 * (size_t)axis->n * sizeof(Py_ssize_t));
+    if (!axis->first) return -1;
+    axis->last = axis->first + axis->n;
+    for (Py_ssize_t i = 0; i < axis->n; i++) {
+        const double *row = axis->matrix + i * axis->n;
+        Py_ssize_t first = 0, last = axis->n;
+        while (first < i && row[first] == 0) first++;
+        while (last > i + 1 && row[last - 1] == 0) last--;
+        axis->first[i] = first;
+        axis->last[i] = last;
+    }
+    return 0;
+}
+
+typedef struct {
+    Py_ssize_t lo[3], hi[3];       /* of the region */
+    Py_ssize_t first[3], last[3];  /* of what its smoothing reaches */
+} Box;
+
+static Box box_of(const Axis *axes, const int32_t *voxels, Py_ssize_t n) {
+    Box box;
+    for (int a = 0; a < 3; a++) box.lo[a] = axes[a].n, box.hi[a] = 0;
+    for (Py_ssize_t v = 0; v < n; v++) {
+        const Py_ssize_t plane = voxels[v] / axes[2].n;
+        const Py_ssize_t at[3] = {plane / axes[1].n, plane % axes[1].n, voxels[v] % axes[2].n};
+        for (int a = 0; a < 3; a++) {
+            if (at[a] < box.lo[a]) box.lo[a] = at[a];
+            if (at[a] >= box.hi[a]) box.hi[a] = at[a] + 1;
+        }
+    }
+    for (int a = 0; a < 3; a++) {
+        box.first[a] = axes[a].n, box.last[a] = 0;
+        for (Py_ssize_t i = box.lo[a]; i < box.hi[a]; i++) {
+            if (axes[a].first[i] < box.first[a]) box.first[a] = axes[a].first[i];
+            if (axes[a].last[i] > box.last[a]) box.last[a] = axes[a].last[i];
+        }
+    }
+    return box;
+}
+
+static size_t inner(const Box *b, int a) { return (size_t)(b->hi[a] - b->lo[a]); }
+static size_t outer(const Box *b, int a) { return (size_t)(b->last[a] - b->first[a]); }
+
+/* Multiplies along one axis: `from`, shape (before, hi - lo, after), to `to`, shape (before, last - first, after). */
+static void smooth(const Axis *axis, const Box *box, int a, size_t before, size_t after, const double *restrict from,
+                   double *restrict to) {
+    const size_t n_from = inner(box, a), n_to = outer(box, a);
+    memset(to, 0, before * n_to * after * sizeof(double));
+    for (size_t b = 0; b < before; b++)
+        for (size_t i = 0; i < n_from; i++) {
+            const Py_ssize_t place = box->lo[a] + (Py_ssize_t)i;
+            const double *source = from + (b * n_from + i) * after;
+            for (Py_ssize_t j = axis->first[place]; j < axis->last[place]; j++) {
+                const double weight = axis->matrix[place * axis->n + j];
+                double *target = to + (b * n_to + (size_t)(j - box->first[a])) * after;
+                for (size_t c = 0; c < after; c++) target[c] += weight * source[c];
+            }
+        }
+}
+
+/* Smoothed indicator of one region, shape (z, y, x) of the box, into `parts[1]`; `parts[0]` is scratch. */
+static void smooth_region(const Axis *axes, const Box *box, const int32_t *voxels, Py_ssize_t n, double **parts) {
+    const size_t z = inner(box, 0), y = inner(box, 1), x = inner(box, 2);
+    memset(parts[0], 0, z * y * x * sizeof(double));
+    for (Py_ssize_t v = 0; v < n; v++) {
+        const Py_ssize_t plane = voxels[v] / axes[2].n;
+        const size_t at[3] = {(size_t)(plane / axes[1].n - box->lo[0]), (size_t)(plane % axes[1].n - box->lo[1]),
+                              (size_t)(voxels[v] % axes[2].n - box->lo[2])};
+        parts[0][(at[0] * y + at[1]) * x + at[2]] = 1;
+    }
+    smooth(&axes[2], box, 2, z * y, 1, parts[0], parts[1]);
+    smooth(&axes[1], box, 1, z, outer(box, 2), parts[1], parts[0]);
+    smooth(&axes[0], box, 0, 1, outer(box, 1) * outer(box, 2), parts[0], parts[1]);
+}
+
+/* fold(indices, offsets, matrix_z, matrix_y, matrix_x, new_offsets) -> (new indices, weights), as bytearrays */
+static PyObject *fold(PyObject *Py_UNUSED(module), PyObject *args) {
+    enum { INDICES, OFFSETS, Z, Y, X, NEW_OFFSETS, N };
+    static const char *const names[N] = {"indices", "offsets", "matrix_z", "matrix_y", "matrix_x", "new_offsets"};
+    static const Py_ssize_t itemsizes[N] = {4, 8, 8, 8, 8, 8};
+    PyObject *objects[N], *new_indices = NULL, *weights = NULL, *result = NULL;
+    Py_buffer views[N];
+    Axis axes[3] = {{0}};
+    Box *boxes = NULL;
+    double *room = NULL;
+    if (!PyArg_ParseTuple(args, "OOOOOO", objects, objects + 1, objects + 2, objects + 3, objects + 4, objects + 5))
+        return NULL;
+    if (open_buffers(objects, views, N, names, itemsizes, 1) < 0) return close_buffers(views, N);
+    const int32_t *indices = views[INDICES].buf;
+    const int64_t *offsets = views[OFFSETS].buf;
+    const Py_ssize_t n_regions = views[OFFSETS].len / 8 - 1;
+    Py_ssize_t n_voxels = 1;
+    for (int a = 0; a < 3; a++) {
+        axes[a].n = views[Z + a].shape[0];
+        axes[a].matrix = views[Z + a].buf;
+        n_voxels *= axes[a].n;
+        if (measure(&axes[a]) < 0) goto no_memory;
+    }
+    for (Py_ssize_t e = 0; e < offsets[n_regions]; e++)
+        if (indices[e] < 0 || indices[e] >= n_voxels) {
+            PyErr_Format(PyExc_IndexError, "Entry %zd is voxel %d of %zd.", e, (int)indices[e], n_voxels);
+            goto done;
+        }
+    boxes = malloc((size_t)(n_regions + 1) * sizeof(Box));
+    if (!boxes) goto no_memory;
+    size_t largest = 1, bound = 0;
+    for (Py_ssize_t r = 0; r < n_regions; r++) {
+        const Py_ssize_t count = offsets[r + 1] - offsets[r];
+        if (!count) continue;
+        boxes[r] = box_of(axes, indices + offsets[r], count);
+        const size_t size = outer(&boxes[r], 0) * outer(&boxes[r], 1) * outer(&boxes[r], 2);
+        if (size > largest) largest = size;
+        bound += size;
+    }
+    room = malloc(2 * largest * sizeof(double));
+    new_indices = PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)(bound * sizeof(int32_t)));
+    weights = PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)(bound * sizeof(double)));
+    if (!room) goto no_memory;
+    if (!new_indices || !weights) goto done;
+    int32_t *voxel = (int32_t *)PyByteArray_AsString(new_indices);
+    double *weight = (double *)PyByteArray_AsString(weights);
+    int64_t *new_offsets = views[NEW_OFFSETS].buf;
+    double *parts[2] = {room, room + largest};
+    size_t filled = 0;
+    Py_BEGIN_ALLOW_THREADS
+    new_offsets[0] = 0;
+    for (Py_ssize_t r = 0; r < n_regions; r++) {
+        const Py_ssize_t count = offsets[r + 1] - offsets[r];
+        if (count) {
+            const Box *box = &boxes[r];
+            smooth_region(axes, box, indices + offsets[r], count, parts);
+            const double *value = parts[1];
+            for (Py_ssize_t z = box->first[0]; z < box->last[0]; z++)
+                for (Py_ssize_t y = box->first[1]; y < box->last[1]; y++) {
+                    const Py_ssize_t line = (z * axes[1].n + y) * axes[2].n;
+                    for (Py_ssize_t x = box->first[2]; x < box->last[2]; x++, value++) {
+                        voxel[filled] = (int32_t)(line + x);
+                        weight[filled] = *value;
+                        filled += *value != 0;
+                    }
+                }
+        }
+        new_offsets[r + 1] = (int64_t)filled;
+    }
+    Py_END_ALLOW_THREADS
+    if (PyByteArray_Resize(new_indices, (Py_ssize_t)(filled * sizeof(int32_t))) == 0 &&
+        PyByteArray_Resize(weights, (Py_ssize_t)(filled * sizeof(double))) == 0)
+        result = PyTuple_Pack(2, new_indices, weights);
+    goto done;
+no_memory:
+    PyErr_NoMemory();
+done:
+    for (int a = 0; a < 3; a++) free(axes[a].first);
+    free(boxes);
+    free(room);
+    Py_XDECREF(new_indices);
+    Py_XDECREF(weights);
+    Py_XDECREF(close_buffers(views, N));
+    return result;
+}
+
+/* cut(indices, offsets, weights or None, ranks, size, n_blocks, parts, columns, new_weights or None, rows, starts)
+   -> number of rows. `ranks` is each voxel's place among those used. `rows` and `starts` have room for every entry. */
+static PyObject *cut(PyObject *Py_UNUSED(module), PyObject *args) {
+    enum { INDICES, OFFSETS, WEIGHTS, RANKS, PARTS, COLUMNS, NEW_WEIGHTS, N };
+    static const char *const names[N] = {"indices", "offsets", "weights", "ranks", "parts", "columns", "new_weights"};
+    static const Py_ssize_t itemsizes[N] = {4, 8, 8, 4, 8, 4, 8};
+    PyObject *objects[N], *rows = NULL, *starts = NULL, *result = NULL;
+    Py_buffer views[N];
+    Py_ssize_t size;
+    if (!PyArg_ParseTuple(args, "OOOOOOOn", objects, objects + 1, objects + 2, objects + 3, objects + 4, objects + 5,
+                          objects + 6, &size))
+        return NULL;
+    if (open_buffers(objects, views, N, names, itemsizes, 3) < 0) return close_buffers(views, N);
+    const int32_t *indices = views[INDICES].buf, *ranks = views[RANKS].buf;
+    const int64_t *offsets = views[OFFSETS].buf;
+    const double *weights = views[WEIGHTS].buf;
+    int64_t *parts = views[PARTS].buf; /* (n_blocks + 1) x 3: voxel, row, entry; the voxels are filled in already */
+    int32_t *columns = views[COLUMNS].buf;
+    double *new_weights = views[NEW_WEIGHTS].buf;
+    const Py_ssize_t n_regions = views[OFFSETS].len / 8 - 1, n_blocks = views[PARTS].len / 24 - 1;
+    int64_t *cursors = calloc(3 * (size_t)(n_blocks + 1), sizeof(int64_t));
+    if (!cursors) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    int64_t *row_of = cursors + n_blocks + 1, *latest = row_of + n_blocks + 1; /* latest region + 1 of each block */
+    int64_t n_rows = 0, n_entries = 0;
+    for (Py_ssize_t r = 0; r < n_regions; r++)
+        for (int64_t e = offsets[r]; e < offsets[r + 1]; e++) {
+            const Py_ssize_t block = ranks[indices[e]] / size;
+            cursors[block]++;
+            if (latest[block] != r + 1) latest[block] = r + 1, row_of[block]++;
+        }
+    for (Py_ssize_t b = 0; b <= n_blocks; b++) {
+        const int64_t entries = cursors[b], n = row_of[b];
+        parts[3 * b + 1] = row_of[b] = n_rows;
+        parts[3 * b + 2] = cursors[b] = n_entries;
+        latest[b] = 0;
+        n_entries += entries;
+        n_rows += n;
+    }
+    rows = PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)n_rows * (Py_ssize_t)sizeof(int32_t));
+    starts = PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)(n_rows + 1) * (Py_ssize_t)sizeof(int64_t));
+    if (!rows || !starts) goto done;
+    int32_t *row = (int32_t *)PyByteArray_AsString(rows);
+    int64_t *start = (int64_t *)PyByteArray_AsString(starts);
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t r = 0; r < n_regions; r++)
+        for (int64_t e = offsets[r]; e < offsets[r + 1]; e++) {
+            const int32_t rank = ranks[indices[e]];
+            const Py_ssize_t block = rank / size;
+            const int64_t place = cursors[block]++;
+            columns[place] = (int32_t)(rank - block * size);
+            if (weights) new_weights[place] = weights[e];
+            if (latest[block] != r + 1) {
+                latest[block] = r + 1;
+                row[row_of[block]] = (int32_t)r;
+                start[row_of[block]++] = place;
+            }
+        }
+    start[n_rows] = n_entries;
+    Py_END_ALLOW_THREADS
+    result = PyTuple_Pack(2, rows, starts);
+done:
+    free(cursors);
+    Py_XDECREF(rows);
+    Py_XDECREF(starts);
+    Py_XDECREF(close_buffers(views, N));
+    return result;
+}
+
+static PyMethodDef methods[] = {{"fold", fold, METH_VARARGS, "Smooth the indicators of segments."},
+                                {"cut", cut, METH_VARARGS, "Deal the entries of segments out to blocks of voxels."},
+                                {NULL, NULL, 0, NULL}};
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_weights", NULL, 0, methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__weights(void) { return PyModuleDef_Init(&definition); }

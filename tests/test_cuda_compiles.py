@@ -1,0 +1,93 @@
+"""NVRTC, the compiler that a GPU machine uses, takes every instance of the kernels. It needs no GPU and no driver."""
+
+import importlib.util
+import itertools
+import re
+
+import pytest
+
+from gpumask.kernels import median_cuda, segments_cuda, stored_cuda
+
+ARCHITECTURES = ["75", "80", "90", "100", "120"]  # Turing to Blackwell
+
+TYPES = list(stored_cuda.C_TYPES.values())
+INDICES = ["int", "long long"]
+STATISTICS = ["SUM", "VARIANCE", "MINIMUM", "MAXIMUM"]
+POLICIES = list(stored_cuda.NON_FINITE.values())
+COMBINED = [name.upper() for name in segments_cuda._COLLECTED if name != "median"]
+
+REDUCE = [f"reduce_parts<{', '.join(parts)}>" for parts in itertools.product(TYPES, INDICES, STATISTICS, POLICIES)]
+COMBINE = [f"combine_parts<{', '.join(parts)}>" for parts in itertools.product(COMBINED, POLICIES)]
+SELECT = [f"select_medians<{', '.join(parts)}>" for parts in itertools.product(TYPES, INDICES, POLICIES)]
+
+# Each type, each statistic, each policy, without every combination of them.
+SOME_REDUCE = [name for name in REDUCE if ", int, SUM, KEEP" in name or "<float, int" in name]
+SOME_SELECT = [name for name in SELECT if ", int, KEEP" in name or "<float, int" in name]
+
+
+@pytest.fixture
+def nvrtc():
+    if importlib.util.find_spec("cupy") is None:
+        pytest.skip("CuPy is not installed")
+    from cupy.cuda import nvrtc
+
+    try:
+        nvrtc.getVersion()
+    except Exception as error:  # CuPy's loader raises ImportError or RuntimeError, as the toolkit is missing or partial
+        pytest.skip(f"NVRTC can't be loaded (pip install nvidia-cuda-nvrtc nvidia-cuda-runtime): {error}")
+    return nvrtc
+
+
+def compile_kernels(nvrtc, source, options, names, target):
+    """The compiler's log; `target` is "compute_90" for PTX, "sm_90" for machine code."""
+    program = nvrtc.createProgram(source, "kernels.cu", [], [])
+    for name in names:
+        nvrtc.addNameExpression(program, name)
+    options = [f"--gpu-architecture={target}", "--std=c++14", *options]
+    if target.startswith("sm_"):
+        options.append("--ptxas-options=-v")
+    try:
+        nvrtc.compileProgram(program, options)
+    except nvrtc.NVRTCError as error:
+        raise AssertionError(nvrtc.getProgramLog(program)) from error
+    for name in names:
+        assert nvrtc.getLoweredName(program, name)
+    return nvrtc.getProgramLog(program)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "names"),
+    [
+        (segments_cuda._SOURCE, segments_cuda._OPTIONS, REDUCE),
+        (segments_cuda._SOURCE, segments_cuda._OPTIONS, COMBINE),
+        (median_cuda._SOURCE, ("-DTHREADS=128",), SELECT),
+    ],
+    ids=["reduce", "combine", "select"],
+)
+def test_every_instance(nvrtc, source, options, names):
+    assert "warning" not in compile_kernels(nvrtc, source, options, names, "compute_75")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("source", "options", "names", "n_threads"),
+    [
+        (segments_cuda._SOURCE, segments_cuda._OPTIONS, SOME_REDUCE + COMBINE, 32 * segments_cuda._WARPS),
+        (median_cuda._SOURCE, ("-DTHREADS=128",), SOME_SELECT, median_cuda._MANY_THREADS),
+    ],
+    ids=["segments", "median"],
+)
+def test_registers_suffice(nvrtc, source, options, names, n_threads, architecture):
+    """On every architecture, no kernel spills registers into memory, and a block's fit into a multiprocessor's."""
+    log = compile_kernels(nvrtc, source, options, names, f"sm_{architecture}")
+    spilled = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    registers = [int(count) for count in re.findall(r"Used (\d+) registers", log)]
+    assert len(spilled) >= len(registers) == len(names)
+    assert set(spilled) == {("0", "0")}
+    assert max(registers) * n_threads <= 65_536
+
+
+def test_finds_what_does_not_compile(nvrtc):
+    source = segments_cuda._SOURCE.replace("share[k] += weight", "share[k] += wait", 1)
+    with pytest.raises(AssertionError, match="wait"):
+        compile_kernels(nvrtc, source, segments_cuda._OPTIONS, REDUCE[:1], "compute_75")

@@ -1,0 +1,111 @@
+"""Compiled weights: smoothed indicators against scipy's Gaussian, blocks against a count by hand, C against NumPy."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import scipy.ndimage
+
+from gpumask.kernels import weights as module
+from gpumask.kernels.segments import Segments
+from gpumask.kernels.smoothing import smoothing_matrix
+from gpumask.kernels.weights import cut, fold
+
+SHAPE = (9, 11, 13)  # z, y, x
+SIGMA = (0.8, 1.7, 1.2)
+IDS = [3, 9, 1, 7]  # of which 9 has no voxel
+
+needs_compiled = pytest.mark.skipif(module._weights is None, reason="gpumask was installed without a C compiler")
+
+
+@pytest.fixture(params=["compiled", "numpy"])
+def either(request, monkeypatch):
+    if request.param == "numpy":
+        monkeypatch.setattr(module, "_weights", None)
+    elif module._weights is None:
+        pytest.skip("gpumask was installed without a C compiler")
+
+
+def some_labels():
+    """Regions at corners, across the whole volume, in pieces, and of one voxel."""
+    labels = np.random.default_rng(0).choice([0, 0, 1, 3], SHAPE)
+    labels[:, :, :3] = 0
+    labels[0, 0, 0] = labels[8, 10, 12] = 3
+    labels[4, 5, 6] = 7
+    return labels
+
+
+def some_segments():
+    return Segments.from_labels(some_labels().ravel(), IDS)
+
+
+def matrices(sigma=SIGMA):
+    return [smoothing_matrix(n, s) for n, s in zip(SHAPE, sigma, strict=True)]
+
+
+@pytest.mark.usefixtures("either")
+@pytest.mark.parametrize("sigma", [SIGMA, (0.0, 0.0, 0.0), (0.0, 2.0, 0.3), (9.0, 9.0, 9.0)])
+def test_fold_is_the_smoothed_indicator(sigma):
+    segments = some_segments()
+    indices, offsets, weights = fold(segments.indices, segments.offsets, matrices(sigma))
+    assert indices.dtype == np.int32
+    for region, label in enumerate(IDS):
+        entries = slice(offsets[region], offsets[region + 1])
+        volume = np.zeros(SHAPE)
+        np.add.at(volume.reshape(-1), indices[entries], weights[entries])
+        indicator = (some_labels() == label).astype(float)
+        np.testing.assert_allclose(volume, scipy.ndimage.gaussian_filter(indicator, sigma), rtol=1e-12, atol=1e-17)
+        assert (np.diff(indices[entries]) > 0).all()
+        assert (weights[entries] > 0).all()
+    assert offsets[1] == offsets[2]
+
+
+@needs_compiled
+def test_fold_has_the_entries_of_numpys(monkeypatch):
+    segments = some_segments()
+    compiled = fold(segments.indices, segments.offsets, matrices())
+    monkeypatch.setattr(module, "_weights", None)
+    expected = fold(segments.indices, segments.offsets, matrices())
+    for ours, numpys in zip(compiled[:2], expected[:2], strict=True):
+        np.testing.assert_array_equal(ours, numpys)
+    np.testing.assert_allclose(compiled[2], expected[2], rtol=1e-13)
+
+
+@pytest.mark.usefixtures("either")
+@pytest.mark.parametrize("weighted", [True, False])
+def test_cut_keeps_every_entry_in_order(weighted, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 50)
+    indices, offsets, weights = fold(some_segments().indices, some_segments().offsets, matrices())
+    blocks = cut(indices, offsets, weights if weighted else None)
+    used = np.unique(indices)
+    np.testing.assert_array_equal(blocks.voxels, used)
+    entries = {region: [] for region in range(len(IDS))}
+    for (voxel, row, entry), (next_voxel, next_row, next_entry) in pairwise(blocks.parts):
+        assert next_voxel - voxel == 50 or next_voxel == len(used)
+        assert blocks.starts[row] == entry
+        assert blocks.starts[next_row] == next_entry
+        for r in range(row, next_row):
+            for e in range(blocks.starts[r], blocks.starts[r + 1]):
+                entries[blocks.rows[r]].append((used[voxel + blocks.columns[e]], blocks.weights[e] if weighted else 1))
+    for region, (start, stop) in enumerate(pairwise(offsets)):
+        expected = zip(indices[start:stop], weights[start:stop] if weighted else np.ones(stop - start), strict=True)
+        assert entries[region] == list(expected)
+    assert (blocks.weights is not None) == weighted
+
+
+@pytest.mark.usefixtures("either")
+@pytest.mark.parametrize("n_regions", [0, 2])
+def test_no_entries(n_regions):
+    offsets = np.zeros(n_regions + 1, np.int64)
+    blocks = cut(np.zeros(0, np.int32), offsets)
+    assert blocks.parts.tolist() == [[0, 0, 0]]
+    assert len(blocks.voxels) == len(blocks.rows) == len(blocks.columns) == 0
+    indices, new_offsets, weights = fold(np.zeros(0, np.int32), offsets, matrices())
+    assert len(indices) == len(weights) == 0
+    assert new_offsets.tolist() == offsets.tolist()
+
+
+@needs_compiled
+def test_fold_refuses_voxels_outside():
+    with pytest.raises(IndexError, match=r"^Entry 1 is voxel 1287 of 1287\.$"):
+        fold(np.array([0, 9 * 11 * 13], np.int32), np.array([0, 2]), matrices())
