@@ -23,48 +23,34 @@ from pathlib import Path
 from benchmarks import inputs
 
 CLEANING = {"detrend": True, "low_pass": 0.1, "high_pass": 0.01, "standardize": "zscore_sample"}
-N_REGIONS = (100, 400)
+N_REGIONS = (116, 416)
 SPACE = "MNI152NLin2009cAsym"
 
 
-def make(folder, n_runs, n_volumes, shape=inputs.SHAPE):
-    """Make a folder of derivatives, `d`, with copies of one compressed image, and atlases; once."""
+def make(folder, n_runs, n_volumes, *, tiny=False):
+    """Make a folder of derivatives, `d`, with copies of one compressed run, and atlases; once."""
     import nibabel as nib
     import numpy as np
     import pandas as pd
 
     if (folder / "made.json").exists():
         return
-    full = shape == inputs.SHAPE
-    box = tuple(slice((n - size) // 2, (n - size) // 2 + size) for n, size in zip(inputs.SHAPE, shape, strict=True))
+    made = inputs.Inputs(folder / "inputs", tiny=tiny)
     for n_regions in N_REGIONS:
-        labels = inputs.parcellation(n_regions)[box]
-        nib.Nifti1Image(labels, inputs.AFFINE).to_filename(folder / f"atlas-P{n_regions}_dseg.nii.gz")
-    brain = inputs.brain()[box].astype(np.uint8)
-    if full:
-        bold = inputs.bold(folder, n_volumes)
-    else:
-        bold = folder / "bold.nii.gz"
-        data = np.random.default_rng(0).integers(500, 900, (*shape, n_volumes)).astype(np.int16)
-        img = nib.Nifti1Image(data, inputs.AFFINE)
-        img.header.set_zooms((2, 2, 2, inputs.T_R))
-        img.header.set_xyzt_units("mm", "sec")
-        img.to_filename(bold)
-    rng = np.random.default_rng(1)
+        shutil.copyfile(made.atlas(n_regions), folder / f"atlas-P{n_regions}_dseg.nii.gz")
+    atlas, bold, n_volumes = nib.load(made.atlas(N_REGIONS[-1])), made.bold(n_volumes), made.n_volumes(n_volumes)
+    brain, rng = np.asarray(atlas.dataobj) > 0, np.random.default_rng(1)
     for k in range(1, n_runs + 1):
         func = folder / "d" / f"sub-{k:03}" / "func"
         func.mkdir(parents=True)
         stem = f"{func}/sub-{k:03}_task-rest"
         shutil.copyfile(bold, f"{stem}_space-{SPACE}_desc-preproc_bold.nii.gz")
-        mask = brain & (rng.random(brain.shape) > 0.001)
-        nib.Nifti1Image(mask.astype(np.uint8), inputs.AFFINE).to_filename(
-            f"{stem}_space-{SPACE}_desc-brain_mask.nii.gz"
-        )
-        table = pd.DataFrame(
-            np.cumsum(rng.normal(size=(n_volumes, 12)), axis=0), columns=[f"c{j:02}" for j in range(12)]
-        )
+        mask = (brain & (rng.random(brain.shape) > 0.001)).astype(np.uint8)
+        nib.Nifti1Image(mask, atlas.affine).to_filename(f"{stem}_space-{SPACE}_desc-brain_mask.nii.gz")
+        values = np.cumsum(rng.normal(size=(n_volumes, 12)), axis=0)
+        table = pd.DataFrame(values, columns=[f"c{j:02}" for j in range(12)])
         table.to_csv(f"{stem}_desc-confounds_timeseries.tsv", sep="\t", index=False)
-    (folder / "made.json").write_text(json.dumps({"runs": n_runs, "volumes": n_volumes, "shape": shape}))
+    (folder / "made.json").write_text(json.dumps({"runs": n_runs, "volumes": n_volumes, "shape": made.shape}))
 
 
 def by_nilearn(folder, out, n_jobs):
@@ -172,8 +158,7 @@ def main(argv=None):
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(exist_ok=True, parents=True)
-        shape = (24, 28, 24) if options.tiny else inputs.SHAPE
-        make(folder, options.runs, options.volumes, shape)
+        make(folder, options.runs, options.volumes, tiny=options.tiny)
         made = json.loads((folder / "made.json").read_text())
         for way in WAYS:
             in_a_process(way, max(options.procs), folder, folder / way)

@@ -10,7 +10,7 @@ from benchmarks import cohort
 def test_tiny(tmp_path, capsys):
     cohort.main(
         [
-            *("--tiny", "--runs", "2", "--volumes", "40", "--rounds", "1", "--procs", "2"),
+            *("--tiny", "--runs", "2", "--volumes", "80", "--rounds", "1", "--procs", "2"),
             *("--folder", str(tmp_path / "f"), "--json", str(tmp_path / "report.json")),
         ]
     )
