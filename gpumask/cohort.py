@@ -553,20 +553,23 @@ def _spread(work, runs, pool, in_flight):
 
     def finished():
         done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+        if any(_broken(future) for future in done):
+            done, _ = wait(waiting)  # all end with the pool
+        suspects = []
         for future in done:
             run = waiting.pop(future)
+            if _broken(future):
+                suspects.append(run)
+                continue
             try:
-                yield future.result()
-            except BrokenProcessPool:
-                # Any run at work may be why a process died: each has one try alone.
-                suspects = [run, *waiting.values()]
-                waiting.clear()
-                pool.restart()
-                for suspect in suspects:
-                    yield _alone(work, suspect, pool)
-                return
+                record = future.result()
             except Exception as error:  # of the executor: a worker was lost, nothing was logged
-                yield _logged(work, _failed(run, error))
+                record = _logged(work, _failed(run, error))
+            yield record
+        if suspects:  # any of them may be why a process died: each has one try alone
+            pool.restart()
+            for suspect in suspects:
+                yield _alone(work, suspect, pool)
 
     with process_wide:
         try:
@@ -583,6 +586,10 @@ def _spread(work, runs, pool, in_flight):
             for future in waiting:
                 future.cancel()
             pool.close()
+
+
+def _broken(future):
+    return not future.cancelled() and isinstance(future.exception(), BrokenProcessPool)
 
 
 def _alone(work, run, pool):
@@ -602,6 +609,11 @@ class _Given:
 
     def submit(self, work, run):
         return self._executor.submit(process, work, run)
+
+    def restart(self):
+        """Say that the caller must."""
+        msg = "The executor has lost a process and takes no more work. Runs that are done stay so: begin again."
+        raise RuntimeError(msg)
 
     def close(self):
         """Leave it running."""

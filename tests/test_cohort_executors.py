@@ -192,7 +192,9 @@ def test_a_worker_process_that_dies_costs_its_run_at_most(made, tmp_path, monkey
 def test_an_executor_whose_worker_dies_says_so(made):
     folder, runs, *_ = made
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        pool.submit(os._exit, 1).exception()
+        pool.submit(os._exit, 1)
+        with pytest.raises(RuntimeError, match=r"takes no more work|terminated abruptly"):
+            list(run_cohort(work_on(folder, "lost"), runs, executor=pool, in_flight=2))
         with pytest.raises(RuntimeError, match="terminated abruptly"):
             list(run_cohort(work_on(folder, "lost"), runs, executor=pool))
 
