@@ -13,6 +13,7 @@ import importlib.util
 import os
 import re
 import sys
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -331,11 +332,20 @@ def pinned_empty(shape, dtype):
     return np.frombuffer(memory, dtype, size).reshape(shape)
 
 
-def new_stream():
-    """A queue of copies and kernels on the current device, independent of other queues."""
+_streams = threading.local()
+
+
+def stream(name):
+    """This thread's queue of copies and kernels of that name, on the current device.
+
+    It is kept: CuPy's pool gives memory that was used in one stream only to the same stream again.
+    """
     import cupy
 
-    return cupy.cuda.Stream(non_blocking=True)
+    key = name, cupy.cuda.runtime.getDevice()
+    if key not in vars(_streams):
+        vars(_streams)[key] = cupy.cuda.Stream(non_blocking=True)
+    return vars(_streams)[key]
 
 
 def new_event():

@@ -51,7 +51,7 @@ def stream(plans, volumes, *, device, clips, nan_policy, size, progress):
     DeviceError
         If the device, its memory or page-locked memory fails.
     """
-    with backend.using(device), backend.device_errors(device):
+    with backend.device_errors(device), backend.using(device):
         run = _Run(plans, volumes, device, clips, nan_policy, size)
         try:
             run.allocate()
@@ -70,11 +70,15 @@ class _Pinned:
 
 
 class _OnDevice:
-    """A buffer on the device; `reduced` is the event after which it may be filled again."""
+    """A buffer on the device; `reduced` is the event after which it may be filled (again).
 
-    def __init__(self, xp, shape, dtype, device):
+    Its memory may be that of an array which the reducing stream still works on: filling it has to wait for that, too.
+    """
+
+    def __init__(self, xp, shape, dtype, device, reducing):
         self.array = xp.empty(shape, dtype=dtype, device=device)
         self.reduced = backend.new_event()
+        self.reduced.record(reducing)
 
 
 class _Run:
@@ -83,7 +87,7 @@ class _Run:
         self.clips, self.nan_policy = clips, nan_policy
         self.dtype = backend.device_dtype(volumes.dtype)
         self.size = self.step = size  # volumes in a page-locked buffer, and in one on the device
-        self.copying, self.reducing = backend.new_stream(), backend.new_stream()
+        self.copying, self.reducing = backend.stream("copy"), backend.stream("reduce")
         self.reducers = self.pinned = self.on_device = self.filled = None
         self.read_seconds = self.waited = 0.0
         self.events = []  # start and end of each upload, start and end of each reduction
@@ -97,7 +101,7 @@ class _Run:
             except Exception as error:
                 if not backend.is_out_of_memory(error):
                     raise
-                problem = str(error)
+                problem = str(error).rstrip(".")
             else:
                 return
             self._make_room(problem)
@@ -143,7 +147,7 @@ class _Run:
             free, total = (n / 2**20 for n in backend.device_memory())
             volume = self.volumes.grid.n_voxels * self.dtype.itemsize / 2**20
             msg = (
-                f"{self.device} is out of memory, with a single volume of {volume:.1f} MiB at a time: {problem} "
+                f"{self.device} is out of memory, with a single volume of {volume:.1f} MiB at a time: {problem}. "
                 f"Of its {total:.0f} MiB, {free:.0f} are free. Stop other processes that use it (see nvidia-smi), "
                 "or use device='cpu'."
             )
@@ -183,11 +187,12 @@ class _Run:
         while done < n:
             k = min(self.step, n - done)
             try:
-                self._upload_and_reduce(slice(done, done + k), chunk)
+                with self.reducing:
+                    self._upload_and_reduce(slice(done, done + k), chunk)
             except Exception as error:
                 if not backend.is_out_of_memory(error):
                     raise
-                problem = str(error)  # and not the error: its frames hold arrays
+                problem = str(error).rstrip(".")  # and not the error: its frames hold arrays
             else:
                 done += k
                 continue
@@ -197,7 +202,7 @@ class _Run:
         stored = self.filled.array[rows]
         if self.on_device is None:
             shape = (self.step, stored.shape[1])
-            buffers = [_OnDevice(self.xp, shape, self.dtype, self.device_of) for _ in range(_BUFFERS)]
+            buffers = [_OnDevice(self.xp, shape, self.dtype, self.device_of, self.reducing) for _ in range(_BUFFERS)]
             self.on_device = itertools.cycle(buffers)
         buffer = next(self.on_device)
         data = buffer.array[: len(stored)]
@@ -208,10 +213,9 @@ class _Run:
         copied.record(self.copying)
         self.filled.copied = copied
         self.reducing.wait_event(copied)
-        with self.reducing:
-            reducing.record(self.reducing)
-            self._reduce(data, chunk.start + rows.start, chunk.slope, chunk.inter)
-            reduced.record(self.reducing)
+        reducing.record(self.reducing)
+        self._reduce(data, chunk.start + rows.start, chunk.slope, chunk.inter)
+        reduced.record(self.reducing)
         buffer.reduced = reduced
         self.events.append(events)
 
@@ -255,7 +259,7 @@ class _Reducer:
         self.shape = volumes.grid.shape[::-1]
         self.may_be_missing = volumes.dtype.kind == "f"
         self.overshoots = Overshoots(plan)
-        _ = self.plan.segments.totals, self.plan.segments.parts  # made here, since making them waits for the device
+        _ = self.plan.segments.layout  # made here, since making it waits for the device
         if plan.resampling is not None and self.may_be_missing:
             # The nearest source voxel of each point, counted from 1; 0 outside.
             numbers = np.arange(1, volumes.grid.n_voxels + 1).reshape(volumes.grid.shape, order="F")
