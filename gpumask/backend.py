@@ -165,13 +165,14 @@ def _diagnosis(error, version):
         if _no_driver(version):
             return _no_driver(version), _install_line(version)
         supported = f"the driver supports CUDA {version[0]}.{version[1]}"
+        install = _install_line(version).removeprefix("Run: ")
         if built_for and built_for > version[0]:
             remedy = f"Run: pip uninstall -y {packages[0]}; then: pip install 'gpumask[cuda{version[0]}]'."
             return f"{packages[0]} is built for CUDA {built_for}, but {supported}", remedy
         if newer:
             return (
                 f"CuPy is built for a newer CUDA, but {supported}",
-                f"Update the driver, or: {_install_line(version)}",
+                f"Update the driver, or {install}",
             )
     if "gpu-architecture" in text:
         return f"CuPy's compiler doesn't know this GPU ({line})", f"Update CuPy. {_install_line(version)}"
@@ -336,7 +337,7 @@ _streams = threading.local()
 
 
 def stream(name):
-    """This thread's queue of copies and kernels of that name, on the current device.
+    """The stream of that name (a queue of copies and kernels) that this thread has on the current device.
 
     It is kept: CuPy's pool gives memory that was used in one stream only to the same stream again.
     """
