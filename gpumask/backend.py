@@ -153,13 +153,13 @@ def _diagnosis(error, version):
     built_for = max((int(name[9:11]) for name in packages if name != "cupy"), default=None)
     if isinstance(error, DeviceError) or "cudaErrorInitializationError" in text:
         return _FORKED
-    if len(packages) > 1:
-        remedy = f"Run: pip uninstall -y {' '.join(packages)}; then: {_install_line(version).removeprefix('Run: ')}"
-        return f"{len(packages)} packages of CuPy are installed and overwrite each other: {', '.join(packages)}", remedy
     if "cudaErrorNoDevice" in text or "cudaErrorInvalidDevice" in text:
         return _no_device(), _CHECK_VISIBLE
     if is_out_of_memory(error):
         return f"the GPU is out of memory ({line})", "Stop other processes that use it: see nvidia-smi."
+    if len(packages) > 1:
+        remedy = f"Run: pip uninstall -y {' '.join(packages)}; then: {_install_line(version).removeprefix('Run: ')}"
+        return f"{len(packages)} packages of CuPy are installed and overwrite each other: {', '.join(packages)}", remedy
     newer = any(name in text for name in ("cudaErrorInsufficientDriver", "UnsupportedPtx", "UNSUPPORTED_PTX"))
     if newer or isinstance(error, ImportError):
         if _no_driver(version):
@@ -170,10 +170,7 @@ def _diagnosis(error, version):
             remedy = f"Run: pip uninstall -y {packages[0]}; then: pip install 'gpumask[cuda{version[0]}]'."
             return f"{packages[0]} is built for CUDA {built_for}, but {supported}", remedy
         if newer:
-            return (
-                f"CuPy is built for a newer CUDA, but {supported}",
-                f"Update the driver, or {install}",
-            )
+            return f"CuPy is built for a newer CUDA, but {supported}", f"Update the driver, or {install}"
     if "gpu-architecture" in text:
         return f"CuPy's compiler doesn't know this GPU ({line})", f"Update CuPy. {_install_line(version)}"
     if "nvrtc" in text.lower():

@@ -384,13 +384,6 @@ def test_numpy_is_not_copied():
     assert backend.to_device(host, "cpu") is host
 
 
-@pytest.fixture
-def gpu():
-    if not cuda_status().devices:
-        pytest.skip("no usable CUDA device")
-    return "cuda:0"
-
-
 @pytest.mark.parametrize("dtype", [">i2", ">f4", ">f8", "<i2"])
 def test_byte_order_on_a_gpu(gpu, dtype):
     host = np.arange(5).astype(dtype)
