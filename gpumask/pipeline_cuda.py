@@ -259,7 +259,7 @@ class _Reducer:
         self.shape = volumes.grid.shape[::-1]
         self.may_be_missing = volumes.dtype.kind == "f"
         self.overshoots = Overshoots(plan)
-        _ = self.plan.segments.layout  # made here, since making it waits for the device
+        _ = self.plan.segments.layout, self.plan.segments.totals  # made here: to make them is to wait for the device
         if plan.resampling is not None and self.may_be_missing:
             # The nearest source voxel of each point, counted from 1; 0 outside.
             numbers = np.arange(1, volumes.grid.n_voxels + 1).reshape(volumes.grid.shape, order="F")
@@ -315,7 +315,8 @@ class _Reducer:
             highs.append(xp.max(volume))
         points = xp.concat(points)
         if self.clip is not None:
-            signals[:] = plan.reduce(xp.clip(points, *self.clip))
+            low, high = self.clip
+            signals[:] = plan.reduce(xp.minimum(xp.maximum(points, low), high))  # `clip` waits for the device
             return None
         signals[:] = plan.reduce(points)
         low, high = (xp.min(xp.stack([*lows, 0 * lows[0]])), xp.max(xp.stack([*highs, 0 * highs[0]])))
