@@ -129,6 +129,7 @@ def cuda_status():
     return CudaStatus(devices=tuple(names))
 
 
+_STOP_OTHERS = "Stop other processes that use it: see nvidia-smi."
 _CHECK_VISIBLE = "Check CUDA_VISIBLE_DEVICES and nvidia-smi."
 _FORKED = (
     "CUDA was in use before this process was forked, and can't be used in a forked process",
@@ -156,7 +157,7 @@ def _diagnosis(error, version):
     if "cudaErrorNoDevice" in text or "cudaErrorInvalidDevice" in text:
         return _no_device(), _CHECK_VISIBLE
     if is_out_of_memory(error):
-        return f"the GPU is out of memory ({line})", "Stop other processes that use it: see nvidia-smi."
+        return f"the GPU is out of memory ({line})", _STOP_OTHERS
     if len(packages) > 1:
         remedy = f"Run: pip uninstall -y {' '.join(packages)}; then: {_install_line(version).removeprefix('Run: ')}"
         return f"{len(packages)} packages of CuPy are installed and overwrite each other: {', '.join(packages)}", remedy
@@ -175,11 +176,11 @@ def _diagnosis(error, version):
         return f"CuPy's compiler doesn't know this GPU ({line})", f"Update CuPy. {_install_line(version)}"
     if "nvrtc" in text.lower():
         return f"NVRTC, the CUDA runtime compiler, is missing ({line})", _install_line(version)
-    if isinstance(error, ImportError) or not sys.modules.get("cupy"):
-        return f"CuPy can't be imported ({line})", _install_line(version)
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.filename:  # CuPy makes the folder when it is imported
         remedy = "Set CUPY_CACHE_DIR to a writable folder, or CUPY_CACHE_IN_MEMORY=1."
         return f"CuPy can't write its kernel cache ({line})", remedy
+    if "cupy" not in sys.modules:
+        return f"CuPy can't be imported ({line})", _install_line(version)
     return f"CuPy fails ({line})", "Compare nvidia-smi with the output of: python -c 'import cupy; cupy.show_config()'"
 
 
@@ -257,13 +258,16 @@ def device_errors(device):
     try:
         yield
     except Exception as error:
+        failed = "failed"
         if isinstance(error, ImportError):  # a library of CUDA that CuPy loads when it is first needed
             remedy = _install_line(driver_cuda_version())
+        elif is_out_of_memory(error):
+            failed, remedy = "is out of memory", _STOP_OTHERS
         elif _is_of_cupy(error):
             remedy = "Check it with nvidia-smi, and start a new process: this one can't use the GPU again."
         else:
             raise
-        msg = f"{device} failed: {_first_line(error)}. {remedy} Or use device='cpu'."
+        msg = f"{device} {failed}: {_first_line(error)}. {remedy} Or use device='cpu'."
         raise DeviceError(msg) from error
 
 
