@@ -371,7 +371,7 @@ def test_free_memory_counts_the_pool_and_its_limit(gpu):
     import cupy
 
     pool = cupy.get_default_memory_pool()
-    with backend.using(gpu):
+    with backend.using(gpu), cupy.cuda.using_allocator(pool.malloc):
         backend.release_memory()
         free, total = backend.device_memory()
         array = cupy.zeros(2**20)
