@@ -123,25 +123,31 @@ def test_less_at_a_time(run, monkeypatch):
     np.testing.assert_array_equal(result[0], expected[0])
 
 
-def test_memory_that_the_pool_may_not_have(gpu, tmp_path):
-    """CuPy's own error, from a pool with a limit."""
+def test_a_pool_that_is_too_small(gpu, tmp_path, monkeypatch):
+    """CuPy's own error, and CuPy's own memory that is given back before the next attempt."""
     import cupy
 
-    pool = cupy.get_default_memory_pool()
-    volumes = open_volumes(write(tmp_path / "bold.nii.gz", stored_run("f8", 200)))
+    volumes = open_volumes(write(tmp_path / "bold.nii", stored_run("f8", 200)))
     expected = extract(some_plan(), volumes, device=gpu).signals
-    pool.free_all_blocks()
-    refused = pytest.raises(DeviceError, match=r"^cuda:0 is out of memory, with a single volume .* MiB, 0 are free\.")
-    try:
-        pool.set_limit(size=pool.used_bytes() + 60_000)
-        np.testing.assert_array_equal(extract(some_plan(), volumes, device=gpu).signals, expected)
-        pool.free_all_blocks()
-        pool.set_limit(size=pool.used_bytes() + 4_000)
-        with refused:
-            extract(some_plan(), volumes, device=gpu)
-    finally:
-        pool.set_limit(size=0)
-    np.testing.assert_array_equal(extract(some_plan(), volumes, device=gpu).signals, expected)
+    sizes, upload = [], backend.upload
+    monkeypatch.setattr(backend, "upload", lambda *a: (sizes.append(len(a[0])), upload(*a)))
+    for limit, most in [(400_000, 16), (70_000, 4)]:
+        pool = cupy.cuda.MemoryPool()
+        pool.set_limit(size=limit)
+        with cupy.cuda.using_allocator(pool.malloc):
+            np.testing.assert_array_equal(extract(some_plan(), volumes, device=gpu).signals, expected)
+        assert sum(sizes) == 200
+        assert max(sizes) == most
+        sizes.clear()
+    pool = cupy.cuda.MemoryPool()
+    pool.set_limit(size=4_000)
+    with (
+        cupy.cuda.using_allocator(pool.malloc),
+        pytest.raises(
+            DeviceError, match=r"^cuda:0 is out of memory, with a single volume of 0\.0 MiB at a time: Out of "
+        ),
+    ):
+        extract(some_plan(), volumes, device=gpu)
 
 
 def test_memory_for_cuda_itself(gpu, run, monkeypatch):
