@@ -12,14 +12,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from gpumask import NiftiLabelsMasker, backend
+from gpumask import NiftiLabelsMasker, backend, pipeline_cuda
 from gpumask.backend import DeviceError, cuda_status
 from gpumask.images.errors import ImageError
 from gpumask.images.volumes import open_volumes
 from gpumask.kernels import segments_cuda
 from gpumask.pipeline import extract, extract_together
 
-from .runs import AFFINE, some_labels, some_plan, stored_run, write
+from .runs import AFFINE, SHAPE, some_labels, some_plan, stored_run, write
 
 PLANS = {
     "direct": [("same", None, "mean")],
@@ -121,6 +121,27 @@ def test_less_at_a_time(run, monkeypatch):
     assert sum(at_fault) == 2  # buffers for four volumes and for two
     assert sizes == [1] * 6
     np.testing.assert_array_equal(result[0], expected[0])
+
+
+def test_what_is_clipped_is_clipped_once(gpu, monkeypatch):
+    """The first plan has found values outside the range when memory runs out for the second: both begin again."""
+    import cupy
+
+    values = np.random.default_rng(0).choice([-100.0, 30.0, 100.0], (*SHAPE, 6))  # which a spline overshoots
+    volumes = open_volumes(nib.Nifti1Image(values, AFFINE))
+    plans = [some_plan("parallel"), some_plan()]
+    reduce, failed = pipeline_cuda._Reducer.reduce, []
+
+    def fail_once(reducer, *arguments):
+        if reducer.plan.resampling is None and not failed:
+            failed.append(True)
+            raise cupy.cuda.memory.OutOfMemoryError(512, 0)
+        return reduce(reducer, *arguments)
+
+    monkeypatch.setattr(pipeline_cuda._Reducer, "reduce", fail_once)
+    for result, plan in zip(extract_together(plans, volumes, device=gpu, chunk=4), plans, strict=True):
+        np.testing.assert_allclose(result.signals, extract(plan, volumes).signals, rtol=1e-10)
+    assert failed
 
 
 def test_a_pool_that_is_too_small(gpu, tmp_path, monkeypatch):
@@ -332,7 +353,7 @@ if {emulated}:
 import multiprocessing, warnings
 import nibabel as nib, numpy as np
 import cupy
-from gpumask import NiftiLabelsMasker, backend
+from gpumask import NiftiLabelsMasker, backend, pipeline_cuda
 
 labels = nib.Nifti1Image(np.arange(60).reshape(3, 4, 5).astype("i2") % 4, np.eye(4))
 run = nib.Nifti1Image(np.random.default_rng(0).normal(size=(3, 4, 5, 6)), np.eye(4))
