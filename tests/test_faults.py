@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import nibabel as nib
@@ -212,6 +213,39 @@ def test_page_locked_memory_that_can_not_be_had(gpu, run, number):
             run("direct")
     assert len(count) == number
     np.testing.assert_array_equal(run("direct")[0], expected[0])
+
+
+def test_any_page_locked_allocation_may_fail(gpu, run):
+    """CuPy's own, for the plans, too: it warns and copies another way. For the run's buffers there is none."""
+    import cupy
+
+    expected, allocate = run("several"), cupy.get_default_pinned_memory_pool().malloc
+    outcomes, count, number = [], [0], 0
+
+    def fail(size):
+        count[0] += 1
+        if count[0] == number:
+            raise cupy.cuda.runtime.CUDARuntimeError(2)
+        return allocate(size)
+
+    while count[0] >= number:
+        count[0], number = 0, number + 1
+        cupy.cuda.set_pinned_memory_allocator(fail)
+        try:
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                result = run("several")
+        except DeviceError as error:
+            outcomes.append(str(error).partition(": ")[0])
+        else:
+            outcomes += [warning.category.__name__ for warning in told if "pinned" in str(warning.message)]
+            for signals, right in zip(result, expected, strict=True):
+                np.testing.assert_array_equal(signals, right)
+        finally:
+            cupy.cuda.set_pinned_memory_allocator(allocate)
+    refused = "0 MiB of page-locked host memory can't be allocated"
+    assert outcomes.count(refused) == 2
+    assert outcomes.count("PerformanceWarning") == len(outcomes) - 2 == number - 3
 
 
 # A device that is lost
