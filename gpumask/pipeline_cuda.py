@@ -82,6 +82,8 @@ class _OnDevice:
 
 
 class _Run:
+    """A run on its way through a GPU: `allocate`, `read`, then `results` and `seconds`; `drain` in any case."""
+
     def __init__(self, plans, volumes, device, clips, nan_policy, size):
         self.plans, self.volumes, self.device = plans, volumes, device
         self.clips, self.nan_policy = clips, nan_policy
@@ -304,9 +306,7 @@ class _Reducer:
             if self.may_be_missing:
                 missing = ~xp.isfinite(volume)
                 flags[index] = xp.any(missing)
-                volume = xp.reshape(
-                    _filled(xp, xp.reshape(volume, self.shape), xp.reshape(missing, self.shape)), (1, -1)
-                )
+                volume = _filled(volume, missing, self.shape)
                 holes = xp.take(missing[0], xp.maximum(self.nearest - 1, 0)) & (self.nearest > 0)
                 points.append(xp.where(holes, 0.0, plan.sample(volume)))
             else:
@@ -319,7 +319,7 @@ class _Reducer:
             signals[:] = plan.reduce(xp.minimum(xp.maximum(points, low), high))  # `clip` waits for the device
             return None
         signals[:] = plan.reduce(points)
-        low, high = (xp.min(xp.stack([*lows, 0 * lows[0]])), xp.max(xp.stack([*highs, 0 * highs[0]])))
+        low, high = xp.minimum(xp.min(xp.stack(lows)), 0.0), xp.maximum(xp.max(xp.stack(highs)), 0.0)
         volumes, entries = xp.nonzero((points < low) | (points > high))  # synchronises
         return [backend.to_host(part) for part in (low, high, volumes, entries, points[volumes, entries])]
 
@@ -333,16 +333,17 @@ def _scaled(data, index, slope, inter):
     return xp.astype(data[index : index + 1], xp.float64) * slope + inter
 
 
-def _filled(xp, volume, missing):
-    """The volume with its `missing` voxels replaced, as `reducers.fill_non_finite` does it on the host."""
-    known = ~missing
-    volume = xp.where(known, volume, 0.0)
+def _filled(volume, missing, shape):
+    """The volume, shape (1, n_voxels), with its `missing` voxels replaced as `reducers.fill_non_finite` does it."""
+    xp = backend.array_namespace(volume)
+    known = ~xp.reshape(missing, shape)
+    volume = xp.where(known, xp.reshape(volume, shape), 0.0)
     for _ in range(2):
         count, total = _sum_of_neighbours(xp, xp.astype(known, xp.float64)), _sum_of_neighbours(xp, volume)
         shell = ~known & (count > 0)
         volume = xp.where(shell, total / count, volume)
         known = known | shell
-    return volume
+    return xp.reshape(volume, (1, -1))
 
 
 def _sum_of_neighbours(xp, volume):
