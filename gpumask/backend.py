@@ -1,15 +1,19 @@
 """Array libraries and devices: the only module that names NumPy and CuPy.
 
 Kernels ask it for the namespace and the device of their arguments, the masker asks it which device to use, and the
-pipeline moves arrays with it. CuPy is imported on first use of a GPU, never before.
+pipelines move arrays with it: at once, or through page-locked buffers, streams and events. CuPy is imported on first
+use of a GPU, never before.
 """
 
 import contextlib
 import ctypes
 import functools
+import importlib.metadata
 import importlib.util
+import os
 import re
 import sys
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,17 +68,32 @@ def driver_cuda_version():
 
 
 def _install_line(version):
+    """What to install for a driver that supports CUDA `version`, which is None without a driver."""
     if version is None:
         return (
             "Install an NVIDIA driver, then pip install 'gpumask[cuda13]' (driver 580 or newer) "
             "or 'gpumask[cuda12]' (525 or newer)."
         )
     if version[0] < 12:
-        return (
-            f"The driver supports CUDA {version[0]}.{version[1]}: update it to 525 or newer, "
-            "then pip install 'gpumask[cuda12]'."
-        )
+        return "Update it to 525 or newer, then pip install 'gpumask[cuda12]'."
     return f"Run: pip install 'gpumask[cuda{min(version[0], 13)}]'."
+
+
+def _no_driver(version):
+    """Why no CuPy could work with the driver; empty if one could."""
+    if version is None:
+        return "no NVIDIA driver was found"
+    return f"the NVIDIA driver is too old: it supports CUDA {version[0]}.{version[1]}" if version[0] < 12 else ""
+
+
+def _installed_cupy():
+    """The packages of CuPy that are installed, such as ["cupy-cuda13x"]; each brings the same module."""
+    found = []
+    for name in ("cupy", "cupy-cuda11x", "cupy-cuda12x", "cupy-cuda13x"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            importlib.metadata.version(name)
+            found.append(name)
+    return found
 
 
 def cuda_status():
@@ -89,25 +108,38 @@ def cuda_status():
     """
     version = driver_cuda_version()
     if importlib.util.find_spec("cupy") is None:
-        problem = "CuPy is not installed" + ("" if version else " and no NVIDIA driver was found")
+        problem = " and ".join(filter(None, ("CuPy is not installed", _no_driver(version))))
         return CudaStatus(problem=problem, remedy=_install_line(version))
     try:
+        _check_process()
         import cupy
-    except Exception as error:  # a broken wheel raises whatever its loader raises
-        return CudaStatus(problem=f"CuPy can't be imported: {_first_line(error)}", remedy=_install_line(version))
-    try:
+
         names = []
         for index in range(cupy.cuda.runtime.getDeviceCount()):
-            with cupy.cuda.Device(index):
+            with using(f"cuda:{index}"):
                 if int((cupy.arange(3) + 1).sum()) != 6:
                     problem = f"CUDA device {index} computes wrong results"
                     return CudaStatus(problem=problem, remedy="Check it with nvidia-smi, and update driver and CuPy.")
             names.append(cupy.cuda.runtime.getDeviceProperties(index)["name"].decode())
-    except Exception as error:  # CUDARuntimeError, ImportError (no NVRTC), OutOfMemoryError, OSError (kernel cache)
-        return CudaStatus(problem=_first_line(error), remedy=_remedy(error, version))
+    except Exception as error:  # whatever CuPy, CUDA's libraries or the loader of a broken wheel raise
+        problem, remedy = _diagnosis(error, version)
+        return CudaStatus(problem=problem, remedy=remedy)
     if not names:
-        return CudaStatus(problem="no CUDA device is visible", remedy="Check CUDA_VISIBLE_DEVICES and nvidia-smi.")
+        return CudaStatus(problem=_no_device(), remedy=_CHECK_VISIBLE)
     return CudaStatus(devices=tuple(names))
+
+
+_STOP_OTHERS = "Stop other processes that use it: see nvidia-smi."
+_CHECK_VISIBLE = "Check CUDA_VISIBLE_DEVICES and nvidia-smi."
+_FORKED = (
+    "CUDA was in use before this process was forked, and can't be used in a forked process",
+    "Start processes with multiprocessing.get_context('spawn'), or with joblib's default backend.",
+)
+
+
+def _no_device():
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return "no CUDA device is visible" + (f" (CUDA_VISIBLE_DEVICES={hidden!r})" if hidden is not None else "")
 
 
 def _first_line(error):
@@ -115,19 +147,41 @@ def _first_line(error):
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
 
 
-def _remedy(error, version):
-    text = str(error)
-    if "cudaErrorInsufficientDriver" in text:
-        return _install_line(version)
-    if "cudaErrorNoDevice" in text:
-        return "Check CUDA_VISIBLE_DEVICES and nvidia-smi."
+def _diagnosis(error, version):
+    """Cause and remedy of what CuPy raised on a machine whose driver supports CUDA `version`."""
+    text, line = str(error), _first_line(error)
+    packages = _installed_cupy()
+    built_for = max((int(name[9:11]) for name in packages if name != "cupy"), default=None)
+    if isinstance(error, DeviceError) or "cudaErrorInitializationError" in text:
+        return _FORKED
+    if "cudaErrorNoDevice" in text or "cudaErrorInvalidDevice" in text:
+        return _no_device(), _CHECK_VISIBLE
+    if is_out_of_memory(error):
+        return f"the GPU is out of memory ({line})", _STOP_OTHERS
+    if len(packages) > 1:
+        remedy = f"Run: pip uninstall -y {' '.join(packages)}; then: {_install_line(version).removeprefix('Run: ')}"
+        return f"{len(packages)} packages of CuPy are installed and overwrite each other: {', '.join(packages)}", remedy
+    newer = any(name in text for name in ("cudaErrorInsufficientDriver", "UnsupportedPtx", "UNSUPPORTED_PTX"))
+    if newer or isinstance(error, ImportError):
+        if _no_driver(version):
+            return _no_driver(version), _install_line(version)
+        supported = f"the driver supports CUDA {version[0]}.{version[1]}"
+        install = _install_line(version).removeprefix("Run: ")
+        if built_for and built_for > version[0]:
+            remedy = f"Run: pip uninstall -y {packages[0]}; then: pip install 'gpumask[cuda{version[0]}]'."
+            return f"{packages[0]} is built for CUDA {built_for}, but {supported}", remedy
+        if newer:
+            return f"CuPy is built for a newer CUDA, but {supported}", f"Update the driver, or {install}"
+    if "gpu-architecture" in text:
+        return f"CuPy's compiler doesn't know this GPU ({line})", f"Update CuPy. {_install_line(version)}"
     if "nvrtc" in text.lower():
-        return f"The CUDA runtime compiler is missing. {_install_line(version)}"
-    if isinstance(error, MemoryError) or "cudaErrorMemoryAllocation" in text:  # CuPy's OutOfMemoryError is the first
-        return "Another process holds the GPU's memory: see nvidia-smi."
-    if isinstance(error, OSError):
-        return "CuPy can't write its kernel cache: set CUPY_CACHE_DIR to a writable folder or CUPY_CACHE_IN_MEMORY=1."
-    return "See `gpumask info`."
+        return f"NVRTC, the CUDA runtime compiler, is missing ({line})", _install_line(version)
+    if isinstance(error, OSError) and error.filename:  # CuPy makes the folder when it is imported
+        remedy = "Set CUPY_CACHE_DIR to a writable folder, or CUPY_CACHE_IN_MEMORY=1."
+        return f"CuPy can't write its kernel cache ({line})", remedy
+    if "cupy" not in sys.modules:
+        return f"CuPy can't be imported ({line})", _install_line(version)
+    return f"CuPy fails ({line})", "Compare nvidia-smi with the output of: python -c 'import cupy; cupy.show_config()'"
 
 
 def resolve_device(device):
@@ -175,6 +229,14 @@ def resolve_device(device):
     return f"cuda:{index}"
 
 
+_process = None  # the one that uses CUDA: what was initialised there is broken in its forks
+
+
+def _check_process():
+    if _process not in (None, os.getpid()):
+        raise DeviceError(". ".join(_FORKED))
+
+
 @contextlib.contextmanager
 def using(device):
     """Make `device` ("cpu" or "cuda:N") the current device of this thread inside the block."""
@@ -183,8 +245,128 @@ def using(device):
         return
     import cupy
 
+    global _process
+    _check_process()
     with cupy.cuda.Device(int(device.partition(":")[2])):
+        _process = os.getpid()
         yield
+
+
+@contextlib.contextmanager
+def device_errors(device):
+    """Turn what CuPy raises inside the block into a `DeviceError`: a GPU that was lost, a library that is missing."""
+    try:
+        yield
+    except Exception as error:
+        failed = "failed"
+        if isinstance(error, ImportError):  # a library of CUDA that CuPy loads when it is first needed
+            remedy = _install_line(driver_cuda_version())
+        elif is_out_of_memory(error):
+            failed, remedy = "is out of memory", _STOP_OTHERS
+        elif _is_of_cupy(error):
+            remedy = "Check it with nvidia-smi, and start a new process: this one can't use the GPU again."
+        else:
+            raise
+        msg = f"{device} {failed}: {_first_line(error)}. {remedy} Or use device='cpu'."
+        raise DeviceError(msg) from error
+
+
+def _is_of_cupy(error):
+    """Whether CuPy raised it for CUDA, one of its libraries, or the lack of one."""
+    return type(error).__module__.partition(".")[0] in ("cupy", "cupy_backends", "cupyx", "cuda")
+
+
+def is_out_of_memory(error):
+    """Whether CuPy raised it since a GPU's memory is full (or that of the host, for page-locked memory)."""
+    full = ("cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY", "ALLOC_FAILED")
+    return _is_of_cupy(error) and (isinstance(error, MemoryError) or any(name in str(error) for name in full))
+
+
+def device_memory():
+    """Bytes that can be allocated on the current device, and bytes that it has.
+
+    What CuPy's pool holds unused counts as free; where the pool has a limit, no more than that does.
+    """
+    import cupy
+
+    pool = cupy.get_default_memory_pool()
+    free, total = cupy.cuda.runtime.memGetInfo()
+    free += pool.free_bytes()
+    limit = pool.get_limit()
+    return (min(free, limit - pool.used_bytes()) if limit else free), total
+
+
+def release_memory():
+    """Give back the memory of the current device that CuPy's pool holds unused."""
+    import cupy
+
+    cupy.get_default_memory_pool().free_all_blocks()
+
+
+def device_dtype(dtype):
+    """The dtype in which values of `dtype` are stored on a GPU: in native byte order, and none beyond 64 bits."""
+    dtype = np.dtype(dtype)
+    return np.dtype(np.float64) if dtype.itemsize > 8 else dtype.newbyteorder("=")
+
+
+def pinned_empty(shape, dtype):
+    """Page-locked NumPy array, which a GPU can copy from while the processor goes on; its values are arbitrary.
+
+    Raises
+    ------
+    DeviceError
+        If the memory can't be had. Ordinary memory is no substitute: copies from it would wait in secret.
+    """
+    import cupy
+
+    dtype, size = np.dtype(dtype), int(np.prod(shape))
+    try:
+        memory = cupy.cuda.alloc_pinned_memory(max(size * dtype.itemsize, 1))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        msg = (
+            f"{size * dtype.itemsize / 2**20:.0f} MiB of page-locked host memory can't be allocated: "
+            f"{_first_line(error)}. Free memory of the host, raise the limit on locked memory (ulimit -l), or use "
+            "device='cpu'."
+        )
+        raise DeviceError(msg) from error
+    return np.frombuffer(memory, dtype, size).reshape(shape)
+
+
+_streams = threading.local()
+
+
+def stream(name):
+    """The stream of that name (a queue of copies and kernels) that this thread has on the current device.
+
+    It is kept: CuPy's pool gives memory that was used in one stream only to the same stream again.
+    """
+    import cupy
+
+    key = name, cupy.cuda.runtime.getDevice()
+    if key not in vars(_streams):
+        vars(_streams)[key] = cupy.cuda.Stream(non_blocking=True)
+    return vars(_streams)[key]
+
+
+def new_event():
+    """A mark in a stream, with its time."""
+    import cupy
+
+    return cupy.cuda.Event()
+
+
+def seconds_between(first, last):
+    """Seconds of device time between two events that were reached."""
+    import cupy
+
+    return cupy.cuda.get_elapsed_time(first, last) / 1000
+
+
+def upload(source, target, stream):
+    """Queue a copy of `source`, page-locked and not to be changed until it is done, to `target` on the device."""
+    target.set(source, stream=stream)
 
 
 def to_device(array, device):
@@ -197,7 +379,7 @@ def to_device(array, device):
     import cupy
 
     with using(device):
-        return cupy.asarray(array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("=")))
+        return cupy.asarray(array.astype(device_dtype(array.dtype), copy=False))
 
 
 def to_host(array):

@@ -124,7 +124,8 @@ class NiftiLabelsMasker(TransformerMixin, BaseEstimator):
     -----
     `transform` adds attributes that describe the last run: ``region_atlas_``, the labels as they were applied to it;
     ``plan_``, what was done to each volume (``plan_.explain()`` says why, ``plan_.counts`` has the voxels of each
-    region); and ``seconds_``, the wall-clock seconds of "read", "reduce" (summed over threads), "clean" and "total".
+    region); and ``seconds_``, the wall-clock seconds of "read", "reduce" (summed over threads), "clean" and "total"; on
+    a GPU, "upload" and "reduce" by its own clock.
     """
 
     def __init__(

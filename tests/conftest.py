@@ -23,12 +23,19 @@ def put(request):
     if request.param == "strict":
         strict = pytest.importorskip("array_api_strict")
         return lambda values: strict.asarray(np.asarray(values), device=strict.Device("device1"))
+    gpu = request.getfixturevalue("gpu")
+    return lambda values: backend.to_device(np.asarray(values), gpu)
+
+
+@pytest.fixture
+def gpu():
+    """The first CUDA device that CuPy can compute on."""
     status = backend.cuda_status()
     if not status.devices:
         if os.environ.get("GPUMASK_TEST_CUPY") == "require":
             pytest.fail(f"GPUMASK_TEST_CUPY=require, but {status.problem}")
         pytest.skip(f"no usable CUDA device: {status.problem}")
-    return lambda values: backend.to_device(np.asarray(values), "cuda:0")
+    return "cuda:0"
 
 
 @pytest.fixture(scope="session")

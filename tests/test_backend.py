@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.machinery
+import importlib.metadata
 import importlib.util
 import re
 import subprocess
@@ -24,12 +25,28 @@ def driver(monkeypatch):
     return lambda version: monkeypatch.setattr(backend, "driver_cuda_version", lambda: version)
 
 
+@pytest.fixture
+def packages(monkeypatch):
+    """Choose the packages of CuPy that seem to be installed."""
+    return lambda *names: monkeypatch.setattr(backend, "_installed_cupy", lambda: list(names))
+
+
 class OutOfMemoryError(MemoryError):
-    """As cupy.cuda.memory.OutOfMemoryError."""
+    """As CuPy's."""
+
+    __module__ = "cupy.cuda.memory"
 
 
 class CUDARuntimeError(RuntimeError):
-    """As cupy.cuda.runtime.CUDARuntimeError."""
+    """As CuPy's."""
+
+    __module__ = "cupy_backends.cuda.api.runtime"
+
+
+class CompileError(Exception):
+    """As CuPy's."""
+
+    __module__ = "cupy.cuda.compiler"
 
 
 class FakeCupy(types.ModuleType):
@@ -82,8 +99,8 @@ def test_finds_devices(cupy):
         (None, "CuPy is not installed and no NVIDIA driver was found", DRIVER),
         (
             (11, 4),
-            "CuPy is not installed",
-            "The driver supports CUDA 11.4: update it to 525 or newer, then pip install ",
+            "CuPy is not installed and the NVIDIA driver is too old: it supports CUDA 11.4",
+            "Update it to 525 or newer, then pip install 'gpumask[cuda12]'.",
         ),
         ((12, 2), "CuPy is not installed", "Run: pip install 'gpumask[cuda12]'."),
         ((13, 1), "CuPy is not installed", "Run: pip install 'gpumask[cuda13]'."),
@@ -100,58 +117,147 @@ def test_without_cupy(monkeypatch, driver, version, problem, remedy):
     assert "pip install 'gpumask[cuda" in status.remedy
 
 
-def test_broken_cupy(monkeypatch, driver, tmp_path):
-    driver((12, 2))
-    (tmp_path / "cupy.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file\\nmore')")
+def broken_cupy(monkeypatch, folder):
+    (folder / "cupy.py").write_text("raise ImportError('libcudart.so.12: cannot open shared object file\\nmore')")
     monkeypatch.delitem(sys.modules, "cupy", raising=False)
-    monkeypatch.syspath_prepend(tmp_path)
-    assert cuda_status() == CudaStatus(
-        problem="CuPy can't be imported: OSError: libcudart.so.12: cannot open shared object file",
-        remedy="Run: pip install 'gpumask[cuda12]'.",
-    )
+    monkeypatch.syspath_prepend(folder)
 
 
+BROKEN = "ImportError: libcudart.so.12: cannot open shared object file"
+
+
+@pytest.mark.parametrize(
+    ("version", "installed", "problem", "remedy"),
+    [
+        (None, ["cupy-cuda12x"], "no NVIDIA driver was found", DRIVER),
+        (
+            (12, 2),
+            ["cupy-cuda13x"],
+            "cupy-cuda13x is built for CUDA 13, but the driver supports CUDA 12.2",
+            "Run: pip uninstall -y cupy-cuda13x; then: pip install 'gpumask[cuda12]'.",
+        ),
+        ((12, 2), ["cupy-cuda12x"], f"CuPy can't be imported ({BROKEN})", "Run: pip install 'gpumask[cuda12]'."),
+        (
+            (13, 0),
+            ["cupy-cuda12x", "cupy-cuda13x"],
+            "2 packages of CuPy are installed and overwrite each other: cupy-cuda12x, cupy-cuda13x",
+            "Run: pip uninstall -y cupy-cuda12x cupy-cuda13x; then: pip install 'gpumask[cuda13]'.",
+        ),
+    ],
+)
+def test_broken_cupy(monkeypatch, driver, packages, tmp_path, version, installed, problem, remedy):
+    driver(version)
+    packages(*installed)
+    broken_cupy(monkeypatch, tmp_path)
+    assert cuda_status() == CudaStatus(problem=problem, remedy=remedy)
+
+
+def test_installed_packages(monkeypatch):
+    known = {"cupy-cuda12x": "14.1.1", "cupy-cuda13x": "14.2.0", "numpy": "2.4"}
+
+    def version(name):
+        if name in known:
+            return known[name]
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert backend._installed_cupy() == ["cupy-cuda12x", "cupy-cuda13x"]
+
+
+MEMORY = "Stop other processes that use it: see nvidia-smi."
+INSUFFICIENT = CUDARuntimeError(
+    "cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version"
+)
+PTX = CUDARuntimeError("cudaErrorUnsupportedPtxVersion: the provided PTX was compiled with an unsupported toolchain")
+# What CuPy raises, on a driver of CUDA 12.2 (unless a version is given) with cupy-cuda12x: what the user reads.
 ERRORS = {
+    "no driver": (INSUFFICIENT, None, "no NVIDIA driver was found", DRIVER),
+    "old driver": (
+        INSUFFICIENT,
+        (11, 4),
+        "the NVIDIA driver is too old: it supports CUDA 11.4",
+        "Update it to 525 or newer, then pip install 'gpumask[cuda12]'.",
+    ),
     "driver": (
-        CUDARuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version"),
-        "Run: pip install 'gpumask[cuda12]'.",
+        INSUFFICIENT,
+        (12, 2),
+        "CuPy is built for a newer CUDA, but the driver supports CUDA 12.2",
+        "Update the driver, or pip install 'gpumask[cuda12]'.",
+    ),
+    "ptx": (
+        PTX,
+        (12, 2),
+        "CuPy is built for a newer CUDA, but the driver supports CUDA 12.2",
+        "Update the driver, or pip install 'gpumask[cuda12]'.",
     ),
     "device": (
         CUDARuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected"),
+        (12, 2),
+        "no CUDA device is visible",
         "Check CUDA_VISIBLE_DEVICES and nvidia-smi.",
     ),
     "full": (
         CUDARuntimeError("cudaErrorMemoryAllocation: out of memory"),
-        "Another process holds the GPU's memory: see nvidia-smi.",
+        (12, 2),
+        "the GPU is out of memory (CUDARuntimeError: cudaErrorMemoryAllocation: out of memory)",
+        MEMORY,
     ),
     "pool": (
         OutOfMemoryError("Out of memory allocating 512 bytes (allocated so far: 0 bytes)."),
-        "Another process holds the GPU's memory: see nvidia-smi.",
+        (12, 2),
+        "the GPU is out of memory (OutOfMemoryError: Out of memory allocating 512 bytes (allocated so far: 0 bytes).)",
+        MEMORY,
     ),
     "nvrtc": (
         RuntimeError("CuPy failed to load libnvrtc.so.12: OSError: libnvrtc.so.12: cannot open shared object file"),
-        "The CUDA runtime compiler is missing. Run: pip install 'gpumask[cuda12]'.",
+        (12, 2),
+        "NVRTC, the CUDA runtime compiler, is missing (RuntimeError: CuPy failed to load libnvrtc.so.12: OSError: "
+        "libnvrtc.so.12: cannot open shared object file)",
+        "Run: pip install 'gpumask[cuda12]'.",
     ),
     "nvrtc-import": (
         ImportError("Failure finding 'libnvrtc.so'\nmany more lines"),
-        "The CUDA runtime compiler is missing. Run: pip install 'gpumask[cuda12]'.",
+        (12, 2),
+        "NVRTC, the CUDA runtime compiler, is missing (ImportError: Failure finding 'libnvrtc.so')",
+        "Run: pip install 'gpumask[cuda12]'.",
+    ),
+    "architecture": (
+        CompileError("nvrtc: error: invalid value for --gpu-architecture (-arch)"),
+        (12, 2),
+        "CuPy's compiler doesn't know this GPU (CompileError: nvrtc: error: invalid value for --gpu-architecture "
+        "(-arch))",
+        "Update CuPy. Run: pip install 'gpumask[cuda12]'.",
     ),
     "cache": (
         PermissionError(13, "Permission denied", "/home/me/.cupy/kernel_cache"),
-        "CuPy can't write its kernel cache: set CUPY_CACHE_DIR to a writable folder or CUPY_CACHE_IN_MEMORY=1.",
+        (12, 2),
+        "CuPy can't write its kernel cache (PermissionError: [Errno 13] Permission denied: "
+        "'/home/me/.cupy/kernel_cache')",
+        "Set CUPY_CACHE_DIR to a writable folder, or CUPY_CACHE_IN_MEMORY=1.",
     ),
-    "unknown": (ArithmeticError(), "See `gpumask info`."),
+    "forked": (
+        CUDARuntimeError("cudaErrorInitializationError: initialization error"),
+        (12, 2),
+        "CUDA was in use before this process was forked, and can't be used in a forked process",
+        "Start processes with multiprocessing.get_context('spawn'), or with joblib's default backend.",
+    ),
+    "unknown": (
+        ArithmeticError(),
+        (12, 2),
+        "CuPy fails (ArithmeticError)",
+        "Compare nvidia-smi with the output of: python -c 'import cupy; cupy.show_config()'",
+    ),
 }
 
 
 @pytest.mark.parametrize("where", ["count", "error"])
 @pytest.mark.parametrize("kind", ERRORS)
-def test_each_failure_has_its_remedy(cupy, driver, where, kind):
-    driver((12, 2))
-    error, remedy = ERRORS[kind]
+def test_each_failure_has_its_remedy(cupy, driver, packages, monkeypatch, where, kind):
+    error, version, problem, remedy = ERRORS[kind]
+    driver(version)
+    packages("cupy-cuda12x")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     cupy(**{where: error})
-    text = str(error).splitlines()
-    problem = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
     assert cuda_status() == CudaStatus(problem=problem, remedy=remedy)
     assert resolve_device("auto") == "cpu"
     with pytest.raises(DeviceError) as caught:
@@ -162,10 +268,15 @@ def test_each_failure_has_its_remedy(cupy, driver, where, kind):
     )
 
 
-def test_no_device_is_visible(cupy):
+@pytest.mark.parametrize("hidden", [None, "", "7"])
+def test_no_device_is_visible(cupy, monkeypatch, hidden):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if hidden is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     cupy(count=0)
     assert cuda_status() == CudaStatus(
-        problem="no CUDA device is visible", remedy="Check CUDA_VISIBLE_DEVICES and nvidia-smi."
+        problem="no CUDA device is visible" + ("" if hidden is None else f" (CUDA_VISIBLE_DEVICES='{hidden}')"),
+        remedy="Check CUDA_VISIBLE_DEVICES and nvidia-smi.",
     )
 
 
@@ -271,13 +382,6 @@ def test_numpy_is_not_copied():
     host = np.zeros(3, ">i2")
     assert backend.to_host(host) is host
     assert backend.to_device(host, "cpu") is host
-
-
-@pytest.fixture
-def gpu():
-    if not cuda_status().devices:
-        pytest.skip("no usable CUDA device")
-    return "cuda:0"
 
 
 @pytest.mark.parametrize("dtype", [">i2", ">f4", ">f8", "<i2"])

@@ -1,7 +1,5 @@
 """Whole runs through plans: stored values, scaling, non-finite voxels, clipping, chunks, threads, memory, failures."""
 
-import gzip
-import os
 import threading
 import tracemalloc
 import warnings
@@ -13,27 +11,15 @@ from nilearn.image import resample_img
 from scipy.ndimage import gaussian_filter
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from gpumask import backend, pipeline
+from gpumask import pipeline
 from gpumask import plan as plans
 from gpumask.images.errors import ImageError
-from gpumask.images.grid import Grid
 from gpumask.images.volumes import open_volumes
 from gpumask.kernels.segments import STRATEGIES
 from gpumask.pipeline import extract
-from gpumask.plan import compile_plan
 
 from . import reference
-
-SHAPE = (8, 9, 7)
-AFFINE = np.array([[-3.0, 0, 0, 10], [0, 3.5, 0, -12], [0, 0, 4, -9], [0, 0, 0, 1]])
-LABEL_AFFINES = {
-    "same": AFFINE,
-    "parallel": AFFINE @ np.diag([0.8, 0.9, 0.75, 1]) + np.array([[0, 0, 0, -2], [0, 0, 0, 1], [0] * 4, [0] * 4]),
-    "oblique": AFFINE
-    @ np.array([[0.98, -0.17, 0.06, 0.5], [0.17, 0.98, 0, -0.3], [-0.06, 0.01, 1, 0.6], [0, 0, 0, 1]]),
-}
-IDS = [4, 9, 2, 7, 1]  # unordered; 9 has no voxel
-N_VOLUMES = 7
+from .runs import AFFINE, IDS, LABEL_AFFINES, N_VOLUMES, SHAPE, some_labels, some_plan, stored_run, write
 
 everywhere = pytest.mark.parametrize("strategy", STRATEGIES)
 on_grids = pytest.mark.parametrize("labels_on", LABEL_AFFINES)
@@ -41,51 +27,14 @@ on_grids = pytest.mark.parametrize("labels_on", LABEL_AFFINES)
 
 @pytest.fixture(params=["cpu", "cuda:0"])
 def device(request):
-    status = backend.cuda_status() if request.param != "cpu" else None
-    if status and not status.devices:
-        if os.environ.get("GPUMASK_TEST_CUPY") == "require":
-            pytest.fail(f"GPUMASK_TEST_CUPY=require, but {status.problem}")
-        pytest.skip(f"no usable CUDA device: {status.problem}")
+    if request.param != "cpu":
+        request.getfixturevalue("gpu")
     return request.param
-
-
-def stored_run(dtype="i2", n=N_VOLUMES, seed=0):
-    """Stored values, shape (x, y, z, n), growing over time."""
-    rng = np.random.default_rng(seed)
-    values = rng.normal(size=(*SHAPE, n)) * 20 + 60 + np.arange(n)
-    return np.asfortranarray(values.clip(0, 120) if np.dtype(dtype).kind in "ub" else values).astype(dtype)
-
-
-def write(path, stored, slope=1.0, inter=0.0, affine=AFFINE):
-    """A NIfTI file of exactly these bytes: nibabel would choose a scaling of its own."""
-    header = nib.Nifti1Header(endianness=">" if stored.dtype.str.startswith(">") else "<")
-    header.set_data_shape(stored.shape)
-    header.set_data_dtype(stored.dtype)
-    header.set_sform(affine, 1)
-    header.set_zooms((*np.linalg.norm(affine[:3, :3], axis=0), 2.0))
-    header.set_slope_inter(slope, inter)
-    header["vox_offset"] = 352
-    content = header.binaryblock + bytes(4) + stored.tobytes(order="F")
-    path.write_bytes(gzip.compress(content, 1) if path.suffix == ".gz" else content)
-    return path
 
 
 def scaled(stored, slope, inter):
     """Headers hold slope and intercept in float32."""
     return stored * float(np.float32(slope)) + float(np.float32(inter))
-
-
-def some_labels(seed=0):
-    labels = np.random.default_rng(seed).choice([0, 0, 4, 2, 7], SHAPE)
-    labels[3, 3, 3] = 1
-    return labels
-
-
-def some_plan(labels_on="same", fwhm=None, strategy="mean"):
-    label_grid = Grid(SHAPE, LABEL_AFFINES[labels_on])
-    return compile_plan(
-        some_labels(), IDS, label_grid, grid=Grid(SHAPE, AFFINE), smoothing_fwhm=fwhm, strategy=strategy
-    )
 
 
 def statistics(values, strategy, *, labels_on="same", fwhm=None):

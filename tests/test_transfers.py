@@ -1,0 +1,122 @@
+"""What travels between host and device, and who waits, as the emulated GPU counts it."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from gpumask import backend, pipeline_cuda
+from gpumask.images.volumes import open_volumes
+from gpumask.pipeline import extract, extract_together
+
+from .runs import IDS, SHAPE, some_plan, stored_run, write
+
+PLANS = {
+    "direct": ("same", None, "mean"),
+    "median": ("same", None, "median"),
+    "variance": ("same", None, "variance"),
+    "folded": ("same", 6.0, "sum"),
+    "staged": ("same", 6.0, "maximum"),
+    "parallel-median": ("parallel", None, "median"),
+}
+every_plan = pytest.mark.parametrize("plan", PLANS)
+
+
+@pytest.fixture
+def counted(gpu, monkeypatch):
+    """Transfers, waits and uploaded arrays of each phase of the runs to come."""
+    if "cpucuda" not in sys.modules:
+        pytest.skip("only the emulated GPU counts")
+    counters = sys.modules["cpucuda"].counters
+    phases = {"allocate": [], "read": [], "results": [], "seconds": []}
+    uploads, upload = [], backend.upload
+
+    def spy(name, method):
+        def spied(*arguments):
+            before = counters()
+            try:
+                return method(*arguments)
+            finally:
+                phases[name].append({key: counters()[key] - count for key, count in before.items()})
+
+        return spied
+
+    for name in phases:
+        monkeypatch.setattr(pipeline_cuda._Run, name, spy(name, getattr(pipeline_cuda._Run, name)))
+    monkeypatch.setattr(backend, "upload", lambda *a: (uploads.append((a[0].dtype, a[0].nbytes)), upload(*a)))
+    return phases, uploads
+
+
+@every_plan
+@pytest.mark.parametrize("name", ["bold.nii", "bold.nii.gz"])
+@pytest.mark.parametrize("dtype", ["i2", "f4"])
+def test_each_chunk_travels_once_as_it_is_stored(gpu, tmp_path, counted, plan, name, dtype):
+    phases, uploads = counted
+    stored = stored_run(dtype, 22)
+    extract(some_plan(*PLANS[plan]), open_volumes(write(tmp_path / name, stored, 0.5, 3.0)), device=gpu, chunk=4)
+    (read,) = phases["read"]
+    assert read["h2d"] == len(uploads) == 6
+    assert {of for of, _ in uploads} == {stored.dtype}
+    assert sum(n_bytes for _, n_bytes in uploads) == stored.nbytes
+
+
+@every_plan
+@pytest.mark.parametrize("dtype", ["i2", "f4"])
+def test_nothing_waits_but_for_buffers(gpu, tmp_path, counted, plan, dtype):
+    phases, _ = counted
+    path = write(tmp_path / "bold.nii.gz", stored_run(dtype, 22))
+    extract(some_plan(*PLANS[plan]), open_volumes(path), device=gpu, chunk=4)
+    (read,), (results,), (seconds,) = phases["read"], phases["results"], phases["seconds"]
+    assert read["d2h"] == 0
+    assert read["syncs"] == 6  # a buffer's event before each filling
+    assert results["d2h"] == 1
+    assert results["h2d"] == 0
+    assert seconds["d2h"] == seconds["syncs"] == 0
+
+
+def test_the_download_is_the_result(gpu, tmp_path, counted, monkeypatch):
+    """Of all plans together, and a flag a volume and plan."""
+    phases, _ = counted
+    downloads, to_host = [], backend.to_host
+    path = write(tmp_path / "bold.nii.gz", stored_run("f4", 22))
+    names = ("direct", "median", "folded")
+    plans = [some_plan(*PLANS[name]) for name in names]
+    extract_together(plans, open_volumes(path), device=gpu)  # its parts are counted below
+    monkeypatch.setattr(backend, "to_host", lambda array: (downloads.append(array.nbytes), to_host(array))[1])
+    extract_together(plans, open_volumes(path), device=gpu)
+    assert downloads[-1] == 22 * 8 * 3 * (len(IDS) + 1)
+    assert [phase["d2h"] for phase in phases["results"]] == [1, 1]
+
+
+def test_plans_share_an_upload(gpu, tmp_path, counted):
+    phases, uploads = counted
+    plans = [some_plan(*PLANS[name]) for name in PLANS]
+    extract_together(plans, open_volumes(write(tmp_path / "bold.nii.gz", stored_run(n=22))), device=gpu, chunk=4)
+    assert phases["read"][0]["h2d"] == len(uploads) == 6
+
+
+def test_preparation_does_not_depend_on_the_length(gpu, tmp_path, counted):
+    phases, _ = counted
+    for n in (4, 40):
+        path = write(tmp_path / f"{n}.nii.gz", stored_run(n=n))
+        extract(some_plan(*PLANS["folded"]), open_volumes(path), device=gpu, chunk=4)
+    first, second = ({key: phase[key] for key in ("h2d", "d2h", "syncs")} for phase in phases["allocate"])
+    assert first == second
+
+
+@pytest.mark.parametrize("strategy", ["mean", "sum"])
+def test_clipping_waits_once_a_chunk(gpu, tmp_path, counted, strategy):
+    """The one exception: values outside a chunk's range are fetched at once."""
+    phases, uploads = counted
+    path = write(tmp_path / "bold.nii.gz", stored_run("f4", 22))
+    extract(some_plan("parallel", None, strategy), open_volumes(path), device=gpu, chunk=4)
+    assert phases["read"][0]["h2d"] == len(uploads) == 6
+    assert 0 < phases["read"][0]["d2h"] <= 6 * 6
+    assert phases["results"][0]["d2h"] == 1
+
+
+def test_big_endian_values_are_turned_on_the_host(gpu, tmp_path, counted):
+    _, uploads = counted
+    path = write(tmp_path / "bold.nii.gz", stored_run(">i2", 5))
+    extract(some_plan(), open_volumes(path), device=gpu)
+    assert uploads == [(np.dtype("=i2"), 5 * 2 * np.prod(SHAPE))]
