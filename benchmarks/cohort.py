@@ -86,7 +86,8 @@ def one_by_nilearn(folder, image, out):
 def by_gpumask(folder, out, n_procs):
     """A cohort as by ``gpumask cohort``."""
     from gpumask.bids import find_runs
-    from gpumask.cohort import AtlasFile, Work, run_cohort
+    from gpumask.cohort import AtlasFile, Work
+    from gpumask.spread import run_cohort
 
     atlases = tuple(AtlasFile(folder / f"atlas-P{n_regions}_dseg.nii.gz") for n_regions in N_REGIONS)
     work = Work(atlases, out, {**CLEANING, "min_coverage": None}, {"columns": ["c*"]}, device="cpu")

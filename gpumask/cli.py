@@ -316,7 +316,7 @@ def _cohort(args):
         with contextlib.ExitStack() as stack:
             spread = {"n_procs": args.nprocs}
             if args.dask_scheduler:
-                from gpumask.cohort import dask_executor
+                from gpumask.spread import dask_executor
 
                 spread["executor"], spread["in_flight"] = stack.enter_context(dask_executor(args.dask_scheduler))
             return _run_cohort(args, work, runs, problems, spread)
@@ -430,7 +430,8 @@ def _terminate(*_):
 
 def _run_cohort(args, work, runs, problems, spread):
     from gpumask.bids import run_name
-    from gpumask.cohort import log_problems, run_cohort
+    from gpumask.cohort import log_problems
+    from gpumask.spread import run_cohort
 
     counts = {"done": 0, "skipped": 0, "failed": len(problems), "taken": 0}
     bar, code = _CohortBar(len(runs)), 0

@@ -1,19 +1,14 @@
-"""A cohort of runs: one run to its files, many runs, how they are spread, and how all that survives the night."""
+"""A run of a cohort: what is made of it, its files, when it is done, and the record of it."""
 
-import contextlib
 import functools
 import hashlib
 import json
-import multiprocessing
 import os
 import platform
-import signal
 import threading
 import time
 import traceback
 import warnings
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,14 +23,13 @@ from gpumask.bids import (
     repetition_time,
     run_name,
     sidecar,
-    write_dataset_description,
 )
 from gpumask.confounds import fmriprep_confounds, read_table
-from gpumask.extract import collect_warnings, process_wide
+from gpumask.extract import collect_warnings
 from gpumask.images.volumes import open_volumes
 from gpumask.masker import NiftiLabelsMasker, transform_together
 from gpumask.outputs import appearing_together, append_line, json_lines, locked, table_lines, write
-from gpumask.pipeline import n_cores
+from gpumask.plan import LINEAR
 from gpumask.run_figures import run_figure, to_png
 
 _DEFAULTS = {"keep_all_regions": True, "min_coverage": 0.5, "nan_policy": "omit"}
@@ -91,7 +85,8 @@ class Work:
     out_dir : str or path-like
     parameters : dict
         Parameters of `NiftiLabelsMasker`. Here ``keep_all_regions`` is True, that all runs have the same columns,
-        ``min_coverage`` 0.5 and ``nan_policy`` "omit", unless they say otherwise.
+        ``min_coverage`` 0.5 and ``nan_policy`` "omit", unless they say otherwise. (Statistics of smoothed volumes other
+        than means and sums know no "omit": for these it is "zero".)
     confounds : dict
         Keywords of `gpumask.confounds.fmriprep_confounds`. Empty: confounds aren't used.
     device : str
@@ -138,7 +133,9 @@ class Work:
     @property
     def masker_parameters(self):
         """All parameters that decide the signals, with the values that were not given."""
-        parameters = NiftiLabelsMasker(**(_DEFAULTS | self.parameters)).get_params(deep=False)
+        smoothed = self.parameters.get("smoothing_fwhm") and self.parameters.get("strategy", "mean") not in LINEAR
+        defaults = _DEFAULTS | ({"nan_policy": "zero"} if smoothed else {})
+        parameters = NiftiLabelsMasker(**(defaults | self.parameters)).get_params(deep=False)
         return {name: value for name, value in parameters.items() if name not in _ELSEWHERE}
 
     def maskers(self, mask=None):
@@ -203,20 +200,16 @@ def process(work, run, stop_asked=None):
     """
     with collect_warnings() as messages:
         try:
-            record = _process(work, run, stop_asked or _stop_asked, messages)
+            record = _process(work, run, stop_asked, messages)
         except _StoppedError:
             return Record(run, "stopped")
         except Exception as error:
-            record = _failed(run, error, messages)
-    return _logged(work, record)
+            record = failed(run, error, messages)
+    return logged(work, record)
 
 
-def _stop_asked():
-    """Whether this worker process was asked to stop; replaced in those that `run_cohort` starts."""
-    return False
-
-
-def _failed(run, error, messages=()):
+def failed(run, error, messages=()):
+    """The record of a run that raised `error`."""
     text = "".join(traceback.format_exception(error))
     return Record(run, "failed", warnings=_told(messages), error=str(error) or type(error).__name__, traceback=text)
 
@@ -277,7 +270,7 @@ def _described(record):
     }
 
 
-def _logged(work, record):
+def logged(work, record):
     """Add a record to this process's log; if that fails, its error says so too."""
     line = json.dumps(_described(record), ensure_ascii=False)
     try:
@@ -290,7 +283,7 @@ def _logged(work, record):
 def log_problems(work, problems):
     """Add runs that can't be taken (of `gpumask.bids.Problem`) to the log, as failed."""
     for problem in problems:
-        _logged(work, Record(Run(problem.path), "failed", error=problem.reason))
+        logged(work, Record(Run(problem.path), "failed", error=problem.reason))
 
 
 def is_done(work, run):
@@ -343,7 +336,7 @@ def _extract(work, run, stop_asked):
         raise ValueError(msg)
 
     def progress(_):
-        if stop_asked():
+        if stop_asked and stop_asked():
             raise _StoppedError
 
     progress(0)
@@ -486,227 +479,3 @@ def _check_volumes(volumes, kept):
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
         msg = f"{volumes.name}: nothing but NaN, infinite values and 0 is in volume {', '.join(empty[:5])}{more}."
         raise ValueError(msg)
-
-
-def run_cohort(work, runs, *, n_procs=1, executor=None, in_flight=None):
-    """Process many runs; one that fails doesn't stop the rest.
-
-    Leaving the iterator early (``close``, an exception, Ctrl-C) drops the runs at work within a few volumes, and
-    returns when all is quiet. Runs that are done already are skipped.
-
-    Parameters
-    ----------
-    work : Work
-    runs : iterable of Run
-    n_procs : int, default=1
-        Processes. With 1, threads of this process share out the runs, one per core. With more, new processes do, each
-        one run at a time. A process that is killed is replaced, and its run tried once more, alone.
-    executor : concurrent.futures.Executor, optional
-        What processes the runs instead, such as ``client.get_executor(pure=False)`` of dask.distributed. Only paths and
-        records travel through it. It is not shut down.
-    in_flight : int, optional
-        Most runs that are submitted at a time. If None, two per thread or process; 64 for an `executor`.
-
-    Returns
-    -------
-    iterator of Record
-        Each as soon as the run is finished.
-
-    Raises
-    ------
-    ValueError
-        If two runs would be written to the same files.
-    OSError
-        If the output folder can't be written to.
-    RuntimeError
-        If no process can be started.
-    """
-    runs = list(runs)
-    by_name = {}
-    for run in runs:
-        other = by_name.setdefault(run_name(run), run)
-        if other is not run:
-            msg = f"{other.path} and {run.path} would both be written as {run_name(run)}. Give them different names."
-            raise ValueError(msg)
-    out = work.out_dir
-    (out / "logs").mkdir(parents=True, exist_ok=True)
-    _remove_left_locks(out / "logs")
-    source = next((run.source for run in runs if run.source), None)
-    write_dataset_description(out, source, configuration=work.configuration)
-    if executor is not None:
-        return _spread(work, runs, _Given(executor), in_flight or 64)
-    n_workers = n_procs if n_procs > 1 else n_cores()
-    pool = _Processes(n_procs) if n_procs > 1 else _Threads(min(n_workers, in_flight or n_workers))
-    return _spread(work, runs, pool, in_flight or 2 * n_workers)
-
-
-def _remove_left_locks(logs):
-    """Remove the locks that killed processes have left; without a process they lock nothing."""
-    for path in logs.glob(".*.lock"):
-        with locked(path):
-            pass
-
-
-def _spread(work, runs, pool, in_flight):
-    """Submit runs to a pool, and yield their records."""
-    waiting = {}
-
-    def finished():
-        done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-        if any(_broken(future) for future in done):
-            done, _ = wait(waiting)  # all end with the pool
-        suspects = []
-        for future in done:
-            run = waiting.pop(future)
-            if _broken(future):
-                suspects.append(run)
-                continue
-            try:
-                record = future.result()
-            except Exception as error:  # of the executor: a worker was lost, nothing was logged
-                record = _logged(work, _failed(run, error))
-            yield record
-        if suspects:  # any of them may be why a process died: each has one try alone
-            pool.restart()
-            for suspect in suspects:
-                yield _alone(work, suspect, pool)
-
-    with process_wide:
-        try:
-            for run in runs:
-                if not work.overwrite and is_done(work, run):  # spares the way through the executor
-                    yield _logged(work, Record(run, "skipped"))
-                    continue
-                while len(waiting) >= in_flight:
-                    yield from finished()
-                waiting[pool.submit(work, run)] = run
-            while waiting:
-                yield from finished()
-        finally:
-            for future in waiting:
-                future.cancel()
-            pool.close()
-
-
-def _broken(future):
-    return not future.cancelled() and isinstance(future.exception(), BrokenProcessPool)
-
-
-def _alone(work, run, pool):
-    try:
-        return pool.submit(work, run).result()
-    except BrokenProcessPool:
-        pool.restart()
-        msg = "The process died twice while it worked at this run: killed, out of memory, or a crash."
-        return _logged(work, Record(run, "failed", error=msg))
-
-
-class _Given:
-    """An executor that belongs to the caller."""
-
-    def __init__(self, executor):
-        self._executor = executor
-
-    def submit(self, work, run):
-        return self._executor.submit(process, work, run)
-
-    def restart(self):
-        """Say that the caller must."""
-        msg = "The executor has lost a process and takes no more work. Runs that are done stay so: begin again."
-        raise RuntimeError(msg)
-
-    def close(self):
-        """Leave it running."""
-
-
-class _Threads:
-    """Threads of this process: decompression and sums run outside of the interpreter's lock."""
-
-    def __init__(self, n):
-        self._stop = threading.Event()
-        self._executor = ThreadPoolExecutor(n, "gpumask-run")
-
-    def submit(self, work, run):
-        return self._executor.submit(process, work, run, self._stop.is_set)
-
-    def close(self):
-        self._stop.set()
-        self._executor.shutdown()
-
-
-class _Processes:
-    """New processes, each one run at a time."""
-
-    def __init__(self, n):
-        self._n, self._context = n, multiprocessing.get_context("spawn")
-        self._stop = self._context.RawValue("b", 0)  # no lock that a killed process could keep
-        self._start()
-
-    def _start(self):
-        self._executor = ProcessPoolExecutor(self._n, self._context, _begin_worker, (self._stop,))
-        signals = {signal.SIGINT, signal.SIGTERM}
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # for new processes, until they can ignore them
-        try:
-            begun = [self._executor.submit(os.getpid) for _ in range(self._n)]
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        try:
-            next(as_completed(begun)).result()
-        except BrokenProcessPool as error:
-            msg = 'No process can be started. A script must call this below `if __name__ == "__main__":`.'
-            raise RuntimeError(msg) from error
-
-    def restart(self):
-        """Replace processes of which one has died."""
-        self._executor.shutdown()
-        self._start()
-
-    def submit(self, work, run):
-        try:
-            return self._executor.submit(process, work, run)
-        except BrokenProcessPool as error:
-            future = Future()
-            future.set_exception(error)
-            return future
-
-    def close(self):
-        self._stop.value = 1
-        self._executor.shutdown()
-
-
-def _begin_worker(stop):
-    """Make this worker process stop when asked to by its parent, and only then, and end with it."""
-    global _stop_asked
-
-    def _stop_asked():
-        return bool(stop.value)
-
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a terminal or job: the parent decides
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent():
-    multiprocessing.parent_process().join()
-    os._exit(1)  # the parent was killed; nobody would ever give this process work, or end it
-
-
-@contextlib.contextmanager
-def dask_executor(address):
-    """Executor of a dask.distributed cluster, and a number of runs that keeps its workers busy.
-
-    Raises
-    ------
-    ImportError
-        If dask.distributed isn't installed.
-    OSError
-        If there is no scheduler at the address.
-    """
-    try:
-        from distributed import Client
-    except ImportError as error:
-        msg = "A Dask scheduler needs the package distributed: pip install 'gpumask[dask]'."
-        raise ImportError(msg) from error
-    with Client(address, set_as_default=False) as client:
-        # A result depends on the files too, not only on the arguments: each task is a new one ("pure" ones aren't).
-        yield client.get_executor(pure=False), max(2 * sum(client.nthreads().values()), 64)

@@ -44,10 +44,12 @@ LAYERS = {
     "run_figures": set(),
     "store": {"outputs"},
     "extract": {"bids", "outputs", "confounds", "images"},
-    "cohort": {"run_figures", "extract", "bids", "outputs", "masker", "confounds", "pipeline", "images"},
+    "cohort": {"run_figures", "extract", "bids", "outputs", "masker", "confounds", "plan", "images"},
+    "spread": {"cohort", "extract", "bids", "outputs", "pipeline"},
     "demo": set(),
     "cli": {
         "cohort",
+        "spread",
         "cohort_page",
         "store",
         "run_figures",
@@ -74,7 +76,7 @@ KEPT_TO = {
     "matplotlib": {"report", "run_figures", "cohort_page"},
     "pyarrow": {"store"},
     "argparse": {"cli"},
-    "distributed": {"cohort"},
+    "distributed": {"spread"},
     "nilearn": {"confounds"},  # optional, for fMRIPrep's strategies; the tests compare with it
 }
 # Libraries that these parts may not import.

@@ -16,9 +16,10 @@ import pytest
 
 from gpumask import NiftiLabelsMasker, backend, cohort
 from gpumask.bids import Problem, Run, find_runs, run_name
-from gpumask.cohort import AtlasFile, Work, correlations, is_done, lut_beside, process, run_cohort
+from gpumask.cohort import AtlasFile, Work, correlations, is_done, lut_beside, process
 from gpumask.extract import collect_warnings
 from gpumask.outputs import locked
+from gpumask.spread import run_cohort
 
 from . import cohorts
 
@@ -225,6 +226,17 @@ def test_look_up_tables_beside_atlases(tmp_path):
         ("b_dseg.nii.gz", None),
     ):
         assert lut_beside(tmp_path / name) == (expected and tmp_path / expected)
+
+
+def test_median_of_smoothed_volumes(small, tmp_path):
+    """It knows no "omit", so that non-finite voxels count as 0, as in nilearn."""
+    parameters = {"strategy": "median", "smoothing_fwhm": 5.0}
+    work = work_on(tmp_path, parameters=parameters, confounds={})
+    assert work.masker_parameters["nan_policy"] == "zero"
+    assert work_on(tmp_path, parameters={"smoothing_fwhm": 5.0}).masker_parameters["nan_policy"] == "omit"
+    asked = work_on(tmp_path, parameters={**parameters, "nan_policy": "omit"})
+    assert asked.masker_parameters["nan_policy"] == "omit"
+    assert process_in(work, small[0]).error == ""
 
 
 def test_two_runs_of_one_name_are_refused_before_anything_is_written(small, tmp_path):

@@ -15,7 +15,8 @@ import pytest
 
 from gpumask import cohort
 from gpumask.bids import find_runs
-from gpumask.cohort import AtlasFile, Work, run_cohort
+from gpumask.cohort import AtlasFile, Work
+from gpumask.spread import run_cohort
 
 from . import cohorts
 

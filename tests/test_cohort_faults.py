@@ -16,7 +16,8 @@ import pytest
 
 from gpumask import cohort, outputs
 from gpumask.bids import find_runs
-from gpumask.cohort import AtlasFile, Work, process, run_cohort
+from gpumask.cohort import AtlasFile, Work, process
+from gpumask.spread import run_cohort
 
 from . import cohorts
 
@@ -66,7 +67,8 @@ FORKING = """
 import os, sys
 from pathlib import Path
 from gpumask.bids import find_runs
-from gpumask.cohort import AtlasFile, Work, run_cohort
+from gpumask.cohort import AtlasFile, Work
+from gpumask.spread import run_cohort
 
 folder, out = Path(sys.argv[1]), sys.argv[2]
 atlases = tuple(AtlasFile(folder / f"atlas-{name}_dseg.nii.gz") for name in ("Toy", "Fine"))

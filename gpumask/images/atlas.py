@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ class Atlas:
     mask: np.ndarray | None = None
     mask_grid: Grid | None = None
 
-    @property
+    @cached_property
     def values(self):
         """Labels that occur, the background among them, sorted; what isn't finite counts as 0."""
         return unique_labels(self.labels)
