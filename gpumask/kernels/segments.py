@@ -23,7 +23,8 @@ try:
 except ImportError:  # there was no C compiler when gpumask was installed; `gpumask info` says so
     _segments = None
 
-_COMPILED = "?bBhHiIlLqQfd"  # type codes that the compiled sums read
+is_compiled = _segments is not None
+_TYPE_CODES = "?bBhHiIlLqQfd"  # of the dtypes that the compiled functions read
 
 
 class Segments:
@@ -286,7 +287,7 @@ def _extreme(data, segments, name):
 
 def _sum_numpy(data, segments):
     sums = np.zeros((data.shape[0], len(segments)))
-    if _segments is not None and data.dtype.char in _COMPILED:
+    if _segments is not None and data.dtype.char in _TYPE_CODES:
         data = _native(data)
         _segments.sums(data, *segments.blocks, sums)
     else:
@@ -301,7 +302,7 @@ def _native(data):
 
 def _statistic_numpy(name, data, segments):
     """Variance, extreme or median of each region; NaN for an empty one."""
-    if _segments is None or data.dtype.char not in _COMPILED or data.shape[1] >= 2**31:
+    if _segments is None or data.dtype.char not in _TYPE_CODES or data.shape[1] >= 2**31:
         return _IN_NUMPY[name](data, segments)
     indices = np.ascontiguousarray(segments.indices, np.int32)
     offsets = np.ascontiguousarray(segments.offsets, np.int64)
