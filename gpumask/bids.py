@@ -489,13 +489,17 @@ def repetition_time(run):
     return None if value is None else _seconds(value, f"{path} has the RepetitionTime")
 
 
-def _metadata(run):
-    """Path and content of the run's JSON metadata; without, it is empty."""
+def metadata_file(run):
+    """Path of the run's JSON metadata, or None: what it names, or what lies beside its image."""
+    if run.sidecar is not None:
+        return Path(run.sidecar)
     beside = Path(_IMAGE_SUFFIX.sub("", os.fspath(run.path)) + ".json")
-    path = Path(run.sidecar) if run.sidecar is not None else beside
-    if run.sidecar is None and not beside.is_file():
-        return path, {}
-    return path, _read_json(path)
+    return beside if beside.is_file() else None
+
+
+def _metadata(run):
+    path = metadata_file(run)
+    return path, {} if path is None else _read_json(path)
 
 
 def _read_json(path):

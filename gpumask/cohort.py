@@ -19,6 +19,7 @@ from gpumask import __version__
 from gpumask.bids import (
     Run,
     atlas_name,
+    metadata_file,
     output_name,
     repetition_time,
     run_name,
@@ -302,12 +303,13 @@ def is_done(work, run):
 
 
 def _identities(run):
-    """Size and modification time (ns) of each file that the outputs of a run are made from."""
-    files = [run.path, run.confounds, run.mask, run.sidecar]
+    """Size and modification time (ns) of each file that the outputs of a run are made from, and a `t_r` it was given."""
+    files = [run.path, run.confounds, run.mask, metadata_file(run)]
     if run.confounds and (described := Path(run.confounds).with_suffix(".json")).exists():
         files.append(described)
     states = {os.path.abspath(file): os.stat(file) for file in files if file}  # noqa: PTH100, PTH116
-    return {path: [state.st_size, state.st_mtime_ns] for path, state in states.items()}
+    given = {} if run.t_r is None else {"t_r": run.t_r}
+    return {path: [state.st_size, state.st_mtime_ns] for path, state in states.items()} | given
 
 
 def _extract(work, run, stop_asked):

@@ -6,6 +6,7 @@ import re
 import threading
 import warnings
 from collections import Counter
+from dataclasses import replace
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -187,6 +188,19 @@ def test_what_is_done_is_skipped_and_what_has_changed_is_done_again(small, tmp_p
     assert statuses(work_on(tmp_path, overwrite=True), small) == {"done": 2}
     assert cohorts.outputs(tmp_path / "out") == before
     assert statuses(work_on(tmp_path, relmat=False), small) == {"done": 2}
+
+
+def test_runs_of_a_manifest_whose_repetition_time_changes_are_done_again(small, tmp_path):
+    work, run = work_on(tmp_path), replace(small[0], sidecar=None)  # the JSON beside the image is found anyway
+    assert statuses(work, [run]) == {"done": 1}
+    assert is_done(work, run)
+    beside = Path(str(run.path).replace(".nii.gz", ".json"))
+    beside.write_text(beside.read_text() + " ")
+    assert not is_done(work, run)
+    given = replace(run, t_r=1.5)
+    assert statuses(work, [given]) == {"done": 1}
+    assert is_done(work, given)
+    assert not is_done(work, replace(run, t_r=1.6))
 
 
 def test_the_configuration_is_all_that_decides_what_is_written(tmp_path):
