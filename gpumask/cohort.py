@@ -303,7 +303,7 @@ def is_done(work, run):
 
 
 def _identities(run):
-    """Size and modification time (ns) of each file that the outputs of a run are made from, and a `t_r` it was given."""
+    """Size and modification time (ns) of each file that a run's outputs are made from, and the `t_r` it was given."""
     files = [run.path, run.confounds, run.mask, metadata_file(run)]
     if run.confounds and (described := Path(run.confounds).with_suffix(".json")).exists():
         files.append(described)

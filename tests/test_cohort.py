@@ -6,8 +6,8 @@ import re
 import threading
 import warnings
 from collections import Counter
-from dataclasses import replace
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
