@@ -12,7 +12,7 @@ import pytest
 import gpumask.masker
 import gpumask.pipeline
 from gpumask import MultiNiftiLabelsMasker, NiftiLabelsMasker, transform_together
-from gpumask.cohort import Run, extract_runs
+from gpumask.extract import Run, extract_runs
 from gpumask.images.decoding import Decoder
 from gpumask.images.volumes import Volumes
 
