@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import pytest
 
-from gpumask import cohort
+from gpumask import spread
 from gpumask.bids import find_runs
 from gpumask.cohort import AtlasFile, Work
 from gpumask.spread import run_cohort
@@ -174,7 +174,7 @@ def test_a_worker_process_that_dies_costs_its_run_at_most(made, tmp_path, monkey
     (tmp_path / f"dying{times}.py").write_text(DYING.format(times=times))
     monkeypatch.syspath_prepend(tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr(cohort, "process", importlib.import_module(f"dying{times}").process)
+        patched.setattr(spread, "_process_in_worker", importlib.import_module(f"dying{times}").process)
         records = list(run_cohort(work_on(folder, f"dying {times}"), runs, n_procs=2))
     counts = Counter(record.status for record in records)
     # A run that another process had just done when the pool broke down is found to be done.
@@ -204,7 +204,7 @@ def test_processes_that_cannot_start_are_one_error(made, tmp_path):
     folder = made[0]
     script = tmp_path / "unguarded.py"
     script.write_text(
-        "from gpumask.cohort import *; from gpumask.bids import find_runs\n"
+        "from gpumask.cohort import *; from gpumask.spread import run_cohort; from gpumask.bids import find_runs\n"
         f"runs = find_runs({str(folder / 'd')!r})[0]\n"
         f"work = Work((AtlasFile({str(folder / 'atlas-Toy_dseg.nii.gz')!r}),), {str(tmp_path / 'o')!r})\n"
         "list(run_cohort(work, runs, n_procs=2))\n"
@@ -246,7 +246,7 @@ def test_a_mapped_file_that_is_cut_costs_its_run_at_most(tmp_path, monkeypatch):
     runs, _ = find_runs(tmp_path / "d", runs=["1"])
     (tmp_path / "cutting.py").write_text(CUTTING)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(cohort, "process", importlib.import_module("cutting").process)
+    monkeypatch.setattr(spread, "_process_in_worker", importlib.import_module("cutting").process)
     records = {record.run: record for record in run_cohort(work_on(tmp_path, "out"), runs, n_procs=2)}
     assert records[runs[0]].status == "failed"
     assert records[runs[1]].status in ("done", "skipped")  # it may have been done just before
