@@ -8,6 +8,7 @@ from nilearn.signal import butterworth
 from scipy import signal as scipy_signal
 
 from gpumask import backend
+from gpumask.kernels import filtering
 from gpumask.kernels.filtering import butterworth_sos, fft_filtfilt
 
 HIGH, LOW, BAND = (None, 0.008), (0.08, None), (0.09, 0.008)
@@ -175,3 +176,12 @@ def test_crossed_cutoffs(low_pass, high_pass):
 def test_zero_cutoff():
     with pytest.raises(ValueError, match="critical frequencies must be greater than 0"):
         butterworth_sos(2.0, None, 0.0)
+
+
+def test_columns_are_filtered_in_blocks_with_the_same_bits(put, monkeypatch):
+    sos = butterworth_sos(2.0, low_pass=0.1, high_pass=0.01)
+    signals = put(np.random.default_rng(0).normal(size=(120, 7)))
+    whole = backend.to_host(fft_filtfilt(signals, sos))
+    for values in (1, 1200):  # a column at a time, and three with a rest of one
+        monkeypatch.setattr(filtering, "_FFT_VALUES", values)
+        np.testing.assert_array_equal(backend.to_host(fft_filtfilt(signals, sos)), whole)

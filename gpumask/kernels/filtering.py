@@ -11,6 +11,8 @@ from scipy.signal import butter, sosfilt
 
 from gpumask import backend
 
+_FFT_VALUES = 2**18  # transformed at a time: 2 MiB, and some copies; long runs would take 100 bytes per sample at once
+
 
 def butterworth_sos(t_r, low_pass=None, high_pass=None, order=5):
     """Design a Butterworth filter by the cut-off rules of ``nilearn.signal.butterworth``.
@@ -112,18 +114,24 @@ def fft_filtfilt(signals, sos, *, padtype="odd", padlen=None):
     xp = backend.array_namespace(signals)
     n_volumes = signals.shape[0]
     n_pad = _pad_length(sos, n_volumes, padtype, padlen)
-    x = _extended_rows(xp, xp.reshape(signals, (n_volumes, -1)), n_pad, padtype)
-    n = x.shape[1]
+    n = n_volumes + 2 * n_pad
     n_fft = next_fast_len(2 * n - 1, real=True)  # no wrap-around into the first n samples
     impulse_response = sosfilt(sos, np.eye(1, n)[0])
     transfer = backend.like(np.fft.rfft(impulse_response, n_fft), signals)
     gain = float(np.prod(sos[:, :3].sum(axis=1) / sos[:, 3:].sum(axis=1)))
-    for response, first in ((transfer, 0), (xp.conj(transfer), n - 1)):  # forward, then backward in time
-        start = x[:, first : first + 1]
-        spectrum = xp.fft.rfft(x - start, n=n_fft, axis=1)
-        spectrum *= response
-        x = xp.fft.irfft(spectrum, n=n_fft, axis=1)[:, :n] + gain * start
-    return xp.reshape(x[:, n_pad : n_pad + n_volumes].T, signals.shape)
+    columns = xp.reshape(signals, (n_volumes, -1))
+    filtered = xp.empty(columns.shape, dtype=xp.float64, device=backend.device_of(signals))
+    step = max(_FFT_VALUES // n_fft, 1)
+    for first_column in range(0, columns.shape[1], step):
+        block = slice(first_column, min(first_column + step, columns.shape[1]))
+        x = _extended_rows(xp, columns[:, block], n_pad, padtype)
+        for response, first in ((transfer, 0), (xp.conj(transfer), n - 1)):  # forward, then backward in time
+            start = x[:, first : first + 1]
+            spectrum = xp.fft.rfft(x - start, n=n_fft, axis=1)
+            spectrum *= response
+            x = xp.fft.irfft(spectrum, n=n_fft, axis=1)[:, :n] + gain * start
+        filtered[:, block] = x[:, n_pad : n_pad + n_volumes].T
+    return xp.reshape(filtered, signals.shape)
 
 
 def _pad_length(sos, n_volumes, padtype, padlen):
