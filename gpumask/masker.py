@@ -321,7 +321,8 @@ class NiftiLabelsMasker(TransformerMixin, BaseEstimator):
             warnings.warn(msg, UserWarning, stacklevel=4)
         lost = plan.counts == 0
         if not self.keep_all_regions:  # what has a column without a voxel is there by `keep_masked_labels`
-            signals, lost = np.where(lost, 0.0, signals), np.zeros_like(lost)
+            signals = np.where(lost, 0.0, signals) if lost.any() else signals
+            lost = np.zeros_like(lost)
         if self.min_coverage is not None:
             lost = lost | (placement.coverage["fraction"].to_numpy() < self.min_coverage)
         self._log("Cleaning extracted signals", "transform")
