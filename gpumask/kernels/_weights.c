@@ -176,8 +176,9 @@ done:
     return result;
 }
 
-/* cut(indices, offsets, weights or None, ranks, size, n_blocks, parts, columns, new_weights or None, rows, starts)
-   -> number of rows. `ranks` is each voxel's place among those used. `rows` and `starts` have room for every entry. */
+/* cut(indices, offsets, weights or None, ranks, parts, columns, new_weights or None, size) -> (rows, starts), as bytearrays
+
+   `ranks` is each voxel's place among those used. `parts`, whose voxels are given, `columns` and `new_weights` are filled. */
 static PyObject *cut(PyObject *Py_UNUSED(module), PyObject *args) {
     enum { INDICES, OFFSETS, WEIGHTS, RANKS, PARTS, COLUMNS, NEW_WEIGHTS, N };
     static const char *const names[N] = {"indices", "offsets", "weights", "ranks", "parts", "columns", "new_weights"};
