@@ -176,9 +176,10 @@ done:
     return result;
 }
 
-/* cut(indices, offsets, weights or None, ranks, parts, columns, new_weights or None, size) -> (rows, starts), as bytearrays
+/* cut(indices, offsets, weights or None, ranks, parts, columns, new_weights or None, size) -> (rows, starts), bytearrays
 
-   `ranks` is each voxel's place among those used. `parts`, whose voxels are given, `columns` and `new_weights` are filled. */
+   `ranks` is each voxel's place among those used, `parts` has its voxels already. Fills `parts`, `columns` and
+   `new_weights`. */
 static PyObject *cut(PyObject *Py_UNUSED(module), PyObject *args) {
     enum { INDICES, OFFSETS, WEIGHTS, RANKS, PARTS, COLUMNS, NEW_WEIGHTS, N };
     static const char *const names[N] = {"indices", "offsets", "weights", "ranks", "parts", "columns", "new_weights"};
