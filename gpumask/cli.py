@@ -524,7 +524,7 @@ def _info(args):
     from gpumask import backend
     from gpumask.extract import versions
     from gpumask.images import decoding
-    from gpumask.kernels import segments
+    from gpumask.kernels import compiled
     from gpumask.pipeline import n_cores
 
     facts = versions(cupy=True)
@@ -546,7 +546,7 @@ def _info(args):
     if status.remedy:
         print(f"{'remedy':14}{status.remedy}")
     slower = "NumPy's and SciPy's, several times as slow: install gpumask where there is a C compiler"
-    print(f"{'kernels':14}" + ("compiled" if segments.is_compiled else slower))
+    print(f"{'kernels':14}" + ("compiled" if compiled.is_compiled else slower))
     slow = decoding.igzip.__name__ == "gzip"
     print(f"{'gzip decoder':14}" + ("zlib: pip install isal is 2 times as fast" if slow else "isal"))
     print(f"{'cores':14}{n_cores()}")

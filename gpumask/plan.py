@@ -7,23 +7,28 @@ is no weighting of the raw one) or dearer (tens of thousands of small regions, e
 the plan is *staged*: it smooths volume by volume, only the box around the regions.
 """
 
+import math
+from itertools import pairwise
+
 import numpy as np
 
 from gpumask import backend
 from gpumask.images.grid import voxel_mapping
 from gpumask.kernels.resampling import CubicResampling, resample_cubic
 from gpumask.kernels.segments import STRATEGIES, Segments
-from gpumask.kernels.smoothing import apply_separable, fwhm_to_sigma, smoothing_matrix
+from gpumask.kernels.smoothing import apply_separable, fwhm_to_sigma, multiplies_bands, smoothing_matrix
 from gpumask.kernels.weights import fold, reach
 
 LINEAR = ("mean", "sum")
 
-# Nanoseconds measured on one core of a Xeon with AVX-512; only their ratio decides between folded and staged.
+# Nanoseconds measured on one core of a Xeon with AVX-512 or an EPYC with AVX2, whose ratios are about the same; only
+# these decide between folded and staged.
 _NS_PER_WEIGHT = 0.12  # one weight times one of 16 volumes
 _NS_PER_GATHER = 0.6  # one voxel read, converted and laid beside those of 15 other volumes
-_NS_PER_MULTIPLY = 0.04  # one multiply-add of a dense float64 product
+_NS_PER_MULTIPLY = {True: 0.17, False: 0.04}  # one multiply-add of a band; of a dense product by BLAS
 _MAX_WEIGHTS = 20_000_000  # 12 bytes each, twice
 _SAMPLED_REGIONS = 64
+_SMOOTHED = 4  # volumes that are smoothed, and held in float64, at once
 
 
 class Plan:
@@ -87,7 +92,7 @@ class Plan:
 
     @property
     def uses_products(self):
-        """Whether volumes go through dense matrix products (BLAS)."""
+        """Whether volumes go through matrix products (BLAS; on the CPU, those with narrow bands don't)."""
         return self.resampling is not None or self.way == "staged"
 
     def like(self, array):
@@ -134,19 +139,18 @@ class Plan:
         -------
         array of float64, shape (n_volumes, n_regions)
         """
-        if self.way == "staged":
-            points = self._smooth(points)
-        return STRATEGIES[self.strategy](points, self.segments)
+        statistic = STRATEGIES[self.strategy]
+        if self.way != "staged":
+            return statistic(points, self.segments)
+        n_volumes = points.shape[0]
+        bounds = pairwise([*range(0, max(n_volumes, 1), _SMOOTHED), n_volumes])
+        parts = [statistic(self._smooth(points[start:stop, :]), self.segments) for start, stop in bounds]
+        return backend.array_namespace(points).concat(parts)
 
     def _smooth(self, points):
         xp = backend.array_namespace(points)
-        volumes = xp.reshape(points, (points.shape[0], *self.shape))
-        # One volume at a time: a product's shape does not depend on the chunk, so neither do its bits.
-        smooth = [
-            apply_separable(self.matrices, xp.astype(volumes[(index, *self.box)], xp.float64))
-            for index in range(points.shape[0])
-        ]
-        return xp.reshape(xp.stack(smooth, axis=0), (points.shape[0], -1))
+        volumes = xp.reshape(points, (points.shape[0], *self.shape))[(slice(None), *self.box)]
+        return xp.reshape(apply_separable(self.matrices, volumes), (points.shape[0], -1))
 
     def explain(self):
         """What is done to each volume and why, in a few lines for the user."""
@@ -212,7 +216,7 @@ def compile_plan(labels, ids, label_grid, *, grid=None, mask=None, smoothing_fwh
         way = "staged"
         if strategy in LINEAR:
             n_weights, n_voxels = _expected_weights(segments, shape, matrices)
-            estimate["folded"] = (n_weights * _NS_PER_WEIGHT + n_voxels * _NS_PER_GATHER) * 1e-6
+            estimate["folded"] = float(n_weights * _NS_PER_WEIGHT + n_voxels * _NS_PER_GATHER) * 1e-6
             if n_weights <= _MAX_WEIGHTS and estimate["folded"] <= estimate["staged"]:
                 way = "folded"
         if way == "folded":
@@ -262,9 +266,12 @@ class _Staged:
         start = np.array([lo for lo, _ in tight])
         entries = np.ravel_multi_index(coordinates - start[:, None], inner)
         self.segments = Segments(entries.astype(segments.indices.dtype), segments.offsets)
-        outer = [last - first for first, last in reached]
-        multiplications = outer[0] * outer[1] * outer[2] * sum(inner)  # an upper bound: each product shrinks the box
-        self.cost_ms = (multiplications * _NS_PER_MULTIPLY + len(entries) * _NS_PER_GATHER) * 1e-6
+        bands = multiplies_bands(self.matrices)
+        points, multiplications = math.prod(last - first for first, last in reached), 0
+        for matrix in reversed(self.matrices):
+            points *= len(matrix) / matrix.shape[1]  # each product shrinks the box
+            multiplications += points * (np.count_nonzero(matrix) / len(matrix) if bands else matrix.shape[1])
+        self.cost_ms = float(multiplications * _NS_PER_MULTIPLY[bands] + len(entries) * _NS_PER_GATHER) * 1e-6
 
 
 def _expected_weights(segments, shape, matrices):

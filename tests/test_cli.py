@@ -16,7 +16,7 @@ import pytest
 
 from gpumask import NiftiLabelsMasker, __version__, backend, cli, parameters
 from gpumask.images import decoding
-from gpumask.kernels import segments
+from gpumask.kernels import compiled
 from gpumask.kernels.segments import STRATEGIES
 
 BOLD = "sub-1_task-rest_desc-preproc_bold.nii.gz"
@@ -316,7 +316,7 @@ def test_info_without_a_gpu(capsys, monkeypatch):
     monkeypatch.setattr(backend, "cuda_status", lambda: backend.CudaStatus(problem="none here", remedy="Buy one."))
     monkeypatch.setattr(backend, "driver_cuda_version", lambda: None)
     monkeypatch.setattr(decoding, "igzip", decoding.gzip)
-    monkeypatch.setattr(segments, "is_compiled", False)
+    monkeypatch.setattr(compiled, "is_compiled", False)
     assert run("info") == 0
     facts = dict(re.split("  +", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert facts["gpumask"] == __version__

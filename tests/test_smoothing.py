@@ -7,11 +7,13 @@ import pytest
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
 from gpumask import backend
+from gpumask.kernels import smoothing as module
 from gpumask.kernels.smoothing import (
     apply_along,
     apply_separable,
     fwhm_to_sigma,
     gaussian_smooth,
+    multiplies_bands,
     smoothing_matrix,
 )
 
@@ -123,3 +125,96 @@ def test_apply_separable(put, sizes):
     expected = np.einsum("tzyx,az,by,cx->tabc", volumes, *matrices)
     result = apply_separable([put(matrix) for matrix in matrices], put(volumes))
     np.testing.assert_allclose(backend.to_host(result), expected, rtol=0, atol=1e-12)
+
+
+needs_compiled = pytest.mark.skipif(module._smoothing is None, reason="gpumask was installed without a C compiler")
+
+
+def banded(rng, m, n, below, above):
+    """Matrix with entries from `below` under to `above` over a diagonal that runs from corner to corner."""
+    matrix = np.zeros((m, n))
+    for i in range(m):
+        middle = round(i * (n - 1) / max(m - 1, 1))
+        columns = slice(max(middle - below, 0), max(middle + above + 1, 0))
+        matrix[i, columns] = rng.normal(size=matrix[i, columns].shape)
+    return matrix
+
+
+@needs_compiled
+@pytest.mark.parametrize("dtype", ["?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
+@pytest.mark.parametrize("shape", [(20, 17, 33), (9, 40, 16), (33, 2, 5)])
+def test_compiled_products_of_bands(dtype, shape):
+    """Square, cut and stretched bands, one-sided ones, and rows without any entry."""
+    rng = np.random.default_rng(0)
+    host = rng.integers(0, 2 if dtype == "?" else 100, (3, *shape)).astype(dtype)
+    for rows, below, above in [(shape, 2, 2), ([max(n - 4, 1) for n in shape], 1, 3), ([n + 5 for n in shape], 0, 1)]:
+        matrices = [banded(rng, m, n, below, above) for m, n in zip(rows, shape, strict=True)]
+        for matrix in matrices:
+            matrix[len(matrix) // 2] = 0.0
+        expected = np.einsum("tzyx,az,by,cx->tabc", host.astype(np.float64), *matrices)
+        products = np.full(expected.shape, np.nan)
+        module._smoothing.multiply(host, *matrices, products)
+        np.testing.assert_allclose(products, expected, rtol=1e-12, atol=1e-10)
+
+
+@needs_compiled
+@pytest.mark.parametrize("sigma", [(1.2, 0.9, 1.5), (0.5, 2.0, 0.0)])
+def test_compiled_or_by_blas(monkeypatch, sigma):
+    """Bands alone where they are narrow; the same values, each volume's bits its own."""
+    volumes = np.random.default_rng(0).normal(size=(3, 30, 26, 40)) * 100
+    matrices = [smoothing_matrix(n, s) for n, s in zip(volumes.shape[1:], sigma, strict=True)]
+    assert multiplies_bands(matrices)
+    assert not multiplies_bands([smoothing_matrix(n, 6.0) for n in volumes.shape[1:]])
+    compiled = apply_separable(matrices, volumes)
+    np.testing.assert_array_equal(apply_separable(matrices, volumes[1:2])[0], compiled[1])
+    np.testing.assert_array_equal(gaussian_smooth(volumes, sigma), compiled)
+    monkeypatch.setattr(module, "_smoothing", None)
+    assert not multiplies_bands(matrices)
+    np.testing.assert_allclose(apply_separable(matrices, volumes), compiled, rtol=0, atol=1e-11)
+    np.testing.assert_allclose(gaussian_smooth(volumes, sigma), compiled, rtol=0, atol=1e-11)
+
+
+@needs_compiled
+@pytest.mark.parametrize("how", ["box", "foreign order", "odd address", "reversed", "every other", "float16"])
+def test_compiled_products_of_unusual_arrays(how):
+    values = np.random.default_rng(0).integers(0, 1000, (2, 20, 24, 28)).astype("i2")
+    volumes = {
+        "box": lambda: values[:, 2:17, 3:22, 4:25],
+        "foreign order": lambda: values.astype(values.dtype.newbyteorder()),
+        "odd address": lambda: np.frombuffer(b"0" + values.tobytes(), np.uint8)[1:].view("i2").reshape(values.shape),
+        "reversed": lambda: values[:, ::-1, ::-1, ::-1],
+        "every other": lambda: values[..., ::2],
+        "float16": lambda: values.astype("f2"),
+    }[how]()
+    matrices = [smoothing_matrix(n, 1.0) for n in volumes.shape[1:]]
+    assert multiplies_bands(matrices)
+    plain = np.ascontiguousarray(volumes.astype(np.float64))
+    np.testing.assert_array_equal(apply_separable(matrices, volumes), apply_separable(matrices, plain))
+
+
+@needs_compiled
+def test_a_voxel_that_is_not_finite_stays_within_the_kernel():
+    volume = np.zeros((1, 30, 30, 30))
+    volume[0, 15, 15, 15] = np.inf
+    reached = ~np.isfinite(gaussian_smooth(volume, [1.0] * 3))
+    assert np.argwhere(reached).min(axis=0).tolist() == [0, 11, 11, 11]
+    assert reached.sum() == 9**3
+
+
+@needs_compiled
+def test_compiled_products_refuse_what_would_crash():
+    volumes, matrices, products = np.zeros((2, 3, 4, 5)), [np.eye(3), np.eye(4), np.eye(5)], np.zeros((2, 3, 4, 5))
+    message = "`volumes` must be of real numbers in native order, adjacent along x, and fit the matrices and `out`."
+    for wrong in [
+        (volumes.astype(">f8"), *matrices, products),
+        (volumes[..., ::-1], *matrices, products),
+        (volumes[0], *matrices, products),
+        (volumes, np.eye(4), *matrices[1:], products),
+        (volumes, *matrices, products[:1]),
+        (volumes, *matrices, np.zeros((2, 2, 4, 5))),
+    ]:
+        with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+            module._smoothing.multiply(*wrong)
+    with pytest.raises(TypeError, match=r"^`matrix_y` must have 8 bytes an item, got 4\.$"):
+        module._smoothing.multiply(volumes, matrices[0], matrices[1].astype("f4"), matrices[2], products)
+    module._smoothing.multiply(volumes[:0], *matrices, products[:0])

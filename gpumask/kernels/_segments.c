@@ -46,45 +46,20 @@ typedef struct {
         for (Py_ssize_t v = 0; v < count; v++) out[v] = (double)data[voxels[v]];                              \
     }
 
-GATHER(int8_t)
-GATHER(uint8_t)
-GATHER(int16_t)
-GATHER(uint16_t)
-GATHER(int32_t)
-GATHER(uint32_t)
-GATHER(int64_t)
-GATHER(uint64_t)
-GATHER(float)
-GATHER(double)
+FOR_ALL_TYPES(GATHER)
 
 typedef struct {
     void (*gather)(const void *, Py_ssize_t, int, const int64_t *, Py_ssize_t, double *);
     void (*pick)(const void *, const int32_t *, Py_ssize_t, double *);
 } Reader;
 
-#define READER(TYPE) ((Reader){gather_##TYPE, pick_##TYPE})
+#define READER(TYPE) {gather_##TYPE, pick_##TYPE},
+static const Reader readers[] = {FOR_ALL_TYPES(READER)};
 
 /* How to read items of a buffer; NULL functions for what is no real number in native byte order. */
-static Reader reader_of(const char *format, Py_ssize_t itemsize) {
-    const char native = PY_LITTLE_ENDIAN ? '<' : '>';
-    if (*format == '@' || *format == '=' || *format == native) format++;
-    if (strlen(format) == 1) {
-        if (strchr("bhilq", *format)) {
-            if (itemsize == 1) return READER(int8_t);
-            if (itemsize == 2) return READER(int16_t);
-            if (itemsize == 4) return READER(int32_t);
-            if (itemsize == 8) return READER(int64_t);
-        }
-        if (strchr("?BHILQ", *format)) {
-            if (itemsize == 1) return READER(uint8_t);
-            if (itemsize == 2) return READER(uint16_t);
-            if (itemsize == 4) return READER(uint32_t);
-            if (itemsize == 8) return READER(uint64_t);
-        }
-        if (*format == 'f') return READER(float);
-        if (*format == 'd') return READER(double);
-    }
-    return (Reader){NULL, NULL};
+static Reader reader_of(const Py_buffer *view) {
+    const int type = type_of(view->format, view->itemsize);
+    return type < 0 ? (Reader){NULL, NULL} : readers[type];
 }
 
 /* Adds `rows` segments of one block to `sums` (regions x LANES). The accumulators of a vector's width stay in registers;
@@ -310,8 +285,8 @@ static PyObject *sums(PyObject *Py_UNUSED(module), PyObject *args) {
     if (!PyArg_ParseTuple(args, "OOOOOOOO", objects, objects + 1, objects + 2, objects + 3, objects + 4, objects + 5,
                           objects + 6, objects + 7))
         return NULL;
-    if (open_buffers(objects, views, N, names, itemsizes, 1) < 0) return close_buffers(views, N);
-    const Reader reader = reader_of(views[DATA].format, views[DATA].itemsize);
+    if (open_buffers(objects, views, N, names, itemsizes, 1, 0) < 0) return close_buffers(views, N);
+    const Reader reader = reader_of(&views[DATA]);
     if (check_volumes(&views[DATA], &views[OUT], reader) < 0) return close_buffers(views, N);
     Problem problem = {.data = views[DATA].buf,
                        .n_volumes = views[DATA].shape[0],
@@ -349,8 +324,8 @@ static PyObject *statistics(PyObject *Py_UNUSED(module), PyObject *args) {
     PyObject *objects[N];
     Py_buffer views[N];
     if (!PyArg_ParseTuple(args, "sOOOO", &name, objects, objects + 1, objects + 2, objects + 3)) return NULL;
-    if (open_buffers(objects, views, N, names, itemsizes, 1) < 0) return close_buffers(views, N);
-    const Reader reader = reader_of(views[DATA].format, views[DATA].itemsize);
+    if (open_buffers(objects, views, N, names, itemsizes, 1, 0) < 0) return close_buffers(views, N);
+    const Reader reader = reader_of(&views[DATA]);
     if (check_volumes(&views[DATA], &views[OUT], reader) < 0) return close_buffers(views, N);
     const Statistic statistic = statistic_of(name);
     const Py_ssize_t n_voxels = views[DATA].shape[1], n_regions = views[OUT].shape[1];

@@ -102,7 +102,7 @@ static PyObject *fold(PyObject *Py_UNUSED(module), PyObject *args) {
     double *room = NULL;
     if (!PyArg_ParseTuple(args, "OOOOOO", objects, objects + 1, objects + 2, objects + 3, objects + 4, objects + 5))
         return NULL;
-    if (open_buffers(objects, views, N, names, itemsizes, 1) < 0) return close_buffers(views, N);
+    if (open_buffers(objects, views, N, names, itemsizes, 1, 0) < 0) return close_buffers(views, N);
     const int32_t *indices = views[INDICES].buf;
     const int64_t *offsets = views[OFFSETS].buf;
     const Py_ssize_t n_regions = views[OFFSETS].len / 8 - 1;
@@ -190,7 +190,7 @@ static PyObject *cut(PyObject *Py_UNUSED(module), PyObject *args) {
     if (!PyArg_ParseTuple(args, "OOOOOOOn", objects, objects + 1, objects + 2, objects + 3, objects + 4, objects + 5,
                           objects + 6, &size))
         return NULL;
-    if (open_buffers(objects, views, N, names, itemsizes, 3) < 0) return close_buffers(views, N);
+    if (open_buffers(objects, views, N, names, itemsizes, 3, 0) < 0) return close_buffers(views, N);
     const int32_t *indices = views[INDICES].buf, *ranks = views[RANKS].buf;
     const int64_t *offsets = views[OFFSETS].buf;
     const double *weights = views[WEIGHTS].buf;

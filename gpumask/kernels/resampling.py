@@ -105,8 +105,8 @@ def resample_cubic(data, resampling):
     volumes = []
     # One volume at a time: a product's shape does not depend on the chunk, so neither do its bits.
     for index in range(data.shape[0]):
-        volume = xp.reshape(xp.astype(data[index, :], xp.float64), resampling.shape)
-        volume = apply_separable(resampling.matrices, volume)
+        stored = xp.reshape(data[index, :], (1, *resampling.shape))
+        volume = apply_separable(resampling.matrices, stored)[0, ...]
         if resampling.points is not None:
             values = xp.take(xp.reshape(volume, (-1,)), resampling.points)
         elif resampling.coordinates is not None:

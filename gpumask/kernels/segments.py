@@ -16,15 +16,8 @@ import scipy.sparse
 
 from gpumask import backend
 from gpumask.kernels import segments_cuda
+from gpumask.kernels.compiled import _segments, readable
 from gpumask.kernels.weights import BLOCK, cut
-
-try:
-    from gpumask.kernels import _segments
-except ImportError:  # there was no C compiler when gpumask was installed; `gpumask info` says so
-    _segments = None
-
-is_compiled = _segments is not None
-_TYPE_CODES = "?bBhHiIlLqQfd"  # of the dtypes that the compiled functions read
 
 
 class Segments:
@@ -287,27 +280,21 @@ def _extreme(data, segments, name):
 
 def _sum_numpy(data, segments):
     sums = np.zeros((data.shape[0], len(segments)))
-    if _segments is not None and data.dtype.char in _TYPE_CODES:
-        data = _native(data)
-        _segments.sums(data, *segments.blocks, sums)
-    else:
+    if _segments is None:
         _sum_scipy(data, segments.blocks, sums.T)
+    else:
+        _segments.sums(np.ascontiguousarray(readable(data)), *segments.blocks, sums)
     return sums
-
-
-def _native(data):
-    """Volumes as C reads them. An uncompressed file may be big-endian, or begin its volumes at an odd byte."""
-    return np.require(data, data.dtype.newbyteorder("="), ["C_CONTIGUOUS", "ALIGNED"])
 
 
 def _statistic_numpy(name, data, segments):
     """Variance, extreme or median of each region; NaN for an empty one."""
-    if _segments is None or data.dtype.char not in _TYPE_CODES or data.shape[1] >= 2**31:
+    if _segments is None or data.shape[1] >= 2**31:
         return _IN_NUMPY[name](data, segments)
     indices = np.ascontiguousarray(segments.indices, np.int32)
     offsets = np.ascontiguousarray(segments.offsets, np.int64)
     values = np.empty((data.shape[0], len(segments)))
-    _segments.statistics(name, _native(data), indices, offsets, values)
+    _segments.statistics(name, np.ascontiguousarray(readable(data)), indices, offsets, values)
     return values
 
 

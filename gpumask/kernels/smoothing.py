@@ -3,11 +3,16 @@
 The boundary of ``scipy.ndimage`` 's mode "reflect" is part of each matrix, so the products equal
 ``scipy.ndimage.gaussian_filter`` in float64 on any array library, and the matrices show what the fast path of the
 masker rests on: they are symmetric, so averaging a smoothed volume equals weighting the raw one by a smoothed region.
+On NumPy, compiled sums over the bands alone take a quarter of the time of BLAS (6 mm on a 2 mm grid).
 """
 
 import numpy as np
 
 from gpumask import backend
+from gpumask.kernels.compiled import _smoothing, readable
+
+# The share of a matrix's columns up to which its band is multiplied alone.
+_WIDEST_BAND = 0.5
 
 
 def fwhm_to_sigma(fwhm, voxel_sizes):
@@ -78,12 +83,16 @@ def gaussian_smooth(volumes, sigma, truncate=4.0):
     if len(sigma) > volumes.ndim or min(sigma, default=0) < 0:
         msg = f"`sigma` must hold at most {volumes.ndim} non-negative numbers, one per axis to smooth, got {sigma}."
         raise ValueError(msg)
+    axes = range(volumes.ndim - len(sigma), volumes.ndim)
+    matrices = [smoothing_matrix(volumes.shape[axis], s, truncate) for axis, s in zip(axes, sigma, strict=True)]
+    if len(axes) == 3 and backend.is_numpy(volumes) and multiplies_bands(matrices):
+        stack = np.reshape(volumes, (-1, *volumes.shape[-3:]))
+        return np.reshape(apply_separable(matrices, stack), volumes.shape)
     xp = backend.array_namespace(volumes)
     smooth = xp.astype(volumes, xp.float64)
-    for axis, s in enumerate(sigma, start=volumes.ndim - len(sigma)):
+    for axis, s, matrix in zip(axes, sigma, matrices, strict=True):
         if s > 0:
-            matrix = backend.like(smoothing_matrix(volumes.shape[axis], s, truncate), smooth)
-            smooth = apply_along(matrix, smooth, axis)
+            smooth = apply_along(backend.like(matrix, smooth), smooth, axis)
     return smooth
 
 
@@ -101,9 +110,45 @@ def apply_along(matrix, array, axis):
     return xp.reshape(product, (*before, matrix.shape[0], *after))
 
 
-def apply_separable(matrices, volume):
-    """Multiply one matrix along each of the last axes of `volume`, the one that shrinks it most first."""
-    first = volume.ndim - len(matrices)
-    for axis in sorted(range(len(matrices)), key=lambda a: matrices[a].shape[0] / matrices[a].shape[1]):
-        volume = apply_along(matrices[axis], volume, first + axis)
-    return volume
+def apply_separable(matrices, volumes):
+    """Multiply volumes with one matrix along each of their axes.
+
+    Parameters
+    ----------
+    matrices : sequence of three arrays of float64, shapes (m_z, n_z), (m_y, n_y), (m_x, n_x)
+    volumes : array, shape (n_volumes, n_z, n_y, n_x)
+        Of any real dtype.
+
+    Returns
+    -------
+    array of float64, shape (n_volumes, m_z, m_y, m_x)
+        Each volume's bits don't depend on the others.
+    """
+    if backend.is_numpy(volumes) and multiplies_bands(matrices):
+        volumes = readable(volumes)
+        if volumes.strides[3] != volumes.itemsize:
+            volumes = np.ascontiguousarray(volumes)
+        products = np.empty((len(volumes), *(len(matrix) for matrix in matrices)))
+        _smoothing.multiply(volumes, *map(np.ascontiguousarray, matrices), products)
+        return products
+    xp = backend.array_namespace(volumes)
+    # The axis that shrinks a volume most comes first.
+    axes = sorted(range(3), key=lambda axis: matrices[axis].shape[0] / matrices[axis].shape[1])
+    products = []
+    for index in range(volumes.shape[0]):
+        product = xp.astype(volumes[index, ...], xp.float64)
+        for axis in axes:
+            product = apply_along(matrices[axis], product, axis)
+        products.append(product)
+    return xp.stack(products, axis=0)
+
+
+def multiplies_bands(matrices):
+    """Whether `apply_separable` takes compiled sums over the bands of these matrices, on NumPy, instead of BLAS.
+
+    They leave out what lies beyond the band, but take about twice as long per multiplication.
+    """
+    if _smoothing is None:
+        return False
+    banded = sum(np.count_nonzero(matrix) / max(len(matrix), 1) for matrix in matrices)
+    return banded <= _WIDEST_BAND * sum(matrix.shape[1] for matrix in matrices)

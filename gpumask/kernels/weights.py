@@ -6,12 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse
 
+from gpumask.kernels.compiled import _weights
 from gpumask.kernels.smoothing import apply_separable
-
-try:
-    from gpumask.kernels import _weights
-except ImportError:  # there was no C compiler when gpumask was installed; `gpumask info` says so
-    _weights = None
 
 # Voxels gathered at a time on NumPy: with 16 volumes, one block of float64 (1 MiB) stays in the second-level cache.
 BLOCK = 8192
@@ -137,7 +133,7 @@ def _smooth_region(voxels, matrices, shape):
     indicator = np.zeros([hi - lo for lo, hi in tight])
     indicator[tuple(c - lo for c, (lo, _) in zip(coordinates, tight, strict=True))] = 1.0
     cuts = [m[first:last, lo:hi] for m, (lo, hi), (first, last) in zip(matrices, tight, reached, strict=True)]
-    smooth = apply_separable(cuts, indicator)
+    (smooth,) = apply_separable(cuts, indicator[np.newaxis])
     inner = np.nonzero(smooth)
     voxels = np.ravel_multi_index([c + first for c, (first, _) in zip(inner, reached, strict=True)], shape)
     return voxels, smooth[inner]
