@@ -60,7 +60,7 @@ def time_steps(workload, inputs):
         Peak of resident memory above what was resident after preparing (imports among it); None if the work is done in
         other processes.
     result : list of ndarray or None
-        Of the first step that has one.
+        Of the last step.
     """
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
         warnings.simplefilter("ignore")
@@ -68,10 +68,10 @@ def time_steps(workload, inputs):
         seconds, result = {}, None
         resident, _ = _memory_mb()
         for name, step in steps.items():
+            result = None  # of the step before; its memory is none of this step's
             start = time.perf_counter()
-            value = step()
+            result = step()
             seconds[name] = time.perf_counter() - start
-            result = value if result is None else result
         _, peak = _memory_mb()
     return seconds, max(peak - resident, 0.0) if workload.in_process else None, result
 

@@ -49,7 +49,7 @@ class Workload:
         Returns
         -------
         dict of str to callable
-            To be called in order. The first value that isn't None is the result: a list of arrays, to be compared with
+            To be called in order. What the last one returns is the result: a list of arrays to be compared with
             other tools' results.
         """
         raise NotImplementedError

@@ -328,7 +328,7 @@ class NiftiLabelsMasker(TransformerMixin, BaseEstimator):
         self._log("Cleaning extracted signals", "transform")
         cleaning = time.perf_counter()
         with _one_thread():
-            signals = _cleaned(signals, lost, cleaner)
+            signals = _cleaned(signals, lost, cleaner, copy=self._caches)  # what `memory` holds may be a mapped file
         done = time.perf_counter()
         self.seconds_ = {**extraction.seconds, "clean": done - cleaning, "total": done - started}
         self.non_finite_ = extraction.non_finite
@@ -576,11 +576,11 @@ def _one_thread():
     return threadpool_limits(1, user_api="blas")
 
 
-def _cleaned(signals, lost, cleaner):
+def _cleaned(signals, lost, cleaner, *, copy):
     """Signals cleaned, those of `lost` regions NaN; "psc" looks at all at once, so that NaN must not be among them."""
     finite = np.isfinite(signals).all(axis=0) & ~lost
     if finite.all():
-        return cleaner(signals)
+        return cleaner(signals, copy=copy)
     (kept,) = cleaner.kept
     result = np.full((len(signals) if kept is None else len(kept), len(lost)), np.nan)
     for columns in (finite, ~finite & ~lost):

@@ -26,7 +26,7 @@ LINEAR = ("mean", "sum")
 _NS_PER_WEIGHT = 0.12  # one weight times one of 16 volumes
 _NS_PER_GATHER = 0.6  # one voxel read, converted and laid beside those of 15 other volumes
 _NS_PER_MULTIPLY = {True: 0.17, False: 0.04}  # one multiply-add of a band; of a dense product by BLAS
-_MAX_WEIGHTS = 20_000_000  # 12 bytes each, twice
+_MAX_WEIGHTS = 12_000_000  # 14 bytes each
 _SAMPLED_REGIONS = 64
 _SMOOTHED = 4  # volumes that are smoothed, and held in float64, at once
 

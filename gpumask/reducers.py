@@ -24,11 +24,14 @@ class Reducer:
 
     def __init__(self, plan, volumes, clip, nan_policy):
         self.plan, self.grid, self.clip, self.nan_policy = plan, volumes.grid, clip, nan_policy
-        if plan.strategy in LINEAR:
-            _ = plan.segments.blocks  # compiled here, lest every worker does
         self.signals = np.empty((volumes.n_volumes, len(plan.counts)))
         self.non_finite = False
         self.overshoots = Overshoots(plan)
+
+    def prepare(self):
+        """Do what every `add` needs, lest every worker does it."""
+        if self.plan.strategy in LINEAR:
+            _ = self.plan.segments.blocks
 
     def add(self, chunk):
         """Reduce a `Chunk` of the run; any order will do."""

@@ -196,12 +196,14 @@ class Cleaner:
                 of_run = _with_drifts(of_run, cleaning.cosine_drifts(len(rows), t_r, high_pass))
             self.bases.append(self._basis(of_run, kept, standardize_confounds))
 
-    def __call__(self, signals):
+    def __call__(self, signals, *, copy=True):
         """Clean signals.
 
         Parameters
         ----------
         signals : array, shape (n_volumes, n_signals), real
+        copy : bool
+            Whether signals that nothing is done to are copied.
 
         Returns
         -------
@@ -218,37 +220,42 @@ class Cleaner:
         ]
         cleaned = cleaned[0] if len(cleaned) == 1 else xp.concat(cleaned)
         dtype = _result_dtype(xp, signals.dtype, widened=self.widens)
+        is_ready = backend.is_numpy(cleaned) and cleaned.dtype == dtype and cleaned.flags.c_contiguous
+        if is_ready and not (copy and cleaned is signals):
+            return cleaned
         out = xp.empty(cleaned.shape, dtype=dtype, device=backend.device_of(signals))
         out[...] = xp.astype(cleaned, dtype, copy=False)  # C order, which a NumPy cast wouldn't make
         return out
 
     def _clean_run(self, signals, kept, basis):
-        signals, mean, noise = self._prepared(signals, kept)
+        signals, before = self._prepared(signals, kept)
         if basis is not None:
             signals = cleaning.regress_out(signals, backend.like(basis, signals))
         if self.standardize is None:
             return signals
+        mean, noise = backend.array_namespace(before).mean(before, axis=0), cleaning.rounding_noise(before)
         return cleaning.standardize(signals, self.standardize, original_mean=mean, noise=noise)
 
     def _prepared(self, x, kept):
-        """`x` censored, detrended and filtered, then its mean and rounding noise before the latter two."""
+        """`x` censored, detrended and filtered, and `x` before the latter two."""
         butterworth = self.filter == "butterworth"
         if kept is not None:
             x = cleaning.interpolate_censored(x, kept, extrapolate=self.extrapolate) if butterworth else _rows(x, kept)
-        mean, noise = backend.array_namespace(x).mean(x, axis=0), cleaning.rounding_noise(x)
+        before = x
         if self.detrend:
             x = cleaning.detrend(x)
         if self.sos is not None:
             x = filtering.fft_filtfilt(x, self.sos, **self.padding)
         if kept is not None and butterworth:
             x = _rows(x, kept if self.extrapolate else kept - kept[0])
-        return x, mean, noise
+        return x, before
 
     def _basis(self, confounds, kept, standardized):
         """Orthonormal basis of one run's confounds after the steps that the signals go through, on the host."""
         if confounds is None or not confounds.shape[1]:
             return None
-        confounds, _, noise = self._prepared(confounds, kept)
+        confounds, before = self._prepared(confounds, kept)
+        noise = cleaning.rounding_noise(before)
         if standardized:
             confounds = cleaning.standardize(confounds, "zscore_sample", noise=noise)
         else:

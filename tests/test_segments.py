@@ -363,7 +363,7 @@ def test_compiled_sums_refuse_what_would_crash():
         kernel._segments.statistics("mode", data, segments.indices, segments.offsets, out)
     with pytest.raises(ValueError, match=r"^No `median`, or `offsets` that don't fit `out` and `indices`\.$"):
         kernel._segments.statistics("median", data, segments.indices[:1], segments.offsets, out)
-    with pytest.raises(TypeError, match=r"^`columns` must have 4 bytes an item, got 8\.$"):
+    with pytest.raises(TypeError, match=r"^`columns` must have 2 bytes an item, got 8\.$"):
         kernel._segments.sums(data, *parts[:4], parts[4].astype("i8"), None, out)
 
 

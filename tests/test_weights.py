@@ -71,21 +71,28 @@ def test_fold_has_the_entries_of_numpys(monkeypatch):
     np.testing.assert_allclose(compiled[2], expected[2], rtol=1e-13)
 
 
-@pytest.mark.usefixtures("either")
+@pytest.mark.parametrize("shuffled", [True, False])
 @pytest.mark.parametrize("weighted", [True, False])
-def test_cut_keeps_every_entry_in_order(weighted, monkeypatch):
+def test_cut_keeps_every_entry_in_order(weighted, shuffled, monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 50)
     indices, offsets, weights = fold(some_segments().indices, some_segments().offsets, matrices())
-    blocks = cut(indices, offsets, weights if weighted else None)
+    given, weights_given = indices.copy(), weights.copy()
+    if shuffled:
+        order = np.arange(len(indices))
+        for start, stop in pairwise(offsets):
+            np.random.default_rng(0).shuffle(order[start:stop])
+        given, weights_given = indices[order], weights[order]
+    blocks = cut(given, offsets, weights_given if weighted else None)
+    assert (blocks.weights is weights_given) == (weighted and not shuffled)
     used = np.unique(indices)
     np.testing.assert_array_equal(blocks.voxels, used)
     entries = {region: [] for region in range(len(IDS))}
-    for (voxel, row, entry), (next_voxel, next_row, next_entry) in pairwise(blocks.parts):
+    assert len(blocks.rows) == len(blocks.spans) == blocks.parts[-1, 1]
+    for (voxel, row), (next_voxel, next_row) in pairwise(blocks.parts):
         assert next_voxel - voxel == 50 or next_voxel == len(used)
-        assert blocks.starts[row] == entry
-        assert blocks.starts[next_row] == next_entry
         for r in range(row, next_row):
-            for e in range(blocks.starts[r], blocks.starts[r + 1]):
+            assert blocks.spans[r, 0] < blocks.spans[r, 1]
+            for e in range(*blocks.spans[r]):
                 entries[blocks.rows[r]].append((used[voxel + blocks.columns[e]], blocks.weights[e] if weighted else 1))
     for region, (start, stop) in enumerate(pairwise(offsets)):
         expected = zip(indices[start:stop], weights[start:stop] if weighted else np.ones(stop - start), strict=True)
@@ -98,7 +105,7 @@ def test_cut_keeps_every_entry_in_order(weighted, monkeypatch):
 def test_no_entries(n_regions):
     offsets = np.zeros(n_regions + 1, np.int64)
     blocks = cut(np.zeros(0, np.int32), offsets)
-    assert blocks.parts.tolist() == [[0, 0, 0]]
+    assert blocks.parts.tolist() == [[0, 0]]
     assert len(blocks.voxels) == len(blocks.rows) == len(blocks.columns) == 0
     indices, new_offsets, weights = fold(np.zeros(0, np.int32), offsets, matrices())
     assert len(indices) == len(weights) == 0

@@ -4,7 +4,7 @@
    volumes are gathered, converted to double and laid side by side, so that one vector instruction multiplies a weight
    with several volumes. A region's entries are added in their order, in double, without fused multiply-adds: the result
    has the bits of the same sums in scipy.sparse, which take four to seven times as long. What remains is bound by memory:
-   the weights (12 bytes each) are read once per LANES volumes.
+   the weights (10 bytes each) are read once per LANES volumes.
 
    `statistics` gathers one region of one volume at a time, as double, and takes its variance, extremes or median. */
 
@@ -19,11 +19,11 @@
 typedef struct {
     const char *data;         /* volumes x voxels, stored dtype */
     Py_ssize_t n_volumes, n_voxels, n_regions, n_blocks, largest;
-    const int64_t *parts;     /* (n_blocks + 1) x 3: first voxel, row and entry of each block */
+    const int64_t *parts;     /* (n_blocks + 1) x 2: first voxel and row of each block */
     const int64_t *voxels;    /* voxel of each column, block after block */
     const int32_t *rows;      /* region of each row, block after block */
-    const int64_t *starts;    /* first entry of each row; one more at the end */
-    const int32_t *columns;   /* of each entry, within its block */
+    const int64_t *spans;     /* first and last + 1 of each row's entries */
+    const uint16_t *columns;  /* of each entry, within its block */
     const double *weights;    /* of each entry, or NULL */
     double *out;              /* volumes x regions */
 } Problem;
@@ -67,17 +67,17 @@ static Reader reader_of(const Py_buffer *view) {
 #define REDUCE(NAME, WIDTH, TARGET)                                                                           \
     typedef double NAME##_vector __attribute__((vector_size(WIDTH * 8), aligned(8)));                         \
     TARGET static void NAME(const double *restrict block, const double *restrict weights,                     \
-                            const int32_t *restrict columns, const int64_t *restrict starts,                  \
+                            const uint16_t *restrict columns, const int64_t *restrict spans,                  \
                             const int32_t *restrict rows, Py_ssize_t n_rows, double *restrict sums) {         \
         for (Py_ssize_t r = 0; r < n_rows; r++) {                                                             \
             NAME##_vector total[LANES / WIDTH] = {{0}};                                                       \
             if (weights)                                                                                      \
-                for (int64_t e = starts[r]; e < starts[r + 1]; e++) {                                         \
+                for (int64_t e = spans[2 * r]; e < spans[2 * r + 1]; e++) {                                   \
                     const NAME##_vector *values = (const NAME##_vector *)(block + (size_t)columns[e] * LANES); \
                     for (int k = 0; k < LANES / WIDTH; k++) total[k] += values[k] * weights[e];               \
                 }                                                                                             \
             else                                                                                              \
-                for (int64_t e = starts[r]; e < starts[r + 1]; e++) {                                         \
+                for (int64_t e = spans[2 * r]; e < spans[2 * r + 1]; e++) {                                   \
                     const NAME##_vector *values = (const NAME##_vector *)(block + (size_t)columns[e] * LANES); \
                     for (int k = 0; k < LANES / WIDTH; k++) total[k] += values[k];                            \
                 }                                                                                             \
@@ -92,7 +92,7 @@ REDUCE(reduce_4, 4, __attribute__((target("avx"))))
 REDUCE(reduce_8, 8, __attribute__((target("avx512f"))))
 #endif
 
-typedef void (*Reduce)(const double *, const double *, const int32_t *, const int64_t *, const int32_t *, Py_ssize_t,
+typedef void (*Reduce)(const double *, const double *, const uint16_t *, const int64_t *, const int32_t *, Py_ssize_t,
                        double *);
 
 static Reduce widest(void) {
@@ -119,9 +119,9 @@ static int add_up(const Problem *p, Reader reader, Py_ssize_t itemsize) {
         memset(sums, 0, (size_t)p->n_regions * LANES * sizeof(double));
         if (n < LANES) memset(block, 0, (size_t)p->largest * LANES * sizeof(double));
         for (Py_ssize_t b = 0; b < p->n_blocks; b++) {
-            const int64_t *part = p->parts + 3 * b;
-            reader.gather(volumes, p->n_voxels, n, p->voxels + part[0], part[3] - part[0], block);
-            reduce(block, p->weights, p->columns, p->starts + part[1], p->rows + part[1], part[4] - part[1], sums);
+            const int64_t *part = p->parts + 2 * b;
+            reader.gather(volumes, p->n_voxels, n, p->voxels + part[0], part[2] - part[0], block);
+            reduce(block, p->weights, p->columns, p->spans + 2 * part[1], p->rows + part[1], part[3] - part[1], sums);
         }
         for (int t = 0; t < n; t++)
             for (Py_ssize_t r = 0; r < p->n_regions; r++) p->out[(first + t) * p->n_regions + r] = sums[r * LANES + t];
@@ -275,11 +275,11 @@ static int check_reach(int64_t first, int64_t last, Py_ssize_t n_voxels) {
     return -1;
 }
 
-/* sums(data, parts, voxels, rows, starts, columns, weights, out) */
+/* sums(data, parts, voxels, rows, spans, columns, weights, out) */
 static PyObject *sums(PyObject *Py_UNUSED(module), PyObject *args) {
-    enum { DATA, PARTS, VOXELS, ROWS, STARTS, COLUMNS, WEIGHTS, OUT, N };
-    static const char *const names[N] = {"data", "parts", "voxels", "rows", "starts", "columns", "weights", "out"};
-    static const Py_ssize_t itemsizes[N] = {0, 8, 8, 4, 8, 4, 8, 8};
+    enum { DATA, PARTS, VOXELS, ROWS, SPANS, COLUMNS, WEIGHTS, OUT, N };
+    static const char *const names[N] = {"data", "parts", "voxels", "rows", "spans", "columns", "weights", "out"};
+    static const Py_ssize_t itemsizes[N] = {0, 8, 8, 4, 8, 2, 8, 8};
     PyObject *objects[N];
     Py_buffer views[N];
     if (!PyArg_ParseTuple(args, "OOOOOOOO", objects, objects + 1, objects + 2, objects + 3, objects + 4, objects + 5,
@@ -292,11 +292,11 @@ static PyObject *sums(PyObject *Py_UNUSED(module), PyObject *args) {
                        .n_volumes = views[DATA].shape[0],
                        .n_voxels = views[DATA].shape[1],
                        .n_regions = views[OUT].shape[1],
-                       .n_blocks = views[PARTS].len / 24 - 1,
+                       .n_blocks = views[PARTS].len / 16 - 1,
                        .parts = views[PARTS].buf,
                        .voxels = views[VOXELS].buf,
                        .rows = views[ROWS].buf,
-                       .starts = views[STARTS].buf,
+                       .spans = views[SPANS].buf,
                        .columns = views[COLUMNS].buf,
                        .weights = views[WEIGHTS].buf,
                        .out = views[OUT].buf};
@@ -304,7 +304,7 @@ static PyObject *sums(PyObject *Py_UNUSED(module), PyObject *args) {
     if (n_used && check_reach(problem.voxels[0], problem.voxels[n_used - 1], problem.n_voxels) < 0)
         return close_buffers(views, N);
     for (Py_ssize_t b = 0; b < problem.n_blocks; b++) {
-        const Py_ssize_t count = problem.parts[3 * b + 3] - problem.parts[3 * b];
+        const Py_ssize_t count = problem.parts[2 * b + 2] - problem.parts[2 * b];
         if (count > problem.largest) problem.largest = count;
     }
     int status;

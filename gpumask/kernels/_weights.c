@@ -1,7 +1,6 @@
 /* Compiling the weights of segments; weights.py is the only caller.
 
-   `fold` smooths the indicator of each region: three products with banded matrices in the box that they reach.
-   `cut` deals the entries out to blocks of voxels, by counting. Both run without the interpreter's lock. */
+   `fold` smooths the indicator of each region: three products with banded matrices in the box that they reach. */
 
 #include "_buffers.h"
 
@@ -176,81 +175,7 @@ done:
     return result;
 }
 
-/* cut(indices, offsets, weights or None, ranks, parts, columns, new_weights or None, size) -> (rows, starts), bytearrays
-
-   `ranks` is each voxel's place among those used, `parts` has its voxels already. Fills `parts`, `columns` and
-   `new_weights`. */
-static PyObject *cut(PyObject *Py_UNUSED(module), PyObject *args) {
-    enum { INDICES, OFFSETS, WEIGHTS, RANKS, PARTS, COLUMNS, NEW_WEIGHTS, N };
-    static const char *const names[N] = {"indices", "offsets", "weights", "ranks", "parts", "columns", "new_weights"};
-    static const Py_ssize_t itemsizes[N] = {4, 8, 8, 4, 8, 4, 8};
-    PyObject *objects[N], *rows = NULL, *starts = NULL, *result = NULL;
-    Py_buffer views[N];
-    Py_ssize_t size;
-    if (!PyArg_ParseTuple(args, "OOOOOOOn", objects, objects + 1, objects + 2, objects + 3, objects + 4, objects + 5,
-                          objects + 6, &size))
-        return NULL;
-    if (open_buffers(objects, views, N, names, itemsizes, 3, 0) < 0) return close_buffers(views, N);
-    const int32_t *indices = views[INDICES].buf, *ranks = views[RANKS].buf;
-    const int64_t *offsets = views[OFFSETS].buf;
-    const double *weights = views[WEIGHTS].buf;
-    int64_t *parts = views[PARTS].buf; /* (n_blocks + 1) x 3: voxel, row, entry; the voxels are filled in already */
-    int32_t *columns = views[COLUMNS].buf;
-    double *new_weights = views[NEW_WEIGHTS].buf;
-    const Py_ssize_t n_regions = views[OFFSETS].len / 8 - 1, n_blocks = views[PARTS].len / 24 - 1;
-    int64_t *cursors = calloc(3 * (size_t)(n_blocks + 1), sizeof(int64_t));
-    if (!cursors) {
-        PyErr_NoMemory();
-        goto done;
-    }
-    int64_t *row_of = cursors + n_blocks + 1, *latest = row_of + n_blocks + 1; /* latest region + 1 of each block */
-    int64_t n_rows = 0, n_entries = 0;
-    for (Py_ssize_t r = 0; r < n_regions; r++)
-        for (int64_t e = offsets[r]; e < offsets[r + 1]; e++) {
-            const Py_ssize_t block = ranks[indices[e]] / size;
-            cursors[block]++;
-            if (latest[block] != r + 1) latest[block] = r + 1, row_of[block]++;
-        }
-    for (Py_ssize_t b = 0; b <= n_blocks; b++) {
-        const int64_t entries = cursors[b], n = row_of[b];
-        parts[3 * b + 1] = row_of[b] = n_rows;
-        parts[3 * b + 2] = cursors[b] = n_entries;
-        latest[b] = 0;
-        n_entries += entries;
-        n_rows += n;
-    }
-    rows = PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)n_rows * (Py_ssize_t)sizeof(int32_t));
-    starts = PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)(n_rows + 1) * (Py_ssize_t)sizeof(int64_t));
-    if (!rows || !starts) goto done;
-    int32_t *row = (int32_t *)PyByteArray_AsString(rows);
-    int64_t *start = (int64_t *)PyByteArray_AsString(starts);
-    Py_BEGIN_ALLOW_THREADS
-    for (Py_ssize_t r = 0; r < n_regions; r++)
-        for (int64_t e = offsets[r]; e < offsets[r + 1]; e++) {
-            const int32_t rank = ranks[indices[e]];
-            const Py_ssize_t block = rank / size;
-            const int64_t place = cursors[block]++;
-            columns[place] = (int32_t)(rank - block * size);
-            if (weights) new_weights[place] = weights[e];
-            if (latest[block] != r + 1) {
-                latest[block] = r + 1;
-                row[row_of[block]] = (int32_t)r;
-                start[row_of[block]++] = place;
-            }
-        }
-    start[n_rows] = n_entries;
-    Py_END_ALLOW_THREADS
-    result = PyTuple_Pack(2, rows, starts);
-done:
-    free(cursors);
-    Py_XDECREF(rows);
-    Py_XDECREF(starts);
-    Py_XDECREF(close_buffers(views, N));
-    return result;
-}
-
 static PyMethodDef methods[] = {{"fold", fold, METH_VARARGS, "Smooth the indicators of segments."},
-                                {"cut", cut, METH_VARARGS, "Deal the entries of segments out to blocks of voxels."},
                                 {NULL, NULL, 0, NULL}};
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_weights", NULL, 0, methods, NULL, NULL, NULL, NULL};
 

@@ -98,7 +98,7 @@ class Segments:
 
     @cached_property
     def blocks(self):
-        """The weights cut into blocks of voxels, on the host; made once."""
+        """The segments cut into blocks of voxels, on the host; made once."""
         return cut(self.indices, self.offsets, self.weights)
 
     def require_no_weights(self, statistic):
@@ -303,14 +303,16 @@ def _sum_scipy(data, blocks, sums):
     n_volumes = len(data)
     gathered = np.empty(n_volumes * BLOCK, data.dtype)
     block = np.empty((BLOCK, n_volumes))
-    for (voxel, row, entry), (next_voxel, next_row, next_entry) in pairwise(blocks.parts):
+    for (voxel, row), (next_voxel, next_row) in pairwise(blocks.parts):
         voxels, rows, k = blocks.voxels[voxel:next_voxel], blocks.rows[row:next_row], next_voxel - voxel
         stored = gathered[: n_volumes * k].reshape(n_volumes, k)
         np.take(data, voxels, axis=1, out=stored, mode="clip")  # "raise" would copy `stored` to protect it
         np.copyto(block[:k], stored.T)
-        starts = (blocks.starts[row : next_row + 1] - entry).astype(np.int32)
-        weights = np.ones(next_entry - entry) if blocks.weights is None else blocks.weights[entry:next_entry]
-        matrix = scipy.sparse.csr_array((weights, blocks.columns[entry:next_entry], starts), (len(rows), k))
+        firsts, lengths = blocks.spans[row:next_row, 0], np.diff(blocks.spans[row:next_row], axis=1)[:, 0]
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        entries = np.arange(starts[-1]) + np.repeat(firsts - starts[:-1], lengths)
+        weights = np.ones(len(entries)) if blocks.weights is None else blocks.weights[entries]
+        matrix = scipy.sparse.csr_array((weights, blocks.columns[entries].astype(np.int32), starts), (len(rows), k))
         with np.errstate(invalid="ignore"):  # +inf and -inf make NaN
             sums[rows] += matrix @ block[:k]
 

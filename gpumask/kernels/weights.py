@@ -4,7 +4,6 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-import scipy.sparse
 
 from gpumask.kernels.compiled import _weights
 from gpumask.kernels.smoothing import apply_separable
@@ -14,76 +13,71 @@ BLOCK = 8192
 
 
 class Blocks(NamedTuple):
-    """Weights of segments in blocks of at most `BLOCK` voxels: the order in which NumPy's sums are taken.
+    """Segments seen in blocks of at most `BLOCK` voxels: the order in which NumPy's sums are taken.
 
-    A block's rows are the regions that have entries in it, and its columns the voxels that any region uses.
+    A block's columns are the voxels that any region uses, and its rows the regions that have entries in it. Entries
+    stay where the segments have them.
 
     Attributes
     ----------
-    parts : ndarray of int64, shape (n_blocks + 1, 3)
-        First voxel, row and entry of each block.
+    parts : ndarray of int64, shape (n_blocks + 1, 2)
+        First voxel and first row of each block.
     voxels : ndarray of int64
         Voxel of each column, ascending.
-    rows : ndarray of int32
+    rows : ndarray of int32, shape (n_rows,)
         Region of each row.
-    starts : ndarray of int64, shape (n_rows + 1,)
-        First entry of each row.
-    columns : ndarray of int32, shape (n_entries,)
+    spans : ndarray of int64, shape (n_rows, 2)
+        First and last + 1 of each row's entries.
+    columns : ndarray of uint16, shape (n_entries,)
         Column of each entry, counted within its block.
     weights : ndarray of float64, shape (n_entries,), or None
+        Those of the segments, or a sorted copy.
     """
 
     parts: np.ndarray
     voxels: np.ndarray
     rows: np.ndarray
-    starts: np.ndarray
+    spans: np.ndarray
     columns: np.ndarray
     weights: np.ndarray | None
 
 
 def cut(indices, offsets, weights=None):
-    """Cut the weights of segments into blocks.
+    """Cut segments into blocks of voxels.
 
     Parameters
     ----------
     indices, offsets, weights : ndarray
-        As in `gpumask.kernels.segments.Segments`.
+        As in `gpumask.kernels.segments.Segments`. A region whose voxels don't ascend is sorted first.
 
     Returns
     -------
     Blocks
     """
+    n_entries, region_starts = len(indices), offsets[:-1][np.diff(offsets) > 0]
+    ascends = indices[1:] >= indices[:-1]
+    ascends[region_starts[1:] - 1] = True
+    if not ascends.all():
+        order = np.lexsort((indices, np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))))
+        indices, weights = indices[order], None if weights is None else weights[order]
     used = np.zeros(int(indices.max(initial=-1)) + 1, bool)
     used[indices] = True
     voxels = np.flatnonzero(used)
-    ranks = np.cumsum(used, dtype=np.int32) - 1
     n_blocks = -(-len(voxels) // BLOCK)
-    parts = np.zeros((n_blocks + 1, 3), np.int64)
-    parts[:, 0] = np.minimum(np.arange(n_blocks + 1) * BLOCK, len(voxels))
-    if _weights is None or len(used) >= 2**31:
-        return _cut_numpy(indices, offsets, weights, ranks, parts, voxels)
-    columns = np.empty(len(indices), np.int32)
-    dealt = None if weights is None else np.empty(len(indices))
-    arrays = (np.ascontiguousarray(indices, np.int32), np.ascontiguousarray(offsets, np.int64), weights)
-    rows, starts = _weights.cut(*arrays, ranks, parts, columns, dealt, BLOCK)
-    return Blocks(parts, voxels, np.frombuffer(rows, np.int32), np.frombuffer(starts, np.int64), columns, dealt)
-
-
-def _cut_numpy(indices, offsets, weights, ranks, parts, voxels):
-    n_entries, n_blocks = len(indices), len(parts) - 1
-    column = ranks[indices]
-    # Entries by block, in their order: a transposition counts them, where a sort takes ten times as long.
-    entries = (np.arange(n_entries, dtype=np.int32), column // BLOCK, np.arange(n_entries + 1, dtype=np.int32))
-    by_block = scipy.sparse.csr_array(entries, (n_entries, n_blocks)).tocsc()
-    order, bounds = by_block.data, by_block.indptr.astype(np.int64)
-    region = np.repeat(np.arange(len(offsets) - 1, dtype=np.int32), np.diff(offsets))[order]
-    fresh = np.ones(n_entries, bool)  # whether an entry is the first of its row
-    fresh[1:] = region[1:] != region[:-1]
-    fresh[bounds[:-1]] = True
-    starts = np.append(np.flatnonzero(fresh), n_entries)
-    parts[:, 1], parts[:, 2] = np.searchsorted(starts, bounds), bounds
-    columns = (column % BLOCK)[order]
-    return Blocks(parts, voxels, region[starts[:-1]], starts, columns, None if weights is None else weights[order])
+    ranks = np.cumsum(used, dtype=np.int32) - 1  # of each voxel among those used
+    columns = (ranks % BLOCK).astype(np.uint16)[indices]
+    blocks = (ranks // BLOCK).astype(np.uint16 if n_blocks < 1 << 16 else np.int32)[indices]
+    is_first = np.ones(n_entries, bool)
+    is_first[1:] = blocks[1:] != blocks[:-1]
+    is_first[region_starts] = True
+    firsts = np.flatnonzero(is_first)
+    by_block = np.argsort(blocks[firsts], kind="stable")
+    rows = (np.searchsorted(offsets, firsts, side="right") - 1).astype(np.int32)
+    parts = np.minimum(np.arange(n_blocks + 1) * BLOCK, len(voxels)), np.zeros(n_blocks + 1, np.int64)
+    parts[1][1:] = np.cumsum(np.bincount(blocks[firsts], minlength=n_blocks))
+    edges = np.append(firsts, n_entries)
+    spans = np.stack([edges[:-1], edges[1:]], axis=1)
+    return Blocks(np.stack(parts, axis=1), voxels, rows[by_block], spans[by_block], columns, weights)
 
 
 def fold(indices, offsets, matrices):
