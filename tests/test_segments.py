@@ -251,7 +251,7 @@ def test_same_bits_with_weights(put, strategy):
 @everywhere
 def test_more_voxels_than_one_block(put, strategy):
     """Regions that begin, end and lie across the borders of the blocks that sums are gathered in."""
-    n = 2 * kernel.BLOCK + 1000
+    n = 18_000
     labels = np.arange(n) // 5000 + 1
     labels[::7] = 0
     labels[::1001] = 50
@@ -260,7 +260,7 @@ def test_more_voxels_than_one_block(put, strategy):
     expected = np.array([by_scipy(strategy, volume, labels, ids) for volume in host])
     expected[:, ids.index(77)] = 0.0 if strategy == "sum" else np.nan
     segments = Segments.from_labels(labels, ids)
-    assert len(segments.blocks.parts) == 3
+    assert len(segments.blocks.parts) > 3
     np.testing.assert_allclose(reduce(strategy, put, host, segments), expected, rtol=1e-12)
 
 
@@ -280,7 +280,7 @@ needs_compiled = pytest.mark.skipif(kernel._segments is None, reason="gpumask wa
 @pytest.mark.parametrize("n_volumes", [0, 1, 15, 16, 17, 40])
 @pytest.mark.parametrize("dtype", ["?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
 def test_compiled_sums_have_the_bits_of_scipys(dtype, n_volumes, weighted, monkeypatch):
-    n_voxels = 2 * kernel.BLOCK + 1000
+    n_voxels = 18_000
     segments = weighted_segments(n_voxels)
     if not weighted:
         segments = Segments(segments.indices, segments.offsets)
@@ -369,11 +369,11 @@ def test_compiled_sums_refuse_what_would_crash():
 
 @pytest.mark.parametrize("strategy", ["sum", "mean"])
 def test_weights_in_more_than_one_block(put, strategy):
-    n = 2 * kernel.BLOCK + 1000
+    n = 18_000
     segments = weighted_segments(n)
     voxels, weights = (np.split(part, segments.offsets[1:-1]) for part in (segments.indices, segments.weights))
     host = some_volumes("f4", n=2, n_voxels=n)
-    assert len(segments.blocks.parts) > 2
+    assert len(segments.blocks.parts) > 3
     expected = reference.weighted_signals(host, voxels, [w.tolist() for w in weights], strategy)
     np.testing.assert_allclose(reduce(strategy, put, host, segments), expected, rtol=1e-12)
 

@@ -15,6 +15,7 @@
 #include <string.h>
 
 #define LANES 16
+#define FEW_LANES 4 /* where there are no more volumes */
 
 typedef struct {
     const char *data;         /* volumes x voxels, stored dtype */
@@ -28,17 +29,19 @@ typedef struct {
     double *out;              /* volumes x regions */
 } Problem;
 
-/* One volume's values of a block's voxels go into every LANES-th place: slots of absent volumes stay 0. */
+/* One volume's values of a block's voxels go into every `lanes`-th place: slots of absent volumes stay 0. */
+#define GATHER_ALL(N)                                                                                         \
+    for (Py_ssize_t v = 0; v < count; v++)                                                                    \
+        for (int t = 0; t < N; t++) out[v * lanes + t] = (double)data[t * stride + voxels[v]];
 #define GATHER(TYPE)                                                                                          \
-    static void gather_##TYPE(const void *volumes, Py_ssize_t stride, int n, const int64_t *restrict voxels,   \
-                              Py_ssize_t count, double *restrict out) {                                       \
+    static void gather_##TYPE(const void *volumes, Py_ssize_t stride, int n, int lanes,                       \
+                              const int64_t *restrict voxels, Py_ssize_t count, double *restrict out) {       \
         const TYPE *restrict data = volumes;                                                                  \
-        if (n == LANES)                                                                                       \
-            for (Py_ssize_t v = 0; v < count; v++)                                                            \
-                for (int t = 0; t < LANES; t++) out[v * LANES + t] = (double)data[t * stride + voxels[v]];    \
-        else                                                                                                  \
-            for (Py_ssize_t v = 0; v < count; v++)                                                            \
-                for (int t = 0; t < n; t++) out[v * LANES + t] = (double)data[t * stride + voxels[v]];        \
+        if (n == LANES) {                                                                                     \
+            GATHER_ALL(LANES)                                                                                 \
+        } else {                                                                                              \
+            GATHER_ALL(n)                                                                                     \
+        }                                                                                                     \
     }                                                                                                         \
     static void pick_##TYPE(const void *volume, const int32_t *restrict voxels, Py_ssize_t count,             \
                             double *restrict out) {                                                           \
@@ -49,7 +52,7 @@ typedef struct {
 FOR_ALL_TYPES(GATHER)
 
 typedef struct {
-    void (*gather)(const void *, Py_ssize_t, int, const int64_t *, Py_ssize_t, double *);
+    void (*gather)(const void *, Py_ssize_t, int, int, const int64_t *, Py_ssize_t, double *);
     void (*pick)(const void *, const int32_t *, Py_ssize_t, double *);
 } Reader;
 
@@ -62,50 +65,53 @@ static Reader reader_of(const Py_buffer *view) {
     return type < 0 ? (Reader){NULL, NULL} : readers[type];
 }
 
-/* Adds `rows` segments of one block to `sums` (regions x LANES). The accumulators of a vector's width stay in registers;
+/* Adds `rows` segments of one block to `sums` (regions x lanes). The accumulators of a vector's width stay in registers;
    vectors wider than the machine's would be spilled to memory at every addition, hence one copy per width. */
-#define REDUCE(NAME, WIDTH, TARGET)                                                                           \
+#define REDUCE(NAME, N_LANES, WIDTH, TARGET)                                                                  \
     typedef double NAME##_vector __attribute__((vector_size(WIDTH * 8), aligned(8)));                         \
     TARGET static void NAME(const double *restrict block, const double *restrict weights,                     \
                             const uint16_t *restrict columns, const int64_t *restrict spans,                  \
                             const int32_t *restrict rows, Py_ssize_t n_rows, double *restrict sums) {         \
         for (Py_ssize_t r = 0; r < n_rows; r++) {                                                             \
-            NAME##_vector total[LANES / WIDTH] = {{0}};                                                       \
+            NAME##_vector total[N_LANES / WIDTH] = {{0}};                                                     \
             if (weights)                                                                                      \
                 for (int64_t e = spans[2 * r]; e < spans[2 * r + 1]; e++) {                                   \
-                    const NAME##_vector *values = (const NAME##_vector *)(block + (size_t)columns[e] * LANES); \
-                    for (int k = 0; k < LANES / WIDTH; k++) total[k] += values[k] * weights[e];               \
+                    const NAME##_vector *values = (const NAME##_vector *)(block + columns[e] * N_LANES);      \
+                    for (int k = 0; k < N_LANES / WIDTH; k++) total[k] += values[k] * weights[e];             \
                 }                                                                                             \
             else                                                                                              \
                 for (int64_t e = spans[2 * r]; e < spans[2 * r + 1]; e++) {                                   \
-                    const NAME##_vector *values = (const NAME##_vector *)(block + (size_t)columns[e] * LANES); \
-                    for (int k = 0; k < LANES / WIDTH; k++) total[k] += values[k];                            \
+                    const NAME##_vector *values = (const NAME##_vector *)(block + columns[e] * N_LANES);      \
+                    for (int k = 0; k < N_LANES / WIDTH; k++) total[k] += values[k];                          \
                 }                                                                                             \
-            NAME##_vector *sum = (NAME##_vector *)(sums + (size_t)rows[r] * LANES);                           \
-            for (int k = 0; k < LANES / WIDTH; k++) sum[k] += total[k];                                       \
+            NAME##_vector *sum = (NAME##_vector *)(sums + (size_t)rows[r] * N_LANES);                         \
+            for (int k = 0; k < N_LANES / WIDTH; k++) sum[k] += total[k];                                     \
         }                                                                                                     \
     }
 
-REDUCE(reduce_2, 2, )
+REDUCE(reduce_2, LANES, 2, )
+REDUCE(reduce_few_2, FEW_LANES, 2, )
 #ifdef __x86_64__
-REDUCE(reduce_4, 4, __attribute__((target("avx"))))
-REDUCE(reduce_8, 8, __attribute__((target("avx512f"))))
+REDUCE(reduce_4, LANES, 4, __attribute__((target("avx"))))
+REDUCE(reduce_few_4, FEW_LANES, 4, __attribute__((target("avx"))))
+REDUCE(reduce_8, LANES, 8, __attribute__((target("avx512f"))))
 #endif
 
 typedef void (*Reduce)(const double *, const double *, const uint16_t *, const int64_t *, const int32_t *, Py_ssize_t,
                        double *);
 
-static Reduce widest(void) {
+static Reduce widest(int lanes) {
 #ifdef __x86_64__
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f")) return reduce_8;
-    if (__builtin_cpu_supports("avx")) return reduce_4;
+    if (lanes == LANES && __builtin_cpu_supports("avx512f")) return reduce_8;
+    if (__builtin_cpu_supports("avx")) return lanes == LANES ? reduce_4 : reduce_few_4;
 #endif
-    return reduce_2;
+    return lanes == LANES ? reduce_2 : reduce_few_2;
 }
 
 static int add_up(const Problem *p, Reader reader, Py_ssize_t itemsize) {
-    const Reduce reduce = widest();
+    const int lanes = p->n_volumes <= FEW_LANES ? FEW_LANES : LANES;
+    const Reduce reduce = widest(lanes);
     double *block = aligned_alloc(64, (size_t)(p->largest > 0 ? p->largest : 1) * LANES * sizeof(double));
     double *sums = aligned_alloc(64, (size_t)(p->n_regions > 0 ? p->n_regions : 1) * LANES * sizeof(double));
     if (!block || !sums) {
@@ -113,18 +119,18 @@ static int add_up(const Problem *p, Reader reader, Py_ssize_t itemsize) {
         free(sums);
         return -1;
     }
-    for (Py_ssize_t first = 0; first < p->n_volumes; first += LANES) {
-        const int n = p->n_volumes - first < LANES ? (int)(p->n_volumes - first) : LANES;
+    for (Py_ssize_t first = 0; first < p->n_volumes; first += lanes) {
+        const int n = p->n_volumes - first < lanes ? (int)(p->n_volumes - first) : lanes;
         const char *volumes = p->data + (size_t)first * (size_t)p->n_voxels * (size_t)itemsize;
-        memset(sums, 0, (size_t)p->n_regions * LANES * sizeof(double));
-        if (n < LANES) memset(block, 0, (size_t)p->largest * LANES * sizeof(double));
+        memset(sums, 0, (size_t)(p->n_regions * lanes) * sizeof(double));
+        if (n < lanes) memset(block, 0, (size_t)(p->largest * lanes) * sizeof(double));
         for (Py_ssize_t b = 0; b < p->n_blocks; b++) {
             const int64_t *part = p->parts + 2 * b;
-            reader.gather(volumes, p->n_voxels, n, p->voxels + part[0], part[2] - part[0], block);
+            reader.gather(volumes, p->n_voxels, n, lanes, p->voxels + part[0], part[2] - part[0], block);
             reduce(block, p->weights, p->columns, p->spans + 2 * part[1], p->rows + part[1], part[3] - part[1], sums);
         }
         for (int t = 0; t < n; t++)
-            for (Py_ssize_t r = 0; r < p->n_regions; r++) p->out[(first + t) * p->n_regions + r] = sums[r * LANES + t];
+            for (Py_ssize_t r = 0; r < p->n_regions; r++) p->out[(first + t) * p->n_regions + r] = sums[r * lanes + t];
     }
     free(block);
     free(sums);
