@@ -25,7 +25,8 @@ LINEAR = ("mean", "sum")
 # these decide between folded and staged.
 _NS_PER_WEIGHT = 0.12  # one weight times one of 16 volumes
 _NS_PER_GATHER = 0.6  # one voxel read, converted and laid beside those of 15 other volumes
-_NS_PER_MULTIPLY = {True: 0.17, False: 0.04}  # one multiply-add of a band; of a dense product by BLAS
+_NS_PER_MULTIPLY = 0.04  # one multiply-add of a dense float64 product by BLAS
+_NS_PER_BANDED = 0.17  # one of a banded product
 _MAX_WEIGHTS = 12_000_000  # 14 bytes each
 _SAMPLED_REGIONS = 64
 _SMOOTHED = 4  # volumes that are smoothed, and held in float64, at once
@@ -271,7 +272,8 @@ class _Staged:
         for matrix in reversed(self.matrices):
             points *= len(matrix) / matrix.shape[1]  # each product shrinks the box
             multiplications += points * (np.count_nonzero(matrix) / len(matrix) if bands else matrix.shape[1])
-        self.cost_ms = float(multiplications * _NS_PER_MULTIPLY[bands] + len(entries) * _NS_PER_GATHER) * 1e-6
+        ns = multiplications * (_NS_PER_BANDED if bands else _NS_PER_MULTIPLY) + len(entries) * _NS_PER_GATHER
+        self.cost_ms = float(ns) * 1e-6
 
 
 def _expected_weights(segments, shape, matrices):

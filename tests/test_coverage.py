@@ -360,7 +360,7 @@ def test_omit_of_a_scaled_file(atlas, strategy, slope, inter, tmp_path):
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 def test_omit_smooths_with_normalised_weights(atlas, monkeypatch, dtype):
     data, signals = spoilt(dtype), {}
-    for way, constant, value in (("folded", "_NS_PER_MULTIPLY", 1e9), ("staged", "_MAX_WEIGHTS", -1)):
+    for way, constant, value in (("folded", "_NS_PER_WEIGHT", -1e9), ("staged", "_MAX_WEIGHTS", -1)):
         monkeypatch.setattr(gpumask.plan, constant, value)
         masker = NiftiLabelsMasker(atlas, smoothing_fwhm=5, nan_policy="omit", dtype="f8")
         signals[way] = masker.fit_transform(image(data))
