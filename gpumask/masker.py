@@ -21,7 +21,7 @@ from gpumask.images.atlas import load_atlas, load_mask, lookup_table
 from gpumask.images.errors import DimensionError
 from gpumask.images.volumes import open_volumes
 from gpumask.parameters import asked_dtype, check_parameters, checked_names, signal_dtype
-from gpumask.pipeline import extract_together
+from gpumask.pipeline import extract_together, n_cores
 from gpumask.placement import check_same_grids, meet, place
 from gpumask.plan import compile_plan
 from gpumask.signal import Cleaner
@@ -391,7 +391,7 @@ class NiftiLabelsMasker(TransformerMixin, BaseEstimator):
             warnings.warn(msg, stacklevel=2)
             signals = signals.astype(np.int32)
         ids = [label for key, label in self.region_ids_.items() if key != "background"]
-        data = self._atlas.painted(ids, signals)
+        data = self._atlas.painted(ids, signals, n_threads=n_cores())
         return nib.Nifti1Image(data, self._atlas.grid.affine, dtype=data.dtype)
 
     def generate_report(self, engine="matplotlib", title=None):

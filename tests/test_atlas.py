@@ -1,7 +1,10 @@
 """Atlases, masks and look-up tables against nilearn's."""
 
+import gc
+import mmap
 import re
 import warnings
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -9,6 +12,7 @@ import pandas as pd
 import pytest
 from nilearn.maskers import NiftiLabelsMasker
 
+from gpumask.images import atlas as module
 from gpumask.images.atlas import Atlas, load_atlas, load_mask, lookup_table, unique_labels
 from gpumask.images.errors import DimensionError
 from gpumask.images.grid import Grid
@@ -240,6 +244,32 @@ def test_paints_signals():
             expected = signals[:, ids.index(labels[index])] if known else [0, 0]
             np.testing.assert_array_equal(volumes[index], expected)
         np.testing.assert_array_equal(atlas.painted(ids, signals[0]), volumes[..., 0])
+        np.testing.assert_array_equal(atlas.painted(ids, signals, n_threads=3), volumes)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", "i4"])
+def test_paints_into_large_arrays(monkeypatch, dtype):
+    """As into small ones; they can be written to, and outlive what made them."""
+    labels, signals = some_labels((0, 1, 2)), np.arange(20).reshape(10, 2).astype(dtype)
+    expected = atlas_of(labels).painted([1, 2], signals)
+    monkeypatch.setattr(module, "_HUGE", 1)
+    volumes = atlas_of(labels).painted([1, 2], signals, n_threads=2)
+    gc.collect()
+    assert (volumes.dtype, volumes.flags.f_contiguous, volumes.flags.writeable) == (np.dtype(dtype), True, True)
+    np.testing.assert_array_equal(volumes, expected)
+    volumes += 1
+    np.testing.assert_array_equal(volumes, expected + 1)
+    assert module._zeros((0, 5), "f8").shape == (0, 5)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's count of resident pages")
+def test_zeros_take_memory_where_they_are_written_to():
+    resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE  # noqa: E731
+    before = resident()
+    zeros = module._zeros((32, 1 << 20), "f8")
+    zeros[:, :: 1 << 18] = 1.0  # a voxel in 2 MiB: with huge pages, all 256 MiB
+    assert zeros.sum() == 128
+    assert resident() - before < 16 << 20
 
 
 # Look-up tables

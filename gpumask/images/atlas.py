@@ -1,6 +1,10 @@
 """Atlases: label volumes, the masks over them, and the look-up tables that name their regions."""
 
+import contextlib
+import math
+import mmap
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +14,8 @@ import pandas as pd
 
 from gpumask.images.grid import Grid, resample_nearest
 from gpumask.images.volumes import load_volume, open_volumes
+
+_HUGE = 4 << 20  # bytes from which on NumPy asks for huge pages
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +123,7 @@ class Atlas:
                 warn(msg, UserWarning, stacklevel=2)
         return after[after != self.background]
 
-    def painted(self, ids, signals):
+    def painted(self, ids, signals, *, n_threads=1):
         """Region signals as volumes on the labels' grid: 0 outside the mask and in other regions than `ids`.
 
         Parameters
@@ -125,6 +131,8 @@ class Atlas:
         ids : sequence of numbers, ascending
             Label of each column of `signals`.
         signals : ndarray, shape (n_regions,) or (n_volumes, n_regions)
+        n_threads : int
+            Threads that share out the volumes. What takes time is the system's handing out of memory.
 
         Returns
         -------
@@ -140,11 +148,29 @@ class Atlas:
         column = np.minimum(np.searchsorted(ids, of_voxels), len(ids) - 1)
         known = ids[column] == of_voxels
         voxels, column = voxels[known], column[known]
-        # Pages of zeros that no region lies in are never touched.
-        volumes = np.zeros((*signals.shape[:-1], len(labels)), signals.dtype)
-        for volume, values in zip(np.atleast_2d(volumes), np.atleast_2d(signals), strict=True):
+        volumes = _zeros((*signals.shape[:-1], len(labels)), signals.dtype)
+
+        def paint(volume, values):
             volume[voxels] = values[column]
+
+        with ThreadPoolExecutor(n_threads) as threads:
+            list(threads.map(paint, np.atleast_2d(volumes), np.atleast_2d(signals)))
         return volumes.T.reshape(self.grid.shape + signals.shape[:-1], order="F")
+
+
+def _zeros(shape, dtype):
+    """Zeros, of which a page takes memory when it is written to, and not before.
+
+    For large arrays NumPy asks for huge pages (2 MiB), of which any region's voxel fills a whole one: volumes took 2.3
+    times the memory, and on a virtual machine up to 4 times the time.
+    """
+    n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    if n_bytes < _HUGE or not hasattr(mmap, "MADV_NOHUGEPAGE"):
+        return np.zeros(shape, dtype)
+    pages = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a system without huge pages
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(pages, dtype).reshape(shape)
 
 
 def covered_voxels(given, placed, grid, ids):
