@@ -12,7 +12,6 @@
 
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 #define LANES 16
 #define FEW_LANES 4 /* where there are no more volumes */

@@ -4,29 +4,7 @@
 
 #include "_buffers.h"
 
-#include <stdlib.h>
-#include <string.h>
-
-typedef struct {
-    Py_ssize_t n;
-    const double *matrix; /* n x n, symmetric */
-    Py_ssize_t *first, *last; /* first and last + 1 of the places that each row reaches */
-} Axis;
-
-static int measure(Axis *axis) {
-    axis->first = malloc(2 * (size_t)axis->n * sizeof(Py_ssize_t));
-    if (!axis->first) return -1;
-    axis->last = axis->first + axis->n;
-    for (Py_ssize_t i = 0; i < axis->n; i++) {
-        const double *row = axis->matrix + i * axis->n;
-        Py_ssize_t first = 0, last = axis->n;
-        while (first < i && row[first] == 0) first++;
-        while (last > i + 1 && row[last - 1] == 0) last--;
-        axis->first[i] = first;
-        axis->last[i] = last;
-    }
-    return 0;
-}
+#include "_bands.h"
 
 typedef struct {
     Py_ssize_t lo[3], hi[3];       /* of the region */
@@ -107,7 +85,7 @@ static PyObject *fold(PyObject *Py_UNUSED(module), PyObject *args) {
     const Py_ssize_t n_regions = views[OFFSETS].len / 8 - 1;
     Py_ssize_t n_voxels = 1;
     for (int a = 0; a < 3; a++) {
-        axes[a].n = views[Z + a].shape[0];
+        axes[a].m = axes[a].n = views[Z + a].shape[0];
         axes[a].matrix = views[Z + a].buf;
         n_voxels *= axes[a].n;
         if (measure(&axes[a]) < 0) goto no_memory;
