@@ -171,6 +171,10 @@ def _growth():
     for fwhm in (None, 4, 6, 8, 12):
         parameters = {**RAW, "smoothing_fwhm": fwhm}
         yield _row("growth with smoothing", f"{fwhm or 0} mm, .nii", few=True, run=plain, parameters=parameters)
+    # Of these nothing can be folded into weights.
+    for strategy in ("median", "standard_deviation"):
+        parameters = {**RAW, "smoothing_fwhm": 6, "strategy": strategy}
+        yield _row("growth with smoothing", f"{strategy}, 6 mm, .nii", few=True, run=plain, parameters=parameters)
     yield _together(2)
     for suffix in (".nii", ".nii.gz"):
         run = {"suffix": suffix, "dtype": "float32"}
