@@ -45,7 +45,7 @@ def _parser():
     add = parser.add_argument
     add("--folder", type=Path, help="where inputs are made and kept, up to 6 GB (default: a temporary folder)")
     add("--results", type=Path, default=RESULTS, help="where the table and the JSON are written (default: %(default)s)")
-    add("--rounds", type=int, help="measurements of each after the comparison (default: 5; --quick 3; --tiny 0)")
+    add("--rounds", type=int, help="measurements of each tool (default: 5; --quick 3; --tiny 1)")
     add("--only", metavar="PATTERN", default="", help="rows whose 'group: name' this regular expression is found in")
     add("--quick", action="store_true", help="a few of the rows, 3 rounds")
     add("--full", action="store_true", help="runs of 1200 volumes too; inputs take up to 25 GB")
@@ -74,11 +74,11 @@ def _measure_one(options):
 
 
 def _run(rows, inputs, options):
-    rounds = (0 if options.tiny else 3 if options.quick else 5) if options.rounds is None else options.rounds
+    rounds = options.rounds or (1 if options.tiny else 3 if options.quick else 5)
     command = None
     if not options.tiny:
         command = [sys.executable, "-m", "benchmarks", "--folder", str(inputs.folder), "--measure"]
-    about = report.machine() | {"grid": inputs.shape, "rounds": max(rounds, 1), "tiny": options.tiny}
+    about = report.machine() | {"grid": inputs.shape, "rounds": rounds, "tiny": options.tiny}
     about["atlases"] = {n: inputs.source_of_atlas(n) for n in REAL_FILES}
     stem = f"{about['date'][:16].replace(':', '')}_{(about['commit'] or 'unknown').removesuffix('+')}"
     document, table = {"about": about, "rows": []}, []

@@ -88,14 +88,14 @@ def _memory_mb():
 
 
 def measure_row(row, inputs, rounds, *, command=None):
-    """Compare the results of a row's tools, then time them in turn.
+    """Time a row's tools in turn, comparing their results before the second round.
 
     Parameters
     ----------
     row : Row
     inputs : Inputs
     rounds : int
-        With 0, the times are those of the comparison.
+        Measurements of each tool, at least 1.
     command : list of str, optional
         Starts the process of a measurement; it takes the row's group and name, the tool, and where to save the result.
         If None, everything is measured in this process: times and memory then mean little.
@@ -125,13 +125,13 @@ def measure_row(row, inputs, rounds, *, command=None):
         return _in_a_process([*command, row.group, row.name, tool, str(save or "")])
 
     with tempfile.TemporaryDirectory() as folder:
-        comparing = {tool: once(tool, Path(folder, str(k))) for k, tool in enumerate(tools)}
+        first = {tool: once(tool, Path(folder, str(k))) for k, tool in enumerate(tools)}
         ours, *others = (load_result(Path(folder, str(k))) for k in range(len(tools)))
         for tool, theirs in zip(list(tools)[1:], others, strict=True):
             if theirs:
                 measured.differences[tool] = compare(row, tool, ours, theirs)
-    turns = [list(tools)[:: 1 if k % 2 == 0 else -1] for k in range(rounds)]
-    for one in [{tool: once(tool) for tool in turn} for turn in turns] or [comparing]:
+    turns = [list(tools)[:: 1 if k % 2 == 0 else -1] for k in range(1, rounds)]
+    for one in [first, *({tool: once(tool) for tool in turn} for turn in turns)]:
         for tool, (seconds, peak_mb) in one.items():
             measured.peak_mb.setdefault(tool, []).append(peak_mb)
             for step, value in seconds.items():

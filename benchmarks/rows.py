@@ -78,7 +78,7 @@ def _row(group, name, *, nilearn=None, decoding=None, few=False, limits=None, qu
     """
     ours, theirs = Extraction("gpumask", **work), Extraction("nilearn", **work)
     if few:
-        theirs = replace(theirs, run={**theirs.run, "suffix": ".nii", "first": FEW})
+        theirs = replace(theirs, run={**theirs.run, "first": FEW})
     against = {"nilearn": Against(theirs, nilearn)}
     if work["run"].get("suffix") == ".nii.gz":
         against["decoding"] = Against(Decoding(work["run"]), decoding, floor=True)

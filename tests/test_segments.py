@@ -277,7 +277,7 @@ needs_compiled = pytest.mark.skipif(kernel._segments is None, reason="gpumask wa
 
 @needs_compiled
 @pytest.mark.parametrize("weighted", [True, False])
-@pytest.mark.parametrize("n_volumes", [0, 1, 15, 16, 17, 40])
+@pytest.mark.parametrize("n_volumes", [0, 1, 4, 5, 8, 9, 16, 17, 40])
 @pytest.mark.parametrize("dtype", ["?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
 def test_compiled_sums_have_the_bits_of_scipys(dtype, n_volumes, weighted, monkeypatch):
     n_voxels = 18_000

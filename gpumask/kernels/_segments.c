@@ -13,8 +13,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-#define LANES 16
-#define FEW_LANES 4 /* where there are no more volumes */
+#define LANES 16 /* or 8 or 4, where there are no more volumes */
 
 typedef struct {
     const char *data;         /* volumes x voxels, stored dtype */
@@ -38,6 +37,8 @@ typedef struct {
         const TYPE *restrict data = volumes;                                                                  \
         if (n == LANES) {                                                                                     \
             GATHER_ALL(LANES)                                                                                 \
+        } else if (n == LANES / 2) {                                                                          \
+            GATHER_ALL(LANES / 2)                                                                             \
         } else {                                                                                              \
             GATHER_ALL(n)                                                                                     \
         }                                                                                                     \
@@ -88,12 +89,15 @@ static Reader reader_of(const Py_buffer *view) {
         }                                                                                                     \
     }
 
-REDUCE(reduce_2, LANES, 2, )
-REDUCE(reduce_few_2, FEW_LANES, 2, )
+REDUCE(reduce_16_by_2, 16, 2, )
+REDUCE(reduce_8_by_2, 8, 2, )
+REDUCE(reduce_4_by_2, 4, 2, )
 #ifdef __x86_64__
-REDUCE(reduce_4, LANES, 4, __attribute__((target("avx"))))
-REDUCE(reduce_few_4, FEW_LANES, 4, __attribute__((target("avx"))))
-REDUCE(reduce_8, LANES, 8, __attribute__((target("avx512f"))))
+REDUCE(reduce_16_by_4, 16, 4, __attribute__((target("avx"))))
+REDUCE(reduce_8_by_4, 8, 4, __attribute__((target("avx"))))
+REDUCE(reduce_4_by_4, 4, 4, __attribute__((target("avx"))))
+REDUCE(reduce_16_by_8, 16, 8, __attribute__((target("avx512f"))))
+REDUCE(reduce_8_by_8, 8, 8, __attribute__((target("avx512f"))))
 #endif
 
 typedef void (*Reduce)(const double *, const double *, const uint16_t *, const int64_t *, const int32_t *, Py_ssize_t,
@@ -102,14 +106,14 @@ typedef void (*Reduce)(const double *, const double *, const uint16_t *, const i
 static Reduce widest(int lanes) {
 #ifdef __x86_64__
     __builtin_cpu_init();
-    if (lanes == LANES && __builtin_cpu_supports("avx512f")) return reduce_8;
-    if (__builtin_cpu_supports("avx")) return lanes == LANES ? reduce_4 : reduce_few_4;
+    if (lanes > 4 && __builtin_cpu_supports("avx512f")) return lanes == 16 ? reduce_16_by_8 : reduce_8_by_8;
+    if (__builtin_cpu_supports("avx")) return lanes == 16 ? reduce_16_by_4 : lanes == 8 ? reduce_8_by_4 : reduce_4_by_4;
 #endif
-    return lanes == LANES ? reduce_2 : reduce_few_2;
+    return lanes == 16 ? reduce_16_by_2 : lanes == 8 ? reduce_8_by_2 : reduce_4_by_2;
 }
 
 static int add_up(const Problem *p, Reader reader, Py_ssize_t itemsize) {
-    const int lanes = p->n_volumes <= FEW_LANES ? FEW_LANES : LANES;
+    const int lanes = p->n_volumes <= 4 ? 4 : p->n_volumes <= 8 ? 8 : LANES;
     const Reduce reduce = widest(lanes);
     double *block = aligned_alloc(64, (size_t)(p->largest > 0 ? p->largest : 1) * LANES * sizeof(double));
     double *sums = aligned_alloc(64, (size_t)(p->n_regions > 0 ? p->n_regions : 1) * LANES * sizeof(double));
