@@ -1,5 +1,6 @@
 """Cubic resampling against scipy.ndimage.affine_transform, volume by volume, and against nilearn."""
 
+import re
 import warnings
 
 import nibabel as nib
@@ -11,6 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from gpumask import backend
 from gpumask.images.grid import Grid, voxel_mapping
+from gpumask.kernels import resampling as module
 from gpumask.kernels.resampling import CubicResampling, resample_cubic
 
 from . import reference
@@ -166,3 +168,63 @@ def test_overshoots(put):
     assert result.min() < -0.05
     expected = affine_transform(volumes[0], *mapping, (17, 17, 17), order=3).ravel(order="F")
     np.testing.assert_allclose(result[0], expected, rtol=0, atol=1e-12)
+
+
+needs_compiled = pytest.mark.skipif(module._resampling is None, reason="gpumask was installed without a C compiler")
+
+
+@needs_compiled
+@pytest.mark.parametrize("dtype", ["?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
+@pytest.mark.parametrize("shape", [(9, 7, 8), (1, 5, 3), (2, 1, 20), (4, 300, 2), (1, 1, 1)])
+def test_compiled_or_by_scipy(monkeypatch, shape, dtype):
+    """Points inside, on voxels, on the border and beyond it; axes of one and two voxels, and longer than a strip."""
+    rng = np.random.default_rng(0)
+    mapping = (np.eye(3) + 0.2 * rng.normal(size=(3, 3)), rng.normal(size=3))
+    plan = CubicResampling.compile(*mapping, shape, TARGET, np.arange(np.prod(TARGET)))
+    last = np.array(plan.shape)[:, None] - 1.0
+    corners = np.array(np.meshgrid(*[[0.0, 0.5, 1.0, np.nextafter(1, 2), -1e-300]] * 3)).reshape(3, -1) * last
+    plan.coordinates = np.ascontiguousarray(np.hstack([plan.coordinates, rng.random((3, 50)) * last, corners]))
+    data = reference.flat(rng.integers(0, 2 if dtype == "?" else 100, (3, *shape)).astype(dtype))
+    compiled = resample_cubic(data, plan)
+    np.testing.assert_array_equal(resample_cubic(data[1:2], plan), compiled[1:2])
+    monkeypatch.setattr(module, "_resampling", None)
+    expected = resample_cubic(data, plan)
+    np.testing.assert_allclose(compiled, expected, rtol=0, atol=1e-11)
+    outside = ((plan.coordinates < 0) | (plan.coordinates > last)).any(axis=0)
+    assert outside.any()
+    assert not compiled[:, outside].any()
+
+
+@needs_compiled
+@pytest.mark.parametrize("how", ["foreign order", "odd address", "columns", "float16"])
+def test_compiled_splines_of_unusual_arrays(how):
+    values = reference.flat(some_volumes(dtype="i2"))
+    unusual = {
+        "foreign order": lambda: values.astype(values.dtype.newbyteorder()),
+        "odd address": lambda: np.frombuffer(b"0" + values.tobytes(), np.uint8)[1:].view("i2").reshape(values.shape),
+        "columns": lambda: np.asfortranarray(values),
+        "float16": lambda: values.astype("f2"),
+    }[how]()
+    plan = CubicResampling.compile(*MAPPINGS["oblique"], SOURCE, TARGET, np.arange(np.prod(TARGET)))
+    np.testing.assert_array_equal(resample_cubic(unusual, plan), resample_cubic(unusual.astype("f8"), plan))
+
+
+@needs_compiled
+def test_compiled_splines_refuse_what_would_crash():
+    volumes, coordinates, out = np.zeros((2, 3, 4, 5)), np.zeros((3, 6)), np.zeros((2, 6))
+    message = (
+        "`volumes` must be of real numbers in native order, shape (k, z, y, x), `coordinates` (3, n) and `out` (k, n)."
+    )
+    for wrong in [
+        (volumes.astype(">f8"), coordinates, out),
+        (volumes[0], coordinates, out),
+        (volumes, coordinates[:2], out),
+        (volumes, coordinates, out[:1]),
+        (volumes, coordinates, np.zeros((2, 5))),
+    ]:
+        with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+            module._resampling.interpolate(*wrong)
+    coordinates[:] = [[np.nan], [np.inf], [-np.inf]]
+    out[:] = 1
+    module._resampling.interpolate(volumes + 1, coordinates, out)
+    assert not out.any()

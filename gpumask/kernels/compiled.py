@@ -6,9 +6,9 @@ NumPy and SciPy take their place then, several times as slow; `gpumask info` say
 import numpy as np
 
 try:
-    from gpumask.kernels import _segments, _smoothing, _weights
+    from gpumask.kernels import _resampling, _segments, _smoothing, _weights
 except ImportError:
-    _segments = _smoothing = _weights = None
+    _resampling = _segments = _smoothing = _weights = None
 
 is_compiled = _segments is not None
 

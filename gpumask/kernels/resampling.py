@@ -9,6 +9,7 @@ import numpy as np
 import scipy.ndimage
 
 from gpumask import backend
+from gpumask.kernels.compiled import _resampling, readable
 from gpumask.kernels.smoothing import apply_separable
 
 
@@ -27,7 +28,7 @@ class CubicResampling:
         For oblique grids: voxel index along each axis, and weight, of each point's four spline coefficients. A point
         outside the source has weights 0.
     coordinates : ndarray of float64, shape (3, n_points), or None
-        The points in source voxels, where SciPy evaluates the spline instead of the taps (on NumPy).
+        The points in source voxels, where no taps are needed: compiled code or SciPy evaluates the spline (on NumPy).
     """
 
     def __init__(self, shape, matrices, points=None, taps=None, coordinates=None):
@@ -101,6 +102,11 @@ def resample_cubic(data, resampling):
     array of float64, shape (n_volumes, n_points)
         0 at points outside the source. Not clipped to the range of the source: a cubic spline overshoots.
     """
+    if resampling.coordinates is not None and _resampling is not None:
+        values = np.empty((data.shape[0], resampling.coordinates.shape[1]))
+        volumes = np.ascontiguousarray(readable(data)).reshape(-1, *resampling.shape)
+        _resampling.interpolate(volumes, resampling.coordinates, values)
+        return values
     xp = backend.array_namespace(data)
     volumes = []
     # One volume at a time: a product's shape does not depend on the chunk, so neither do its bits.
