@@ -29,12 +29,40 @@ def table_lines(names, rows, index=None):
     str
     """
     yield "\t".join(map(_cell, names)) + "\n"
-    wide = rows.dtype == np.float64
     for k, row in enumerate(rows):
-        # For doubles, Python finds the shortest digits in a third of NumPy's time.
-        cells = map(repr, row.tolist()) if wide else row.astype("U").tolist()
+        # Python finds the shortest digits of doubles in a tenth of NumPy's time for singles.
+        cells = map(repr, (shortest(row) if row.dtype == np.float32 else row).tolist())
         line = "\t".join("n/a" if cell == "nan" else cell for cell in cells)
         yield f"{line}\n" if index is None else f"{_cell(index[k])}\t{line}\n"
+
+
+def shortest(singles):
+    """Doubles whose shortest decimals are those of float32 numbers.
+
+    Parameters
+    ----------
+    singles : ndarray of float32
+
+    Returns
+    -------
+    ndarray of float64
+        Rounded to the fewest digits, from 6 to 9, that give back the number. Beyond 1e-10 to 1e15 it is returned as it
+        is: its decimal gives it back too, but has more digits than it needs.
+    """
+    exact = singles.astype(np.float64)
+    size = np.abs(exact)
+    decimals = exact.copy()
+    left = np.flatnonzero((size > 1e-10) & (size < 1e15))
+    exponents = np.floor(np.log10(size[left])).astype(int)
+    for n_digits in (6, 7, 8, 9):
+        # A whole number times or over a power of ten that a double holds exactly: the double next to the decimal.
+        shift = n_digits - 1 - exponents
+        up, down = 10.0 ** np.maximum(shift, 0), 10.0 ** np.maximum(-shift, 0)
+        rounded = np.rint(exact[left] * up / down) * down / up
+        found = rounded.astype(np.float32) == singles[left]
+        decimals[left[found]] = rounded[found]
+        left, exponents = left[~found], exponents[~found]
+    return decimals
 
 
 def _cell(text):
