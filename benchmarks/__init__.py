@@ -1,1 +1,1 @@
-"""Benchmarks against nilearn: equal results first, then times, side by side in one run. ``python -m benchmarks -h``."""
+"""Benchmarks against nilearn: times side by side in one run, and equal results. ``python -m benchmarks -h``."""

@@ -22,6 +22,9 @@ def main(argv=None):
     if options.measure:
         print(json.dumps(_measure_one(options)))
         return 0
+    if options.rounds is not None and options.rounds < 1:
+        print(f"--rounds must be at least 1, got {options.rounds}", file=sys.stderr)
+        return 2
     rows = [row for row in all_rows() if _is_chosen(row, options)]
     if not rows:
         print(f"no row matches {options.only!r}; --list names them", file=sys.stderr)
@@ -39,7 +42,7 @@ def main(argv=None):
 def _parser():
     parser = argparse.ArgumentParser(
         "python -m benchmarks",
-        description="Time gpumask against nilearn and others in one run, after comparing their results. Writes a "
+        description="Time gpumask against nilearn and others in one run, and compare their results. Writes a "
         "Markdown table (also printed) and a JSON file.",
     )
     add = parser.add_argument

@@ -1,6 +1,7 @@
 """The benchmark's inputs, made once in a folder: runs on a 2 mm grid, atlases on it, confounds."""
 
 import gzip
+import os
 import shutil
 from pathlib import Path
 
@@ -95,6 +96,8 @@ class Inputs:
         if not path.exists():
             part = self.folder / f"part-{name}"
             write(part)
+            with part.open("rb") as file:
+                os.fsync(file.fileno())  # lest the system writes while the first measurement is made
             part.rename(path)
         return path
 

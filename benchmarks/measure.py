@@ -1,4 +1,4 @@
-"""One measurement in a process of its own, and a row's measurements: equal results first, then rounds in turn."""
+"""One measurement in a process of its own, and a row's measurements: rounds in turn, equal results in the first."""
 
 import json
 import resource

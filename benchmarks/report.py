@@ -1,17 +1,17 @@
 """Measurements as a Markdown table and as JSON, with the machine that they are from."""
 
-import importlib.machinery
-import importlib.util
 import os
 import platform
 import subprocess
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
 from threadpoolctl import threadpool_info
 
 from benchmarks.measure import OURS, median_and_range, workloads_of
+from gpumask.kernels import compiled
 
 _PACKAGES = (
     *("gpumask", "nilearn", "numpy", "scipy", "nibabel", "scikit-learn", "joblib", "isal", "pandas"),
@@ -74,10 +74,8 @@ def machine():
 
 
 def _compiled_kernels():
-    """Names of gpumask's compiled modules; without them, slower ones are measured."""
-    (folder,) = importlib.util.find_spec("gpumask").submodule_search_locations
-    suffixes = tuple(importlib.machinery.EXTENSION_SUFFIXES)
-    return sorted(path.name.partition(".")[0] for path in Path(folder).rglob("*.*") if path.name.endswith(suffixes))
+    """Names of gpumask's compiled modules; without one of them, slower substitutes of all are measured."""
+    return sorted(name for name, value in vars(compiled).items() if isinstance(value, ModuleType) and name[0] == "_")
 
 
 def _version(name):

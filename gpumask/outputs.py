@@ -20,7 +20,7 @@ def table_lines(names, rows, index=None):
     ----------
     names : iterable of str
         Names of the columns; the first is the index's, if there is one.
-    rows : ndarray of floats, shape (n_rows, n_columns)
+    rows : ndarray of real numbers, shape (n_rows, n_columns)
     index : sequence of str, optional
         First cell of each row.
 
@@ -29,9 +29,10 @@ def table_lines(names, rows, index=None):
     str
     """
     yield "\t".join(map(_cell, names)) + "\n"
+    singles, others = rows.dtype.char == "f", rows.dtype.char not in "fdbBhHiIlLqQ"
     for k, row in enumerate(rows):
         # Python finds the shortest digits of doubles in a tenth of NumPy's time for singles.
-        cells = map(repr, (shortest(row) if row.dtype == np.float32 else row).tolist())
+        cells = row.astype("U") if others else map(repr, (shortest(row) if singles else row).tolist())
         line = "\t".join("n/a" if cell == "nan" else cell for cell in cells)
         yield f"{line}\n" if index is None else f"{_cell(index[k])}\t{line}\n"
 

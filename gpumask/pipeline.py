@@ -138,12 +138,9 @@ def _share_out(reducers, volumes, size, n_threads, progress):
         except queue.Empty:
             return np.empty(shape, volumes.dtype)
 
-    def prepare():
-        for reducer in reducers:
-            reducer.prepare()
-
     def reduce(chunk, buffer):
-        prepared.result()
+        for preparation in prepared:
+            preparation.result()
         start = time.perf_counter()
         for reducer in reducers:
             reducer.add(chunk)
@@ -154,7 +151,7 @@ def _share_out(reducers, volumes, size, n_threads, progress):
     pending = []
     done = 0
     with ThreadPoolExecutor(n_threads, "gpumask-reduce") as workers:
-        prepared = workers.submit(prepare)  # while the first chunk is read
+        prepared = [workers.submit(reducer.prepare) for reducer in reducers]  # while the first chunk is read
         chunks = volumes.chunks(size, lambda: taken.append(take()) or taken[-1])
         try:
             while True:

@@ -144,7 +144,7 @@ class Plan:
         if self.way != "staged":
             return statistic(points, self.segments)
         n_volumes = points.shape[0]
-        bounds = pairwise([*range(0, max(n_volumes, 1), _SMOOTHED), n_volumes])
+        bounds = pairwise([*range(0, n_volumes, _SMOOTHED), n_volumes])
         parts = [statistic(self._smooth(points[start:stop, :]), self.segments) for start, stop in bounds]
         return backend.array_namespace(points).concat(parts)
 

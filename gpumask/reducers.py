@@ -31,7 +31,7 @@ class Reducer:
     def prepare(self):
         """Do what every `add` needs, lest every worker does it."""
         if self.plan.strategy in LINEAR:
-            _ = self.plan.segments.blocks
+            _ = self.plan.segments.blocks, self.plan.segments.totals
 
     def add(self, chunk):
         """Reduce a `Chunk` of the run; any order will do."""

@@ -228,34 +228,34 @@ class Cleaner:
         return out
 
     def _clean_run(self, signals, kept, basis):
-        signals, before = self._prepared(signals, kept)
+        signals, mean, noise = self._prepared(signals, kept, with_levels=self.standardize is not None)
         if basis is not None:
             signals = cleaning.regress_out(signals, backend.like(basis, signals))
         if self.standardize is None:
             return signals
-        mean, noise = backend.array_namespace(before).mean(before, axis=0), cleaning.rounding_noise(before)
         return cleaning.standardize(signals, self.standardize, original_mean=mean, noise=noise)
 
-    def _prepared(self, x, kept):
-        """`x` censored, detrended and filtered, and `x` before the latter two."""
+    def _prepared(self, x, kept, *, with_levels=True):
+        """`x` censored, detrended and filtered; its mean and rounding noise before the latter two, or None."""
         butterworth = self.filter == "butterworth"
         if kept is not None:
             x = cleaning.interpolate_censored(x, kept, extrapolate=self.extrapolate) if butterworth else _rows(x, kept)
-        before = x
+        mean = noise = None
+        if with_levels:
+            mean, noise = backend.array_namespace(x).mean(x, axis=0), cleaning.rounding_noise(x)
         if self.detrend:
             x = cleaning.detrend(x)
         if self.sos is not None:
             x = filtering.fft_filtfilt(x, self.sos, **self.padding)
         if kept is not None and butterworth:
             x = _rows(x, kept if self.extrapolate else kept - kept[0])
-        return x, before
+        return x, mean, noise
 
     def _basis(self, confounds, kept, standardized):
         """Orthonormal basis of one run's confounds after the steps that the signals go through, on the host."""
         if confounds is None or not confounds.shape[1]:
             return None
-        confounds, before = self._prepared(confounds, kept)
-        noise = cleaning.rounding_noise(before)
+        confounds, _, noise = self._prepared(confounds, kept)
         if standardized:
             confounds = cleaning.standardize(confounds, "zscore_sample", noise=noise)
         else:

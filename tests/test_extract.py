@@ -100,6 +100,17 @@ def test_the_table_gives_back_the_same_numbers(tmp_path, atlas, volumes, out, dt
     assert digits <= (10 if dtype == np.float32 else 18)
 
 
+@pytest.mark.parametrize("dtype", ["f2", "f4", ">f4", "f8", ">f8", "g", "i2", "u8"])
+def test_tables_of_every_dtype(dtype):
+    rows = np.array([[0.1, -2.5, 9012.34], [3, 4, 5]]).astype(dtype)
+    rows = np.abs(rows) if dtype == "u8" else rows
+    _, *lines = table_lines(["a", "b", "c"], rows)
+    np.testing.assert_array_equal([[rows.dtype.type(cell) for cell in line.split()] for line in lines], rows)
+    assert max(map(len, lines)) < (30 if rows.dtype.char in "ef" else 60)
+    if rows.dtype.kind == "f":
+        assert list(table_lines(["a"], np.array([[np.nan]], dtype))) == ["a\n", "n/a\n"]
+
+
 def test_nan_is_na_and_names_keep_to_their_column(tmp_path, out, atlas, run, monkeypatch):
     lut = pd.DataFrame({"index": [3, 7, 12], "name": ["Left\tA", "Ünder", "c d"]})
     masker = NiftiLabelsMasker(atlas, lut=lut).fit()

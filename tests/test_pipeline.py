@@ -104,6 +104,7 @@ RUNS = {"i2": (stored_run("i2"), 0.037, -4.5), "f4-holed": (holed(stored_run("f4
 
 
 @everywhere
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("labels_on", ["same", "oblique"])
 @pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize("fwhm", [None, 6.0])
@@ -119,6 +120,7 @@ def test_same_bits_for_any_chunk_and_thread_count(tmp_path, device, run, labels_
         assert result.non_finite == (run == "f4-holed")
 
 
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("fwhm", [None, 6.0])
 @pytest.mark.parametrize("strategy", ["mean", "variance"])
 @on_grids

@@ -93,6 +93,7 @@ def test_direct(put, strategy, grid):
     np.testing.assert_allclose(run(plan, volumes, put), expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("way", ["folded", "staged"])
 @pytest.mark.parametrize("strategy", LINEAR)
 @pytest.mark.parametrize("grid", GRIDS)
@@ -107,6 +108,7 @@ def test_both_ways_of_smoothing(put, force, way, strategy, grid, where):
     np.testing.assert_allclose(run(plan, volumes, put), expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name not in LINEAR])
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("where", ["everywhere", "corner"])
@@ -289,6 +291,7 @@ def test_like_moves_every_array(put, strategy, grid):
     assert there.explain() == plan.explain()
 
 
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("strategy", ["mean", "median", "variance"])
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("way", [None, "folded", "staged"])

@@ -329,3 +329,11 @@ def test_user_supplied_cosines(correlation):
 
 def test_no_signals():
     assert clean(np.empty((50, 0)), high_pass=0.01, confounds=motion(50), sample_mask=np.arange(40)).shape == (40, 0)
+
+
+@pytest.mark.filterwarnings("ignore:Detrending of 3D signal", "ignore:Standardization of 3D signal")
+@pytest.mark.parametrize("n_volumes", [1, 50])
+@pytest.mark.parametrize("options", [{"detrend": False, "standardize": None}, {"detrend": True}], ids=str)
+def test_result_is_never_the_users_array(n_volumes, options):
+    signals = np.random.default_rng(0).normal(size=(n_volumes, 3))
+    assert not np.shares_memory(clean(signals, **options), signals)

@@ -165,12 +165,12 @@ def _zeros(shape, dtype):
     times the memory, and on a virtual machine up to 4 times the time.
     """
     n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-    if n_bytes < _HUGE or not hasattr(mmap, "MADV_NOHUGEPAGE"):
-        return np.zeros(shape, dtype)
-    pages = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a system without huge pages
-        pages.madvise(mmap.MADV_NOHUGEPAGE)
-    return np.frombuffer(pages, dtype).reshape(shape)
+    if n_bytes >= _HUGE and hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with contextlib.suppress(OSError):  # no huge pages, or too little memory: NumPy will say how much was asked for
+            pages = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
+            return np.frombuffer(pages, dtype).reshape(shape)
+    return np.zeros(shape, dtype)
 
 
 def covered_voxels(given, placed, grid, ids):

@@ -6,7 +6,6 @@
 
 #include "_buffers.h"
 
-#include <math.h>
 #include <stdlib.h>
 
 #define POLE -0.26794919243112270647 /* sqrt(3) - 2 */
@@ -29,40 +28,34 @@ static const Convert converters[] = {FOR_ALL_TYPES(ENTRY)};
 static double *first_weights(Py_ssize_t n) {
     double *weights = malloc((size_t)(n > 0 ? n : 1) * sizeof(double));
     if (!weights) return NULL;
-    const double period = pow(POLE, (double)(2 * n - 2));
-    for (Py_ssize_t i = 0; i < n; i++) {
-        const double back = i > 0 && i < n - 1 ? pow(POLE, (double)(2 * n - 2 - i)) : 0;
-        weights[i] = (pow(POLE, (double)i) + back) / (1 - period);
-    }
+    double power = 1; /* of the way there, and back from the mirror; not by pow(), whose last bit is the processor's */
+    for (Py_ssize_t i = 0; i < n; i++, power *= POLE) weights[i] = power;
+    for (Py_ssize_t i = n - 2; i > 0; i--, power *= POLE) weights[i] += power;
+    for (Py_ssize_t i = 0; i < n; i++) weights[i] /= 1 - power;
     return weights;
 }
 
-/* Filters `width` lines at once: value i of line k lies at lines[i * step + k * apart]. */
-#define FILTER(NAME, WIDTH, APART)                                                                                \
-    static void NAME(double *lines, Py_ssize_t n, Py_ssize_t step, Py_ssize_t width, Py_ssize_t apart,            \
-                     const double *weights) {                                                                     \
-        double start[STRIP];                                                                                      \
-        (void)width, (void)apart;                                                                                 \
-        for (Py_ssize_t k = 0; k < WIDTH; k++) start[k] = 0;                                                      \
-        for (Py_ssize_t i = 0; i < n; i++)                                                                        \
-            for (Py_ssize_t k = 0; k < WIDTH; k++) start[k] += weights[i] * lines[i * step + k * APART];          \
-        for (Py_ssize_t k = 0; k < WIDTH; k++) lines[k * APART] = start[k];                                       \
-        for (Py_ssize_t i = 1; i < n; i++) {                                                                      \
-            double *now = lines + i * step, *before = now - step;                                                 \
-            for (Py_ssize_t k = 0; k < WIDTH; k++) now[k * APART] += POLE * before[k * APART];                    \
-        }                                                                                                         \
-        double *last = lines + (n - 1) * step;                                                                    \
-        for (Py_ssize_t k = 0; k < WIDTH; k++)                                                                    \
-            last[k * APART] = (POLE * last[k * APART - step] + last[k * APART]) * (POLE / (POLE * POLE - 1));     \
-        for (Py_ssize_t i = n - 2; i >= 0; i--) {                                                                 \
-            double *now = lines + i * step, *after = now + step;                                                  \
-            for (Py_ssize_t k = 0; k < WIDTH; k++) now[k * APART] = POLE * (after[k * APART] - now[k * APART]);   \
-        }                                                                                                         \
+/* Filters `width` lines at once: value i of line k lies at lines[i * step + k * apart]. Inlined, as what is constant in a
+   call decides how it is vectorised. */
+static inline __attribute__((always_inline)) void filter(double *lines, Py_ssize_t n, Py_ssize_t step, Py_ssize_t width,
+                                                         Py_ssize_t apart, const double *weights) {
+    double start[STRIP];
+    for (Py_ssize_t k = 0; k < width; k++) start[k] = 0;
+    for (Py_ssize_t i = 0; i < n; i++)
+        for (Py_ssize_t k = 0; k < width; k++) start[k] += weights[i] * lines[i * step + k * apart];
+    for (Py_ssize_t k = 0; k < width; k++) lines[k * apart] = start[k];
+    for (Py_ssize_t i = 1; i < n; i++) {
+        double *now = lines + i * step, *before = now - step;
+        for (Py_ssize_t k = 0; k < width; k++) now[k * apart] += POLE * before[k * apart];
     }
-
-FILTER(filter_adjacent, width, 1)
-FILTER(filter_rows, LINES, apart)
-FILTER(filter_row, 1, apart)
+    double *last = lines + (n - 1) * step;
+    for (Py_ssize_t k = 0; k < width; k++)
+        last[k * apart] = (POLE * last[k * apart - step] + last[k * apart]) * (POLE / (POLE * POLE - 1));
+    for (Py_ssize_t i = n - 2; i >= 0; i--) {
+        double *now = lines + i * step, *after = now + step;
+        for (Py_ssize_t k = 0; k < width; k++) now[k * apart] = POLE * (after[k * apart] - now[k * apart]);
+    }
+}
 
 typedef struct {
     Py_ssize_t n[3];    /* voxels along z, y, x */
@@ -79,16 +72,16 @@ static void find_coefficients(const Spline *s, const char *volume, Convert conve
         convert(volume + z * plane * itemsize, plane, gain, values);
         if (nx > 1) {
             Py_ssize_t y = 0;
-            for (; y + LINES <= ny; y += LINES) filter_rows(values + y * nx, nx, 1, LINES, nx, s->weights[2]);
-            for (; y < ny; y++) filter_row(values + y * nx, nx, 1, 1, nx, s->weights[2]);
+            for (; y + LINES <= ny; y += LINES) filter(values + y * nx, nx, 1, LINES, nx, s->weights[2]);
+            for (; y < ny; y++) filter(values + y * nx, nx, 1, 1, nx, s->weights[2]);
         }
         if (ny > 1)
             for (Py_ssize_t x = 0; x < nx; x += STRIP)
-                filter_adjacent(values + x, ny, nx, nx - x < STRIP ? nx - x : STRIP, 1, s->weights[1]);
+                filter(values + x, ny, nx, nx - x < STRIP ? nx - x : STRIP, 1, s->weights[1]);
     }
     if (nz > 1)
         for (Py_ssize_t i = 0; i < plane; i += STRIP)
-            filter_adjacent(s->values + i, nz, plane, plane - i < STRIP ? plane - i : STRIP, 1, s->weights[0]);
+            filter(s->values + i, nz, plane, plane - i < STRIP ? plane - i : STRIP, 1, s->weights[0]);
 }
 
 typedef double two __attribute__((vector_size(16), aligned(8)));

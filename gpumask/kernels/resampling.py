@@ -2,7 +2,7 @@
 
 Equals ``scipy.ndimage.affine_transform(order=3, mode="constant", cval=0)`` in float64. Between grids whose axes are
 parallel, prefilter and interpolation are one matrix per axis. Between oblique grids the prefilter alone is, and the
-spline is evaluated only at the voxels that are wanted.
+spline is evaluated only at the voxels that are wanted; where it is compiled, the prefilter is recursive there.
 """
 
 import numpy as np

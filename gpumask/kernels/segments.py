@@ -81,10 +81,12 @@ class Segments:
     @cached_property
     def totals(self):
         """Sum of the weights of each region (its voxel count without weights): float64, shape (n_regions,)."""
-        weights = np.ones(self.indices.shape[0]) if self.weights is None else backend.to_host(self.weights)
-        region = np.repeat(np.arange(len(self)), self.counts)
-        totals = np.bincount(region, weights=weights, minlength=len(self))
-        return backend.like(totals.astype(np.float64), self.offsets)  # of nothing, bincount makes integers
+        totals = self.counts.astype(np.float64)
+        if self.weights is not None and totals.any():
+            full = np.flatnonzero(self.counts)  # `reduceat` knows no empty segment
+            starts = backend.to_host(self.offsets)[full]
+            totals[full] = np.add.reduceat(backend.to_host(self.weights), starts)
+        return backend.like(totals, self.offsets)
 
     @cached_property
     def counts(self):

@@ -3,7 +3,7 @@
 The boundary of ``scipy.ndimage`` 's mode "reflect" is part of each matrix, so the products equal
 ``scipy.ndimage.gaussian_filter`` in float64 on any array library, and the matrices show what the fast path of the
 masker rests on: they are symmetric, so averaging a smoothed volume equals weighting the raw one by a smoothed region.
-On NumPy, compiled sums over the bands alone take a quarter of the time of BLAS (6 mm on a 2 mm grid).
+On NumPy, compiled sums over the bands alone take a quarter of BLAS's time on one core (6 mm on a 2 mm grid).
 """
 
 import numpy as np
