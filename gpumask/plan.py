@@ -21,8 +21,8 @@ from gpumask.kernels.weights import fold, reach
 
 LINEAR = ("mean", "sum")
 
-# Nanoseconds measured on one core of a Xeon with AVX-512 or an EPYC with AVX2, whose ratios are about the same; only
-# these decide between folded and staged.
+# Nanoseconds measured on one core of a Xeon with AVX-512 (banded products: of an EPYC with AVX2); only their ratio
+# decides between folded and staged.
 _NS_PER_WEIGHT = 0.12  # one weight times one of 16 volumes
 _NS_PER_GATHER = 0.6  # one voxel read, converted and laid beside those of 15 other volumes
 _NS_PER_MULTIPLY = 0.04  # one multiply-add of a dense float64 product by BLAS

@@ -3,8 +3,8 @@
    `sums` takes the weights cut into blocks of voxels (`Segments.blocks`). For each block, the stored values of LANES
    volumes are gathered, converted to double and laid side by side, so that one vector instruction multiplies a weight
    with several volumes. A region's entries are added in their order, in double, without fused multiply-adds: the result
-   has the bits of the same sums in scipy.sparse, which take four to seven times as long. What remains is bound by memory:
-   the weights (10 bytes each) are read once per LANES volumes.
+   has the bits of the same sums in scipy.sparse, which take four to seven times as long. The weights
+   (10 bytes each) are read from memory once per LANES volumes.
 
    `statistics` gathers one region of one volume at a time, as double, and takes its variance, extremes or median. */
 
