@@ -167,6 +167,16 @@ def test_weights(put, dtype, strategy):
     np.testing.assert_allclose(result, expected, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("strategy", ["sum", "mean"])
+def test_weights_of_float32(put, strategy):
+    voxels, weights, segments = weighted()
+    weights = [w.astype(np.float32) for w in weights]
+    segments = Segments(segments.indices, segments.offsets, np.concatenate(weights))
+    host = some_volumes("i2")
+    expected = reference.weighted_signals(host, voxels, [w.tolist() for w in weights], strategy)
+    np.testing.assert_allclose(reduce(strategy, put, host, segments), expected, rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("strategy", ["median", "minimum", "maximum", "variance", "standard_deviation"])
 def test_weights_where_there_are_none(put, strategy):
     name = strategy.replace("standard_deviation", "variance")

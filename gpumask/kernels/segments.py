@@ -29,7 +29,7 @@ class Segments:
         Voxel of each entry, region after region.
     offsets : array of int, shape (n_regions + 1,)
         Region ``r`` holds the entries ``offsets[r]:offsets[r + 1]``; it may be empty.
-    weights : array of float64, shape (n_entries,), or None
+    weights : array of float64 or float32, shape (n_entries,), or None
         Weight of each entry. If None, every weight is 1.
 
     Notes
@@ -85,7 +85,7 @@ class Segments:
         if self.weights is not None and totals.any():
             full = np.flatnonzero(self.counts)  # `reduceat` knows no empty segment
             starts = backend.to_host(self.offsets)[full]
-            totals[full] = np.add.reduceat(backend.to_host(self.weights), starts)
+            totals[full] = np.add.reduceat(backend.to_host(self.weights), starts, dtype=np.float64)
         return backend.like(totals, self.offsets)
 
     @cached_property

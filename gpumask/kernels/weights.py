@@ -55,6 +55,7 @@ def cut(indices, offsets, weights=None):
     Blocks
     """
     n_entries, region_starts = len(indices), offsets[:-1][np.diff(offsets) > 0]
+    weights = None if weights is None else np.ascontiguousarray(weights, np.float64)  # themselves, if folded
     ascends = indices[1:] >= indices[:-1]
     ascends[region_starts[1:] - 1] = True
     if not ascends.all():
