@@ -183,14 +183,16 @@ def _growth():
 
 def _peers():
     plain = {"suffix": ".nii"}
-    tools = (workloads.Workbench, workloads.Ants, workloads.SimpleItk, workloads.ScikitImage)
-    against = {tool.__doc__.partition(":")[0]: Against(tool(plain)) for tool in tools}
+    few = {**plain, "first": FEW}
+    tools = [workloads.Workbench, workloads.Ants, workloads.SimpleItk, workloads.ScikitImage, workloads.Scipy]
+    tools = [tool(plain) for tool in tools] + [workloads.Mrtrix(few)]
+    against = {tool.__doc__.partition(":")[0]: Against(tool) for tool in tools}
     yield Row(
         "mean, .nii",
         "other tools",
         Extraction("gpumask", plain, parameters=RAW),
         against,
-        tolerance=1e-5,  # some of them sum in float32
+        tolerance=1e-5,  # some of them sum in float32, or print six digits
     )
 
 

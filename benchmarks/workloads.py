@@ -210,11 +210,33 @@ class Peer(Workload):
 
     @property
     def n_volumes(self):
-        return self.run.get("n_volumes", 200)
+        return self.run.get("first") or self.run.get("n_volumes", 200)
 
     def missing(self):
         found = importlib.util.find_spec(self.needs) if self.in_process else shutil.which(self.needs)
         return "" if found else f"{self.needs} is not installed ({self.install})"
+
+
+class Scipy(Peer):
+    """SciPy: what one writes by hand, a sparse matrix times all volumes."""
+
+    needs, install = "scipy", "pip install scipy"
+
+    def steps(self, inputs, scratch):
+        import nibabel as nib
+        import numpy as np
+        import scipy.sparse
+
+        run, atlas = inputs.bold(**self.run), inputs.atlas()
+
+        def extract():
+            volumes, labels = nib.load(run), np.asanyarray(nib.load(atlas).dataobj).ravel(order="F")
+            voxels = np.flatnonzero(labels)
+            _, regions, counts = np.unique(labels[voxels], return_inverse=True, return_counts=True)
+            weights = scipy.sparse.csr_array((1 / counts[regions], (regions, voxels)), (len(counts), len(labels)))
+            return [(weights @ np.asanyarray(volumes.dataobj).reshape(len(labels), -1, order="F")).T]
+
+        return {"next": extract}
 
 
 class Ants(Peer):
@@ -311,5 +333,30 @@ class Workbench(Peer):
             command("-cifti-parcellate", "b.dtseries.nii", "a.dlabel.nii", "COLUMN", "b.ptseries.nii")
             command("-cifti-convert", "-to-text", "b.ptseries.nii", "signals.txt")
             return [np.loadtxt(scratch / "signals.txt").T]
+
+        return {"next": extract}
+
+
+class Mrtrix(Peer):
+    """MRtrix3: a mask per region, made untimed; then the statistics of each."""
+
+    needs, install, in_process = "mrstats", "apt-get install mrtrix3", False
+
+    def steps(self, inputs, scratch):
+        import nibabel as nib
+        import numpy as np
+
+        def command(*arguments):
+            done = subprocess.run([*map(str, arguments), "-quiet"], check=True, capture_output=True, cwd=scratch)
+            return done.stdout.split()
+
+        atlas, run = inputs.atlas().resolve(), inputs.bold(**self.run).resolve()
+        ids = [label for label in np.unique(np.asanyarray(nib.load(atlas).dataobj)) if label]
+        for label in ids:
+            command("mrcalc", atlas, label, "-eq", f"{label}.mif", "-datatype", "bit")
+
+        def extract():
+            means = [command("mrstats", run, "-mask", f"{label}.mif", "-output", "mean") for label in ids]
+            return [np.array(means, float).T]
 
         return {"next": extract}
