@@ -12,8 +12,8 @@ from pathlib import Path
 from platform import python_version
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
+from gpumask import backend
 from gpumask.bids import Run, atlas_name, output_name
 from gpumask.confounds import choose_columns, confounds_matrix, read_table
 from gpumask.images.volumes import open_volumes
@@ -185,7 +185,7 @@ class _ProcessWide:
             if not self._users:
                 self._undo = contextlib.ExitStack()
                 # One thread's limit must not end while another thread still computes: bits could depend on that.
-                self._undo.enter_context(threadpool_limits(1, user_api="blas"))
+                self._undo.enter_context(backend.one_blas_thread())
                 self._undo.enter_context(warnings.catch_warnings())
                 warnings.simplefilter("always")
                 for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):

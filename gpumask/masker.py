@@ -13,7 +13,6 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import InputTags
 from sklearn.utils._set_output import _get_output_config, _wrap_data_with_container
 from sklearn.utils.validation import check_array, check_is_fitted
-from threadpoolctl import threadpool_limits
 
 from gpumask import backend
 from gpumask.confounds import high_variance_confounds
@@ -327,7 +326,7 @@ class NiftiLabelsMasker(TransformerMixin, BaseEstimator):
             lost = lost | (placement.coverage["fraction"].to_numpy() < self.min_coverage)
         self._log("Cleaning extracted signals", "transform")
         cleaning = time.perf_counter()
-        with _one_thread():
+        with backend.one_blas_thread():
             signals = _cleaned(signals, lost, cleaner, copy=self._caches)  # what `memory` holds may be a mapped file
         done = time.perf_counter()
         self.seconds_ = {**extraction.seconds, "clean": done - cleaning, "total": done - started}
@@ -536,7 +535,7 @@ class NiftiLabelsMasker(TransformerMixin, BaseEstimator):
 
     def _cleaner(self, n_volumes, confounds, sample_mask):
         """What cleans the signals; made first, so that wrong confounds or cut-offs show before a volume is read."""
-        with _one_thread():
+        with backend.one_blas_thread():
             return Cleaner(
                 n_volumes,
                 detrend=self.detrend,
@@ -569,11 +568,6 @@ class NiftiLabelsMasker(TransformerMixin, BaseEstimator):
     def _log(self, message, method):
         if self.verbose:
             print(f"[{type(self).__name__}.{method}] {message}")
-
-
-def _one_thread():
-    """Keep BLAS from sharing out a product, which would make its bits depend on the number of cores."""
-    return threadpool_limits(1, user_api="blas")
 
 
 def _cleaned(signals, lost, cleaner, *, copy):

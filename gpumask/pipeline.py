@@ -13,9 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
-from gpumask import pipeline_cuda
+from gpumask import backend, pipeline_cuda
 from gpumask.plan import LINEAR
 from gpumask.reducers import Reducer
 
@@ -118,8 +117,7 @@ def n_cores():
 def _stream(plans, volumes, clips, nan_policy, size, n_threads, progress):
     with contextlib.ExitStack() as stack:
         if any(plan.uses_products for plan in plans):
-            # Our threads share out the volumes; a product's bits must not depend on how BLAS would share it out.
-            stack.enter_context(threadpool_limits(1, user_api="blas"))
+            stack.enter_context(backend.one_blas_thread())  # our own threads share out the volumes
         reducers = [Reducer(plan, volumes, clip, nan_policy) for plan, clip in zip(plans, clips, strict=True)]
         seconds = _share_out(reducers, volumes, size, n_threads, progress)
         return [(reducer.result(), reducer.non_finite) for reducer in reducers], seconds
