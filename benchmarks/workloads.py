@@ -145,7 +145,7 @@ class Compilation(Workload):
         options = {"smoothing_fwhm": self.fwhm, "standardize": None, "device": "cpu"}
 
         def compile_it():
-            compile_plan(atlas.labels, ids, atlas.grid, smoothing_fwhm=self.fwhm)
+            _ = compile_plan(atlas.labels, ids, atlas.grid, smoothing_fwhm=self.fwhm).segments.blocks  # made when used
 
         def extract(run, **more):
             NiftiLabelsMasker(path, **options, **more).fit_transform(run)

@@ -15,7 +15,7 @@ import numpy as np
 from gpumask import backend
 from gpumask.images.grid import voxel_mapping
 from gpumask.kernels.resampling import CubicResampling, resample_cubic
-from gpumask.kernels.segments import STRATEGIES, Segments
+from gpumask.kernels.segments import STRATEGIES, FoldedSegments, Segments
 from gpumask.kernels.smoothing import apply_separable, fwhm_to_sigma, multiplies_bands, smoothing_matrix
 from gpumask.kernels.weights import fold, reach
 
@@ -44,7 +44,8 @@ class Plan:
     way : {"direct", "folded", "staged"}
         Without smoothing, with smoothing in the weights, with smoothing volume by volume.
     segments : Segments
-        The regions' entries into whatever the steps before deliver: voxels of `grid`, resampled points or the box.
+        The regions' entries into whatever the steps before deliver: voxels of `grid`, resampled points or the box. Of a
+        folded plan they may be still to be folded.
     counts : ndarray of int64, shape (n_regions,)
         Voxels of each region.
     resampling : CubicResampling or None
@@ -221,7 +222,7 @@ def compile_plan(labels, ids, label_grid, *, grid=None, mask=None, smoothing_fwh
             if n_weights <= _MAX_WEIGHTS and estimate["folded"] <= estimate["staged"]:
                 way = "folded"
         if way == "folded":
-            segments = Segments(*fold(segments.indices, segments.offsets, matrices))
+            segments = FoldedSegments(segments, matrices)
         else:
             segments, parts = staged.segments, {"shape": shape, "box": staged.box, "matrices": staged.matrices}
     else:

@@ -1,13 +1,15 @@
 """Compiled weights: smoothed indicators against scipy's Gaussian, blocks against a count by hand, C against NumPy."""
 
+import pickle
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import scipy.ndimage
 
+from gpumask.kernels import segments as segments_module
 from gpumask.kernels import weights as module
-from gpumask.kernels.segments import Segments
+from gpumask.kernels.segments import FoldedSegments, Segments
 from gpumask.kernels.smoothing import smoothing_matrix
 from gpumask.kernels.weights import cut, fold
 
@@ -41,6 +43,20 @@ def some_segments():
 
 def matrices(sigma=SIGMA):
     return [smoothing_matrix(n, s) for n, s in zip(SHAPE, sigma, strict=True)]
+
+
+def test_folded_segments_are_folded_when_needed(monkeypatch):
+    given, calls = some_segments(), []
+    monkeypatch.setattr(segments_module, "fold", lambda *args: calls.append(args) or fold(*args))
+    segments = FoldedSegments(given, matrices())
+    assert len(segments) == len(IDS)
+    assert calls == []
+    expected = fold(given.indices, given.offsets, matrices())
+    for copy in (segments, pickle.loads(pickle.dumps(segments))):
+        for part, of_fold in zip((copy.indices, copy.offsets, copy.weights), expected, strict=True):
+            np.testing.assert_array_equal(part, of_fold)
+    assert type(copy) is Segments
+    assert len(calls) == 1
 
 
 @pytest.mark.usefixtures("either")

@@ -1,6 +1,7 @@
 """How much work is done, counted and not timed: bytes decoded, volumes read, plans compiled, memory allocated."""
 
 import gzip
+import threading
 import tracemalloc
 from collections import Counter
 
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import gpumask.kernels.segments
 import gpumask.masker
 import gpumask.pipeline
 from gpumask import MultiNiftiLabelsMasker, NiftiLabelsMasker, transform_together
@@ -175,6 +177,24 @@ def test_one_plan_for_all_runs_of_a_grid(tmp_path, atlas, events):
         extractor.fit(runs[0]) if path == runs[0] else None
         extractor.transform(path)
     assert events.count("compile") == 1
+
+
+def test_a_worker_folds_once(monkeypatch, tmp_path, run, atlas):
+    """While this thread reads the first volumes; of a plan that `memory` keeps, nothing is left to fold."""
+    threads, fold = [], gpumask.kernels.segments.fold
+    monkeypatch.setattr(
+        gpumask.kernels.segments, "fold", lambda *args: threads.append(threading.current_thread().name) or fold(*args)
+    )
+    extractor = masker(atlas, smoothing_fwhm=6).fit(str(run))
+    first = extractor.transform(str(run))
+    np.testing.assert_array_equal(extractor.transform(str(run)), first)
+    assert [name.rpartition("_")[0] for name in threads] == ["gpumask-reduce"]
+    threads.clear()
+    for _ in range(2):
+        kept = masker(atlas, smoothing_fwhm=6, memory=str(tmp_path / "cache")).fit(str(run))
+        kept.memory_.cache(gpumask.masker._extract).clear(warn=False)  # but not the plan
+        np.testing.assert_array_equal(kept.transform(str(run)), first)
+    assert threads == [threading.current_thread().name]
 
 
 def test_one_plan_for_a_list_of_runs(tmp_path, atlas, events):

@@ -17,7 +17,7 @@ import scipy.sparse
 from gpumask import backend
 from gpumask.kernels import segments_cuda
 from gpumask.kernels.compiled import _segments, readable
-from gpumask.kernels.weights import BLOCK, cut
+from gpumask.kernels.weights import BLOCK, cut, fold
 
 
 class Segments:
@@ -123,6 +123,35 @@ class Segments:
 
     def __getstate__(self):
         return {"indices": self.indices, "offsets": self.offsets, "weights": self.weights}
+
+
+class FoldedSegments(Segments):
+    """Segments with a smoothing folded into their weights, on the host.
+
+    Folding is left to whoever asks first, and done once: a worker does it while the first volumes are decoded.
+
+    Parameters
+    ----------
+    segments : Segments
+        Without weights.
+    matrices : sequence of three ndarrays
+        As `gpumask.kernels.weights.fold` takes them.
+    """
+
+    def __init__(self, segments, matrices):
+        self._given, self._matrices = segments, matrices
+
+    @cached_property
+    def _folded(self):
+        return fold(self._given.indices, self._given.offsets, self._matrices)
+
+    indices, offsets, weights = (property(lambda self, k=k: self._folded[k]) for k in range(3))
+
+    def __len__(self):
+        return len(self._given)
+
+    def __reduce__(self):
+        return Segments, self._folded
 
 
 def segment_sum(data, segments):
