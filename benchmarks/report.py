@@ -25,9 +25,9 @@ EXPLANATION = """\
 Medians; in brackets the lowest and highest of the rounds. Ratios are of the same round: "5x as fast", or "1.1x its
 time" where the target is a bound from above. Each measurement is a process of its own, the tools in turn; files are in
 the system's cache. "first" is fit and transform with a new masker, "next" is transform of one more run with the same
-one. "decoding" is decompressing the very file with isal and nothing else. Memory is the peak above the imports. A
-tool's time "per volume" is of its first volumes only, and its ratio by volume. The difference is relative to the
-region's largest signal, for z-scores absolute.
+one (where that takes less than 0.5 s, the median of up to five). "decoding" is decompressing the very file with isal
+and nothing else. Memory is the peak above the imports. A tool's time "per volume" is of its first volumes only, and
+its ratio by volume. The difference is relative to the region's largest signal, for z-scores absolute.
 """
 
 
