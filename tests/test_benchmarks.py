@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command_line
+from benchmarks import summary
 from benchmarks.__main__ import main
 from benchmarks.inputs import REAL_FILES, Inputs
-from benchmarks.measure import DifferentResultsError, Measured, compare, measure_row
+from benchmarks.measure import DifferentResultsError, Measured, compare, measure_row, time_steps
 from benchmarks.report import comparisons, limits, lines
 from benchmarks.rows import Against, Row, all_rows
 from benchmarks.workloads import Workload
@@ -114,6 +115,26 @@ def test_equal_results_are_timed_in_turn():
     assert order == [ours, theirs, theirs, ours, ours, theirs]
     assert {len(values) for steps in measured.seconds.values() for values in steps.values()} == {3}
     assert measured.differences == {"other": 0.0}
+
+
+def test_a_short_next_step_is_the_median_of_several_calls(tmp_path, monkeypatch):
+    durations = {"first": [0.3], "next": [0.04, 0.09, 0.03, 0.04, 0.05]}
+    now, expected = [0.0], {"first": 0.3, "next": 0.04}
+
+    class Timed(Workload):
+        def steps(self, inputs, scratch):
+            return {name: (lambda left=list(values): self.spend(left.pop(0))) for name, values in durations.items()}
+
+        def spend(self, seconds):
+            now[0] += seconds
+            return [np.zeros(1)]
+
+    monkeypatch.setattr("benchmarks.measure.time.perf_counter", lambda: now[0])
+    seconds, _, result = time_steps(Timed(), Inputs(tmp_path))
+    assert seconds == pytest.approx(expected)
+    assert len(result) == 1
+    durations["next"], expected["next"] = [0.6], 0.6
+    assert time_steps(Timed(), Inputs(tmp_path))[0] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("change", "difference"), [(1e-7, 2.5e-10), (3.2e-4, 8e-7)])
@@ -244,3 +265,13 @@ def test_real_atlases_keep_their_regions(tmp_path, data, n_regions):
     """Brought to the benchmark's grid; `data` skips where they aren't."""
     labels = np.asanyarray(nib.load(Inputs(tmp_path).atlas(n_regions)).dataobj)
     assert len(np.unique(labels)) == n_regions + 1
+
+
+def test_the_readme_has_the_tables_of_the_result_files():
+    text = (summary.ROOT / "README.md").read_text("utf-8")
+    tables = summary._TABLE.findall(text)
+    assert [kind for kind, _ in tables] == ["targets", "growth", "tools"]
+    assert summary.written(text) == text
+    emptied = summary._TABLE.sub(lambda match: match.group().partition("\n")[0] + "\n", text)
+    assert len(emptied) < len(text) - 5000
+    assert summary.written(emptied) == text
