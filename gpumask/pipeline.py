@@ -35,7 +35,8 @@ class Extraction:
         Whether NaN or infinite voxels counted as 0.
     seconds : dict
         Wall-clock seconds in "read" (the calling thread, waiting for the disk or decompressing), "reduce" (summed over
-        the workers) and "total". On a GPU, "upload" and "reduce" are its own times, by its clock.
+        the workers, with what they prepare: folding, cutting) and "total". On a GPU, "upload" and "reduce" are its own
+        times, by its clock.
     """
 
     signals: np.ndarray
@@ -136,6 +137,11 @@ def _share_out(reducers, volumes, size, n_threads, progress):
         except queue.Empty:
             return np.empty(shape, volumes.dtype)
 
+    def prepare(reducer):
+        start = time.perf_counter()
+        reducer.prepare()
+        return time.perf_counter() - start
+
     def reduce(chunk, buffer):
         for preparation in prepared:
             preparation.result()
@@ -149,7 +155,7 @@ def _share_out(reducers, volumes, size, n_threads, progress):
     pending = []
     done = 0
     with ThreadPoolExecutor(n_threads, "gpumask-reduce") as workers:
-        prepared = [workers.submit(reducer.prepare) for reducer in reducers]  # while the first chunk is read
+        prepared = [workers.submit(prepare, reducer) for reducer in reducers]  # while the first chunk is read
         chunks = volumes.chunks(size, lambda: taken.append(take()) or taken[-1])
         try:
             while True:
@@ -164,6 +170,7 @@ def _share_out(reducers, volumes, size, n_threads, progress):
                     done += _collect(pending, seconds, progress, done)
             while pending:
                 done += _collect(pending, seconds, progress, done)
+            seconds["reduce"] += sum(preparation.result() for preparation in prepared)
         finally:
             chunks.close()
             for future in pending:

@@ -1,6 +1,7 @@
 """Whole runs through plans: stored values, scaling, non-finite voxels, clipping, chunks, threads, memory, failures."""
 
 import threading
+import time
 import tracemalloc
 import warnings
 
@@ -373,6 +374,12 @@ def test_seconds(tmp_path):
     assert all(0 <= value < 60 for value in result.seconds.values())
     assert result.seconds["read"] <= result.seconds["total"]
     assert reducers() == []
+
+
+def test_preparing_is_part_of_reducing(monkeypatch):
+    monkeypatch.setattr("gpumask.reducers.Reducer.prepare", lambda self: time.sleep(0.2))
+    result = extract(some_plan(), open_volumes(nib.Nifti1Image(stored_run(), AFFINE)))
+    assert result.seconds["reduce"] >= 0.2
 
 
 @everywhere

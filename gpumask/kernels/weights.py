@@ -31,7 +31,7 @@ class Blocks(NamedTuple):
     columns : ndarray of uint16, shape (n_entries,)
         Column of each entry, counted within its block.
     weights : ndarray of float64, shape (n_entries,), or None
-        Those of the segments, or a sorted copy.
+        Those of the segments, or a copy where these are unsorted or of another dtype.
     """
 
     parts: np.ndarray
@@ -55,7 +55,7 @@ def cut(indices, offsets, weights=None):
     Blocks
     """
     n_entries, region_starts = len(indices), offsets[:-1][np.diff(offsets) > 0]
-    weights = None if weights is None else np.ascontiguousarray(weights, np.float64)  # themselves, if folded
+    weights = None if weights is None else np.ascontiguousarray(weights, np.float64)  # no copy of folded ones
     ascends = indices[1:] >= indices[:-1]
     ascends[region_starts[1:] - 1] = True
     if not ascends.all():
