@@ -87,7 +87,7 @@ def by_gpumask(folder, out, n_procs):
     """A cohort as by ``gpumask cohort``."""
     from gpumask.bids import find_runs
     from gpumask.cohort import AtlasFile, Work
-    from gpumask.spread import run_cohort
+    from gpumask.cohort.executors import run_cohort
 
     atlases = tuple(AtlasFile(folder / f"atlas-P{n_regions}_dseg.nii.gz") for n_regions in N_REGIONS)
     work = Work(atlases, out, {**CLEANING, "min_coverage": None}, {"columns": ["c*"]}, device="cpu")
@@ -183,7 +183,7 @@ def main(argv=None):
 
 
 def _cores():
-    from gpumask.pipeline import n_cores
+    from gpumask.engine.stream import n_cores
 
     return n_cores()
 

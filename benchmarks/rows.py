@@ -123,9 +123,9 @@ def _targets():
     libraries = Command(("-c", "import nibabel, scipy.sparse, sklearn.base"))
     maskers = Command(("-c", "import nilearn.maskers"))
     yield Row(
-        "import gpumask.masker",
+        "import gpumask.maskers.labels",
         "targets",
-        Command(("-c", "import gpumask.masker")),
+        Command(("-c", "import gpumask.maskers.labels")),
         {"its libraries": Against(libraries, 1.2, floor=True), "import nilearn.maskers": Against(maskers)},
         quick=True,
     )

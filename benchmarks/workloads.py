@@ -135,8 +135,8 @@ class Compilation(Workload):
 
     def steps(self, inputs, scratch):
         from gpumask import NiftiLabelsMasker
-        from gpumask.images.atlas import load_atlas
-        from gpumask.plan import compile_plan
+        from gpumask.engine.plan import compile_plan
+        from gpumask.images.labels import load_atlas
 
         path = str(inputs.atlas())
         atlas = load_atlas(path, 0)

@@ -6,9 +6,9 @@ __version__ = metadata.version("gpumask")
 __all__ = ["MultiNiftiLabelsMasker", "NiftiLabelsMasker", "__version__", "kernels", "signal", "transform_together"]
 
 _LAZY = {
-    "MultiNiftiLabelsMasker": "gpumask.multi",
-    "NiftiLabelsMasker": "gpumask.masker",
-    "transform_together": "gpumask.masker",
+    "MultiNiftiLabelsMasker": "gpumask.maskers.multi",
+    "NiftiLabelsMasker": "gpumask.maskers.labels",
+    "transform_together": "gpumask.maskers.labels",
 }
 _MODULES = ("kernels", "signal")
 

@@ -16,8 +16,8 @@ import numpy as np
 from gpumask import backend
 from gpumask.bids import Run, atlas_name, output_name
 from gpumask.confounds import choose_columns, confounds_matrix, read_table
+from gpumask.files import appearing_together, json_lines, table_lines, write
 from gpumask.images.volumes import open_volumes
-from gpumask.outputs import appearing_together, json_lines, table_lines, write
 
 # What broken files, full disks, unusable devices and wrong parameters raise. All else is a bug, and stops everything.
 RUN_ERRORS = (OSError, ValueError, TypeError, ImportError, MemoryError, RuntimeError)

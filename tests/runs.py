@@ -5,8 +5,8 @@ import gzip
 import nibabel as nib
 import numpy as np
 
+from gpumask.engine.plan import compile_plan
 from gpumask.images.grid import Grid
-from gpumask.plan import compile_plan
 
 SHAPE = (8, 9, 7)
 AFFINE = np.array([[-3.0, 0, 0, 10], [0, 3.5, 0, -12], [0, 0, 4, -9], [0, 0, 0, 1]])

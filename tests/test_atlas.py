@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 from nilearn.maskers import NiftiLabelsMasker
 
-from gpumask.images import atlas as module
-from gpumask.images.atlas import Atlas, load_atlas, load_mask, lookup_table, unique_labels
+from gpumask.images import labels as module
 from gpumask.images.errors import DimensionError
 from gpumask.images.grid import Grid
+from gpumask.images.labels import Atlas, load_atlas, load_mask, lookup_table, unique_labels
 
 SHAPE = (4, 5, 6)
 AFFINE = np.diag([3.0, 3, 3, 1])

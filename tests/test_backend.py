@@ -414,8 +414,8 @@ for module in pkgutil.walk_packages(gpumask.__path__, "gpumask."):
         importlib.import_module(module.name)
 from gpumask.images.grid import Grid
 from gpumask.images.volumes import open_volumes
-from gpumask.pipeline import extract
-from gpumask.plan import compile_plan
+from gpumask.engine.stream import extract
+from gpumask.engine.plan import compile_plan
 labels = np.arange(60).reshape(3, 4, 5) % 4
 image = nib.Nifti1Image(np.ones((3, 4, 5, 2), "f4"), np.eye(4))
 for strategy in ("mean", "median"):

@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gpumask import NiftiLabelsMasker, __version__, backend, cli, parameters
+from gpumask import NiftiLabelsMasker, __version__, backend, cli
 from gpumask.images import decoding
 from gpumask.kernels import compiled
 from gpumask.kernels.segments import STRATEGIES
+from gpumask.maskers import parameters
 
 BOLD = "sub-1_task-rest_desc-preproc_bold.nii.gz"
 TABLE = "sub-1_task-rest_atlas-Toy_stat-mean_timeseries.tsv"

@@ -219,7 +219,7 @@ def test_an_error_that_ends_all_runs_is_1_with_what_was_done(capsys, monkeypatch
         yield Record(runs[0], "done", 40, {"total": 1.0})
         raise RuntimeError("all workers are lost")
 
-    monkeypatch.setattr("gpumask.spread.run_cohort", lost)
+    monkeypatch.setattr("gpumask.cohort.executors.run_cohort", lost)
     monkeypatch.setattr("gpumask.cohort.log_problems", lambda *args: None)
     assert run(f"d out participant {ATLASES}") == 1
     out, err = capsys.readouterr()

@@ -18,9 +18,9 @@ import pytest
 from gpumask import NiftiLabelsMasker, backend, cohort
 from gpumask.bids import Problem, Run, find_runs, run_name
 from gpumask.cohort import AtlasFile, Work, correlations, is_done, lut_beside, process
+from gpumask.cohort.executors import run_cohort
 from gpumask.extract import collect_warnings
-from gpumask.outputs import locked
-from gpumask.spread import run_cohort
+from gpumask.files import locked
 
 from . import cohorts
 

@@ -13,10 +13,10 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import pytest
 
-from gpumask import spread
 from gpumask.bids import find_runs
 from gpumask.cohort import AtlasFile, Work
-from gpumask.spread import run_cohort
+from gpumask.cohort import executors as spread
+from gpumask.cohort.executors import run_cohort
 
 from . import cohorts
 
@@ -204,7 +204,8 @@ def test_processes_that_cannot_start_are_one_error(made, tmp_path):
     folder = made[0]
     script = tmp_path / "unguarded.py"
     script.write_text(
-        "from gpumask.cohort import *; from gpumask.spread import run_cohort; from gpumask.bids import find_runs\n"
+        "from gpumask.cohort import *; from gpumask.cohort.executors import run_cohort\n"
+        "from gpumask.bids import find_runs\n"
         f"runs = find_runs({str(folder / 'd')!r})[0]\n"
         f"work = Work((AtlasFile({str(folder / 'atlas-Toy_dseg.nii.gz')!r}),), {str(tmp_path / 'o')!r})\n"
         "list(run_cohort(work, runs, n_procs=2))\n"
@@ -217,7 +218,8 @@ def test_processes_that_cannot_start_are_one_error(made, tmp_path):
 
 CUTTING = """
 import os
-from gpumask import cohort, masker
+from gpumask import cohort
+from gpumask.maskers import labels as masker
 
 ALIVE, EXTRACT = cohort.process, masker.extract_together
 

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from gpumask import cohort, outputs
+from gpumask import cohort
+from gpumask import files as outputs
 from gpumask.bids import find_runs
 from gpumask.cohort import AtlasFile, Work, process
-from gpumask.spread import run_cohort
+from gpumask.cohort.executors import run_cohort
 
 from . import cohorts
 
@@ -68,7 +69,7 @@ import os, sys
 from pathlib import Path
 from gpumask.bids import find_runs
 from gpumask.cohort import AtlasFile, Work
-from gpumask.spread import run_cohort
+from gpumask.cohort.executors import run_cohort
 
 folder, out = Path(sys.argv[1]), sys.argv[2]
 atlases = tuple(AtlasFile(folder / f"atlas-{name}_dseg.nii.gz") for name in ("Toy", "Fine"))

@@ -11,8 +11,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from gpumask import cohort_page
-from gpumask.cohort_page import write_page
+from gpumask.cohort import page as cohort_page
+from gpumask.cohort.page import write_page
 
 EMPTY = ("meta", "br")
 

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import sklearn.exceptions
 
+import gpumask.engine.plan
 import gpumask.images.volumes
-import gpumask.plan
 from gpumask import NiftiLabelsMasker, transform_together
 
 AFFINE = np.array([[-2.0, 0, 0, 10], [0, 2.5, 0, -8], [0, 0, 3, -6], [0, 0, 0, 1]])
@@ -361,7 +361,7 @@ def test_omit_of_a_scaled_file(atlas, strategy, slope, inter, tmp_path):
 def test_omit_smooths_with_normalised_weights(atlas, monkeypatch, dtype):
     data, signals = spoilt(dtype), {}
     for way, constant, value in (("folded", "_NS_PER_WEIGHT", -1e9), ("staged", "_MAX_WEIGHTS", -1)):
-        monkeypatch.setattr(gpumask.plan, constant, value)
+        monkeypatch.setattr(gpumask.engine.plan, constant, value)
         masker = NiftiLabelsMasker(atlas, smoothing_fwhm=5, nan_policy="omit", dtype="f8")
         signals[way] = masker.fit_transform(image(data))
         assert masker.plan_.way == way

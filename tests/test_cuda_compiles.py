@@ -6,14 +6,14 @@ import re
 
 import pytest
 
-from gpumask.kernels import median_cuda, segments_cuda, stored_cuda
+from gpumask.kernels import median_cuda, scaling_cuda, segments_cuda
 
 ARCHITECTURES = ["75", "80", "90", "100", "120"]  # Turing to Blackwell
 
-TYPES = list(stored_cuda.C_TYPES.values())
+TYPES = list(scaling_cuda.C_TYPES.values())
 INDICES = ["int", "long long"]
 STATISTICS = ["SUM", "VARIANCE", "MINIMUM", "MAXIMUM"]
-POLICIES = list(stored_cuda.NON_FINITE.values())
+POLICIES = list(scaling_cuda.NON_FINITE.values())
 COMBINED = [name.upper() for name in segments_cuda._COLLECTED if name != "median"]
 
 REDUCE = [f"reduce_parts<{', '.join(parts)}>" for parts in itertools.product(TYPES, INDICES, STATISTICS, POLICIES)]

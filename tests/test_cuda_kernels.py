@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gpumask import backend
-from gpumask.kernels import median_cuda, segments_cuda, stored_cuda
+from gpumask.kernels import median_cuda, scaling_cuda, segments_cuda
 from gpumask.kernels.segments import STRATEGIES, Segments
 
 from . import reference
@@ -94,7 +94,7 @@ def assert_close(signals, expected):
 
 
 @every_strategy
-@pytest.mark.parametrize("dtype", [*stored_cuda.C_TYPES, "float16"])
+@pytest.mark.parametrize("dtype", [*scaling_cuda.C_TYPES, "float16"])
 def test_scaled_values(put, dtype, strategy):
     host, regions = some_volumes(dtype), some_regions()
     signals, found = reduce(put, host, compiled(regions), strategy, slope=-0.37, inter=5.0)
@@ -245,7 +245,7 @@ def test_order_of_a_sum(put):
 def test_strides_over_volumes_that_a_grid_does_not_hold(put, strategy, monkeypatch):
     host, regions = some_volumes("int16", n=35), some_regions()
     whole = reduce(put, host, compiled(regions), strategy)[0]
-    monkeypatch.setattr(stored_cuda, "GRID_HEIGHT", 2)
+    monkeypatch.setattr(scaling_cuda, "GRID_HEIGHT", 2)
     np.testing.assert_array_equal(reduce(put, host, compiled(regions), strategy)[0], whole)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from gpumask import NiftiLabelsMasker, __version__, extract
 from gpumask.extract import Run, extract_run, extract_runs, output_path
-from gpumask.outputs import shortest, table_lines
+from gpumask.files import shortest, table_lines
 
 
 def save(path, data, affine=None, t_r=None):

@@ -13,12 +13,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from gpumask import NiftiLabelsMasker, backend, pipeline_cuda
+from gpumask import NiftiLabelsMasker, backend
 from gpumask.backend import DeviceError, cuda_status
+from gpumask.engine import cuda as pipeline_cuda
+from gpumask.engine.stream import extract, extract_together
 from gpumask.images.errors import ImageError
 from gpumask.images.volumes import open_volumes
 from gpumask.kernels import segments_cuda
-from gpumask.pipeline import extract, extract_together
 
 from .runs import AFFINE, SHAPE, some_labels, some_plan, stored_run, write
 
@@ -387,7 +388,8 @@ if {emulated}:
 import multiprocessing, warnings
 import nibabel as nib, numpy as np
 import cupy
-from gpumask import NiftiLabelsMasker, backend, pipeline_cuda
+from gpumask import NiftiLabelsMasker, backend
+from gpumask.engine import cuda as pipeline_cuda
 
 labels = nib.Nifti1Image(np.arange(60).reshape(3, 4, 5).astype("i2") % 4, np.eye(4))
 run = nib.Nifti1Image(np.random.default_rng(0).normal(size=(3, 4, 5, 6)), np.eye(4))

@@ -8,10 +8,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from gpumask import NiftiLabelsMasker, backend, pipeline, pipeline_cuda
-from gpumask import plan as plans
+from gpumask import NiftiLabelsMasker, backend
+from gpumask.engine import cuda as pipeline_cuda
+from gpumask.engine import plan as plans
+from gpumask.engine import stream as pipeline
+from gpumask.engine.stream import extract, extract_together
 from gpumask.images.volumes import open_volumes
-from gpumask.pipeline import extract, extract_together
 
 from .runs import AFFINE, IDS, N_VOLUMES, SHAPE, some_labels, some_plan, stored_run, write
 

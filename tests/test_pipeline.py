@@ -12,12 +12,12 @@ from nilearn.image import resample_img
 from scipy.ndimage import gaussian_filter
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from gpumask import pipeline
-from gpumask import plan as plans
+from gpumask.engine import plan as plans
+from gpumask.engine import stream as pipeline
+from gpumask.engine.stream import extract
 from gpumask.images.errors import ImageError
 from gpumask.images.volumes import open_volumes
 from gpumask.kernels.segments import STRATEGIES
-from gpumask.pipeline import extract
 
 from . import reference
 from .runs import AFFINE, IDS, LABEL_AFFINES, N_VOLUMES, SHAPE, some_labels, some_plan, stored_run, write
@@ -377,7 +377,7 @@ def test_seconds(tmp_path):
 
 
 def test_preparing_is_part_of_reducing(monkeypatch):
-    monkeypatch.setattr("gpumask.reducers.Reducer.prepare", lambda self: time.sleep(0.2))
+    monkeypatch.setattr("gpumask.engine.reducers.Reducer.prepare", lambda self: time.sleep(0.2))
     result = extract(some_plan(), open_volumes(nib.Nifti1Image(stored_run(), AFFINE)))
     assert result.seconds["reduce"] >= 0.2
 

@@ -7,11 +7,11 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from gpumask import backend
-from gpumask import plan as module
+from gpumask.engine import plan as module
+from gpumask.engine.plan import LINEAR, compile_plan
 from gpumask.images.grid import Grid, voxel_mapping
 from gpumask.kernels.segments import STRATEGIES
 from gpumask.kernels.weights import fold
-from gpumask.plan import LINEAR, compile_plan
 
 from . import reference
 

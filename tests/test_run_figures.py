@@ -11,7 +11,7 @@ import pytest
 
 from gpumask import cohort
 from gpumask.cli import main
-from gpumask.run_figures import draw_carpet, draw_connectivity, draw_cuts, new_figure, run_figure, to_png
+from gpumask.reports.figures import draw_carpet, draw_connectivity, draw_cuts, new_figure, run_figure, to_png
 
 from .cohorts import SPACE, make_atlases, make_cohort
 

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gpumask import store
 from gpumask.cli import main
-from gpumask.store import write_store
+from gpumask.cohort import parquet as store
+from gpumask.cohort.parquet import write_store
 
 from .cohorts import make_atlases, make_cohort
 

@@ -5,9 +5,10 @@ import sys
 import numpy as np
 import pytest
 
-from gpumask import backend, pipeline_cuda
+from gpumask import backend
+from gpumask.engine import cuda as pipeline_cuda
+from gpumask.engine.stream import extract, extract_together
 from gpumask.images.volumes import open_volumes
-from gpumask.pipeline import extract, extract_together
 
 from .runs import IDS, SHAPE, some_plan, stored_run, write
 

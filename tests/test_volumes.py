@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from nilearn.image import concat_imgs
 
-from gpumask.images import decoding, stored
+from gpumask.images import decoding
+from gpumask.images import readers as stored
 from gpumask.images.errors import DimensionError, ImageError
 from gpumask.images.volumes import load_volume, open_volumes
 

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import gpumask.engine.stream
 import gpumask.kernels.segments
-import gpumask.masker
-import gpumask.pipeline
+import gpumask.maskers.labels
 from gpumask import MultiNiftiLabelsMasker, NiftiLabelsMasker, transform_together
 from gpumask.extract import Run, extract_runs
 from gpumask.images.decoding import Decoder
@@ -84,8 +84,10 @@ def events(monkeypatch):
         return call
 
     monkeypatch.setattr(Volumes, "chunks", read)
-    monkeypatch.setattr(gpumask.masker, "compile_plan", recorded("compile", gpumask.masker.compile_plan))
-    monkeypatch.setattr(gpumask.masker, "Cleaner", recorded("confounds", gpumask.masker.Cleaner))
+    monkeypatch.setattr(
+        gpumask.maskers.labels, "compile_plan", recorded("compile", gpumask.maskers.labels.compile_plan)
+    )
+    monkeypatch.setattr(gpumask.maskers.labels, "Cleaner", recorded("confounds", gpumask.maskers.labels.Cleaner))
     return happened
 
 
@@ -192,7 +194,7 @@ def test_a_worker_folds_once(monkeypatch, tmp_path, run, atlas):
     threads.clear()
     for _ in range(2):
         kept = masker(atlas, smoothing_fwhm=6, memory=str(tmp_path / "cache")).fit(str(run))
-        kept.memory_.cache(gpumask.masker._extract).clear(warn=False)  # but not the plan
+        kept.memory_.cache(gpumask.maskers.labels._extract).clear(warn=False)  # but not the plan
         np.testing.assert_array_equal(kept.transform(str(run)), first)
     assert threads == [threading.current_thread().name]
 
@@ -249,7 +251,7 @@ def long_runs(tmp_path_factory):
 @pytest.mark.parametrize("n_atlases", [1, 5])
 def test_no_4d_float_array(tmp_path, monkeypatch, long_runs, work, suffix, n_atlases):
     """Peak memory is far below the size of the run as float32, and the same for a run four times as long."""
-    monkeypatch.setattr(gpumask.pipeline, "n_cores", lambda: 1)  # with more, it is chance how many chunks meet
+    monkeypatch.setattr(gpumask.engine.stream, "n_cores", lambda: 1)  # with more, it is chance how many chunks meet
     affine, peaks = MOVED if "resampled" in work else AFFINE, []
     atlases = [write_atlas(tmp_path / f"{k}.nii", WIDE, k, affine) for k in range(n_atlases)]
     for path in long_runs[suffix]:

@@ -11,7 +11,7 @@ import numpy as np
 from gpumask.images.decoding import require_decoder
 from gpumask.images.errors import DimensionError, ImageError
 from gpumask.images.grid import Grid
-from gpumask.images.stored import stored
+from gpumask.images.readers import stored
 
 
 class Chunk(NamedTuple):

@@ -7,13 +7,13 @@ ranked there. Counts and minima of integers are the same in any order, so atomic
 """
 
 from gpumask import backend
-from gpumask.kernels import stored_cuda
+from gpumask.kernels import scaling_cuda
 
 _THREADS, _MANY_THREADS = 128, 512
 _MANY = 8192  # entries of the largest region, from which a block has more threads; the result is the same
 
 _SOURCE = (
-    stored_cuda.SOURCE
+    scaling_cuda.SOURCE
     + r"""
 typedef unsigned long long Key;
 const Key NAN_KEY = ~0ULL;  // above all others: NaN sorts last, as in NumPy
@@ -178,9 +178,9 @@ def medians(data, segments, slope, inter, non_finite, signals, found):
     n_threads = _MANY_THREADS if segments.counts.max() > _MANY else _THREADS
     kernel = backend.cuda_kernel(
         _SOURCE,
-        f"select_medians<{stored_cuda.types(data, segments)}, {stored_cuda.NON_FINITE[non_finite]}>",
+        f"select_medians<{scaling_cuda.types(data, segments)}, {scaling_cuda.NON_FINITE[non_finite]}>",
         (f"-DTHREADS={n_threads}",),
     )
     indices, offsets = segments.layout.indices, segments.layout.offsets
     arguments = (data, n_volumes, data.shape[1], indices, offsets, n_regions, slope, inter)
-    kernel((n_regions, min(n_volumes, stored_cuda.GRID_HEIGHT)), (n_threads,), (*arguments, signals, found))
+    kernel((n_regions, min(n_volumes, scaling_cuda.GRID_HEIGHT)), (n_threads,), (*arguments, signals, found))

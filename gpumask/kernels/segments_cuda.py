@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gpumask import backend
-from gpumask.kernels import median_cuda, stored_cuda
+from gpumask.kernels import median_cuda, scaling_cuda
 
 _WARP = 32
 _WARPS = 4  # in a block; they share nothing, a block only carries them
@@ -21,7 +21,7 @@ _VOLUMES = 8  # of a warp: 8 (with shares 16) accumulators in double precision s
 PART = 512  # entries of a warp: 16 loads a lane, against which the tree of 5 shuffles weighs little
 
 _SOURCE = (
-    stored_cuda.SOURCE
+    scaling_cuda.SOURCE
     + r"""
 enum { SUM, MEAN, VARIANCE, STANDARD_DEVIATION, MINIMUM, MAXIMUM };
 
@@ -219,7 +219,7 @@ def reduce(data, segments, strategy, *, slope=1.0, inter=0.0, non_finite="keep")
     device = backend.device_of(data)
     slope, inter = float(slope), float(inter)
     with device:  # not always the thread's current one
-        if data.dtype.name not in stored_cuda.C_TYPES:
+        if data.dtype.name not in scaling_cuda.C_TYPES:
             data = xp.astype(data, xp.float64)
         data = xp.ascontiguousarray(data)
         shape = (data.shape[0], len(segments))
@@ -241,8 +241,8 @@ def _check(data, segments, strategy, non_finite):
     if strategy not in _COLLECTED:
         msg = f"`strategy` must be one of {list(_COLLECTED)}, got {strategy!r}."
         raise ValueError(msg)
-    if non_finite not in stored_cuda.NON_FINITE:
-        msg = f"`non_finite` must be one of {list(stored_cuda.NON_FINITE)}, got {non_finite!r}."
+    if non_finite not in scaling_cuda.NON_FINITE:
+        msg = f"`non_finite` must be one of {list(scaling_cuda.NON_FINITE)}, got {non_finite!r}."
         raise ValueError(msg)
     if not backend.is_cupy(data) or data.ndim != 2 or data.dtype.kind not in "biuf":
         kind = f"{type(data).__module__.partition('.')[0]}.{type(data).__name__}"
@@ -261,21 +261,21 @@ def _launch(data, segments, slope, inter, non_finite, strategy, centers, signals
     xp = backend.array_namespace(data)
     device = backend.device_of(data)
     n_volumes, n_regions = signals.shape
-    layout, policy = segments.layout, stored_cuda.NON_FINITE[non_finite]
+    layout, policy = segments.layout, scaling_cuda.NON_FINITE[non_finite]
     n_parts = layout.region.shape[0]
     partials = xp.empty((n_volumes, n_parts), dtype=xp.float64, device=device)
     shares = xp.empty_like(partials) if non_finite == "omit" else None
     block = (_WARPS * _WARP,)
     if n_parts:
-        types = stored_cuda.types(data, segments)
+        types = scaling_cuda.types(data, segments)
         kernel = backend.cuda_kernel(_SOURCE, f"reduce_parts<{types}, {_COLLECTED[strategy]}, {policy}>", _OPTIONS)
         arguments = (data, n_volumes, data.shape[1], *layout, n_parts, n_regions)
         arguments += (centers, slope, inter, partials, shares, found)
-        grid = (-(-n_parts // _WARPS), min(-(-n_volumes // _VOLUMES), stored_cuda.GRID_HEIGHT))
+        grid = (-(-n_parts // _WARPS), min(-(-n_volumes // _VOLUMES), scaling_cuda.GRID_HEIGHT))
         kernel(grid, block, _pointers(arguments))
     kernel = backend.cuda_kernel(_SOURCE, f"combine_parts<{strategy.upper()}, {policy}>", _OPTIONS)
     arguments = (partials, shares, segments.totals, layout.first, n_parts, n_volumes, n_regions, signals)
-    kernel((-(-n_regions // _WARPS), min(n_volumes, stored_cuda.GRID_HEIGHT)), block, _pointers(arguments))
+    kernel((-(-n_regions // _WARPS), min(n_volumes, scaling_cuda.GRID_HEIGHT)), block, _pointers(arguments))
 
 
 def _pointers(arguments):

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from gpumask import __version__
-from gpumask.outputs import json_lines, replacing, write
+from gpumask.files import json_lines, replacing, write
 
 _IMAGE_SUFFIX = re.compile(r"\.(nii|img|hdr|mgh|mgz|mnc|head|brik|par|rec)(\.(gz|bz2|zst))?$", re.IGNORECASE)
 _BIDS_NAME = re.compile(r"(?P<entities>sub-[a-zA-Z0-9]+(_[a-zA-Z0-9]+-[a-zA-Z0-9+]+)*)_[a-zA-Z0-9]+")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpumask.outputs import replacing
+from gpumask.files import replacing
 
 _TABLE = re.compile(
     r"(?P<before>.+)_(?:atlas|seg)-(?P<atlas>[a-zA-Z0-9]+)(?P<after>(_[a-zA-Z0-9]+-[a-zA-Z0-9+]+)*)"

@@ -26,12 +26,12 @@ from gpumask.bids import (
     sidecar,
 )
 from gpumask.confounds import fmriprep_confounds, read_table
+from gpumask.engine.plan import LINEAR
 from gpumask.extract import collect_warnings
+from gpumask.files import appearing_together, append_line, json_lines, locked, table_lines, write
 from gpumask.images.volumes import open_volumes
-from gpumask.masker import NiftiLabelsMasker, transform_together
-from gpumask.outputs import appearing_together, append_line, json_lines, locked, table_lines, write
-from gpumask.plan import LINEAR
-from gpumask.run_figures import run_figure, to_png
+from gpumask.maskers.labels import NiftiLabelsMasker, transform_together
+from gpumask.reports.figures import run_figure, to_png
 
 _DEFAULTS = {"keep_all_regions": True, "min_coverage": 0.5, "nan_policy": "omit"}
 # Parameters of the masker that are of an atlas or a run, or don't decide the signals.

@@ -260,7 +260,7 @@ def _start(args, progress):
         raise ValueError(msg)
 
     from gpumask.extract import Run, collect_warnings, extract_runs
-    from gpumask.masker import NiftiLabelsMasker
+    from gpumask.maskers.labels import NiftiLabelsMasker
 
     masker = NiftiLabelsMasker(
         args.atlas,
@@ -301,11 +301,11 @@ def _start(args, progress):
 def _cohort(args):
     try:
         if args.store:  # not in the morning
-            from gpumask.store import check_pyarrow
+            from gpumask.cohort.parquet import check_pyarrow
 
             check_pyarrow()
         if args.figures:
-            from gpumask.run_figures import new_figure
+            from gpumask.reports.figures import new_figure
 
             new_figure((1, 1))
         if args.level == "group":
@@ -316,7 +316,7 @@ def _cohort(args):
         with contextlib.ExitStack() as stack:
             spread = {"n_procs": args.nprocs}
             if args.dask_scheduler:
-                from gpumask.spread import dask_executor
+                from gpumask.cohort.executors import dask_executor
 
                 spread["executor"], spread["in_flight"] = stack.enter_context(dask_executor(args.dask_scheduler))
             return _run_cohort(args, work, runs, problems, spread)
@@ -431,7 +431,7 @@ def _terminate(*_):
 def _run_cohort(args, work, runs, problems, spread):
     from gpumask.bids import run_name
     from gpumask.cohort import log_problems
-    from gpumask.spread import run_cohort
+    from gpumask.cohort.executors import run_cohort
 
     counts = {"done": 0, "skipped": 0, "failed": len(problems), "taken": 0}
     bar, code = _CohortBar(len(runs)), 0
@@ -485,12 +485,12 @@ def _tell_record(record, name):
 
 def _sum_up(args, n_runs=None):
     """Write what is made from all outputs; 1 if a run that is done could not be stored."""
-    from gpumask.cohort_page import write_page
+    from gpumask.cohort.page import write_page
 
     print(write_page(args.out_dir, n_runs))
     if not args.store:
         return 0
-    from gpumask.store import write_store
+    from gpumask.cohort.parquet import write_store
 
     paths, refused = write_store(args.out_dir, args.store)
     for path in paths:
@@ -522,10 +522,10 @@ def _info(args):
     from importlib import metadata
 
     from gpumask import backend
+    from gpumask.engine.stream import n_cores
     from gpumask.extract import versions
     from gpumask.images import decoding
     from gpumask.kernels import compiled
-    from gpumask.pipeline import n_cores
 
     facts = versions(cupy=True)
     for name in ("nilearn", "isal", "cupy"):

@@ -10,9 +10,9 @@ from concurrent.futures.process import BrokenProcessPool
 
 from gpumask.bids import run_name, write_dataset_description
 from gpumask.cohort import Record, failed, is_done, logged, process
+from gpumask.engine.stream import n_cores
 from gpumask.extract import process_wide
-from gpumask.outputs import locked
-from gpumask.pipeline import n_cores
+from gpumask.files import locked
 
 
 def run_cohort(work, runs, *, n_procs=1, executor=None, in_flight=None):

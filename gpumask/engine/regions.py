@@ -8,9 +8,9 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from gpumask.images.atlas import Atlas, covered_voxels, lookup_table
+from gpumask.engine.plan import Plan
 from gpumask.images.grid import Grid
-from gpumask.plan import Plan
+from gpumask.images.labels import Atlas, covered_voxels, lookup_table
 
 _AT_TRANSFORM_TIME = (
     "Resampling {} at transform time...\n"

@@ -1,7 +1,7 @@
 """Runs plans over a stream of volumes: one pass, a few chunks in memory, reading overlapped with reducing.
 
-The calling thread reads (or decompresses: isal releases the interpreter lock) chunks of stored volumes into buffers
-from a small pool, and worker threads reduce them, or a GPU does (`pipeline_cuda`). A chunk's rows of the result depend
+The calling thread reads (isal decompresses without the interpreter lock) chunks of stored volumes into buffers
+from a small pool, and worker threads reduce them, or a GPU does (`engine.cuda`). A chunk's rows of the result depend
 on nothing but its own volumes, so the result has the same bits for any chunk size and any number of threads.
 """
 
@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gpumask import backend, pipeline_cuda
-from gpumask.plan import LINEAR
-from gpumask.reducers import Reducer
+from gpumask import backend
+from gpumask.engine import cuda
+from gpumask.engine.plan import LINEAR
+from gpumask.engine.reducers import Reducer
 
 # A sparse product with 16 volumes at once reads each weight once for all of them; more volumes only cost memory.
 _CHUNK_VOLUMES = 16
@@ -88,7 +89,7 @@ def extract_together(plans, volumes, *, device="cpu", nan_policy="zero", progres
     if device == "cpu":
         results, seconds = _stream(plans, volumes, clips, nan_policy, size, n_threads or n_cores(), progress)
     else:
-        results, seconds = pipeline_cuda.stream(
+        results, seconds = cuda.stream(
             plans, volumes, device=device, clips=clips, nan_policy=nan_policy, size=size, progress=progress
         )
     seconds["total"] = time.perf_counter() - started

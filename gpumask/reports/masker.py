@@ -10,7 +10,7 @@ import numpy as np
 
 from gpumask.images.grid import Grid
 from gpumask.images.volumes import open_volumes
-from gpumask.run_figures import draw_cuts, new_figure, to_png
+from gpumask.reports.figures import draw_cuts, new_figure, to_png
 
 _STYLE = (
     "body{font-family:sans-serif;max-width:64em;margin:2em auto;color:#222}img{max-width:100%}"

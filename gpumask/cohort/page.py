@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from gpumask import __version__
-from gpumask.outputs import replacing, write
+from gpumask.files import replacing, write
 
 _LOW = 0.5  # a region that is covered less is "n/a" by default
 _FAILURES, _GROUPS, _WORST = 300, 50, 10  # rows of tables

@@ -13,9 +13,9 @@ import time
 import numpy as np
 
 from gpumask import backend
+from gpumask.engine.reducers import Overshoots
 from gpumask.images.grid import resample_nearest
 from gpumask.kernels import segments_cuda
-from gpumask.reducers import Overshoots
 
 _BUFFERS = 2  # one is filled while the other is emptied, on the host as on the device
 _WORKSPACE = 48  # bytes per voxel while a volume is scaled, filled in and resampled or smoothed, in float64

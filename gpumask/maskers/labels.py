@@ -16,13 +16,13 @@ from sklearn.utils.validation import check_array, check_is_fitted
 
 from gpumask import backend
 from gpumask.confounds import high_variance_confounds
-from gpumask.images.atlas import load_atlas, load_mask, lookup_table
+from gpumask.engine.plan import compile_plan
+from gpumask.engine.regions import check_same_grids, meet, place
+from gpumask.engine.stream import extract_together, n_cores
 from gpumask.images.errors import DimensionError
+from gpumask.images.labels import load_atlas, load_mask, lookup_table
 from gpumask.images.volumes import open_volumes
-from gpumask.parameters import asked_dtype, check_parameters, checked_names, signal_dtype
-from gpumask.pipeline import extract_together, n_cores
-from gpumask.placement import check_same_grids, meet, place
-from gpumask.plan import compile_plan
+from gpumask.maskers.parameters import asked_dtype, check_parameters, checked_names, signal_dtype
 from gpumask.signal import Cleaner
 
 _KEPT_PLACEMENTS = 4  # grids (and settings) whose plans a masker keeps
@@ -405,7 +405,7 @@ class NiftiLabelsMasker(TransformerMixin, BaseEstimator):
 
         Returns
         -------
-        gpumask.report.Report
+        gpumask.reports.masker.Report
             Shown by notebooks; has ``save_as_html(path)`` and ``open_in_browser()``.
         """
         check_is_fitted(self)
@@ -415,7 +415,7 @@ class NiftiLabelsMasker(TransformerMixin, BaseEstimator):
         if engine != "matplotlib":
             msg = f"`engine` must be 'matplotlib', got {engine!r}."
             raise ValueError(msg)
-        from gpumask.report import masker_report
+        from gpumask.reports.masker import masker_report
 
         return masker_report(self, title)
 

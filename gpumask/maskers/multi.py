@@ -6,7 +6,7 @@ from joblib import Parallel, delayed
 from nibabel.spatialimages import SpatialImage
 from sklearn.utils.validation import check_is_fitted
 
-from gpumask.masker import NiftiLabelsMasker
+from gpumask.maskers.labels import NiftiLabelsMasker
 
 
 class _ManyRuns:

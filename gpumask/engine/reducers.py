@@ -6,8 +6,8 @@ import numpy as np
 import scipy.ndimage
 import scipy.sparse
 
+from gpumask.engine.plan import LINEAR
 from gpumask.images.grid import resample_nearest
-from gpumask.plan import LINEAR
 
 
 class Reducer:

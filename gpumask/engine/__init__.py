@@ -1,0 +1,1 @@
+"""The engine: regions brought to a grid, plans compiled from them, and volumes streamed through the plans."""

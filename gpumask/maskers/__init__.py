@@ -1,0 +1,1 @@
+"""The estimators: nilearn's maskers, with its parameters and attributes."""
