@@ -14,10 +14,13 @@ from platform import python_version
 import numpy as np
 
 from gpumask import backend
-from gpumask.bids import Run, atlas_name, output_name
-from gpumask.confounds import choose_columns, confounds_matrix, read_table
-from gpumask.files import appearing_together, json_lines, table_lines, write
+from gpumask.bids.metadata import repetition_time
+from gpumask.bids.names import atlas_name, output_name
+from gpumask.bids.runs import Run
+from gpumask.confounds.tables import choose_columns, confounds_matrix, read_table
+from gpumask.files import appearing_together, write
 from gpumask.images.volumes import open_volumes
+from gpumask.tables import json_lines, table_lines
 
 # What broken files, full disks, unusable devices and wrong parameters raise. All else is a bug, and stops everything.
 RUN_ERRORS = (OSError, ValueError, TypeError, ImportError, MemoryError, RuntimeError)
@@ -50,7 +53,7 @@ class Record:
 
 
 def output_path(masker, run, out_dir="."):
-    """Path of a run's table of region signals, see `gpumask.bids.output_name`."""
+    """Path of a run's table of region signals, see `gpumask.bids.names.output_name`."""
     return Path(out_dir) / output_name(run, atlas_name(_file_name(masker.labels_img)), masker.strategy)
 
 
@@ -63,8 +66,8 @@ def extract_run(masker, run, out_dir=".", *, confounds_columns=None, overwrite=F
     Parameters
     ----------
     masker : NiftiLabelsMasker
-        Fitted, without a run for all: labels are resampled to each run's grid, and compiled once per grid. Without
-        ``t_r``, that of the run's header is used.
+        Fitted, without a run for all: labels are resampled to each run's grid, and compiled once per grid. Its ``t_r``
+        is that of runs without one.
     run : Run
     out_dir : str or path-like
     confounds_columns : sequence of str, optional
@@ -97,7 +100,7 @@ def extract_run(masker, run, out_dir=".", *, confounds_columns=None, overwrite=F
     progress = progress or (lambda done, n_volumes: None)
     progress(0, volumes.n_volumes)
     confounds = _read_confounds(run.confounds, confounds_columns, volumes.n_volumes)
-    with _repetition_time(masker, volumes) as t_r_from, warnings.catch_warnings():
+    with _repetition_time(masker, run, volumes) as t_r_from, warnings.catch_warnings():
         # Runs may lie on any grid: that labels are resampled here and not in `fit` is intended.
         warnings.filterwarnings("ignore", r"Resampling (labels|mask|images) at transform time")
         signals = masker.transform_single_imgs(
@@ -240,15 +243,16 @@ def _file_name(image):
 
 
 @contextlib.contextmanager
-def _repetition_time(masker, volumes):
-    """Inside the block the masker has a `t_r`, if only the header's; yields where it is from."""
+def _repetition_time(masker, run, volumes):
+    """Set the masker's `t_r` to the run's inside the block; yields its source."""
     given = masker.t_r
-    if given is None and volumes.t_r is None and (masker.low_pass or masker.high_pass):
+    t_r = repetition_time(run if run.t_r or given is None else replace(run, t_r=given), volumes.t_r)
+    if t_r.seconds is None and (masker.low_pass or masker.high_pass):
         msg = f"Filtering needs the repetition time, and the header of {volumes.name} has none. Give t_r (--t-r)."
         raise ValueError(msg)
-    masker.t_r = volumes.t_r if given is None else given
+    masker.t_r = t_r.seconds
     try:
-        yield "parameter" if given else "header" if volumes.t_r else None
+        yield t_r.source
     finally:
         masker.t_r = given
 

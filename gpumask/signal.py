@@ -5,7 +5,8 @@ import warnings
 import numpy as np
 
 from gpumask import backend
-from gpumask.confounds import confounds_matrix, kept_volumes
+from gpumask.confounds.sample_masks import kept_volumes
+from gpumask.confounds.tables import confounds_matrix
 from gpumask.kernels import cleaning, filtering
 
 _SCALAR = float | np.floating | int | np.integer | None

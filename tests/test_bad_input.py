@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from gpumask import NiftiLabelsMasker, backend
-from gpumask.confounds import AllVolumesRemovedError
+from gpumask.confounds.sample_masks import AllVolumesRemovedError
 from gpumask.images.errors import DimensionError, ImageError
 
 N = 40

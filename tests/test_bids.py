@@ -13,8 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gpumask import __version__, bids
-from gpumask.bids import Problem, Run, atlas_name, find_runs, output_name, read_manifest, repetition_time, run_name
+from gpumask import __version__
+from gpumask.bids import Problem, Run, find_runs, read_manifest
+from gpumask.bids.metadata import RepetitionTime, metadata_file, repetition_time
+from gpumask.bids.names import atlas_name, output_name, run_name
+from gpumask.bids.sidecars import sidecar, write_dataset_description
 
 MNI = "MNI152NLin2009cAsym"
 RUN = f"sub-01_task-rest_space-{MNI}_res-2"
@@ -228,7 +231,7 @@ def test_no_mask(root):
     add_run(root, "sub-01_task-rest", but=["mask"])
     image, reason = (
         f"sub-01/func/{RUN}_desc-preproc_bold.nii.gz",
-        f"has no brain mask: expected {RUN}_desc-brain_mask.nii.gz beside it",
+        f"has no brain mask: expected {RUN}_desc-brain_mask.nii.gz next to it",
     )
     assert problems_of(root) == [(image, reason)]
     touch(root / "sub-01" / "func", "sub-01_task-rest_space-T1w_desc-brain_mask.nii.gz")
@@ -238,7 +241,7 @@ def test_no_mask(root):
 def test_no_confounds(root):
     add_run(root, "sub-01_task-rest_run-1", but=["confounds"])
     add_run(root, "sub-01_task-rest_run-2")
-    reason = "has no confounds: expected sub-01_task-rest_run-1_desc-confounds_timeseries.tsv beside it"
+    reason = "has no confounds: expected sub-01_task-rest_run-1_desc-confounds_timeseries.tsv next to it"
     stem = f"sub-01_task-rest_run-1_space-{MNI}_res-2"
     add_run(root, "sub-99_task-rest")
     found, problems = find_runs(root, require_confounds=True)
@@ -265,14 +268,14 @@ def test_two_candidates(root, second, what):
     candidates = ", ".join(sorted((first, second)))
     [(path, reason)] = problems_of(root)
     assert path.startswith(f"sub-01/func/{RUN}_desc-preproc_bold.nii")
-    assert reason == f"has 2 candidates for its {what}, and must have one: {candidates}"
+    assert reason == f"has 2 candidates for its {what}, expected one: {candidates}"
 
 
 def test_two_candidates_for_metadata(root):
     add_run(root, "sub-01_task-rest_run-1", but=["preproc_bold.json"])
     touch(root, "task-rest_bold.json", "run-1_bold.json")
     [(_, reason)] = problems_of(root)
-    assert reason == "has 2 candidates for its metadata, and must have one: run-1_bold.json, task-rest_bold.json"
+    assert reason == "has 2 candidates for its metadata, expected one: run-1_bold.json, task-rest_bold.json"
 
 
 def test_no_image_in_the_space(root):
@@ -285,21 +288,21 @@ def test_single_echoes_alone(root):
     folder = add_run(root, "sub-01_task-rest", but=["preproc"])
     echoes = [f"sub-01_task-rest_echo-{i}_desc-preproc_bold.nii.gz" for i in (1, 2)]
     touch(folder, *echoes)
-    reason = f"has images of single echoes only, none that combines them: {', '.join(echoes)}"
+    reason = f"has only single-echo images, no combined one: {', '.join(echoes)}"
     assert problems_of(root) == [(f"sub-01/func/{echoes[0]}", reason)]
 
 
 def test_confounds_alone(root):
     add_run(root, "sub-01_task-rest", but=["preproc"])
     path = "sub-01/func/sub-01_task-rest_desc-confounds_timeseries.tsv"
-    assert problems_of(root) == [(path, "there is no *_desc-preproc_bold.nii.gz to these confounds")]
+    assert problems_of(root) == [(path, "has no matching *_desc-preproc_bold.nii.gz")]
 
 
 def test_a_participant_without_runs(root):
     assert problems_of(root) == [("sub-01", "has no preprocessed run")]
     assert problems_of(root, tasks=["rest"]) == []  # most may not have every task
     problems = problems_of(root, tasks=["rest"], participants=["01", "99"])
-    assert problems == [("sub-01", "has no preprocessed run of the sessions, tasks and runs to take")]
+    assert problems == [("sub-01", "has no preprocessed run of the chosen sessions, tasks and runs")]
 
 
 @pytest.mark.parametrize(
@@ -312,7 +315,7 @@ def test_a_participant_without_runs(root):
 )
 def test_names_that_are_none_of_bids(root, name):
     touch(add_run(root, "sub-01_task-rest"), name)
-    reason = "is no BIDS name of a file in sub-01/func: expected sub-01_[task-<label>_...], each once"
+    reason = "isn't a BIDS name for sub-01/func: expected sub-01_[task-<label>_...], each once"
     add_run(root, "sub-99_task-rest")
     found, problems = find_runs(root)
     assert problems == [Problem(f"{root}/sub-01/func/{name}", reason)]
@@ -349,12 +352,10 @@ def test_several_spaces(root):
     add_run(root, "sub-02_task-rest", "space-T1w")
     listed = f"{MNI}:res-2 (2 runs), T1w (1 run)"
     assert error_of(root) == f"The images in {root} are in several spaces: {listed}. Choose one: space (--space)."
-    message = f"There are no images in space MNI in {root}. Images are in: {listed}."
+    message = f"{root} has no images in space MNI. Its images are in: {listed}."
     assert error_of(root, space="MNI") == message
     add_run(root, "sub-02_task-rest", f"space-{MNI}_res-1")
-    message = (
-        f"There are images of several kinds in space {MNI} in {root}. Images are in: {MNI}:res-1 (1 run), {listed}."
-    )
+    message = f"{root} has images of several kinds in space {MNI}. Its images are in: {MNI}:res-1 (1 run), {listed}."
     assert error_of(root, space=MNI) == message
 
 
@@ -568,13 +569,36 @@ def write_json(path, content):
 
 def test_repetition_time(tmp_path):
     image = tmp_path / "a_bold.nii.gz"
-    assert repetition_time(Run(image)) is None
+    assert repetition_time(Run(image), None) == RepetitionTime(None, None)
+    assert repetition_time(Run(image), 3.0) == (3.0, "header")
     write_json(tmp_path / "a_bold.json", {"RepetitionTime": 2.5})
     other = write_json(tmp_path / "other.json", {"RepetitionTime": 1})
-    assert repetition_time(Run(image)) == 2.5
-    assert repetition_time(Run(image, sidecar=other)) == 1.0
-    assert repetition_time(Run(image, sidecar=other, t_r=0.8)) == 0.8
-    assert repetition_time(Run(image, sidecar=write_json(other, {"VolumeTiming": [0, 1]}))) is None
+    assert repetition_time(Run(image), 3.0) == (2.5, "JSON")
+    assert repetition_time(Run(image, sidecar=other), None) == (1.0, "JSON")
+    assert repetition_time(Run(image, sidecar=other, t_r=0.8), 3.0) == (0.8, "given")
+    write_json(other, {"VolumeTiming": [0, 1]})
+    assert repetition_time(Run(image, sidecar=other), 3.0) == (3.0, "header")
+
+
+@pytest.mark.parametrize(("session", "task"), [("", "rest"), ("ses-b/", "rest"), ("ses-b/", "other")])
+def test_a_single_image_inherits_the_metadata_that_find_runs_finds(root, session, task):
+    folder = root / f"sub-01/{session}func"
+    stem = f"sub-01_{session.replace('/', '_')}task-{task}"
+    add_run(root, stem, but=("preproc_bold.json",))
+    write_json(root / "task-rest_bold.json", {"RepetitionTime": 2.0})
+    [run] = find_runs(root)[0]
+    assert repetition_time(Run(run.path), None) == repetition_time(run, None)
+    assert repetition_time(Run(run.path), None).seconds == (2.0 if task == "rest" else None)
+    nearest = write_json(folder / "bold.json", {"RepetitionTime": 1.0})
+    assert metadata_file(Run(run.path)) == nearest
+    assert find_runs(root)[0][0].sidecar == str(nearest)
+    elsewhere = root.parent / Path(run.path).name
+    write_json(root.parent / "task-rest_bold.json", {"RepetitionTime": 2.0})
+    assert metadata_file(Run(elsewhere)) is None  # not in a data set's folders
+    for name in ("sub-01_bold.json", f"task-{task}_bold.json"):
+        write_json(folder / name, {})
+    with pytest.raises(ValueError, match=re.escape(f"{run.path} has 2 candidates for its metadata, expected one: ")):
+        metadata_file(Run(run.path))
 
 
 @pytest.mark.parametrize(
@@ -585,20 +609,20 @@ def test_repetition_time(tmp_path):
         ('{"RepetitionTime": true}', "has the RepetitionTime True: expected a positive number of seconds"),
         ('{"RepetitionTime": NaN}', "has the RepetitionTime nan: expected a positive number of seconds"),
         ("[2]", "holds a JSON list: expected an object"),
-        ("", "is no JSON: Expecting value: line 1 column 1 (char 0)"),
+        ("", "isn't JSON: Expecting value: line 1 column 1 (char 0)"),
     ],
 )
 def test_bad_metadata(tmp_path, content, reason):
     path = tmp_path / "a.json"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError) as caught:
-        repetition_time(Run(tmp_path / "a.nii.gz"))
+        repetition_time(Run(tmp_path / "a.nii.gz"), None)
     assert str(caught.value) == f"{path} {reason}"
 
 
 def test_a_sidecar_that_is_named_must_be_there(tmp_path):
     with pytest.raises(FileNotFoundError):
-        repetition_time(Run(tmp_path / "a.nii.gz", sidecar=tmp_path / "b.json"))
+        repetition_time(Run(tmp_path / "a.nii.gz", sidecar=tmp_path / "b.json"), None)
 
 
 def test_sidecar(root, tmp_path):
@@ -606,7 +630,7 @@ def test_sidecar(root, tmp_path):
     image = {"TaskName": "Resting state", "RepetitionTime": 2, "SkullStripped": False, "StartTime": 0.9}
     write_json(folder / f"{RUN}_desc-preproc_bold.json", image)
     [run] = find_runs(root)[0]
-    content = bids.sidecar(
+    content = sidecar(
         run,
         t_r=2.0,
         confounds=["trans_x", "csf"],
@@ -638,7 +662,7 @@ def test_sidecar(root, tmp_path):
 
 
 def test_sidecar_of_a_run_of_no_data_set(tmp_path):
-    content = bids.sidecar(
+    content = sidecar(
         Run(tmp_path / "sub-1_task-rest_bold.nii"), sources=[tmp_path / "out" / "t.tsv"], out_dir=tmp_path / "out"
     )
     assert content == {
@@ -647,7 +671,7 @@ def test_sidecar_of_a_run_of_no_data_set(tmp_path):
         "NuisanceParameters": [],
         "Sources": ["bids::t.tsv"],
     }
-    assert bids.sidecar(Run(tmp_path / "x.nii"))["Sources"] == [f"file://{tmp_path}/x.nii"]
+    assert sidecar(Run(tmp_path / "x.nii"))["Sources"] == [f"file://{tmp_path}/x.nii"]
 
 
 def test_dataset_description(tmp_path):
@@ -656,7 +680,7 @@ def test_dataset_description(tmp_path):
     out.mkdir()
     preprocessor = {"Name": "fMRIPrep", "Version": "25.1.0", "CodeURL": "https://github.com/nipreps/fmriprep"}
     write_json(source / "dataset_description.json", {"Name": "fMRIPrep", "GeneratedBy": [preprocessor]})
-    path = bids.write_dataset_description(out, source, configuration="c0ffee")
+    path = write_dataset_description(out, source, configuration="c0ffee")
     expected = {
         "Name": "gpumask: region time series",
         "BIDSVersion": "1.11.0",
@@ -666,18 +690,18 @@ def test_dataset_description(tmp_path):
         "ConfigurationHash": "c0ffee",
     }
     assert json.loads(path.read_text()) == expected
-    bids.write_dataset_description(out, source, configuration="decaf")
+    write_dataset_description(out, source, configuration="decaf")
     assert json.loads(path.read_text()) == {**expected, "ConfigurationHash": "decaf"}
     assert sorted(file.name for file in out.iterdir()) == [".bidsignore", "dataset_description.json"]
     (out / ".bidsignore").write_text("mine\n")
-    bids.write_dataset_description(out, source)
+    write_dataset_description(out, source)
     assert (out / ".bidsignore").read_text() == "mine\n"
 
 
 def test_required_fields_of_the_description(tmp_path):
     schema = pytest.importorskip("bidsschematools.schema").load_schema()
     rules = schema.rules.json.dataset
-    content = json.loads(bids.write_dataset_description(tmp_path, tmp_path).read_text())
+    content = json.loads(write_dataset_description(tmp_path, tmp_path).read_text())
     levels = {**rules.dataset_description.fields, **rules.derivative_description.fields}
     required = {key for key, level in levels.items() if level == "required"}
     assert required >= {"Name", "BIDSVersion", "GeneratedBy"}
@@ -689,7 +713,7 @@ def test_dataset_description_of_an_old_preprocessor(tmp_path):
     (tmp_path / "source").mkdir()
     old = {"PipelineDescription": {"Name": "fMRIPrep", "Version": "1.5.0"}}
     write_json(tmp_path / "source" / "dataset_description.json", old)
-    content = json.loads(bids.write_dataset_description(tmp_path, tmp_path / "source").read_text())
+    content = json.loads(write_dataset_description(tmp_path, tmp_path / "source").read_text())
     assert content["GeneratedBy"] == [{"Name": "gpumask", "Version": __version__}, old["PipelineDescription"]]
 
 
@@ -697,7 +721,7 @@ def test_folder_of_another_program(tmp_path):
     path = write_json(tmp_path / "dataset_description.json", {"GeneratedBy": [{"Name": "fMRIPrep"}]})
     before = path.read_bytes()
     with pytest.raises(ValueError) as caught:
-        bids.write_dataset_description(tmp_path)
+        write_dataset_description(tmp_path)
     assert str(caught.value) == (
         f"{path} describes a data set that gpumask didn't make. Choose another folder for the outputs."
     )
@@ -708,26 +732,26 @@ def test_folder_of_another_program(tmp_path):
 def test_outputs_of_another_data_set(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
-    bids.write_dataset_description(tmp_path, tmp_path / "a")
+    write_dataset_description(tmp_path, tmp_path / "a")
     with pytest.raises(ValueError) as caught:
-        bids.write_dataset_description(tmp_path, tmp_path / "b")
+        write_dataset_description(tmp_path, tmp_path / "b")
     assert str(caught.value) == (
         f"{tmp_path} has outputs of file://{tmp_path}/a, and now those of file://{tmp_path}/b were to be added. "
         "Choose another folder for them."
     )
-    content = json.loads(bids.write_dataset_description(tmp_path).read_text())  # as for a manifest
+    content = json.loads(write_dataset_description(tmp_path).read_text())  # as for a manifest
     assert content["DatasetLinks"] == {"preprocessed": f"file://{tmp_path}/a"}
 
 
 def describe_often(out, source, number):
     for i in range(20):
-        bids.write_dataset_description(out, source, configuration=f"{number}-{i}" * 500)
+        write_dataset_description(out, source, configuration=f"{number}-{i}" * 500)
 
 
 def test_many_processes_write_the_description(tmp_path):
     part = tmp_path / ".gpumask-dataset_description.json.part"
     part.write_text("what a killed process has left" * 10_000)
-    bids.write_dataset_description(tmp_path, tmp_path)
+    write_dataset_description(tmp_path, tmp_path)
     assert not part.exists()
     spawn = multiprocessing.get_context("spawn")
     processes = [spawn.Process(target=describe_often, args=(tmp_path, tmp_path, i)) for i in range(3)]
@@ -744,7 +768,7 @@ def test_many_processes_write_the_description(tmp_path):
 
 
 def test_a_full_disk_leaves_the_old_description(tmp_path, monkeypatch):
-    path = bids.write_dataset_description(tmp_path, configuration="old")
+    path = write_dataset_description(tmp_path, configuration="old")
     before = path.read_bytes()
 
     def full(_):
@@ -752,7 +776,7 @@ def test_a_full_disk_leaves_the_old_description(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left on device"):
-        bids.write_dataset_description(tmp_path, configuration="new")
+        write_dataset_description(tmp_path, configuration="new")
     assert path.read_bytes() == before
     assert sorted(tmp_path.iterdir()) == [tmp_path / ".bidsignore", path]
 
@@ -795,7 +819,7 @@ def outputs(root, tmp_path):
     [run] = find_runs(root)[0]
     out = tmp_path / "out"
     (out / run.folder).mkdir(parents=True)
-    bids.write_dataset_description(out, root)
+    write_dataset_description(out, root)
     index = pd.Index(REGIONS, name="Node")
     series = pd.DataFrame(SERIES, columns=REGIONS)
     for stat, suffix, table in (
@@ -805,7 +829,7 @@ def outputs(root, tmp_path):
     ):
         path = out / run.folder / output_name(run, "4S156Parcels", stat, suffix)
         table.to_csv(path, sep="\t", na_rep="n/a", index=stat != "mean")
-        write_json(path.with_suffix(".json"), bids.sidecar(run, t_r=repetition_time(run)))
+        write_json(path.with_suffix(".json"), sidecar(run, t_r=repetition_time(run, None).seconds))
     return out, run
 
 

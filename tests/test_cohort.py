@@ -16,7 +16,8 @@ import pandas as pd
 import pytest
 
 from gpumask import NiftiLabelsMasker, backend, cohort
-from gpumask.bids import Problem, Run, find_runs, run_name
+from gpumask.bids import Problem, Run, find_runs
+from gpumask.bids.names import run_name
 from gpumask.cohort import AtlasFile, Work, correlations, is_done, lut_beside, process
 from gpumask.cohort.executors import run_cohort
 from gpumask.extract import collect_warnings

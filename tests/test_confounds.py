@@ -8,7 +8,8 @@ import pytest
 from nilearn._utils.numpy_conversions import csv_to_array
 
 from gpumask import backend
-from gpumask.confounds import AllVolumesRemovedError, confounds_matrix, kept_volumes
+from gpumask.confounds.sample_masks import AllVolumesRemovedError, kept_volumes
+from gpumask.confounds.tables import confounds_matrix
 
 VALUES = np.array([[1.5, -2.0], [0.25, 3.0], [1e-3, 7.0]])
 

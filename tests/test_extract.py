@@ -12,7 +12,7 @@ import pytest
 
 from gpumask import NiftiLabelsMasker, __version__, extract
 from gpumask.extract import Run, extract_run, extract_runs, output_path
-from gpumask.files import shortest, table_lines
+from gpumask.tables import shortest, table_lines
 
 
 def save(path, data, affine=None, t_r=None):
@@ -182,7 +182,7 @@ def test_repetition_time(tmp_path, out, atlas, volumes):
     assert json.loads(plain.path.with_suffix(".json").read_text())["t_r_from"] is None
     given = extract_run(NiftiLabelsMasker(atlas, low_pass=0.1, t_r=1.5).fit(), Run(path), out, overwrite=True)
     sidecar = json.loads(given.path.with_suffix(".json").read_text())
-    assert (sidecar["t_r"], sidecar["t_r_from"]) == (1.5, "parameter")
+    assert (sidecar["t_r"], sidecar["t_r_from"]) == (1.5, "given")
 
 
 def test_a_masker_without_parameter_t_r_keeps_it_so_after_an_error(tmp_path, out, atlas, run):

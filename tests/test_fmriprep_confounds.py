@@ -14,7 +14,9 @@ from nilearn.interfaces.fmriprep import load_confounds, load_confounds_strategy
 from nilearn.maskers import NiftiLabelsMasker as NilearnMasker
 
 from gpumask import NiftiLabelsMasker
-from gpumask.confounds import AllVolumesRemovedError, confounds_matrix, fmriprep_confounds
+from gpumask.confounds.fmriprep import fmriprep_confounds
+from gpumask.confounds.sample_masks import AllVolumesRemovedError
+from gpumask.confounds.tables import confounds_matrix
 
 STEM = "sub-01_task-rest_run-1"
 IMAGE = f"{STEM}_space-MNI152NLin2009cAsym_res-2_desc-preproc_bold.nii.gz"
@@ -182,8 +184,8 @@ def test_ica_aroma_needs_its_image(made):
         (
             "Simple",
             f"{STEM}_desc-confounds_timeseries.tsv",
-            "Unknown confounds strategy 'Simple'. Expected one of simple, scrubbing, compcor, ica_aroma, or one with "
-            "+gsr behind it.",
+            "Unknown confounds strategy 'Simple'. Expected one of simple, scrubbing, compcor, ica_aroma, or one "
+            "followed by +gsr.",
         ),
         (
             "simple",
@@ -315,7 +317,7 @@ def test_fd_threshold_of_scrubbing_is_nilearns(made, strategy):
 def test_no_volume_is_left(tmp_path):
     table, metadata = made_confounds()
     path = write_confounds(tmp_path, table, metadata)
-    message = f"{path} leaves none of the 60 volumes: all count as moving, or as not yet steady."
+    message = f"{path} censors all 60 volumes, as motion or non-steady state."
     table["framewise_displacement"] = 3.0
     write_confounds(tmp_path, table, metadata)
     with pytest.raises(AllVolumesRemovedError) as caught:

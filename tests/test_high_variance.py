@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from gpumask import MultiNiftiLabelsMasker, NiftiLabelsMasker
-from gpumask.confounds import high_variance_confounds
+from gpumask.confounds.high_variance import high_variance_confounds
 from gpumask.images.volumes import open_volumes
 
 AFFINE = np.diag([2.0, 2, 3, 1])

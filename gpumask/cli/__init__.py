@@ -404,7 +404,7 @@ def _shard(text):
 
 
 def _dry_run(work, runs, problems):
-    from gpumask.bids import run_name
+    from gpumask.bids.names import run_name
     from gpumask.cohort import is_done
 
     n_done = 0
@@ -429,7 +429,7 @@ def _terminate(*_):
 
 
 def _run_cohort(args, work, runs, problems, spread):
-    from gpumask.bids import run_name
+    from gpumask.bids.names import run_name
     from gpumask.cohort import log_problems
     from gpumask.cohort.executors import run_cohort
 

@@ -16,22 +16,19 @@ from pathlib import Path
 import numpy as np
 
 from gpumask import __version__
-from gpumask.bids import (
-    Run,
-    atlas_name,
-    metadata_file,
-    output_name,
-    repetition_time,
-    run_name,
-    sidecar,
-)
-from gpumask.confounds import fmriprep_confounds, read_table
+from gpumask.bids.metadata import metadata_file, repetition_time
+from gpumask.bids.names import atlas_name, lookup_table_names, output_name, run_name
+from gpumask.bids.runs import Run
+from gpumask.bids.sidecars import sidecar
+from gpumask.confounds.fmriprep import fmriprep_confounds
+from gpumask.confounds.tables import read_table
 from gpumask.engine.plan import LINEAR
 from gpumask.extract import collect_warnings
-from gpumask.files import appearing_together, append_line, json_lines, locked, table_lines, write
+from gpumask.files import appearing_together, append_line, locked, write
 from gpumask.images.volumes import open_volumes
 from gpumask.maskers.labels import NiftiLabelsMasker, transform_together
 from gpumask.reports.figures import run_figure, to_png
+from gpumask.tables import json_lines, table_lines
 
 _DEFAULTS = {"keep_all_regions": True, "min_coverage": 0.5, "nan_policy": "omit"}
 # Parameters of the masker that are of an atlas or a run, or don't decide the signals.
@@ -69,9 +66,7 @@ class AtlasFile:
 def lut_beside(path):
     """Look-up table beside a label image, or None: of the same name, or without "res-", as TemplateFlow has it."""
     path = Path(path)
-    stem = path.name.removesuffix(".gz").rpartition(".")[0]
-    without = "_".join(part for part in stem.split("_") if not part.startswith("res-"))
-    candidates = (path.with_name(f"{name}.tsv") for name in (stem, without))
+    candidates = (path.with_name(name) for name in lookup_table_names(path))
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
@@ -89,7 +84,7 @@ class Work:
         ``min_coverage`` 0.5 and ``nan_policy`` "omit", unless they say otherwise. (Statistics of smoothed volumes other
         than means and sums know no "omit": for these it is "zero".)
     confounds : dict
-        Keywords of `gpumask.confounds.fmriprep_confounds`. Empty: confounds aren't used.
+        Keywords of `gpumask.confounds.fmriprep.fmriprep_confounds`. Empty: confounds aren't used.
     device : str
         As `NiftiLabelsMasker` takes it; resolved where a run is processed.
     relmat, figures : bool
@@ -330,7 +325,7 @@ def _extract(work, run, stop_asked):
             msg = f"There is no table of confounds for {run.path}, and confounds were asked for."
             raise ValueError(msg)
         confounds, kept = fmriprep_confounds(run.path, run.confounds, **work.confounds)
-    t_r = repetition_time(run) or volumes.t_r
+    t_r = repetition_time(run, volumes.t_r).seconds
     maskers = _maskers(work, run.mask)
     filtered = any(maskers[0].get_params()[name] for name in ("low_pass", "high_pass"))
     if t_r is None and filtered:

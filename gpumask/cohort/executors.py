@@ -8,7 +8,8 @@ import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 
-from gpumask.bids import run_name, write_dataset_description
+from gpumask.bids.names import run_name
+from gpumask.bids.sidecars import write_dataset_description
 from gpumask.cohort import Record, failed, is_done, logged, process
 from gpumask.engine.stream import n_cores
 from gpumask.extract import process_wide

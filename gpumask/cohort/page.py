@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from gpumask import __version__
+from gpumask.bids.names import parse_output_name
 from gpumask.files import replacing, write
 
 _LOW = 0.5  # a region that is covered less is "n/a" by default
 _FAILURES, _GROUPS, _WORST = 300, 50, 10  # rows of tables
 _PICTURE = (400, 600)  # most rows (regions) and columns (runs) of a coverage picture: what a window shows
 _STAGES = ("read", "reduce", "clean", "write", "total")
-_COVERAGE = re.compile(r"_(?:atlas|seg)-([a-zA-Z0-9+]+)[^/]*_stat-coverage_bold\.tsv$")
 _ACCENT = "#3b82c4"  # legible on white and on black
 _INK = "#123456"  # becomes the colour of the page's text
 _STYLE = (
@@ -132,8 +132,9 @@ def _read_logs(logs):
         _count(cohort.warnings, cohort, record.get("warnings"), record, name)
         _add_seconds(cohort, record)
         for output in outputs:
-            if atlas := _COVERAGE.search(output):
-                cohort.coverage[atlas[1]].append((name, output))
+            table = parse_output_name(Path(output).name)
+            if table and (table.stat, table.suffix) == ("coverage", "bold"):
+                cohort.coverage[table.atlas].append((name, output))
     for name, attempt in sorted(attempts.items()):
         if attempt.status == "failed":
             line = _line(attempt)

@@ -2,19 +2,15 @@
 
 import hashlib
 import json
-import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from gpumask.bids.names import labels_in, parse_output_name
 from gpumask.files import replacing
 
-_TABLE = re.compile(
-    r"(?P<before>.+)_(?:atlas|seg)-(?P<atlas>[a-zA-Z0-9]+)(?P<after>(_[a-zA-Z0-9]+-[a-zA-Z0-9+]+)*)"
-    r"_stat-(?P<stat>[a-zA-Z0-9]+)_timeseries\.tsv"
-)
 _ENTITIES = {"participant_id": "sub", "session": "ses", "task": "task", "run": "run", "space": "space"}
 _KEYS = (*_ENTITIES, "name")
 _OWN = (*_KEYS, "repetition_time", "volume")
@@ -101,14 +97,15 @@ def _tables(out_dir):
             record = json.loads(record_path.read_bytes())
             for output, size in record["outputs"]:
                 path = out_dir / output
-                if parts := _TABLE.fullmatch(path.name):
+                parsed = parse_output_name(path.name)
+                if parsed and parsed.suffix == "timeseries":
                     if path.stat().st_size != size:
                         msg = f"expected {size} bytes by its record, found {path.stat().st_size}"
                         raise ValueError(msg)
                     with path.open("rb") as file:
                         header = hashlib.sha256(file.readline()).digest()
-                    table = _Table(parts["before"] + parts["after"], path, str(record["configuration"]), header)
-                    tables[parts["atlas"], parts["stat"]].append(table)
+                    table = _Table(parsed.run, path, str(record["configuration"]), header)
+                    tables[parsed.atlas, parsed.stat].append(table)
         except (OSError, ValueError, TypeError, LookupError) as error:
             unreadable.append(f"{record_path}: the run's outputs can't be read: {error}")
     return tables, unreadable
@@ -204,13 +201,13 @@ def _row_group(runs, regions):
     def repeated(cells, kind):
         return pa.array(cells, kind).take(rows)
 
-    keys = [_entities(name) for name in names]
+    keys = [_keys(name) for name in names]
     columns = [repeated([key[column] for key in keys], pa.string()).dictionary_encode() for column in _KEYS]
     columns += [repeated(times, pa.float64()), pa.array(np.concatenate(volumes))]
     return pa.table([*columns, *pa.concat_tables(values).columns], schema=_schema(regions))
 
 
-def _entities(name):
-    found = dict(part.split("-", 1) for part in name.split("_") if "-" in part) if name.startswith("sub-") else {}
-    labels = {column: found.get(entity) for column, entity in _ENTITIES.items()}
+def _keys(name):
+    found = labels_in(name)
+    labels = {column: found.get(key) for column, key in _ENTITIES.items()}
     return {**labels, "participant_id": f"sub-{found['sub']}" if found else None, "name": name}

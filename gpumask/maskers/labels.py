@@ -15,7 +15,7 @@ from sklearn.utils._set_output import _get_output_config, _wrap_data_with_contai
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from gpumask import backend
-from gpumask.confounds import high_variance_confounds
+from gpumask.confounds.high_variance import high_variance_confounds
 from gpumask.engine.plan import compile_plan
 from gpumask.engine.regions import check_same_grids, meet, place
 from gpumask.engine.stream import extract_together, n_cores
@@ -256,7 +256,7 @@ class NiftiLabelsMasker(TransformerMixin, BaseEstimator):
         imgs : path, nibabel image or list of 3D images
             A run.
         confounds : array, DataFrame, Series, path to a table, or list of these, default=None
-            Nuisance signals to remove, a row per volume; see `gpumask.confounds.confounds_matrix`.
+            Nuisance signals to remove, a row per volume; see `gpumask.confounds.tables.confounds_matrix`.
         sample_mask : array-like of int or bool, default=None
             Volumes to keep, as indices or as a boolean per volume; see `gpumask.signal.clean`.
 

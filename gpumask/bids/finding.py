@@ -1,0 +1,261 @@
+"""Find the runs in a folder of fMRIPrep derivatives by file names alone."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+
+from gpumask.bids.metadata import is_metadata, nearest_metadata, only
+from gpumask.bids.names import folder_label, image_stem, join_entities, label_of, parse_name
+from gpumask.bids.runs import Problem, Run
+
+# A run's files by suffix and "desc". All else in `func` (surfaces, transforms, references, raw confounds) is skipped.
+_KINDS = {
+    ("bold", "preproc"): "image",
+    ("mask", "brain"): "mask",
+    ("timeseries", "confounds"): "confounds",
+    ("regressors", "confounds"): "confounds",
+}
+_VOLUMES = (".nii", ".nii.gz", ".nii.zst")
+_EXTENSIONS = {"image": _VOLUMES, "mask": _VOLUMES, "confounds": (".tsv",)}
+_NO_RUN = "has no preprocessed run"
+
+
+@dataclass
+class _Files:
+    """A run's files in a folder; images and masks by their space."""
+
+    folder: str  # relative to the root
+    metadata: list  # folders whose metadata the run inherits, and the names of these; the nearest first
+    images: dict = field(default_factory=dict)
+    masks: dict = field(default_factory=dict)
+    confounds: list = field(default_factory=list)
+    echoes: list = field(default_factory=list)
+
+
+def find_runs(
+    root: str | os.PathLike,
+    *,
+    participants: Sequence[str] = (),
+    sessions: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    runs: Sequence[str] = (),
+    space: str | None = None,
+    require_mask: bool = True,
+    require_confounds: bool = False,
+) -> tuple[list[Run], list[Problem]]:
+    """Find the preprocessed runs in a folder of fMRIPrep derivatives.
+
+    Every folder is listed once, and no file is opened or stat'ed: names suffice. A run's image is
+    ``*_desc-preproc_bold.nii[.gz]`` in a folder ``sub-*/[ses-*/]func``. Next to it are its mask, ``*_desc-brain_mask``
+    with the same space, cohort, res and den, and its confounds, ``*_desc-confounds_timeseries.tsv`` (``_regressors``
+    before fMRIPrep 20.2). Its metadata is the nearest ``*_bold.json`` whose entities all are the image's. Single-echo
+    images are skipped.
+
+    Parameters
+    ----------
+    root : str or path-like
+        Folder with the folders ``sub-*``.
+    participants, sessions, tasks, runs : sequence of str
+        Labels to use, with or without "sub-", "ses-", "task-" and "run-"; all if empty. Runs 1 and 01 are the same.
+    space : str, optional
+        For example "MNI152NLin2009cAsym", followed by ":res-2" or ":cohort-1" if the space has several. Images whose
+        names have none are in "func". If None, the only space.
+    require_mask, require_confounds : bool
+        Whether a run without one is a problem. Having several candidates always is.
+
+    Returns
+    -------
+    runs : list of Run
+        Sorted by participant, session and name.
+    problems : list of Problem
+        Runs and folders that can't be used.
+
+    Raises
+    ------
+    ValueError
+        If `root` has no preprocessed images, a label doesn't exist, or `space` fits no or several spaces of the images.
+        The message lists the existing ones.
+    OSError
+        If `root` can't be listed.
+    """
+    root = str(Path(root).absolute())
+    scan = _Scan(root, {"sub": participants, "ses": sessions, "task": tasks, "run": runs})
+    space = _choose_space(space, Counter(label for files in scan.files for label in files.images), root)
+    found = []
+    for files in scan.files:
+        try:
+            found.append(_assemble(root, files, space, require_mask, require_confounds))
+        except ValueError as error:
+            names = [name for names in files.images.values() for name in names] + files.echoes + files.confounds
+            scan.problems.append(Problem(f"{root}/{files.folder}/{names[0]}", str(error)))
+    return found, sorted(scan.problems, key=lambda problem: problem.path)
+
+
+class _Scan:
+    """The listing of a data set: `files` of each chosen run, and `problems`."""
+
+    def __init__(self, root, chosen):
+        self.root = root
+        self.chosen = {key: {label_of(key, text) for text in labels} for key, labels in chosen.items()}
+        self.present = {key: set() for key in chosen}
+        self.files, self.problems, self.has_images = [], [], False
+
+        names = _listing(root)
+        subjects = {name: label for name in names if (label := folder_label(name, "sub"))}
+        if not subjects:
+            inner = [f" Did you mean {root}/{name}?" for name in ("fmriprep", "derivatives") if name in names]
+            msg = f"{root} has no folders sub-*: expected fMRIPrep's folder of derivatives.{''.join(inner[:1])}"
+            raise ValueError(msg)
+        self.present["sub"].update(subjects.values())
+        self.check_labels("sub")
+        listed = [name for name, label in subjects.items() if self.is_chosen("sub", label)]
+        metadata = self.metadata_in("", names)
+        for subject in listed:
+            self.list_subject(subject, metadata)
+        self.check_labels("ses")
+        if not (self.has_images or self.files) and all(_NO_RUN in problem.reason for problem in self.problems):
+            msg = (
+                f"{root} has no *_desc-preproc_bold.nii.gz in sub-*/[ses-*/]func of {len(listed)} participant(s): "
+                "expected the derivatives of fMRIPrep, not raw data."
+            )
+            raise ValueError(msg)
+        for key in ("task", "run"):
+            self.check_labels(key)
+
+    def is_chosen(self, key, label):
+        return not self.chosen[key] or label in self.chosen[key]
+
+    def check_labels(self, key):
+        missing, present = sorted(self.chosen[key] - self.present[key]), sorted(self.present[key])
+        if missing:
+            near = get_close_matches(missing[0], present, n=5) or present[:5]
+            existing = f"Of the {len(present)} there: {', '.join(near)}." if present else "There is none at all."
+            msg = f"{self.root} has no {', '.join(f'{key}-{label}' for label in missing)}. {existing}"
+            raise ValueError(msg)
+
+    def names_in(self, folder):
+        try:
+            return _listing(f"{self.root}/{folder}")
+        except OSError as error:
+            self.problems.append(Problem(f"{self.root}/{folder}", f"can't be listed: {error.strerror}"))
+            return []
+
+    def metadata_in(self, folder, names):
+        """A list of the folder and its metadata files, empty if it has none."""
+        files = {name for name in names if is_metadata(name)}
+        return [(f"{self.root}/{folder}", files)] if files else []
+
+    def list_subject(self, subject, metadata):
+        n_before = len(self.files) + len(self.problems)
+        names = self.names_in(subject)
+        metadata = [*self.metadata_in(subject, names), *metadata]
+        if "func" in names and not self.chosen["ses"]:
+            self.list_run_files(f"{subject}/func", metadata)
+        for session in names:
+            if (label := folder_label(session, "ses")) is None:
+                continue
+            self.present["ses"].add(label)
+            if self.is_chosen("ses", label):
+                folder = f"{subject}/{session}"
+                names = self.names_in(folder)
+                if "func" in names:
+                    self.list_run_files(f"{folder}/func", [*self.metadata_in(folder, names), *metadata])
+        some_only = any(self.chosen[key] for key in ("ses", "task", "run"))
+        if n_before == len(self.files) + len(self.problems) and (self.chosen["sub"] or not some_only):
+            reason = f"{_NO_RUN} of the chosen sessions, tasks and runs" if some_only else _NO_RUN
+            self.problems.append(Problem(f"{self.root}/{subject}", reason))
+
+    def list_run_files(self, folder, metadata):
+        names = self.names_in(folder)
+        metadata = [*self.metadata_in(folder, names), *metadata]
+        owners = parse_name(folder.replace("/", "_")).entities
+        by_run = {}
+        for name in names:
+            parsed = parse_name(name)
+            if parsed is None or owners.items() - parsed.entities.items():
+                if re.search(r"_desc-preproc_bold\.nii(\.gz|\.zst)?$", name):
+                    expected = f"{join_entities(owners)}_[task-<label>_...], each once"
+                    reason = f"isn't a BIDS name for {folder}: expected {expected}"
+                    self.problems.append(Problem(f"{self.root}/{folder}/{name}", reason))
+                continue
+            entities = parsed.entities
+            kind = _KINDS.get((parsed.suffix, entities.get("desc")))
+            if parsed.extension not in _EXTENSIONS.get(kind, ()):
+                continue
+            if kind == "image":
+                self.has_images = True
+                for key in ("task", "run"):
+                    if key in entities:
+                        self.present[key].add(label_of(key, entities[key]))
+            if not all(self.is_chosen(key, label_of(key, entities.get(key, ""))) for key in ("task", "run")):
+                continue
+            files = by_run.setdefault(tuple(parsed.of_run.items()), _Files(folder, metadata))
+            if kind == "confounds":
+                files.confounds.append(name)
+            elif kind == "mask":
+                files.masks.setdefault(parsed.space, []).append(name)
+            else:
+                (files.echoes if "echo" in entities else files.images.setdefault(parsed.space, [])).append(name)
+        self.files += [files for files in by_run.values() if files.images or files.echoes or files.confounds]
+
+
+def _listing(folder):
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries)
+
+
+def _choose_space(space, numbers, root):
+    listed = ", ".join(f"{label} ({n} run{'s' * (n > 1)})" for label, n in sorted(numbers.items()))
+    if space is None:
+        if len(numbers) > 1:
+            msg = f"The images in {root} are in several spaces: {listed}. Choose one: space (--space)."
+            raise ValueError(msg)
+        return next(iter(numbers), None)
+    wanted = re.split("[:_]", space.removeprefix("space-"))
+    fitting = [label for label in numbers if set(wanted) <= set(parts := label.split(":")) and parts[0] == wanted[0]]
+    exact = [label for label in fitting if len(label.split(":")) == len(wanted)]
+    if numbers and len(exact or fitting) != 1:
+        number = "images of several kinds" if fitting else "no images"
+        msg = f"{root} has {number} in space {space}. Its images are in: {listed}."
+        raise ValueError(msg)
+    return next(iter(exact or fitting), space)
+
+
+def _assemble(root, files, space, require_mask, require_confounds):
+    """Run of the files; a ValueError if they aren't one."""
+    if space not in files.images:
+        if files.images:
+            reason = f"has no image in space {space}, only in {', '.join(sorted(files.images))}"
+        elif files.echoes:
+            reason = f"has only single-echo images, no combined one: {', '.join(files.echoes)}"
+        else:
+            reason = "has no matching *_desc-preproc_bold.nii.gz"
+        raise ValueError(reason)
+    image = only(files.images[space], "image")
+    parsed = parse_name(image)
+    name = join_entities({key: label for key, label in parsed.entities.items() if key != "desc"})
+    mask = only(files.masks.get(space, []), "brain mask")
+    if mask is None and require_mask:
+        other = sorted(name for names in files.masks.values() for name in names)
+        reason = f"has no brain mask: expected {name}_desc-brain_mask.nii.gz next to it"
+        raise ValueError(f"{reason}, found only {', '.join(other)}" if other else reason)
+    confounds = only(files.confounds, "confounds")
+    if confounds is None and require_confounds:
+        expected = f"{join_entities(parsed.of_run)}_desc-confounds_timeseries.tsv"
+        reason = f"has no confounds: expected {expected} next to it"
+        raise ValueError(reason)
+    folder = f"{root}/{files.folder}"
+    metadata = nearest_metadata(image_stem(image), files.metadata)
+    return Run(
+        path=f"{folder}/{image}",
+        confounds=confounds and f"{folder}/{confounds}",
+        mask=mask and f"{folder}/{mask}",
+        sidecar=metadata and str(metadata),
+        name=name,
+        folder=files.folder,
+        source=root,
+    )

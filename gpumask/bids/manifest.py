@@ -1,0 +1,85 @@
+"""Runs listed in a table, for data that aren't named as fMRIPrep names them."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from gpumask.bids.metadata import positive_seconds
+from gpumask.bids.names import check_run_name, run_folder, run_name
+from gpumask.bids.runs import Problem, Run
+
+_COLUMNS = ("bold", "confounds", "mask", "t_r", "name")
+
+
+def read_manifest(path: str | os.PathLike) -> tuple[list[Run], list[Problem]]:
+    """Read a table with a line per run.
+
+    Parameters
+    ----------
+    path : str or path-like
+        Tab-separated text. The first line names the columns: "bold" (images), and any of "confounds", "mask", "t_r" (s)
+        and "name" (beginning of the outputs' names; default: from the image's). Files are relative to the table's
+        folder; empty cells and "n/a" are missing.
+
+    Returns
+    -------
+    runs : list of Run
+        In the order of the table.
+    problems : list of Problem
+        Lines that can't be used: missing files, duplicate names, ...
+
+    Raises
+    ------
+    ValueError
+        If the columns aren't those above.
+    OSError
+        If the table can't be read.
+    """
+    path = Path(path).absolute()
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    columns = [column.strip() for column in lines[0].split("\t")] if lines else []
+    if "bold" not in columns or len(set(columns)) < len(columns) or set(columns) - set(_COLUMNS):
+        msg = (
+            f"{path} begins with the line {lines[0] if lines else ''!r}. Expected the names of the columns, separated "
+            "by tabs, each once: bold, and any of confounds, mask, t_r, name."
+        )
+        raise ValueError(msg)
+    runs, problems = [], []
+    for number, line in enumerate(lines[1:], start=2):
+        if not line.strip():
+            continue
+        cells = [cell.strip() for cell in line.split("\t")]
+        row = {column: cell for column, cell in zip(columns, cells, strict=False) if cell not in ("", "n/a")}
+        try:
+            if len(cells) != len(columns):
+                msg = f"has {len(cells)} cells, expected {len(columns)}"
+                raise ValueError(msg)
+            runs.append((number, _run_of_row(row, path.parent)))
+        except ValueError as error:
+            problems.append(Problem(row.get("bold", str(path)), f"line {number} of {path} {error}"))
+    numbers = {}
+    for number, run in runs:
+        numbers.setdefault(run_name(run), []).append(str(number))
+    for number, run in runs:
+        if len(same := numbers[run_name(run)]) > 1:
+            reason = f"would be written under the name {run_name(run)}, as would all of the lines {', '.join(same)}"
+            problems.append(Problem(run.path, f"line {number} of {path} {reason}: give unique ones in the column name"))
+    return [run for _, run in runs if len(numbers[run_name(run)]) == 1], problems
+
+
+def _run_of_row(row, folder):
+    if "bold" not in row:
+        msg = "has no bold image"
+        raise ValueError(msg)
+    files = {column: folder / row[column] for column in ("bold", "confounds", "mask") if column in row}
+    for column, file in files.items():
+        if not file.is_file():
+            msg = f"names a {column} file that isn't there: {file}"
+            raise ValueError(msg)
+    name, t_r = row.get("name"), row.get("t_r")
+    if name:
+        check_run_name(name)
+    t_r = t_r and positive_seconds(t_r, "has the t_r")
+    path = str(files.pop("bold"))
+    run = Run(path, **{column: str(file) for column, file in files.items()}, t_r=t_r, name=name)
+    return replace(run, folder=run_folder(run_name(run)))

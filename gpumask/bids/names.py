@@ -1,0 +1,186 @@
+"""Names of BIDS and of other files: the only place that parses and builds them."""
+
+import os
+import re
+from collections.abc import Mapping
+from itertools import takewhile
+from pathlib import Path
+from typing import NamedTuple
+
+from gpumask.bids.runs import Run
+
+_IMAGE_EXTENSION = re.compile(r"\.(nii|img|hdr|mgh|mgz|mnc|head|brik|par|rec)(\.(gz|bz2|zst))?$", re.IGNORECASE)
+_NAME = re.compile(r"(?P<entities>(?:[a-zA-Z]+-[a-zA-Z0-9+]+_)*)(?P<suffix>[a-zA-Z0-9]+)(?P<extension>(?:\..*)?)")
+_OUTPUT = re.compile(
+    r"(?P<before>.+)_(?:atlas|seg)-(?P<atlas>[a-zA-Z0-9]+)(?P<after>(?:_[a-zA-Z0-9]+-[a-zA-Z0-9+]+)*)"
+    r"_stat-(?P<stat>[a-zA-Z0-9]+)_(?P<suffix>[a-zA-Z0-9]+)\.tsv"
+)
+_MANIFEST_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.+-]*")
+_OWNERS = re.compile(r"(sub-[a-zA-Z0-9]+)(?:_(ses-[a-zA-Z0-9]+))?(?=_|$)")
+_OF_AN_ATLAS = re.compile(r"(?:^|_)(?:atlas|seg|scale|desc)-([a-zA-Z0-9+]+)")
+_AFTER_ATLAS = ("res", "den", "label", "desc")  # in BIDS's order of entities
+_SPACE = ("space", "cohort", "res", "den")
+_NATIVE = "func"  # fMRIPrep's name for the space of images whose names have none
+_NOT_OF_THE_RUN = {*_SPACE, "desc", "echo", "part"}  # may differ between a run's image, mask and confounds
+
+
+class BidsName(NamedTuple):
+    """A parsed name.
+
+    Attributes
+    ----------
+    entities : dict of str
+        Labels by key, in the order of the name: ``{"sub": "01", "task": "rest"}``.
+    suffix : str
+        For example "bold".
+    extension : str
+        For example ".nii.gz"; may be empty.
+    """
+
+    entities: dict[str, str]
+    suffix: str
+    extension: str
+
+    @property
+    def of_run(self) -> dict[str, str]:
+        """The entities that all files of a run share."""
+        return {key: label for key, label in self.entities.items() if key not in _NOT_OF_THE_RUN}
+
+    @property
+    def space(self) -> str:
+        """The space as in fMRIPrep's --output-spaces: "MNIPediatricAsym:cohort-1:res-2"; "func" without one."""
+        further = (f"{key}-{self.entities[key]}" for key in _SPACE[1:] if key in self.entities)
+        return ":".join((self.entities.get("space", _NATIVE), *further))
+
+
+class OutputName(NamedTuple):
+    """A parsed name of one of a run's tables, see `output_name`."""
+
+    run: str
+    atlas: str
+    stat: str
+    suffix: str
+
+
+def parse_name(name: str) -> BidsName | None:
+    """Parse a file name; None if it isn't BIDS-like (entities, suffix, extension) or repeats an entity."""
+    match = _NAME.fullmatch(name)
+    pairs = [pair.split("-") for pair in match["entities"].split("_")[:-1]] if match else []
+    entities = dict(pairs)
+    if not match or len(entities) < len(pairs):
+        return None
+    return BidsName(entities, match["suffix"], match["extension"])
+
+
+def run_entities(name: str) -> dict[str, str]:
+    """Entities of a run's name such as "sub-1_task-rest"; empty if it isn't a subject's BIDS name."""
+    return _subject_entities(f"{name}_x")
+
+
+def _subject_entities(name):
+    parsed = parse_name(name)
+    return parsed.entities if parsed and not parsed.extension and next(iter(parsed.entities), "") == "sub" else {}
+
+
+def labels_in(name: str) -> dict[str, str]:
+    """Labels by key in a name that begins with a subject, even if the rest isn't BIDS-like; empty for other names."""
+    return dict(part.split("-", 1) for part in name.split("_") if "-" in part) if name.startswith("sub-") else {}
+
+
+def join_entities(entities: Mapping[str, str]) -> str:
+    """The beginning of a name: "sub-1_task-rest"."""
+    return "_".join(f"{key}-{label}" for key, label in entities.items())
+
+
+def folder_label(name: str, key: str) -> str | None:
+    """Label of a folder such as "sub-01"; None if the folder isn't one of `key`."""
+    match = re.fullmatch(f"{key}-([a-zA-Z0-9]+)", name)
+    return match and match[1]
+
+
+def label_of(key: str, text: object) -> str:
+    """A label given with or without its key; "1" and "01" are the same run."""
+    label = str(text).removeprefix(f"{key}-")
+    return str(int(label)) if key == "run" and label.isdecimal() else label
+
+
+def image_stem(path: str | os.PathLike) -> str:
+    """File name of an image without its extension."""
+    return _IMAGE_EXTENSION.sub("", Path(path).name)
+
+
+def run_name(run: Run) -> str:
+    """Beginning of the names of a run's outputs.
+
+    BIDS names keep their entities except "desc": ``sub-1_task-rest_desc-preproc_bold.nii.gz`` becomes
+    ``sub-1_task-rest``. Other names only lose the extension.
+    """
+    if run.name is not None:
+        return run.name
+    stem = image_stem(run.path)
+    return join_entities({key: label for key, label in _subject_entities(stem).items() if key != "desc"}) or stem
+
+
+def run_folder(name: str) -> str:
+    """Folder of a run's outputs by its name: "sub-1/ses-2/func"; empty for names without a subject."""
+    owners = _OWNERS.match(name)
+    return "/".join((*filter(None, owners.groups()), "func")) if owners else ""
+
+
+def check_run_name(name: str) -> None:
+    """Raise a ValueError if files can't be named so."""
+    if not _MANIFEST_NAME.fullmatch(name):
+        msg = f"has the name {name!r}: expected letters, digits, and _ - + . between them"
+        raise ValueError(msg)
+
+
+def atlas_name(path: str | os.PathLike | None) -> str:
+    """Label of an atlas, from its file name; "atlas" without one.
+
+    It joins the labels of the entities "atlas", "seg", "scale" and "desc", or else all letters and digits of the name.
+    """
+    stem = image_stem(path or "atlas")
+    return _alphanumeric("".join(_OF_AN_ATLAS.findall(stem)) or stem) or "atlas"
+
+
+def lookup_table_names(path: str | os.PathLike) -> tuple[str, ...]:
+    """File names that the look-up table of a label image may have: the same, or without "res-" as in TemplateFlow."""
+    stem = Path(path).name.removesuffix(".gz").rpartition(".")[0]
+    without = "_".join(part for part in stem.split("_") if not part.startswith("res-"))
+    return f"{stem}.tsv", f"{without}.tsv"
+
+
+def image_of_confounds(name: str, desc: str) -> str | None:
+    """Name of the image with the label `desc` that fMRIPrep's confounds table belongs to; None for other tables."""
+    parsed = parse_name(name)
+    if not parsed or (parsed.suffix, parsed.extension) not in (("timeseries", ".tsv"), ("regressors", ".tsv")):
+        return None
+    if list(parsed.entities.items())[-1:] != [("desc", "confounds")]:
+        return None
+    return f"{join_entities({**parsed.entities, 'desc': desc})}_bold.nii.gz"
+
+
+def output_name(
+    run: Run, atlas: str, stat: str, suffix: str = "timeseries", extension: str = ".tsv", *, entity: str = "atlas"
+) -> str:
+    """File name of one of a run's outputs: ``<run>_atlas-<atlas>_stat-<stat>_<suffix><extension>``.
+
+    In BIDS names the atlas precedes "res" and "den". `entity` "seg" gives the names of XCP-D 0.7 to 0.14.
+    """
+    name = run_name(run)
+    entities = run_entities(name)
+    before = list(takewhile(lambda key: key not in _AFTER_ATLAS, entities))
+    after = {key: label for key, label in entities.items() if key not in before}
+    name = join_entities({key: entities[key] for key in before}) or name
+    parts = (name, f"{entity}-{_alphanumeric(atlas)}", join_entities(after), f"stat-{_alphanumeric(stat)}", suffix)
+    return "_".join(filter(None, parts)) + extension
+
+
+def parse_output_name(name: str) -> OutputName | None:
+    """Parse a name that `output_name` gave to a table; None for other names."""
+    match = _OUTPUT.fullmatch(name)
+    return match and OutputName(match["before"] + match["after"], match["atlas"], match["stat"], match["suffix"])
+
+
+def _alphanumeric(text: str) -> str:
+    return re.sub("[^a-zA-Z0-9]", "", text)

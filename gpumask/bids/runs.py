@@ -1,0 +1,46 @@
+"""Runs to extract, and runs that can't be."""
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run to extract.
+
+    Attributes
+    ----------
+    path : str or path-like
+        4D image.
+    confounds : str, path-like or None
+        Table with a row per volume.
+    mask : str, path-like or None
+        Brain mask.
+    t_r : float or None
+        Repetition time in s. None: see `gpumask.bids.metadata.repetition_time`.
+    sidecar : str, path-like or None
+        JSON metadata of the image. None: see `gpumask.bids.metadata.metadata_file`.
+    name : str or None
+        Beginning of its outputs' names. None: from the image's name, see `gpumask.bids.names.run_name`.
+    folder : str
+        Folder of its outputs, relative to the output folder, with "/".
+    source : str, path-like or None
+        Root of its BIDS data set, if any.
+    """
+
+    path: str | os.PathLike
+    confounds: str | os.PathLike | None = None
+    mask: str | os.PathLike | None = None
+    t_r: float | None = None
+    sidecar: str | os.PathLike | None = None
+    name: str | None = None
+    folder: str = ""
+    source: str | os.PathLike | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A run, or a folder, that can't be used, and why."""
+
+    path: str
+    reason: str

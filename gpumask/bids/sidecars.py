@@ -1,0 +1,153 @@
+"""JSON files that describe the outputs: a sidecar per table, and the description of the data set."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from gpumask import __version__
+from gpumask.bids.metadata import read_json, read_metadata
+from gpumask.bids.names import run_entities, run_name
+from gpumask.bids.runs import Run
+from gpumask.files import replacing, write
+from gpumask.tables import json_lines
+
+_OF_SIGNALS_TOO = ("TaskName", "StartTime", "SliceTimingCorrected", "SpatialReference", "Resolution")
+# Names that BIDS lacks: "stat", "timeseries" and "relmat" are proposals to it, which XCP-D uses already.
+_IGNORED = ("*_stat-*", "*.html", "*.png", "*.parquet")
+
+
+def sidecar(
+    run: Run,
+    *,
+    t_r: float | None = None,
+    confounds: Sequence[str] = (),
+    low_pass: float | None = None,
+    high_pass: float | None = None,
+    atlas: str | os.PathLike | None = None,
+    lut: str | os.PathLike | None = None,
+    sources: Sequence[str | os.PathLike] | None = None,
+    configuration: str | None = None,
+    out_dir: str | os.PathLike | None = None,
+    **more: object,
+) -> dict:
+    """JSON metadata of a table made from a run.
+
+    Parameters
+    ----------
+    run : Run
+    t_r : float, optional
+        Repetition time used, in s.
+    confounds : sequence of str
+        Names of the confounds that were removed.
+    low_pass, high_pass : float, optional
+        Cut-offs in Hz of the Butterworth filter.
+    atlas, lut : str or path-like, optional
+    sources : sequence of str or path-like, optional
+        Files that the table was made from. If None: the run's image, mask and confounds, `atlas` and `lut`.
+    configuration : str, optional
+        Hash of all parameters.
+    out_dir : str or path-like, optional
+        Root of the outputs; files in it are given relative to it.
+    **more
+        Further keys, added unchanged.
+
+    Returns
+    -------
+    dict
+        With the keys of BIDS (SoftwareFilters, Sources, ...) and XCP-D (NuisanceParameters, ConfigurationHash). Files
+        in ``run.source`` have the URI ``bids:preprocessed:<path>``, see `write_dataset_description`.
+    """
+    _, metadata = read_metadata(run)
+    cutoffs = {"High-pass cutoff (Hz)": high_pass, "Low-pass cutoff (Hz)": low_pass}
+    cutoffs = {key: value for key, value in cutoffs.items() if value is not None}
+    if sources is None:
+        sources = [path for path in (run.path, run.mask, run.confounds, atlas, lut) if path is not None]
+    content = {
+        "RepetitionTime": t_r,
+        "TaskName": run_entities(run_name(run)).get("task"),
+        **{key: metadata[key] for key in _OF_SIGNALS_TOO if key in metadata},
+        "SoftwareFilters": {"Butterworth": {**cutoffs, "Order": 5, "Passes": 2}} if cutoffs else "n/a",
+        "NuisanceParameters": list(confounds),
+        "Sources": [_uri(path, run.source, out_dir) for path in sources],
+        "ConfigurationHash": configuration,
+        **more,
+    }
+    return {key: value for key, value in content.items() if value is not None}
+
+
+def _uri(path, source, out_dir):
+    """BIDS URI of a file in one of the two data sets, else its URI in the file system."""
+    path = Path(path).absolute()
+    for name, root in (("", out_dir), ("preprocessed", source)):
+        if root is not None and path.is_relative_to(root := Path(root).absolute()):
+            return f"bids:{name}:{quote(path.relative_to(root).as_posix(), safe='/+')}"
+    return path.as_uri()
+
+
+def write_dataset_description(
+    out_dir: str | os.PathLike, source: str | os.PathLike | None = None, *, configuration: str | None = None
+) -> Path:
+    """Write ``dataset_description.json`` of an output folder; processes may do so concurrently.
+
+    A missing ``.bidsignore`` is written too, so that BIDS's validator skips names that BIDS doesn't have.
+
+    Parameters
+    ----------
+    out_dir : str or path-like
+        An existing folder.
+    source : str or path-like, optional
+        Root of the runs' data set. It becomes the link "preprocessed", and its generators are listed after gpumask.
+    configuration : str, optional
+        Hash of all parameters of the cohort that was started last; sidecars have their own.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    ValueError
+        If the folder is another program's, its outputs are from another `source`, or a description isn't JSON.
+    OSError
+        If it can't be written.
+    """
+    path = Path(out_dir, "dataset_description.json")
+    source = source and Path(source).absolute()
+    of_source = source / "dataset_description.json" if source else None
+    generators = _generators(read_json(of_source)) if source and of_source.is_file() else []
+    content = {
+        "Name": "gpumask: region time series",
+        "BIDSVersion": "1.11.0",
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "gpumask", "Version": __version__}, *generators],
+        "DatasetLinks": {"preprocessed": source.as_uri()} if source else {},
+        "ConfigurationHash": configuration,
+    }
+    with replacing(path) as part:
+        if path.is_file():
+            old = read_json(path)
+            if [generator.get("Name") for generator in _generators(old)][:1] != ["gpumask"]:
+                msg = f"{path} describes a data set that gpumask didn't make. Choose another folder for the outputs."
+                raise ValueError(msg)
+            links = old.get("DatasetLinks", {})
+            if {**links, **content["DatasetLinks"]} != {**content["DatasetLinks"], **links}:
+                msg = (
+                    f"{path.parent} has outputs of {links['preprocessed']}, and now those of "
+                    f"{content['DatasetLinks']['preprocessed']} were to be added. Choose another folder for them."
+                )
+                raise ValueError(msg)
+            content["DatasetLinks"] |= links
+        write(part, json_lines({key: value for key, value in content.items() if value not in (None, {})}))
+    ignored = path.with_name(".bidsignore")
+    if not ignored.exists():
+        with replacing(ignored) as part:
+            write(part, [f"{pattern}\n" for pattern in _IGNORED])
+    return path
+
+
+def _generators(description):
+    """A data set's generators, the latest first; before BIDS 1.4, one "PipelineDescription"."""
+    return description.get("GeneratedBy") or [
+        description[key] for key in ("PipelineDescription",) if key in description
+    ]

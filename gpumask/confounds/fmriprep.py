@@ -1,0 +1,128 @@
+"""Confounds and censoring from fMRIPrep's tables: by columns, or by nilearn's strategies."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gpumask.bids.names import image_of_confounds
+from gpumask.confounds.sample_masks import AllVolumesRemovedError
+from gpumask.confounds.tables import choose_columns, read_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_STRATEGIES = ("simple", "scrubbing", "compcor", "ica_aroma")
+_AROMA = "smoothAROMAnonaggr"
+
+
+def fmriprep_confounds(
+    run_path: str | os.PathLike,
+    confounds_path: str | os.PathLike,
+    *,
+    strategy: str | None = None,
+    columns: Sequence[str] | None = None,
+    fd_threshold: float | None = None,
+) -> tuple["pd.DataFrame | None", np.ndarray | None]:
+    """Confounds of a run and the volumes to keep, from fMRIPrep's table.
+
+    Parameters
+    ----------
+    run_path : str or path-like
+        The image; only "ica_aroma" uses its name.
+    confounds_path : str or path-like
+        The table. A strategy needs fMRIPrep's name, ``*_desc-confounds_timeseries.tsv`` or ``_regressors``, and
+        "compcor" the JSON file next to it.
+    strategy : str, optional
+        "simple", "scrubbing", "compcor" or "ica_aroma" with nilearn's defaults, see
+        ``nilearn.interfaces.fmriprep.load_confounds_strategy``; append "+gsr" for the global signal. Needs nilearn.
+    columns : sequence of str, optional
+        Columns to use instead, with the wildcards * ? []: see `choose_columns`. NaN in their first row (derivatives) is
+        replaced by the value below it, as in nilearn. Non-steady-state volumes are kept.
+    fd_threshold : float, optional
+        Volumes with a higher framewise displacement (mm) are censored, in addition to those that `strategy` censors.
+        With "scrubbing", nilearn gets it and so also drops short segments between them.
+
+    Returns
+    -------
+    confounds : DataFrame or None
+        A row per volume. None without `strategy` and `columns`.
+    sample_mask : ndarray of int or None
+        Indices of the volumes to keep. None keeps all.
+
+    Raises
+    ------
+    ValueError
+        If `strategy` and `columns` are both given, or unknown; columns or files are missing; or no volume is kept.
+    ImportError
+        If a strategy is given and nilearn isn't installed.
+    """
+    confounds_path = Path(confounds_path)
+    if strategy is not None and columns is not None:
+        msg = f"Expected a strategy or columns of the confounds, got both: {strategy!r} and {list(columns)}."
+        raise ValueError(msg)
+    if fd_threshold is not None and not fd_threshold > 0:
+        msg = f"fd_threshold must be a positive number of mm, got {fd_threshold!r}."
+        raise ValueError(msg)
+    confounds = kept = None
+    if strategy is not None:
+        confounds, kept = _by_strategy(run_path, confounds_path, strategy, fd_threshold)
+        n_volumes = len(confounds)
+    if columns is not None or (fd_threshold is not None and not _is_scrubbing(strategy)):
+        table = read_table(confounds_path).rename(columns=str)
+        n_volumes = len(table)
+        if columns is not None:
+            confounds = _first_row_filled(choose_columns(table, columns, confounds_path))
+        if fd_threshold is not None:
+            displacement = choose_columns(table, ["framewise_displacement"], confounds_path).iloc[:, 0]
+            low = np.flatnonzero(~(displacement.to_numpy(np.float64) > fd_threshold))  # the first volume has none: NaN
+            kept = low if kept is None else np.intersect1d(low, kept)
+    if kept is not None and len(kept) == 0:
+        msg = f"{confounds_path} censors all {n_volumes} volumes, as motion or non-steady state."
+        raise AllVolumesRemovedError(msg)
+    return confounds, None if kept is None or len(kept) == n_volumes else kept
+
+
+def _is_scrubbing(strategy):
+    return strategy is not None and strategy.removesuffix("+gsr") == "scrubbing"
+
+
+def _by_strategy(run_path, confounds_path, strategy, fd_threshold):
+    try:
+        from nilearn.interfaces.fmriprep import load_confounds_strategy
+    except ImportError as error:
+        msg = f"The confounds strategy {strategy!r} needs nilearn 0.13 or later: pip install 'gpumask[fmriprep]'"
+        raise ImportError(msg) from error
+    name = strategy.removesuffix("+gsr")
+    if name not in _STRATEGIES:
+        expected = f"Expected one of {', '.join(_STRATEGIES)}, or one followed by +gsr."
+        msg = f"Unknown confounds strategy {strategy!r}. {expected}"
+        raise ValueError(msg)
+    # nilearn derives the table's name from an image's, which it never opens: this name leads to the given table.
+    image = image_of_confounds(confounds_path.name, _AROMA if name == "ica_aroma" else "preproc")
+    if image is None:
+        expected = "sub-*_desc-confounds_timeseries.tsv"
+        msg = f"The confounds strategy {strategy!r} needs a file {expected}, got {confounds_path}."
+        raise ValueError(msg)
+    if name == "ica_aroma" and f"_desc-{_AROMA}_" not in Path(run_path).name:
+        msg = f"The confounds strategy 'ica_aroma' is for images *_desc-{_AROMA}_bold.nii.gz, got {run_path}."
+        raise ValueError(msg)
+    options = {"global_signal": "basic"} if strategy.endswith("+gsr") else {}
+    if fd_threshold is not None and _is_scrubbing(strategy):
+        options["fd_threshold"] = fd_threshold
+    try:
+        return load_confounds_strategy(str(confounds_path.with_name(image)), name, **options)
+    except (ValueError, KeyError) as error:  # the latter if some columns of a kind are missing, but not all
+        msg = f"{confounds_path} can't be used with the confounds strategy {strategy!r}: {error.args[0]}"
+        raise ValueError(msg) from error
+
+
+def _first_row_filled(table):
+    """Fill NaN in the first row, where derivatives have no value, from the second row."""
+    table = table.copy()
+    if len(table) > 1:
+        unknown = table.iloc[0].isna().to_numpy()
+        table.iloc[0, unknown] = table.iloc[1, unknown]
+    return table

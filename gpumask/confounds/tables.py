@@ -1,0 +1,184 @@
+"""Confounds as users give them, as NumPy arrays; tables and their columns. Host only."""
+
+import fnmatch
+import gzip
+import io
+import numbers
+import os
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from array_api_compat import is_array_api_obj
+
+from gpumask import backend
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def confounds_matrix(confounds: object, n_volumes: int, used: Sequence[int] | None = None) -> np.ndarray | None:
+    """Gather a run's confounds as the columns of one matrix.
+
+    Parameters
+    ----------
+    confounds : array, DataFrame, Series, path, sequence of numbers, list or tuple of these, or None
+        Arrays of any library, of shape (n_volumes,) or (n_volumes, n_columns); pandas or polars tables; or paths of
+        text tables, ``.gz`` or not, separated by tabs, commas, semicolons or blanks, with or without a header. "n/a" is
+        NaN. The columns of several are joined.
+    n_volumes : int
+        Number of rows that each must have.
+    used : array-like of int, default=None
+        Volumes whose values must be finite; censored volumes may hold NaN. None is all.
+
+    Returns
+    -------
+    numpy.ndarray of float64, shape (n_volumes, n_columns), or None
+        None without confounds. Never a view of the argument.
+
+    Raises
+    ------
+    TypeError
+        If a confound has another type.
+    ValueError
+        If a confound can't be read, has another length, more than two dimensions, or non-finite values; the message
+        names the file, the columns and the volumes.
+    """
+    if confounds is None:
+        return None
+    if not isinstance(confounds, (list, tuple)):
+        if not _is_confound(confounds):
+            msg = (
+                "'confounds' must be of type(s): 'array, DataFrame, Series, str, Path, list, tuple'.\n"
+                f"Got: '{type(confounds).__name__}'"
+            )
+            raise TypeError(msg)
+        confounds = [confounds]
+    elif _is_numbers(confounds):
+        confounds = [confounds]
+    if not confounds:
+        return None
+    return np.hstack([_checked_columns(confound, n_volumes, used) for confound in confounds])
+
+
+def _is_numbers(values):
+    return isinstance(values, (list, tuple)) and len(values) > 0 and all(isinstance(v, numbers.Real) for v in values)
+
+
+def _is_confound(value):
+    return isinstance(value, (str, Path)) or hasattr(value, "to_numpy") or is_array_api_obj(value)
+
+
+def _checked_columns(confound, n_volumes, used):
+    """Values of one confound, float64 of shape (n_volumes, n_columns)."""
+    import pandas as pd
+
+    path = None
+    if isinstance(confound, (str, Path)):
+        path = Path(confound).expanduser()
+        table = read_table(path)
+    elif _is_numbers(confound) or _is_confound(confound):
+        values = on_host(confound.to_numpy() if hasattr(confound, "to_numpy") else confound)
+        if values.ndim not in (1, 2):
+            msg = f"confound array has an incorrect number of dimensions: {values.ndim}"
+            raise ValueError(msg)
+        names = getattr(confound, "columns", None)
+        table = pd.DataFrame(values, columns=None if names is None else list(names))
+    else:
+        msg = f"confound has an unhandled type: {type(confound)}"
+        raise TypeError(msg)
+
+    where = f" File: {path}." if path else ""
+    if len(table) != n_volumes:
+        msg = (
+            "Confound signal has an incorrect length. "
+            f"Signal length: {n_volumes}; confound length: {len(table)}.{where}"
+        )
+        raise ValueError(msg)
+    values = table.apply(pd.to_numeric, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    checked = np.zeros(n_volumes, dtype=bool)
+    checked[slice(None) if used is None else used] = True
+    bad = ~np.isfinite(values) & checked[:, None]
+    if bad.any():
+        columns = [
+            f"{table.columns[j]!r} (volume {_few(np.flatnonzero(bad[:, j]))})" for j in np.flatnonzero(bad.any(0))
+        ]
+        msg = (
+            f"Confounds must be finite numbers; NaN, infinite values or text are in column {_few(columns)}.{where} "
+            "fMRIPrep writes n/a in the first volumes of derivatives: fill them, leave these volumes out by "
+            "`sample_mask`, or use nilearn.interfaces.fmriprep.load_confounds."
+        )
+        raise ValueError(msg)
+    return values
+
+
+def _few(items, most=5):
+    shown = ", ".join(str(item) for item in items[:most])
+    return shown if len(items) <= most else f"{shown} and {len(items) - most} more"
+
+
+def on_host(array: object) -> np.ndarray:
+    """Array of any library, or array-like, as a NumPy array."""
+    return backend.to_host(array) if is_array_api_obj(array) else np.asarray(array)
+
+
+def read_table(path: Path) -> "pd.DataFrame":
+    """Read a text table, see `confounds_matrix`; without a header, its columns are numbered."""
+    import pandas as pd
+
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
+        lines = [line for line in file.read().splitlines() if line.strip() and not line.startswith("#")]
+    if not lines:
+        msg = f"The confounds file {path} is empty."
+        raise ValueError(msg)
+    separator = next((s for s in "\t,;" if s in lines[0]), r"\s+")
+    first = re.split(separator, lines[0].strip(" "))[0].strip(" '\"")  # blank above an index written by pandas
+    try:
+        return pd.read_csv(io.StringIO("\n".join(lines)), sep=separator, header=None if _is_value(first) else 0)
+    except ValueError as error:  # pandas' ParserError is one
+        msg = f"Could not read the confounds file {path}: {error}"
+        raise ValueError(msg) from error
+
+
+def _is_value(cell):
+    try:
+        float(cell)
+    except ValueError:
+        return cell.lower() in ("n/a", "na")
+    return True
+
+
+def choose_columns(table: "pd.DataFrame", columns: Sequence[str], path: str | os.PathLike) -> "pd.DataFrame":
+    """Select columns of a table by names or patterns.
+
+    Parameters
+    ----------
+    table : DataFrame
+    columns : sequence of str
+        Names, with the wildcards * ? [] of `fnmatch`.
+    path : str or path-like
+        File of the table, for the message.
+
+    Returns
+    -------
+    DataFrame
+        In the order of `columns`, a pattern's in the order of the table; each once.
+
+    Raises
+    ------
+    ValueError
+        If a name or pattern matches nothing; the message lists similar names.
+    """
+    chosen, missing = {}, []
+    for pattern in columns:
+        fitting = [pattern] if pattern in table else [name for name in table if fnmatch.fnmatchcase(name, pattern)]
+        chosen |= dict.fromkeys(fitting)
+        missing += [] if fitting else [pattern]
+    if missing:
+        known = [match for name in missing for match in get_close_matches(name, table)] or list(table)[:5]
+        msg = f"{path} has no column {', '.join(missing)}. Its {table.shape[1]} columns include {', '.join(known)}."
+        raise ValueError(msg)
+    return table[list(chosen)]
