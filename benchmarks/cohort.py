@@ -183,7 +183,7 @@ def main(argv=None):
 
 
 def _cores():
-    from gpumask.engine.stream import n_cores
+    from gpumask.process import n_cores
 
     return n_cores()
 

@@ -396,25 +396,6 @@ def like(values, array):
     return array_namespace(array).asarray(values, device=device_of(array))
 
 
-@functools.cache
-def _blas():
-    import scipy.linalg  # noqa: F401 - loads a BLAS of its own, which the search of the next line has to find
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController()  # a search through all loaded libraries: 3 to 10 ms
-
-
-def one_blas_thread():
-    """Keep BLAS from sharing out a product, which would make its bits depend on the number of cores.
-
-    Returns
-    -------
-    context manager
-        Outside of it NumPy's and SciPy's BLAS have as many threads as before.
-    """
-    return _blas().limit(limits=1, user_api="blas")
-
-
 @functools.lru_cache(maxsize=64)
 def _cuda_kernel(source, name, options, device):
     import cupy

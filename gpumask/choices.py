@@ -3,5 +3,5 @@
 STRATEGIES = ("mean", "sum", "median", "minimum", "maximum", "variance", "standard_deviation")
 LINEAR = ("mean", "sum")  # the strategies that are linear in the voxels
 STANDARDIZE = ("zscore_sample", "zscore", "psc")
-TARGETS = ("data", "labels", None)
+TARGETS = ("labels", "data", None)
 NAN_POLICIES = ("zero", "omit")

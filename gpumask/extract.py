@@ -13,13 +13,13 @@ from platform import python_version
 
 import numpy as np
 
-from gpumask import backend
 from gpumask.bids.metadata import repetition_time
 from gpumask.bids.names import atlas_name, output_name
 from gpumask.bids.runs import Run
 from gpumask.confounds.tables import choose_columns, confounds_matrix, read_table
 from gpumask.files import appearing_together, write
 from gpumask.images.volumes import open_volumes
+from gpumask.process import one_blas_thread
 from gpumask.tables import json_lines, table_lines
 
 # What broken files, full disks, unusable devices and wrong parameters raise. All else is a bug, and stops everything.
@@ -188,7 +188,7 @@ class _ProcessWide:
             if not self._users:
                 self._undo = contextlib.ExitStack()
                 # One thread's limit must not end while another thread still computes: bits could depend on that.
-                self._undo.enter_context(backend.one_blas_thread())
+                self._undo.enter_context(one_blas_thread)
                 self._undo.enter_context(warnings.catch_warnings())
                 warnings.simplefilter("always")
                 for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):

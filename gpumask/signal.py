@@ -1,13 +1,12 @@
 """Temporal cleaning of region signals, equal to ``nilearn.signal.clean`` (0.14.1), on any array library and device."""
 
-import warnings
-
 import numpy as np
 
 from gpumask import backend
 from gpumask.confounds.sample_masks import kept_volumes
 from gpumask.confounds.tables import confounds_matrix
 from gpumask.kernels import cleaning, filtering
+from gpumask.process import warn
 
 _SCALAR = float | np.floating | int | np.integer | None
 _STANDARDIZE = {
@@ -174,7 +173,7 @@ class Cleaner:
                 "If confounds were not standardized or demeaned before passing to signal.clean signal "
                 "will not be correctly cleaned. "
             )
-            warnings.warn(msg, stacklevel=3)
+            warn(msg)
         self.filter = _checked_filter(filter, low_pass, high_pass, t_r)
         order, self.padding, copy = _butterworth_options(**kwargs)
         self.detrend, self.standardize, self.extrapolate = detrend, _STANDARDIZE[standardize], extrapolate
@@ -189,7 +188,7 @@ class Cleaner:
         self.sos = filtering.butterworth_sos(t_r, low_pass, high_pass, order) if butterworth else None
         self.widens = copy and self.sos is not None
         if self.filter == "cosine" and low_pass is not None:
-            warnings.warn("low_pass is not implemented for filter='cosine'", stacklevel=3)
+            warn("low_pass is not implemented for filter='cosine'")
         self.bases = []
         for rows, kept in zip(self.run_rows, self.kept, strict=True):
             of_run = None if confounds is None else confounds[rows]
@@ -284,7 +283,7 @@ def _with_drifts(confounds, drifts):
             "Cosine filter was not created. The time series might be too short or the high pass filter is not "
             "suitable for the data."
         )
-        warnings.warn(msg, stacklevel=4)
+        warn(msg)
         return confounds
     if confounds is None or confounds.shape[1] == 0:
         return drifts
@@ -292,7 +291,7 @@ def _with_drifts(confounds, drifts):
         correlations = np.corrcoef(drifts.T, confounds.T)[: drifts.shape[1], drifts.shape[1] :]
     if np.any(correlations > 0.9):
         msg = "Cosine filter(s) exist in user supplied confounds.Use user supplied regressors only."
-        warnings.warn(msg, stacklevel=4)
+        warn(msg)
         return confounds
     return np.hstack((confounds, drifts))
 
@@ -317,7 +316,7 @@ def _checked_filter(filter, low_pass, high_pass, t_r):
     if not filter:
         if low_pass is not None or high_pass is not None:
             msg = "No filter type selected but cutoff frequency provided.Will not perform filtering."
-            warnings.warn(msg, stacklevel=3)
+            warn(msg)
         return False
     if filter == "cosine" and (t_r is None or high_pass is None):
         msg = (

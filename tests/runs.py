@@ -5,8 +5,10 @@ import gzip
 import nibabel as nib
 import numpy as np
 
-from gpumask.engine.plan import compile_plan
+from gpumask.engine import plan as plans
+from gpumask.engine.stream import run_plans
 from gpumask.images.grid import Grid
+from gpumask.kernels.segments import Segments
 
 SHAPE = (8, 9, 7)
 AFFINE = np.array([[-3.0, 0, 0, 10], [0, 3.5, 0, -12], [0, 0, 4, -9], [0, 0, 0, 1]])
@@ -47,8 +49,17 @@ def some_labels(seed=0):
     return labels
 
 
-def some_plan(labels_on="same", fwhm=None, strategy="mean"):
-    label_grid = Grid(SHAPE, LABEL_AFFINES[labels_on])
-    return compile_plan(
-        some_labels(), IDS, label_grid, grid=Grid(SHAPE, AFFINE), smoothing_fwhm=fwhm, strategy=strategy
-    )
+def compile_plan(labels, ids, label_grid, *, mask=None, **options):
+    """A plan of the regions of a label volume; 0 is the background."""
+    labels = np.asarray(labels) if mask is None else np.where(mask, labels, 0)
+    return plans.compile_plan(Segments.from_labels(labels.ravel(order="F"), ids), label_grid, **options)
+
+
+def some_plan(labels_on="same", fwhm=None, strategy="mean", **options):
+    label_grid, grid = Grid(SHAPE, LABEL_AFFINES[labels_on]), Grid(SHAPE, AFFINE)
+    return compile_plan(some_labels(), IDS, label_grid, grid=grid, smoothing_fwhm=fwhm, strategy=strategy, **options)
+
+
+def extract(plan, volumes, **options):
+    """Signals of a run by a single plan."""
+    return run_plans([plan], volumes, **options)[0]

@@ -15,7 +15,8 @@ from nilearn.maskers import NiftiLabelsMasker
 from gpumask.images import labels as module
 from gpumask.images.errors import DimensionError
 from gpumask.images.grid import Grid
-from gpumask.images.labels import Atlas, load_atlas, load_mask, lookup_table, unique_labels
+from gpumask.images.labels import Atlas, load_atlas, load_mask, unique_labels
+from gpumask.images.lookup import lookup_table
 
 SHAPE = (4, 5, 6)
 AFFINE = np.diag([3.0, 3, 3, 1])

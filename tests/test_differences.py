@@ -301,7 +301,7 @@ def test_unknown_clean_args():
 def test_errors_before_the_run_is_read(monkeypatch, confounds, parameters, message):
     done, mean = [], scipy.ndimage.mean
     monkeypatch.setattr(scipy.ndimage, "mean", lambda *args, **kwargs: done.append(1) or mean(*args, **kwargs))
-    monkeypatch.setattr("gpumask.maskers.labels.extract_together", lambda *_, **__: pytest.fail("it was read"))
+    monkeypatch.setattr("gpumask.extraction.run_plans", lambda *_, **__: pytest.fail("it was read"))
     for masker in (theirs(**parameters), ours(**parameters)):
         with pytest.raises(ValueError, match=message):
             masker.fit_transform(image(values()), confounds=confounds)

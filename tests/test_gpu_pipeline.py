@@ -12,10 +12,10 @@ from gpumask import NiftiLabelsMasker, backend
 from gpumask.engine import cuda as pipeline_cuda
 from gpumask.engine import plan as plans
 from gpumask.engine import stream as pipeline
-from gpumask.engine.stream import extract, extract_together
+from gpumask.engine.stream import run_plans
 from gpumask.images.volumes import open_volumes
 
-from .runs import AFFINE, IDS, N_VOLUMES, SHAPE, some_labels, some_plan, stored_run, write
+from .runs import AFFINE, IDS, N_VOLUMES, SHAPE, extract, some_labels, some_plan, stored_run, write
 
 WAYS = {  # every way through the pipeline: (labels on, fwhm, strategy, is staged by force)
     "direct": ("same", None, "mean", False),
@@ -130,7 +130,7 @@ def test_every_source(gpu, tmp_path, a_plan, source):
 def test_several_plans_in_one_pass(gpu, tmp_path, a_plan, dtype):
     volumes = open_volumes(write(tmp_path / "bold.nii.gz", stored_run(dtype), 0.5, 3.0))
     together = [a_plan(way) for way in WAYS]
-    for plan, result in zip(together, extract_together(together, volumes, device=gpu, chunk=3), strict=True):
+    for plan, result in zip(together, run_plans(together, volumes, device=gpu, chunk=3), strict=True):
         np.testing.assert_array_equal(result.signals, extract(plan, volumes, device=gpu).signals)
         assert_agree(result, extract(plan, volumes))
 

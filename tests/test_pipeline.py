@@ -14,13 +14,12 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from gpumask.engine import plan as plans
 from gpumask.engine import stream as pipeline
-from gpumask.engine.stream import extract
 from gpumask.images.errors import ImageError
 from gpumask.images.volumes import open_volumes
 from gpumask.kernels.segments import STRATEGIES
 
 from . import reference
-from .runs import AFFINE, IDS, LABEL_AFFINES, N_VOLUMES, SHAPE, some_labels, some_plan, stored_run, write
+from .runs import AFFINE, IDS, LABEL_AFFINES, N_VOLUMES, SHAPE, extract, some_labels, some_plan, stored_run, write
 
 everywhere = pytest.mark.parametrize("strategy", STRATEGIES)
 on_grids = pytest.mark.parametrize("labels_on", LABEL_AFFINES)
@@ -317,16 +316,16 @@ def reducers():
 def test_failure_of_a_reducer(tmp_path, monkeypatch, n_threads, at):
     """It surfaces as it is, ends the reading, and leaves no thread behind."""
     plan, calls = some_plan(), []
-    reduce = plan.reduce
+    reduce = plans.Plan.reduce
 
-    def fail(points):
-        calls.append(len(points))
+    def fail(plan, data, *options):
+        calls.append(len(data))
         if len(calls) >= at:
             msg = f"call {len(calls)}"
             raise ArithmeticError(msg)
-        return reduce(points)
+        return reduce(plan, data, *options)
 
-    monkeypatch.setattr(plan, "reduce", fail)
+    monkeypatch.setattr(plans.Plan, "reduce", fail)
     volumes = open_volumes(write(tmp_path / "bold.nii.gz", stored_run(n=60)))
     with pytest.raises(ArithmeticError, match=r"^call \d+$") as caught:
         extract(plan, volumes, chunk=1, n_threads=n_threads)
@@ -377,7 +376,7 @@ def test_seconds(tmp_path):
 
 
 def test_preparing_is_part_of_reducing(monkeypatch):
-    monkeypatch.setattr("gpumask.engine.reducers.Reducer.prepare", lambda self: time.sleep(0.2))
+    monkeypatch.setattr(plans.Plan, "prepare", lambda self, **_: time.sleep(0.2))
     result = extract(some_plan(), open_volumes(nib.Nifti1Image(stored_run(), AFFINE)))
     assert result.seconds["reduce"] >= 0.2
 
@@ -401,11 +400,11 @@ def test_blas_threads_are_borrowed(monkeypatch):
     def blas():
         return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
 
-    def reduce(points, reduce=plan.reduce):
+    def reduce(*arguments, reduce=plans.Plan.reduce):
         seen.extend(blas())
-        return reduce(points)
+        return reduce(*arguments)
 
-    monkeypatch.setattr(plan, "reduce", reduce)
+    monkeypatch.setattr(plans.Plan, "reduce", reduce)
     with threadpool_limits(2, user_api="blas"):
         before = blas()
         extract(plan, open_volumes(nib.Nifti1Image(stored_run(), AFFINE)))

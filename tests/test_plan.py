@@ -7,13 +7,14 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from gpumask import backend
+from gpumask.choices import LINEAR
 from gpumask.engine import plan as module
-from gpumask.engine.plan import LINEAR, compile_plan
 from gpumask.images.grid import Grid, voxel_mapping
 from gpumask.kernels.segments import STRATEGIES
 from gpumask.kernels.weights import fold
 
 from . import reference
+from .runs import compile_plan
 
 SHAPE = (8, 9, 7)
 AFFINE = np.array([[-3.0, 0, 0, 10], [0, 3.5, 0, -12], [0, 0, 4, -9], [0, 0, 0, 1]])
@@ -67,20 +68,9 @@ def expected_signals(volumes, labels, strategy, *, grid=None, mask=None, fwhm=No
 def run(plan, volumes, put=np.asarray):
     data = put(reference.flat(volumes))
     there = plan.like(data)
-    result = there.reduce(there.sample(data))
+    result = there.reduce(data).signals
     assert backend.device_of(result) == backend.device_of(data)
     return backend.to_host(result)
-
-
-@pytest.fixture
-def force(monkeypatch):
-    """Make the other way too dear."""
-
-    def choose(way):
-        monkeypatch.setattr(module, "_NS_PER_WEIGHT", 1e9 if way == "staged" else 0.0)
-        monkeypatch.setattr(module, "_NS_PER_GATHER", 0.0)
-
-    return choose
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -98,10 +88,9 @@ def test_direct(put, strategy, grid):
 @pytest.mark.parametrize("strategy", LINEAR)
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("where", ["everywhere", "corner", "inside"])
-def test_both_ways_of_smoothing(put, force, way, strategy, grid, where):
-    force(way)
+def test_both_ways_of_smoothing(put, way, strategy, grid, where):
     volumes, labels = some_volumes(GRIDS[grid] or GRID), some_labels(where)
-    plan = compile_plan(labels, IDS, GRID, grid=GRIDS[grid], strategy=strategy, smoothing_fwhm=5.0)
+    plan = compile_plan(labels, IDS, GRID, grid=GRIDS[grid], strategy=strategy, smoothing_fwhm=5.0, way=way)
     assert plan.way == way
     assert plan.linear == (way == "folded")
     expected = expected_signals(volumes, labels, strategy, grid=GRIDS[grid], fwhm=5.0)
@@ -122,11 +111,10 @@ def test_staged_strategies(put, strategy, grid, where):
 
 @pytest.mark.parametrize("fwhm", [0.0, None, 0.3, 2.0, 12.0, 60.0])
 @pytest.mark.parametrize("way", ["folded", "staged"])
-def test_widths(force, fwhm, way):
+def test_widths(fwhm, way):
     """From a kernel of one voxel to one that is mirrored several times."""
-    force(way)
     volumes, labels = some_volumes(GRID), some_labels("corner")
-    plan = compile_plan(labels, IDS, GRID, smoothing_fwhm=fwhm)
+    plan = compile_plan(labels, IDS, GRID, smoothing_fwhm=fwhm, way=way)
     assert plan.way == (way if fwhm else "direct")
     expected = expected_signals(volumes, labels, "mean", fwhm=fwhm)
     np.testing.assert_allclose(run(plan, volumes), expected, rtol=1e-11)
@@ -171,9 +159,8 @@ def test_labels_of_any_memory_order_and_untouched(layout):
 
 
 @pytest.mark.parametrize("fwhm", [2.0, 6.0, 40.0])
-def test_folded_weights_sum_to_the_voxel_counts(force, fwhm):
-    force("folded")
-    plan = compile_plan(some_labels(), IDS, GRID, smoothing_fwhm=fwhm)
+def test_folded_weights_sum_to_the_voxel_counts(fwhm):
+    plan = compile_plan(some_labels(), IDS, GRID, smoothing_fwhm=fwhm, way="folded")
     np.testing.assert_allclose(plan.segments.totals, plan.counts, rtol=1e-13)
     assert plan.counts.tolist() == [int(np.sum(some_labels() == i)) for i in IDS]
     assert np.all(plan.segments.weights > 0)
@@ -182,15 +169,15 @@ def test_folded_weights_sum_to_the_voxel_counts(force, fwhm):
 def test_resampling_takes_no_more_points_than_the_plan_needs():
     labels = some_labels("inside")
     direct = compile_plan(labels, IDS, GRID, grid=GRIDS["oblique"])
-    assert len(direct.points) == np.sum(labels > 0)
+    assert len(direct.resampling.points) == np.sum(labels > 0)
     staged = compile_plan(labels, IDS, GRID, grid=GRIDS["oblique"], smoothing_fwhm=1.5, strategy="median")
-    assert np.sum(labels > 0) < len(staged.points) < labels.size
+    assert np.sum(labels > 0) < len(staged.resampling.points) < labels.size
 
 
 def test_staged_smooths_only_the_box_around_the_regions():
     plan = compile_plan(some_labels("corner"), IDS, GRID, smoothing_fwhm=2.0, strategy="median")
-    assert plan.box == (slice(3, 7), slice(0, 4), slice(4, 8))  # z, y, x; a radius of 1 voxel
-    assert [m.shape for m in plan.matrices] == [(3, 4), (3, 4), (3, 4)]
+    assert plan.smoothing.box == (slice(3, 7), slice(0, 4), slice(4, 8))  # z, y, x; a radius of 1 voxel
+    assert [m.shape for m in plan.smoothing.matrices] == [(3, 4), (3, 4), (3, 4)]
 
 
 @pytest.mark.parametrize("fwhm", [3.0, 8.0])
@@ -208,9 +195,8 @@ def test_choice_between_folded_and_staged(fwhm):
         assert set(plan.estimate) == {"folded", "staged"}
 
 
-def test_estimates_the_number_of_weights(force):
+def test_estimates_the_number_of_weights():
     """From a sample of the regions."""
-    force("folded")
     x, y, z = np.indices((24, 24, 24)) // 3
     labels = 1 + x + 8 * (y + 8 * z)
     module_ids = np.arange(1, 513)
@@ -236,9 +222,8 @@ def test_explains_a_direct_plan():
     ]
 
 
-def test_explains_a_folded_plan(force):
-    force("folded")
-    plan = compile_plan(some_labels(), IDS, GRID, grid=GRIDS["parallel"], smoothing_fwhm=5.0)
+def test_explains_a_folded_plan():
+    plan = compile_plan(some_labels(), IDS, GRID, grid=GRIDS["parallel"], smoothing_fwhm=5.0, way="folded")
     lines = plan.explain().splitlines()
     assert lines[0].endswith("voxels of a 10 x 7 x 8 grid")
     assert lines[1] == "cubic resampling to the labels' grid, one matrix per axis"
@@ -248,15 +233,15 @@ def test_explains_a_folded_plan(force):
     assert len(lines) == 4
 
 
-def test_explains_a_staged_plan(force):
+def test_explains_a_staged_plan():
     plan = compile_plan(some_labels(), IDS, GRID, grid=GRIDS["oblique"], smoothing_fwhm=5.0, strategy="median")
     assert plan.explain().splitlines()[1:] == [
         "cubic resampling to the labels' grid, at the needed voxels only",
         "staged: each volume is smoothed, then median",
-        "a median of smoothed voxels is no weighting of raw ones, so smoothing can't be folded",
+        "a median of smoothed voxels isn't linear in raw ones, so smoothing can't be folded",
     ]
-    force("staged")
-    lines = compile_plan(some_labels(), IDS, GRID, smoothing_fwhm=5.0, strategy="sum").explain().splitlines()
+    plan = compile_plan(some_labels(), IDS, GRID, smoothing_fwhm=5.0, strategy="sum", way="staged")
+    lines = plan.explain().splitlines()
     assert lines[1] == "staged: each volume is smoothed, then sum"
     assert lines[2].startswith("expected per volume and core: staged ")
 
@@ -282,10 +267,10 @@ def test_like_moves_every_array(put, strategy, grid):
     if backend.is_numpy(array):
         assert there is plan
         return
-    moved = [there.segments.indices, there.segments.offsets, *(there.matrices or [])]
+    moved = [there.segments.indices, there.segments.offsets, *(there.smoothing.matrices if there.smoothing else [])]
     if grid != "same":
-        moved += there.resampling.matrices
-        moved += there.resampling.taps if grid == "oblique" else [there.resampling.points]
+        cubic = there.resampling.cubic
+        moved += [*cubic.matrices, *(cubic.taps if grid == "oblique" else [cubic.points])]
     assert {type(part) for part in moved} == {type(array)}
     assert {str(backend.device_of(part)) for part in moved} == {str(backend.device_of(array))}
     assert there.explain() == plan.explain()
@@ -295,12 +280,11 @@ def test_like_moves_every_array(put, strategy, grid):
 @pytest.mark.parametrize("strategy", ["mean", "median", "variance"])
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("way", [None, "folded", "staged"])
-def test_same_bits_for_any_number_of_volumes(put, force, strategy, grid, way):
-    if way:
-        force(way)
-    plan = compile_plan(
-        some_labels(), IDS, GRID, grid=GRIDS[grid], smoothing_fwhm=5.0 if way else None, strategy=strategy
-    )
+def test_same_bits_for_any_number_of_volumes(put, strategy, grid, way):
+    if way == "folded" and strategy not in LINEAR:
+        way = None
+    fwhm = 5.0 if way else None
+    plan = compile_plan(some_labels(), IDS, GRID, grid=GRIDS[grid], smoothing_fwhm=fwhm, strategy=strategy, way=way)
     volumes = some_volumes(GRIDS[grid] or GRID, n=5, dtype="f4")
     whole = run(plan, volumes, put)
     for t in range(5):

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 import gpumask.engine.stream
+import gpumask.extraction
 import gpumask.kernels.segments
-import gpumask.maskers.labels
 from gpumask import MultiNiftiLabelsMasker, NiftiLabelsMasker, transform_together
 from gpumask.extract import Run, extract_runs
 from gpumask.images.decoding import Decoder
@@ -84,10 +84,8 @@ def events(monkeypatch):
         return call
 
     monkeypatch.setattr(Volumes, "chunks", read)
-    monkeypatch.setattr(
-        gpumask.maskers.labels, "compile_plan", recorded("compile", gpumask.maskers.labels.compile_plan)
-    )
-    monkeypatch.setattr(gpumask.maskers.labels, "Cleaner", recorded("confounds", gpumask.maskers.labels.Cleaner))
+    monkeypatch.setattr(gpumask.extraction, "compile_plan", recorded("compile", gpumask.extraction.compile_plan))
+    monkeypatch.setattr(gpumask.extraction, "Cleaner", recorded("confounds", gpumask.extraction.Cleaner))
     return happened
 
 
@@ -194,7 +192,7 @@ def test_a_worker_folds_once(monkeypatch, tmp_path, run, atlas):
     threads.clear()
     for _ in range(2):
         kept = masker(atlas, smoothing_fwhm=6, memory=str(tmp_path / "cache")).fit(str(run))
-        kept.memory_.cache(gpumask.maskers.labels._extract).clear(warn=False)  # but not the plan
+        kept.memory_.cache(gpumask.extraction._run).clear(warn=False)  # but not the plan
         np.testing.assert_array_equal(kept.transform(str(run)), first)
     assert threads == [threading.current_thread().name]
 

@@ -522,10 +522,10 @@ def _info(args):
     from importlib import metadata
 
     from gpumask import backend
-    from gpumask.engine.stream import n_cores
     from gpumask.extract import versions
     from gpumask.images import decoding
     from gpumask.kernels import compiled
+    from gpumask.process import n_cores
 
     facts = versions(cupy=True)
     for name in ("nilearn", "isal", "cupy"):

@@ -20,9 +20,9 @@ from gpumask.bids.metadata import metadata_file, repetition_time
 from gpumask.bids.names import atlas_name, lookup_table_names, output_name, run_name
 from gpumask.bids.runs import Run
 from gpumask.bids.sidecars import sidecar
+from gpumask.choices import LINEAR
 from gpumask.confounds.fmriprep import fmriprep_confounds
 from gpumask.confounds.tables import read_table
-from gpumask.engine.plan import LINEAR
 from gpumask.extract import collect_warnings
 from gpumask.files import appearing_together, append_line, locked, write
 from gpumask.images.volumes import open_volumes

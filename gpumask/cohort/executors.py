@@ -11,9 +11,9 @@ from concurrent.futures.process import BrokenProcessPool
 from gpumask.bids.names import run_name
 from gpumask.bids.sidecars import write_dataset_description
 from gpumask.cohort import Record, failed, is_done, logged, process
-from gpumask.engine.stream import n_cores
 from gpumask.extract import process_wide
 from gpumask.files import locked
+from gpumask.process import n_cores
 
 
 def run_cohort(work, runs, *, n_procs=1, executor=None, in_flight=None):

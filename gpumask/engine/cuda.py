@@ -13,15 +13,13 @@ import time
 import numpy as np
 
 from gpumask import backend
-from gpumask.engine.reducers import Overshoots
-from gpumask.images.grid import resample_nearest
-from gpumask.kernels import segments_cuda
+from gpumask.engine.overshoots import Overshoots
 
 _BUFFERS = 2  # one is filled while the other is emptied, on the host as on the device
 _WORKSPACE = 48  # bytes per voxel while a volume is scaled, filled in and resampled or smoothed, in float64
 
 
-def stream(plans, volumes, *, device, clips, nan_policy, size, progress):
+def stream(plans, volumes, clips, size, device, progress):
     """Region signals of a run by several plans.
 
     Parameters
@@ -29,13 +27,12 @@ def stream(plans, volumes, *, device, clips, nan_policy, size, progress):
     plans : sequence of Plan
     volumes : Volumes
         Read once, in order.
-    device : str
-        "cuda:N".
     clips : sequence of tuples of two floats, or None
         What each plan's resampled values are clipped to. If None, to the range of the run.
-    nan_policy : {"zero", "omit"}
     size : int
         Volumes in a buffer. They are reduced fewer at a time, with the same result, where the device lacks memory.
+    device : str
+        "cuda:N".
     progress : callable or None
         Called with the number of volumes handed to the GPU so far.
 
@@ -52,7 +49,7 @@ def stream(plans, volumes, *, device, clips, nan_policy, size, progress):
         If the device, its memory or page-locked memory fails.
     """
     with backend.device_errors(device), backend.using(device):
-        run = _Run(plans, volumes, device, clips, nan_policy, size)
+        run = _GpuRun(plans, volumes, clips, size, device)
         try:
             run.allocate()
             run.read(progress)
@@ -81,22 +78,22 @@ class _OnDevice:
         self.reduced.record(reducing)
 
 
-class _Run:
+class _GpuRun:
     """A run on its way through a GPU: `allocate`, `read`, then `results` and `seconds`; `drain` in any case."""
 
-    def __init__(self, plans, volumes, device, clips, nan_policy, size):
-        self.plans, self.volumes, self.device = plans, volumes, device
-        self.clips, self.nan_policy = clips, nan_policy
+    def __init__(self, plans, volumes, clips, size, device):
+        self.plans, self.volumes, self.clips, self.device = plans, volumes, clips, device
         self.dtype = backend.device_dtype(volumes.dtype)
         self.size = self.step = size  # volumes in a page-locked buffer, and in one on the device
         self.copying, self.reducing = backend.stream("copy"), backend.stream("reduce")
-        self.reducers = self.pinned = self.on_device = self.filled = None
+        self.there = self.pinned = self.on_device = self.filled = None
         self.read_seconds = self.waited = 0.0
+        self.overshoots = [Overshoots(plan) for plan in plans]
         self.events = []  # start and end of each upload, start and end of each reduction
 
     def allocate(self):
         """Everything that lasts for the run: plans and results on the device, page-locked buffers."""
-        while self.reducers is None:
+        while self.there is None:
             try:
                 with self.reducing:
                     self._allocate()
@@ -111,10 +108,9 @@ class _Run:
     def _allocate(self):
         prototype = backend.to_device(np.zeros(0), self.device)
         self.xp, self.device_of = backend.array_namespace(prototype), backend.device_of(prototype)
-        reducers = [
-            _Reducer(plan, self.volumes, clip, self.nan_policy, prototype)
-            for plan, clip in zip(self.plans, self.clips, strict=True)
-        ]
+        there = [plan.like(prototype) for plan in self.plans]
+        for plan in there:
+            plan.prepare(may_be_missing=self.volumes.dtype.kind == "f")
         n_volumes = self.volumes.n_volumes
         shapes = [(n_volumes, len(plan.counts)) for plan in self.plans] + [(len(self.plans), n_volumes)]
         bounds = np.cumsum([0] + [rows * columns for rows, columns in shapes])
@@ -126,7 +122,7 @@ class _Run:
         self.step = min(self.step, self._affordable())
         shape = (self.size, self.volumes.grid.n_voxels)
         self.pinned = itertools.cycle([_Pinned(shape, self.dtype) for _ in range(_BUFFERS)])
-        self.reducers = reducers
+        self.there = there
 
     def _parts(self, flat):
         return [flat[start:stop].reshape(shape) for (start, stop), shape in self.parts]
@@ -136,7 +132,7 @@ class _Run:
         n_voxels = self.volumes.grid.n_voxels
         free, _ = backend.device_memory()
         free -= _WORKSPACE * n_voxels * any(plan.uses_products for plan in self.plans)
-        points = sum(plan.resampling is not None and 8 * len(plan.points) for plan in self.plans)
+        points = sum(plan.resampling is not None and 8 * len(plan.resampling.points) for plan in self.plans)
         per_volume = _BUFFERS * n_voxels * self.dtype.itemsize + 3 * points
         return max(free // per_volume, 1)
 
@@ -222,23 +218,22 @@ class _Run:
         self.events.append(events)
 
     def _reduce(self, data, start, slope, inter):
-        rows = slice(start, start + len(data))
-        overshoots = [
-            reducer.reduce(data, slope, inter, signals[rows], flags[rows])
-            for reducer, signals, flags in zip(self.reducers, self.signals, self.flags, strict=True)
-        ]
-        for reducer, found in zip(self.reducers, overshoots, strict=True):
-            if found:
-                low, high, volumes, entries, values = found
-                reducer.overshoots.add(float(low), float(high), volumes + start, entries, values)
+        rows, overshoots = slice(start, start + len(data)), []
+        for plan, clip, signals, flags in zip(self.there, self.clips, self.signals, self.flags, strict=True):
+            signals[rows], flags[rows], overshoot = plan.reduce(data, slope, inter, clip)
+            overshoots.append(overshoot)
+        # Only now: a lack of memory may have these volumes reduced once more.
+        for kept, overshoot in zip(self.overshoots, overshoots, strict=True):
+            if overshoot is not None:
+                kept.add(overshoot._replace(volumes=overshoot.volumes + start))
 
     def results(self):
-        """Signals of each plan, and whether non-finite voxels were met: the one download."""
+        """Signals of each plan, and whether non-finite voxels were found: the one download."""
         self.reducing.synchronize()
         with self.reducing:
             *signals, flags = self._parts(backend.to_host(self.out))
-        for of_plan, reducer in zip(signals, self.reducers, strict=True):
-            reducer.overshoots.clip(of_plan)
+        for of_plan, overshoots in zip(signals, self.overshoots, strict=True):
+            overshoots.clip(of_plan)
         return [(of_plan, bool(found.any())) for of_plan, found in zip(signals, flags, strict=True)]
 
     def seconds(self):
@@ -251,107 +246,3 @@ class _Run:
         for queue in (self.copying, self.reducing):
             with contextlib.suppress(Exception):  # of work that failed; the error was raised where it was met
                 queue.synchronize()
-
-
-class _Reducer:
-    """Turns stored volumes on the device into signals and flags there, without waiting for them."""
-
-    def __init__(self, plan, volumes, clip, nan_policy, prototype):
-        self.plan, self.clip, self.nan_policy = plan.like(prototype), clip, nan_policy
-        self.shape = volumes.grid.shape[::-1]
-        self.may_be_missing = volumes.dtype.kind == "f"
-        self.overshoots = Overshoots(plan)
-        _ = self.plan.segments.layout, self.plan.segments.totals  # made here: to make them is to wait for the device
-        if plan.resampling is not None and self.may_be_missing:
-            # The nearest source voxel of each point, counted from 1; 0 outside.
-            numbers = np.arange(1, volumes.grid.n_voxels + 1).reshape(volumes.grid.shape, order="F")
-            nearest = resample_nearest(numbers, volumes.grid, plan.label_grid).ravel(order="F")[plan.points]
-            self.nearest = backend.like(nearest, prototype)
-
-    def reduce(self, data, slope, inter, signals, flags):
-        """Write the signals of stored volumes, shape (k, n_regions), and their flags, shape (k,).
-
-        Returns what clipping to the run's range may change, for `Overshoots.add` (None if nothing): the volumes that
-        were reduced may have to be reduced again, so it is not added here.
-        """
-        plan = self.plan
-        if plan.resampling is not None:
-            return self._resampled(data, slope, inter, signals, flags)
-        if plan.way == "staged":
-            for index in range(len(data)):
-                signals[index], flags[index] = self._smoothed(_scaled(data, index, slope, inter))
-            return None
-        policy = self.nan_policy if self.may_be_missing else "keep"
-        signals[:], flags[:] = segments_cuda.reduce(
-            data, plan.segments, plan.strategy, slope=slope, inter=inter, non_finite=policy
-        )
-        return None
-
-    def _smoothed(self, volume):
-        plan, xp = self.plan, backend.array_namespace(volume)
-        if not self.may_be_missing:
-            return plan.reduce(volume)[0], False
-        finite = xp.isfinite(volume)
-        signals = plan.reduce(xp.where(finite, volume, 0.0))
-        if self.nan_policy == "omit" and plan.strategy == "mean":
-            shares = plan.reduce(xp.astype(finite, xp.float64))
-            signals = xp.where(shares > 0, signals / shares, xp.nan)
-        return signals[0], xp.any(~finite)
-
-    def _resampled(self, data, slope, inter, signals, flags):
-        plan, xp = self.plan, backend.array_namespace(data)
-        points, lows, highs = [], [], []
-        for index in range(len(data)):
-            volume = _scaled(data, index, slope, inter)
-            if self.may_be_missing:
-                missing = ~xp.isfinite(volume)
-                flags[index] = xp.any(missing)
-                volume = _filled(volume, missing, self.shape)
-                holes = xp.take(missing[0], xp.maximum(self.nearest - 1, 0)) & (self.nearest > 0)
-                points.append(xp.where(holes, 0.0, plan.sample(volume)))
-            else:
-                points.append(plan.sample(volume))
-            lows.append(xp.min(volume))
-            highs.append(xp.max(volume))
-        points = xp.concat(points)
-        if self.clip is not None:
-            low, high = self.clip
-            signals[:] = plan.reduce(xp.minimum(xp.maximum(points, low), high))  # `clip` waits for the device
-            return None
-        signals[:] = plan.reduce(points)
-        low, high = xp.minimum(xp.min(xp.stack(lows)), 0.0), xp.maximum(xp.max(xp.stack(highs)), 0.0)
-        volumes, entries = xp.nonzero((points < low) | (points > high))  # synchronises
-        return [backend.to_host(part) for part in (low, high, volumes, entries, points[volumes, entries])]
-
-
-def _scaled(data, index, slope, inter):
-    """A volume's values in float64, shape (1, n_voxels).
-
-    One at a time is enough for what follows: in float64, a chunk takes several times the memory of its stored values.
-    """
-    xp = backend.array_namespace(data)
-    return xp.astype(data[index : index + 1], xp.float64) * slope + inter
-
-
-def _filled(volume, missing, shape):
-    """The volume, shape (1, n_voxels), with its `missing` voxels replaced as `reducers.fill_non_finite` does it."""
-    xp = backend.array_namespace(volume)
-    known = ~xp.reshape(missing, shape)
-    volume = xp.where(known, xp.reshape(volume, shape), 0.0)
-    for _ in range(2):
-        count, total = _sum_of_neighbours(xp, xp.astype(known, xp.float64)), _sum_of_neighbours(xp, volume)
-        shell = ~known & (count > 0)
-        volume = xp.where(shell, total / count, volume)
-        known = known | shell
-    return xp.reshape(volume, (1, -1))
-
-
-def _sum_of_neighbours(xp, volume):
-    """Sum over the six faces of each voxel, 0 beyond the border; shape (z, y, x)."""
-    padded, total = xp.pad(volume, 1), 0.0
-    for axis, n in enumerate(volume.shape):
-        for shift in (0, 2):
-            window = [slice(1, -1)] * 3
-            window[axis] = slice(shift, shift + n)
-            total = total + padded[tuple(window)]
-    return total

@@ -1,25 +1,28 @@
-"""Extraction plans: an atlas, a mask, a smoothing and an image grid, compiled into what is done to each volume.
+"""Extraction plans: regions, a smoothing and an image grid, compiled into what is done to each volume.
 
 Averaging is linear, and so is smoothing. Because the Gaussian with mirrored borders is a symmetric operator, the mean
 of a smoothed volume over a region is the raw volume weighted by the smoothed region. A plan therefore *folds* the
 smoothing into the weights, once, and no volume is ever smoothed. Where that is wrong (the median of a smoothed volume
-is no weighting of the raw one) or dearer (tens of thousands of small regions, each blurred into thousands of voxels),
-the plan is *staged*: it smooths volume by volume, only the box around the regions.
+isn't linear in the raw one) or slower (tens of thousands of small regions, each blurred into thousands of voxels), the
+plan is *staged*: it smooths volume by volume, only the box around the regions.
 """
 
-import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
 from gpumask import backend
-from gpumask.images.grid import voxel_mapping
-from gpumask.kernels.resampling import CubicResampling, resample_cubic
-from gpumask.kernels.segments import STRATEGIES, FoldedSegments, Segments
-from gpumask.kernels.smoothing import apply_separable, fwhm_to_sigma, multiplies_bands, smoothing_matrix
-from gpumask.kernels.weights import fold, reach
-
-LINEAR = ("mean", "sum")
+from gpumask.backend import Array
+from gpumask.choices import LINEAR, NAN_POLICIES
+from gpumask.engine.overshoots import Overshoot
+from gpumask.engine.steps import Resampling, Smoothing
+from gpumask.images.grid import Grid
+from gpumask.kernels.segments import FoldedSegments, Segments, reduce
+from gpumask.kernels.smoothing import fwhm_to_sigma, smoothing_matrix
+from gpumask.kernels.weights import fold
 
 # Nanoseconds measured on one core of a Xeon with AVX-512 (banded products: of an EPYC with AVX2); only their ratio
 # decides between folded and staged.
@@ -29,9 +32,27 @@ _NS_PER_MULTIPLY = 0.04  # one multiply-add of a dense float64 product by BLAS
 _NS_PER_BANDED = 0.17  # one of a banded product
 _MAX_WEIGHTS = 12_000_000  # 14 bytes each
 _SAMPLED_REGIONS = 64
-_SMOOTHED = 4  # volumes that are smoothed, and held in float64, at once
+_SMOOTHED = 4  # volumes that are smoothed, and held in float64, at once on the CPU
 
 
+class Reduced(NamedTuple):
+    """Signals of some volumes.
+
+    Attributes
+    ----------
+    signals : array of float64, shape (n_volumes, n_regions)
+    found : array of bool, shape (n_volumes,)
+        Whether a voxel that enters a region's statistic is NaN or infinite.
+    overshoot : Overshoot or None
+        What clipping to the range of the run may change; `Overshoot.volumes` count within these volumes.
+    """
+
+    signals: Array
+    found: Array
+    overshoot: Overshoot | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Plan:
     """What is done to each volume; compiled by `compile_plan`.
 
@@ -40,241 +61,289 @@ class Plan:
     grid : Grid
         Of the volumes that the plan takes.
     strategy : str
-        A key of `gpumask.kernels.STRATEGIES`.
-    way : {"direct", "folded", "staged"}
-        Without smoothing, with smoothing in the weights, with smoothing volume by volume.
+        One of `gpumask.choices.STRATEGIES`.
+    nan_policy : {"zero", "omit"}
+        Whether NaN and infinite voxels count as 0, or are left out.
     segments : Segments
-        The regions' entries into whatever the steps before deliver: voxels of `grid`, resampled points or the box. Of a
-        folded plan they may be still to be folded.
+        The regions' entries into whatever the steps before deliver: voxels of `grid`, resampled points or smoothed
+        voxels. With `folded`, the smoothing is in their weights, which may be still to be folded.
     counts : ndarray of int64, shape (n_regions,)
         Voxels of each region.
-    resampling : CubicResampling or None
-        From `grid` to `label_grid`, at the voxels `points` (flat in Fortran order).
-    box : tuple of slices or None
-        Staged: what is cut out of a volume (z, y, x) before smoothing.
-    matrices : sequence of arrays or None
-        Staged: smoothing along z, y, x from the cut-out to the regions' bounding box.
+    folded : bool
+        Whether a smoothing is folded into the weights.
+    resampling : Resampling or None
+        First step.
+    smoothing : Smoothing or None
+        Second step.
     estimate : dict
         Milliseconds per volume and core expected of each way considered.
     """
 
-    def __init__(
-        self,
-        grid,
-        strategy,
-        way,
-        segments,
-        counts,
-        estimate,
-        *,
-        resampling=None,
-        label_grid=None,
-        points=None,
-        shape=None,
-        box=None,
-        matrices=None,
-    ):
-        self.grid = grid
-        self.strategy = strategy
-        self.way = way
-        self.segments = segments
-        self.counts = counts
-        self.resampling = resampling
-        self.label_grid = label_grid
-        self.points = points
-        self.shape = shape
-        self.box = box
-        self.matrices = matrices
-        self.estimate = estimate
+    grid: Grid
+    strategy: str
+    nan_policy: str
+    segments: Segments
+    counts: np.ndarray
+    folded: bool = False
+    resampling: Resampling | None = None
+    smoothing: Smoothing | None = None
+    estimate: dict = field(default_factory=dict)
 
     @property
-    def linear(self):
+    def way(self) -> str:
+        """How volumes are smoothed: "direct" (not), "folded" (in the weights) or "staged" (volume by volume)."""
+        return "staged" if self.smoothing else "folded" if self.folded else "direct"
+
+    @property
+    def linear(self) -> bool:
         """Whether the result is a weighting of the voxels, so that parts of it may be corrected afterwards."""
-        return self.strategy in LINEAR and self.way != "staged"
+        return self.strategy in LINEAR and self.smoothing is None
 
     @property
-    def uses_products(self):
+    def uses_products(self) -> bool:
         """Whether volumes go through matrix products (BLAS; on the CPU, those with narrow bands don't)."""
-        return self.resampling is not None or self.way == "staged"
+        return self.resampling is not None or self.smoothing is not None
 
-    def like(self, array):
+    def like(self, array: Array) -> "Plan":
         """Return this plan with its arrays in the library and on the device of `array`."""
         if backend.is_numpy(array):
             return self
-        return Plan(
-            self.grid,
-            self.strategy,
-            self.way,
-            self.segments.like(array),
-            self.counts,
-            self.estimate,
+        return replace(
+            self,
+            segments=self.segments.like(array),
             resampling=self.resampling and self.resampling.like(array),
-            label_grid=self.label_grid,
-            points=self.points,
-            shape=self.shape,
-            box=self.box,
-            matrices=self.matrices and [backend.like(matrix, array) for matrix in self.matrices],
+            smoothing=self.smoothing and self.smoothing.like(array),
         )
 
-    def sample(self, data):
-        """Volumes at the points that `reduce` takes: resampled, or as they are.
+    def prepare(self, *, may_be_missing: bool) -> None:
+        """Make what every `reduce` needs, now and once; on a GPU, making it waits for the device."""
+        if backend.is_cupy(self.segments.indices):
+            _ = self.segments.layout, self.segments.totals
+            if may_be_missing:
+                _ = self.resampling and self.resampling.nearest, self.smoothing and self.smoothing.voxels
+        elif self.strategy in LINEAR:
+            _ = self.segments.blocks, self.segments.totals
+
+    def reduce(
+        self, data: Array, slope: float = 1.0, inter: float = 0.0, clip: tuple[float, float] | None = None
+    ) -> Reduced:
+        """Region signals of stored volumes.
 
         Parameters
         ----------
         data : array, shape (n_volumes, n_voxels)
-            Volumes of `grid`, flat in Fortran order, of any real dtype.
+            Stored values of any real dtype, in the library and on the device of the plan.
+        slope, inter : float
+            The volumes' values are ``slope * data + inter``.
+        clip : tuple of two floats, optional
+            What resampled values are clipped to. If None, to nothing: see `Reduced.overshoot`.
 
         Returns
         -------
-        array, shape (n_volumes, n_points)
+        Reduced
+            A volume's row has the same bits whatever volumes it comes with.
         """
-        return data if self.resampling is None else resample_cubic(data, self.resampling)
+        if self.resampling is not None:
+            return self._resampled(data, slope, inter, clip)
+        if self.smoothing is not None:
+            return Reduced(*self._staged(data, slope, inter))
+        policy = self.nan_policy if _may_be_missing(data) else "keep"
+        return Reduced(*reduce(data, self.segments, self.strategy, slope=slope, inter=inter, non_finite=policy))
 
-    def reduce(self, points):
-        """Region signals of sampled volumes.
-
-        Parameters
-        ----------
-        points : array, shape (n_volumes, n_points)
-
-        Returns
-        -------
-        array of float64, shape (n_volumes, n_regions)
-        """
-        statistic = STRATEGIES[self.strategy]
-        if self.way != "staged":
-            return statistic(points, self.segments)
-        n_volumes = points.shape[0]
-        bounds = pairwise([*range(0, n_volumes, _SMOOTHED), n_volumes])
-        parts = [statistic(self._smooth(points[start:stop, :]), self.segments) for start, stop in bounds]
+    def _statistic(self, points, slope=1.0, inter=0.0):
+        """Signals of finite volumes that are smoothed, if they have to be, a few at a time."""
+        if self.smoothing is None:
+            return reduce(points, self.segments, self.strategy, slope=slope, inter=inter)[0]
+        smoothed = (self.smoothing.apply(points[rows, :]) for rows in _few_at_a_time(points, _SMOOTHED))
+        parts = [reduce(some, self.segments, self.strategy, slope=slope, inter=inter)[0] for some in smoothed]
         return backend.array_namespace(points).concat(parts)
 
-    def _smooth(self, points):
-        xp = backend.array_namespace(points)
-        volumes = xp.reshape(points, (points.shape[0], *self.shape))[(slice(None), *self.box)]
-        return xp.reshape(apply_separable(self.matrices, volumes), (points.shape[0], -1))
+    def _staged(self, data, slope, inter):
+        xp = backend.array_namespace(data)
+        n_volumes = data.shape[0]
+        if not _may_be_missing(data):
+            return self._statistic(data, slope, inter), _falses(data)
+        if not backend.is_numpy(data):  # to look at the values first would wait for the device
+            parts = [self._staged_of_finite(data[rows, :], slope, inter) for rows in _few_at_a_time(data, 1)]
+            return tuple(xp.concat(arrays) for arrays in zip(*parts, strict=True))
+        holed = ~np.isfinite(data).all(axis=1)
+        signals, found = np.empty((n_volumes, len(self.counts))), np.zeros(n_volumes, bool)
+        if not holed.all():
+            signals[~holed] = self._statistic(data[~holed] if holed.any() else data, slope, inter)
+        if holed.any():
+            signals[holed], found[holed] = self._staged_of_finite(data[holed], slope, inter)
+        return signals, found
 
-    def explain(self):
+    def _staged_of_finite(self, data, slope, inter):
+        xp = backend.array_namespace(data)
+        values = xp.astype(data, xp.float64) * slope + inter
+        finite = xp.isfinite(values)
+        found = xp.any(~xp.take(finite, self.smoothing.voxels, axis=1), axis=1)
+        signals = self._statistic(xp.where(finite, values, 0.0))
+        if self.nan_policy == "omit" and self.strategy == "mean":
+            shares = self._statistic(xp.astype(finite, xp.float64))
+            signals = xp.where(shares > 0, signals / xp.where(shares > 0, shares, 1.0), xp.nan)
+        return signals, found
+
+    def _resampled(self, data, slope, inter, clip):
+        xp = backend.array_namespace(data)
+        parts = []
+        for rows in _few_at_a_time(data, data.shape[0]):
+            values = data[rows, :]
+            if (slope, inter) != (1.0, 0.0):
+                values = xp.astype(values, xp.float64) * slope + inter
+            if _may_be_missing(data):
+                parts.append(self._sampled_of_finite(values))
+            else:
+                parts.append((self.resampling.apply(values), _falses(values), xp.min(values), xp.max(values)))
+        points, found, lows, highs = zip(*parts, strict=True)
+        points, found = xp.concat(points), xp.concat(found)
+        if clip is not None:
+            # `clip` would wait for the device.
+            return Reduced(self._statistic(xp.minimum(xp.maximum(points, clip[0]), clip[1])), found)
+        low, high = xp.minimum(xp.min(xp.stack(lows)), 0.0), xp.maximum(xp.max(xp.stack(highs)), 0.0)
+        volumes, entries = xp.nonzero((points < low) | (points > high))  # waits for the device
+        outside = [backend.to_host(part) for part in (volumes, entries, points[volumes, entries])]
+        return Reduced(self._statistic(points), found, Overshoot(float(low), float(high), *outside))
+
+    def _sampled_of_finite(self, values):
+        """Points, whether a region has a hole, and the range of the volumes once their holes are filled."""
+        xp = backend.array_namespace(values)
+        missing = ~xp.isfinite(values)
+        if not backend.is_numpy(values):
+            points, holes, filled = self.resampling.apply_to_finite(xp.astype(values, xp.float64), missing)
+            return points, self._enter(holes), xp.min(filled), xp.max(filled)
+        holed = missing.any(axis=1)
+        points, found, filled = np.empty((len(values), len(self.resampling.points))), holed.copy(), np.zeros(1)
+        whole = values[~holed] if holed.any() else values
+        if not holed.all():
+            points[~holed] = self.resampling.apply(whole)
+        if holed.any():
+            points[holed], holes, filled = self.resampling.apply_to_finite(values[holed].astype(float), missing[holed])
+            found[holed] = self._enter(holes)
+        # The range is widened to 0 in any case.
+        return points, found, min(filled.min(), whole.min(initial=0)), max(filled.max(), whole.max(initial=0))
+
+    def _enter(self, holes):
+        """Whether any of the points that are holes enters a region's statistic, for each volume."""
+        xp = backend.array_namespace(holes)
+        if self.smoothing is not None:
+            holes = xp.take(holes, self.smoothing.voxels, axis=1)
+        return xp.any(holes, axis=1)
+
+    def explain(self) -> str:
         """What is done to each volume and why, in a few lines for the user."""
         x, y, z = self.grid.shape
         lines = [f"{len(self.counts)} regions, {int(self.counts.sum()):,} voxels of a {x} x {y} x {z} grid"]
         if self.resampling is not None:
-            how = "one matrix per axis" if self.resampling.points is not None else "at the needed voxels only"
+            how = "one matrix per axis" if self.resampling.cubic.points is not None else "at the needed voxels only"
             lines.append(f"cubic resampling to the labels' grid, {how}")
-        done = {
-            "direct": f"{self.strategy} of the stored voxels",
-            "folded": f"smoothing folded into {self.segments.indices.shape[0]:,} weights; no volume is smoothed",
-            "staged": f"each volume is smoothed, then {self.strategy}",
-        }
-        lines.append(f"{self.way}: {done[self.way]}")
-        if self.way == "staged" and self.strategy not in LINEAR:
-            lines.append(
-                f"a {self.strategy} of smoothed voxels is no weighting of raw ones, so smoothing can't be folded"
-            )
+        if self.way == "direct":
+            lines.append(f"direct: {self.strategy} of the stored voxels")
+        elif self.way == "folded":
+            n_weights = self.segments.indices.shape[0]
+            lines.append(f"folded: smoothing folded into {n_weights:,} weights; no volume is smoothed")
+        else:
+            lines.append(f"staged: each volume is smoothed, then {self.strategy}")
+            if self.strategy not in LINEAR:
+                what = f"a {self.strategy} of smoothed voxels isn't linear in raw ones"
+                lines.append(f"{what}, so smoothing can't be folded")
         if len(self.estimate) > 1:
             costs = ", ".join(f"{way} {ms:.2g} ms" for way, ms in self.estimate.items())
             lines.append(f"expected per volume and core: {costs}")
         return "\n".join(lines)
 
 
-def compile_plan(labels, ids, label_grid, *, grid=None, mask=None, smoothing_fwhm=None, strategy="mean"):
+def _may_be_missing(data):
+    return backend.array_namespace(data).isdtype(data.dtype, "real floating")
+
+
+def _falses(data):
+    xp = backend.array_namespace(data)
+    return xp.zeros(data.shape[0], dtype=xp.bool, device=backend.device_of(data))
+
+
+def _few_at_a_time(data, n_on_host) -> Iterable[slice]:
+    """Slices of volumes: on a GPU one at a time, since float64 takes several times the memory of the stored values."""
+    n = n_on_host if backend.is_numpy(data) else 1
+    return [slice(start, stop) for start, stop in pairwise([*range(0, data.shape[0], n), data.shape[0]])]
+
+
+def compile_plan(
+    segments: Segments,
+    region_grid: Grid,
+    *,
+    grid: Grid | None = None,
+    smoothing_fwhm: float | None = None,
+    strategy: str = "mean",
+    nan_policy: str = "zero",
+    way: str | None = None,
+) -> Plan:
     """Compile an extraction plan, on the host.
 
     Parameters
     ----------
-    labels : ndarray, shape (x, y, z)
-        Label volume.
-    ids : sequence of numbers
-        Labels of the regions, in the order of the columns. One that has no voxel is an empty region.
-    label_grid : Grid
-        Grid of `labels`.
+    segments : Segments
+        Voxels of each region, flat in Fortran order on `region_grid`.
+    region_grid : Grid
     grid : Grid, optional
-        Grid of the volumes. If None or matching `label_grid`, they are taken as they are; otherwise they are resampled
-        to `label_grid` with cubic splines.
-    mask : ndarray of bool, shape (x, y, z), optional
-        Voxels outside of it belong to no region.
+        Grid of the volumes. If None or matching `region_grid`, they are taken as they are; otherwise they are
+        resampled to `region_grid` with cubic splines.
     smoothing_fwhm : float, optional
-        In mm, on `label_grid`.
+        Full width at half maximum, in mm.
     strategy : str
-        A key of `gpumask.kernels.STRATEGIES`.
+        One of `gpumask.choices.STRATEGIES`.
+    nan_policy : {"zero", "omit"}
+        Whether NaN and infinite voxels count as 0, or are left out.
+    way : {"folded", "staged"}, optional
+        How to smooth. If None, the way that is expected to be faster.
 
     Returns
     -------
     Plan
+
+    Raises
+    ------
+    ValueError
+        If non-finite voxels can't be left out of the statistic.
     """
-    flat = np.asarray(labels).ravel(order="F")
-    if mask is not None:
-        inside = np.flatnonzero(np.asarray(mask).ravel(order="F"))
-        segments = Segments.from_labels(flat[inside], ids)
-        segments = Segments(inside[segments.indices].astype(segments.indices.dtype), segments.offsets)
-    else:
-        segments = Segments.from_labels(flat, ids)
-    counts, shape = segments.counts, label_grid.shape[::-1]
-    parts = {}
+    counts, folded, smoothing, estimate = segments.counts, False, None, {}
     if smoothing_fwhm:
-        matrices = [smoothing_matrix(n, s) for n, s in _line_smoothing(label_grid, smoothing_fwhm)]
-        staged = _Staged(segments, shape, matrices)
-        estimate = {"staged": staged.cost_ms}
-        way = "staged"
+        sigmas = zip(region_grid.shape, fwhm_to_sigma(smoothing_fwhm, region_grid.voxel_sizes), strict=True)
+        matrices = [smoothing_matrix(n, sigma) for n, sigma in sigmas][::-1]
+        shape = region_grid.shape[::-1]
+        smoothing, entries = Smoothing.compile(segments, shape, matrices)
+        ns = smoothing.multiplications * (_NS_PER_BANDED if smoothing.multiplies_bands else _NS_PER_MULTIPLY)
+        estimate["staged"] = float(ns + len(segments.indices) * _NS_PER_GATHER) * 1e-6
         if strategy in LINEAR:
             n_weights, n_voxels = _expected_weights(segments, shape, matrices)
             estimate["folded"] = float(n_weights * _NS_PER_WEIGHT + n_voxels * _NS_PER_GATHER) * 1e-6
-            if n_weights <= _MAX_WEIGHTS and estimate["folded"] <= estimate["staged"]:
-                way = "folded"
-        if way == "folded":
-            segments = FoldedSegments(segments, matrices)
-        else:
-            segments, parts = staged.segments, {"shape": shape, "box": staged.box, "matrices": staged.matrices}
+            pays = n_weights <= _MAX_WEIGHTS and estimate["folded"] <= estimate["staged"]
+            folded = way == "folded" or (way is None and pays)
+        segments, smoothing = (FoldedSegments(segments, matrices), None) if folded else (entries, smoothing)
     else:
-        way, estimate = "direct", {"direct": len(segments.indices) * (_NS_PER_WEIGHT + _NS_PER_GATHER) * 1e-6}
-    if grid is None or grid.matches(label_grid):
-        return Plan(grid or label_grid, strategy, way, segments, counts, estimate, **parts)
-    return _resampled(grid, label_grid, strategy, way, segments, counts, estimate, parts)
+        estimate["direct"] = len(segments.indices) * (_NS_PER_WEIGHT + _NS_PER_GATHER) * 1e-6
+    resampling = None
+    if grid is not None and not grid.matches(region_grid):
+        if smoothing is not None:
+            smoothing, points = smoothing.cropped()
+        else:  # at no more points than the regions have
+            points, entries = np.unique(segments.indices, return_inverse=True)
+            segments = Segments(entries.astype(np.int32), segments.offsets, segments.weights)
+        resampling = Resampling.compile(grid, region_grid, points)
+    plan = Plan(grid or region_grid, strategy, nan_policy, segments, counts, folded, resampling, smoothing, estimate)
+    _check_nan_policy(plan)
+    return plan
 
 
-def _resampled(grid, label_grid, strategy, way, segments, counts, estimate, parts):
-    """The plan with a resampling in front, at no more points than it needs."""
-    if way == "staged":
-        wanted = np.arange(label_grid.n_voxels).reshape(parts["shape"])[parts["box"]].ravel()
-        shape = tuple(len(range(*cut.indices(n))) for cut, n in zip(parts["box"], parts["shape"], strict=True))
-        parts = {**parts, "shape": shape, "box": (slice(None),) * 3}
-    else:
-        wanted, entries = np.unique(segments.indices, return_inverse=True)
-        segments = Segments(entries.astype(np.int32), segments.offsets, segments.weights)
-    matrix, offset = voxel_mapping(grid, label_grid)
-    resampling = CubicResampling.compile(matrix, offset, grid.shape, label_grid.shape, wanted)
-    parts = {**parts, "resampling": resampling, "label_grid": label_grid, "points": wanted}
-    return Plan(grid, strategy, way, segments, counts, estimate, **parts)
-
-
-def _line_smoothing(grid, fwhm):
-    """(n_voxels, sigma) along z, y, x."""
-    return list(zip(grid.shape, fwhm_to_sigma(fwhm, grid.voxel_sizes), strict=True))[::-1]
-
-
-class _Staged:
-    """Smoothing of the box around the regions: its cut-out, its matrices, and the regions' entries into it."""
-
-    def __init__(self, segments, shape, matrices):
-        coordinates = np.array(np.unravel_index(segments.indices, shape))
-        tight = [(c.min(), c.max() + 1) if len(c) else (0, 1) for c in coordinates]
-        reached = [reach(matrix, lo, hi) for matrix, (lo, hi) in zip(matrices, tight, strict=True)]
-        self.box = tuple(slice(first, last) for first, last in reached)
-        self.matrices = [
-            np.ascontiguousarray(matrix[lo:hi, first:last])
-            for matrix, (lo, hi), (first, last) in zip(matrices, tight, reached, strict=True)
-        ]
-        inner = [hi - lo for lo, hi in tight]
-        start = np.array([lo for lo, _ in tight])
-        entries = np.ravel_multi_index(coordinates - start[:, None], inner)
-        self.segments = Segments(entries.astype(segments.indices.dtype), segments.offsets)
-        bands = multiplies_bands(self.matrices)
-        points, multiplications = math.prod(last - first for first, last in reached), 0
-        for matrix in reversed(self.matrices):
-            points *= len(matrix) / matrix.shape[1]  # each product shrinks the box
-            multiplications += points * (np.count_nonzero(matrix) / len(matrix) if bands else matrix.shape[1])
-        ns = multiplications * (_NS_PER_BANDED if bands else _NS_PER_MULTIPLY) + len(entries) * _NS_PER_GATHER
-        self.cost_ms = float(ns) * 1e-6
+def _check_nan_policy(plan):
+    if plan.nan_policy not in NAN_POLICIES:
+        msg = f"`nan_policy` must be 'zero' or 'omit', got {plan.nan_policy!r}."
+        raise ValueError(msg)
+    if plan.nan_policy == "omit" and (plan.resampling or (plan.smoothing and plan.strategy not in LINEAR)):
+        what = "resampled volumes" if plan.resampling else f"the {plan.strategy} of smoothed volumes"
+        msg = f"nan_policy='omit' isn't defined for {what}: use nan_policy='zero', or resampling_target='data'."
+        raise ValueError(msg)
 
 
 def _expected_weights(segments, shape, matrices):

@@ -1,59 +1,93 @@
-"""An atlas brought to a run's grid, and the plan compiled from it."""
+"""Regions, and what they become on the grid of a run."""
 
-import warnings
-from dataclasses import dataclass, field
+import hashlib
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import nibabel as nib
 import numpy as np
-import pandas as pd
 
-from gpumask.engine.plan import Plan
 from gpumask.images.grid import Grid
-from gpumask.images.labels import Atlas, covered_voxels, lookup_table
+from gpumask.images.labels import Atlas, covered_voxels
+from gpumask.kernels.segments import Segments
 
-_AT_TRANSFORM_TIME = (
-    "Resampling {} at transform time...\n"
-    "To avoid this warning, make sure to pass the images you want to transform to fit() first, "
-    "or directly use fit_transform()."
-)
+KEEP = ("found", "masked", "all")  # regions with a column: those with voxels; those the mask covers too; all
+
+
+class Regions(Protocol):
+    """What the engine needs of a kind of regions; a new kind is a class with these.
+
+    Attributes
+    ----------
+    grid : Grid
+        Where the regions are defined.
+    identity : str
+        Hash of everything that decides the regions, for keys of caches.
+    """
+
+    grid: Grid
+    identity: str
+
+    def on(self, grid: Grid, target: str | None, keep: str) -> "RegionsOnGrid":
+        """Bring the regions to the grid where they meet runs on `grid`."""
 
 
 @dataclass(frozen=True, eq=False)
-class Placement:
+class RegionsOnGrid:
     """What is extracted from the runs of one grid.
 
     Attributes
     ----------
-    given : Atlas
-        As the user gave it.
-    atlas : Atlas
-        As it is applied.
-    grid : Grid
+    run_grid : Grid
         Of the runs.
-    table : pandas.DataFrame
-        Look-up table: the background's row, if there is one, then a row per column of the output.
+    grid : Grid
+        Where regions and runs meet.
+    segments : Segments
+        Voxels of each region, flat in Fortran order on `grid`.
     ids : ndarray, shape (n_regions,)
         Label of each column.
-    plan : Plan
-    key : str or None
-        Hash of the labels and mask, for caching.
+    resampled : tuple of str
+        What had to be resampled: "labels", "mask", "images".
     notes : list of (message, category)
-        Warnings about regions that were lost, to be given at each transform.
+        Warnings about regions that were lost.
     """
 
-    given: Atlas
-    atlas: Atlas
+    run_grid: Grid
     grid: Grid
-    table: pd.DataFrame
+    segments: Segments
     ids: np.ndarray
-    plan: Plan
-    key: str | None
-    notes: list = field(default_factory=list)
+    resampled: tuple[str, ...]
+    notes: list[tuple[str, type[Warning]]]
+
+    @property
+    def image(self) -> nib.Nifti1Image:
+        """The regions as they are applied, for figures and reports."""
+        raise NotImplementedError
+
+    @property
+    def coverage(self) -> tuple[np.ndarray, np.ndarray]:
+        """Voxels of each region in its own grid, and of these the ones that mask and field of view cover.
+
+        Two ndarrays of int64, shape (n_regions,).
+        """
+        raise NotImplementedError
+
+    @property
+    def covered_share(self) -> np.ndarray:
+        """Share of each region's voxels that mask and field of view cover: float64, shape (n_regions,)."""
+        voxels, covered = self.coverage
+        return covered / np.maximum(voxels, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class _LabelsOnGrid(RegionsOnGrid):
+    atlas: Atlas  # as it is applied
+    given: Atlas
 
     @cached_property
-    def region_atlas(self):
-        """The labels as they are applied, masked: an image of int32, or of their dtype where that can't hold them."""
+    def image(self):
+        """The labels as they are applied, masked: of int32, or of their own dtype where that can't hold them."""
         masked = self.atlas.masked_labels
         fits = masked.min() >= -(2**31) and masked.max() < 2**31
         if fits and np.array_equal(masked, masked.astype(np.int32)):
@@ -62,77 +96,104 @@ class Placement:
 
     @cached_property
     def coverage(self):
-        """Voxels of each region that lie in the mask and the runs' field of view, in the atlas's own grid."""
-        voxels, covered = covered_voxels(self.given, self.atlas, self.grid, self.ids)
-        names = self.table["name"][self.table["index"].isin(self.ids)].to_list()
-        columns = {"index": self.ids.tolist(), "name": names, "voxels": voxels, "covered": covered}
-        return pd.DataFrame(columns).assign(fraction=covered / np.maximum(voxels, 1))
+        return covered_voxels(self.given, self.atlas, self.run_grid, self.ids)
 
 
-def place(atlas, given, grid, lut, *, target, keep_masked, keep_all, compile_plan):
-    """Bring an atlas to the grid where it meets the runs, and compile the plan.
+@dataclass(frozen=True, eq=False)
+class LabelRegions:
+    """The regions of a label image.
 
-    Parameters
+    Attributes
     ----------
-    atlas, given : Atlas
-        As fitted, and as the user gave it.
-    grid : Grid
-        Of the runs.
-    lut : pandas.DataFrame
-        Look-up table of the fitted atlas.
-    target : {"data", "labels", None}
-        What is resampled to what.
-    keep_masked, keep_all : bool
-        Whether regions that the mask covers, or that were lost in any way, keep a column.
-    compile_plan : callable
-        Takes atlas, ids and grid; returns a plan and the hash of atlas and ids, or None.
-
-    Returns
-    -------
-    Placement
+    atlas : Atlas
+        As fitted: with its mask, maybe resampled to a grid that runs are expected on.
+    given : Atlas
+        As the user gave it.
     """
-    notes, has_background = [], atlas.background in atlas.values
 
-    def warn(message, category=UserWarning, **_):
-        if not keep_all:
-            notes.append((message, category))
+    atlas: Atlas
+    given: Atlas
 
-    there = grid if target == "data" else atlas.grid
-    if not atlas.grid.matches(there):
-        atlas = atlas.resampled(there, warn)
-    if atlas.mask is not None and not atlas.mask_grid.matches(there):
-        atlas = atlas.with_mask_resampled(there)
-        atlas.check_mask()
-    ids = given.values[given.values != given.background] if keep_all else None
-    if ids is None:
-        ids = atlas.columns(keep_masked=keep_masked, warn=warn)
-    plan, key = compile_plan(atlas, ids, grid)
-    wanted = ids.tolist()
-    if has_background:
-        wanted = [atlas.background, *wanted]
-    table = lookup_table(np.array(wanted, dtype=ids.dtype), atlas.background, lut=lut)
-    table = table.set_index("index").loc[wanted].reset_index()
-    return Placement(given, atlas, grid, table, ids, plan, key, notes)
+    @property
+    def grid(self) -> Grid:
+        """Grid of the labels."""
+        return self.atlas.grid
 
+    @cached_property
+    def identity(self) -> str:
+        """Hash of labels, grid, background, mask, and the labels that the user gave."""
+        digest, atlas = hashlib.blake2b(digest_size=16), self.atlas
+        for array in (atlas.labels, atlas.grid.affine, np.asarray(atlas.background), self.given.values, atlas.mask):
+            digest.update(repr(None if array is None else (array.dtype.str, array.shape)).encode())
+            digest.update(b"" if array is None else array.tobytes(order="F"))
+        digest.update(b"" if atlas.mask_grid is None else atlas.mask_grid.affine.tobytes())
+        return digest.hexdigest()
 
-def meet(atlas, grid, target):
-    """Say how an atlas and a run's grid come together at transform time: a warning, or ValueError if they don't."""
-    if target == "data":
-        for name, there in (("labels", atlas.grid), ("mask", atlas.mask_grid)):
-            if there is not None and not there.matches(grid):
-                warnings.warn(_AT_TRANSFORM_TIME.format(name), stacklevel=5)
-    elif target is None:
-        differ = "different affine matrices" if grid.shape == atlas.grid.shape else "incompatible shapes"
-        check_same_grids(f"Images have {differ}.", atlas.grid, data=grid)
-    elif not atlas.grid.matches(grid):
-        msg = (
-            "Resampling images at transform time...\nTo avoid this warning, make sure to resample the images "
-            "you want to transform to the shape of the maps or set resampling_target to 'data'."
+    def on(self, grid: Grid, target: str | None, keep: str) -> RegionsOnGrid:
+        """Bring labels and mask to the grid where they meet the runs.
+
+        Parameters
+        ----------
+        grid : Grid
+            Of the runs.
+        target : {"data", "labels", None}
+            What is resampled to what.
+        keep : {"found", "masked", "all"}
+            Regions that have a column: those with voxels; also those that the mask covers; all of the given atlas.
+
+        Raises
+        ------
+        ValueError
+            If no region is left, or if the grids differ and `target` is None.
+        """
+        atlas, notes = self.atlas, []
+
+        def note(message, category=UserWarning, **_):
+            if keep != "all":
+                notes.append((message, category))
+
+        if target is None:
+            differ = "different affine matrices" if grid.shape == atlas.grid.shape else "incompatible shapes"
+            check_same_grids(f"Images have {differ}.", atlas.grid, data=grid)
+        resampled = []
+        if target == "data":
+            there = {"labels": atlas.grid, "mask": atlas.mask_grid}
+            resampled = [name for name, own in there.items() if own is not None and not own.matches(grid)]
+        elif target == "labels" and not atlas.grid.matches(grid):
+            resampled = ["images"]
+        meeting = grid if target == "data" else atlas.grid
+        if not atlas.grid.matches(meeting):
+            atlas = atlas.resampled(meeting, note)
+        if atlas.mask is not None and not atlas.mask_grid.matches(meeting):
+            atlas = atlas.with_mask_resampled(meeting)
+            atlas.check_mask()
+        if keep == "all":
+            ids = self.given.values[self.given.values != self.given.background]
+        else:
+            ids = atlas.columns(keep_masked=keep == "masked", warn=note)
+        return _LabelsOnGrid(
+            grid,
+            # Of two grids that match, the run's decides the voxel sizes that it is smoothed by.
+            grid if atlas.grid.matches(grid) else atlas.grid,
+            _segments(atlas, ids),
+            ids,
+            tuple(resampled),
+            notes,
+            atlas,
+            self.given,
         )
-        warnings.warn(msg, stacklevel=5)
 
 
-def check_same_grids(lead, labels, **others):
+def _segments(atlas, ids):
+    labels = atlas.labels.ravel(order="F")
+    if atlas.mask is None:
+        return Segments.from_labels(labels, ids)
+    inside = np.flatnonzero(atlas.mask.ravel(order="F"))
+    segments = Segments.from_labels(labels[inside], ids)
+    return Segments(inside[segments.indices].astype(segments.indices.dtype), segments.offsets)
+
+
+def check_same_grids(lead: str, labels: Grid, **others: Grid | None) -> None:
     """Raise ValueError, beginning with `lead`, if a grid differs from that of the labels; says in what."""
     errors = []
     for name, grid in others.items():

@@ -1,17 +1,15 @@
-"""Atlases: label volumes, the masks over them, and the look-up tables that name their regions."""
+"""Atlases: label volumes, and the masks over them."""
 
 import contextlib
 import math
 import mmap
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
+from gpumask import process
 from gpumask.images.grid import Grid, resample_nearest
 from gpumask.images.volumes import load_volume, open_volumes
 
@@ -51,10 +49,10 @@ class Atlas:
         """The labels with the background outside the mask."""
         return self.labels if self.mask is None else np.where(self.mask, self.labels, self.background)
 
-    def resampled(self, grid, warn=warnings.warn):
+    def resampled(self, grid, warn=process.warn):
         """Return the atlas with its labels on another grid (nearest voxel).
 
-        Calls `warn`, as ``warnings.warn``, about labels that vanish.
+        Calls `warn` with message and category about labels that vanish.
 
         Raises
         ------
@@ -76,7 +74,7 @@ class Atlas:
                 f"the following labels were removed: {lost}. "
                 f"Label image only contains {len(after)} labels (including background)."
             )
-            warn(msg, UserWarning, stacklevel=2)
+            warn(msg, UserWarning)
         return replace(self, labels=labels, grid=replace(grid, name=self.grid.name))
 
     def with_mask_resampled(self, grid):
@@ -90,7 +88,7 @@ class Atlas:
         if self.mask is not None and not np.any(self.labels[self.mask] != self.background):
             raise ValueError(_NO_LABEL_IN_MASK)
 
-    def columns(self, *, keep_masked, warn=warnings.warn):
+    def columns(self, *, keep_masked, warn=process.warn):
         """Ids of the output's columns, in ascending order.
 
         Parameters
@@ -98,7 +96,7 @@ class Atlas:
         keep_masked : bool
             Whether labels that the mask covers entirely keep a column. If not, `warn` is called about them.
         warn : callable
-            As ``warnings.warn``.
+            Takes a message and a category.
 
         Returns
         -------
@@ -107,7 +105,7 @@ class Atlas:
         before = self.values
         if keep_masked:
             msg = 'In version 0.15.0, "keep_masked_labels" parameter will be removed.'
-            warn(msg, FutureWarning, stacklevel=2)
+            warn(msg, FutureWarning)
         after = before
         if self.mask is not None and not keep_masked:
             after = unique_labels(self.masked_labels)
@@ -120,7 +118,7 @@ class Atlas:
                     f"{ {int(label) for label in lost} }. Out of {len(before)} labels, the masked labels image only "
                     f"contains {len(after)} labels (including background)."
                 )
-                warn(msg, UserWarning, stacklevel=2)
+                warn(msg, UserWarning)
         return after[after != self.background]
 
     def painted(self, ids, signals, *, n_threads=1):
@@ -259,7 +257,7 @@ def load_atlas(labels_img, background=0):
         raise ValueError(msg)
     labels = volume.data
     if labels.dtype.kind == "f" and not np.isfinite(labels).all():
-        warnings.warn(_NON_FINITE, stacklevel=2)
+        process.warn(_NON_FINITE)
         labels = np.where(np.isfinite(labels), labels, 0)
     return Atlas(labels, volume.grid, background)
 
@@ -287,7 +285,7 @@ def load_mask(mask_img):
             values = np.nan_to_num(values, nan=0, posinf=0, neginf=0)
         mask &= values.astype(bool)
     if not finite:
-        warnings.warn(_NON_FINITE, stacklevel=2)
+        process.warn(_NON_FINITE)
     _check_mask(mask, volumes.name)
     return mask.reshape(volumes.grid.shape, order="F"), volumes.grid
 
@@ -296,82 +294,3 @@ def _check_mask(mask, name):
     if not mask.any():
         msg = f"The mask is invalid as it is empty: it masks all data. No voxel of {name} is inside it."
         raise ValueError(msg)
-
-
-def lookup_table(values, background, *, names=None, lut=None):
-    """Table of the regions of an atlas.
-
-    Parameters
-    ----------
-    values : ndarray
-        Labels that occur in the image, sorted, maybe with the background.
-    background : number
-        Its row is named "Background".
-    names : list of str, optional
-        Names of the regions in ascending order of their labels, with or without the background's.
-    lut : DataFrame or path, optional
-        With the columns "index" and "name" (or "label" instead of "name"). A file may be separated by anything
-        that pandas can detect.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns "index", "name" and the others of `lut`; a row for each of `values`, in ascending order. Regions
-        without a name are called "unknown", or by their label if neither `names` nor `lut` is given.
-
-    Raises
-    ------
-    ValueError
-        If `lut` lacks one of the columns.
-    """
-    numbers, values = values, values.tolist()
-    if lut is not None:
-        table = _read_table(lut)
-    else:
-        named = (
-            [str(number) for number in numbers]  # float32 0.1 is "0.1"; as a Python number it isn't
-            if names is None
-            else ["Background" if n == "background" else n for n in names]
-        )
-        if names is not None and background in values and "Background" not in named:
-            named.insert(values.index(background), "Background")
-        if len(named) < len(values):
-            warnings.warn("Too many indices for the names. Padding 'names' with 'unknown'.", stacklevel=2)
-            named += ["unknown"] * (len(values) - len(named))
-        if len(named) > len(values):
-            warnings.warn("Too many names for the indices. Dropping excess names values.", stacklevel=2)
-            named = named[: len(values)]
-        table = pd.DataFrame({"index": values, "name": named})
-    table = table[table["index"].isin(values)].copy()
-    missing = sorted(set(values) - set(table["index"]))
-    if missing:
-        rows = pd.DataFrame({"index": missing, "name": ["unknown"] * len(missing)})
-        if "color" in table.columns:
-            rows["color"] = ["FFFFFF" if value == background else np.nan for value in missing]
-        table = pd.concat([table, rows], ignore_index=True)
-    table.loc[table["index"] == background, "name"] = "Background"
-    return table.sort_values("index", kind="stable").reset_index(drop=True)
-
-
-def _read_table(lut):
-    name = "`lut`"
-    if not isinstance(lut, pd.DataFrame):
-        if not isinstance(lut, str | Path):
-            msg = f"`lut` must be a DataFrame, a path or None. Got: {type(lut).__name__}"
-            raise TypeError(msg)
-        name = str(lut)
-        if not Path(lut).is_file():
-            msg = f"`lut` is {name}, and there is no such file. Expected a table with the columns 'index' and 'name'."
-            raise ValueError(msg)
-        lut = pd.read_table(lut, sep=None, engine="python")
-    if "name" not in lut.columns and "label" in lut.columns:
-        lut = lut.rename(columns={"label": "name"})
-    lacking = [column for column in ("index", "name") if column not in lut.columns]
-    if lacking:
-        msg = f"{name} must have the columns 'index' and 'name', but lacks {lacking}; it has {list(lut.columns)}."
-        raise ValueError(msg)
-    if lut["index"].duplicated().any():
-        twice = lut["index"][lut["index"].duplicated()].unique().tolist()
-        msg = f"{name} has several rows for {twice}. Each region's index must be there once."
-        raise ValueError(msg)
-    return lut.copy()

@@ -59,6 +59,7 @@ def open_volumes(imgs):
     Returns
     -------
     Volumes
+        `imgs` itself if it is one already.
 
     Raises
     ------
@@ -71,6 +72,8 @@ def open_volumes(imgs):
     TypeError
         If it is no image at all.
     """
+    if isinstance(imgs, Volumes):
+        return imgs
     single = isinstance(imgs, (str, os.PathLike, nib.spatialimages.SpatialImage))
     if not single and (isinstance(imgs, np.ndarray) or not hasattr(imgs, "__iter__")):
         raise _not_an_image(imgs)

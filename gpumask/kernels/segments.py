@@ -205,7 +205,7 @@ def reduce(
         if value not in known:
             msg = f"`{name}` must be one of {list(known)}, got {value!r}."
             raise ValueError(msg)
-    if not hasattr(data, "dtype") or data.ndim != 2 or data.dtype.kind not in "biuf":
+    if not hasattr(data, "dtype") or data.ndim != 2 or not _is_real(data):
         kind = f"{type(data).__module__.partition('.')[0]}.{type(data).__name__}"
         got = f"{kind} of {data.dtype}, shape {data.shape}" if hasattr(data, "dtype") else kind
         msg = f"`data` must be an array of real numbers, of shape (n_volumes, n_voxels), got {got}."
@@ -216,6 +216,8 @@ def reduce(
             raise TypeError(msg)
     if strategy not in choices.LINEAR:
         segments.require_no_weights(strategy)
+    if not (backend.is_numpy(data) or backend.is_cupy(data)):
+        return _reduce_portable(data, segments, strategy, slope, inter, non_finite)
     half = segments_cuda if backend.is_cupy(data) else segments_numpy
     return half.reduce(data, segments, strategy, slope=slope, inter=inter, non_finite=non_finite)
 
@@ -330,6 +332,26 @@ def _portable(data, segments, strategy):
         return values
     empty = segments.totals == 0
     return xp.where(empty, xp.nan, values / xp.where(empty, 1.0, segments.totals))
+
+
+def _is_real(data):
+    return backend.array_namespace(data).isdtype(data.dtype, ("bool", "integral", "real floating"))
+
+
+def _reduce_portable(data, segments, strategy, slope, inter, non_finite):
+    xp = backend.array_namespace(data)
+    values = xp.astype(data, xp.float64) * slope + inter
+    finite = xp.isfinite(values)
+    found = xp.any(~xp.take(finite, backend.like(segments.voxels, data), axis=1), axis=1)
+    if non_finite == "omit" and strategy not in choices.LINEAR:
+        msg = f"non_finite='omit' isn't available for a {strategy} of {xp.__name__} arrays: use NumPy or CuPy."
+        raise ValueError(msg)
+    if non_finite != "keep":
+        values = xp.where(finite, values, 0.0)
+    signals = _portable(values, segments, strategy)
+    if non_finite == "omit" and strategy == "mean":
+        signals = signals / _portable(xp.astype(finite, xp.float64), segments, strategy)
+    return signals, found
 
 
 def _variance(xp, block, n):

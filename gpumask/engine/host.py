@@ -1,0 +1,127 @@
+"""Streams volumes through plans on the CPU: one thread reads, others reduce."""
+
+import contextlib
+import queue
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from gpumask.engine.overshoots import Overshoots
+from gpumask.process import one_blas_thread
+
+
+def stream(plans, volumes, clips, size, n_threads, progress):
+    """Region signals of a run by several plans.
+
+    Parameters
+    ----------
+    plans : sequence of Plan
+    volumes : Volumes
+        Read once, in order.
+    clips : sequence of tuples of two floats, or None
+        What each plan's resampled values are clipped to. If None, to the range of the run.
+    size : int
+        Volumes in a chunk. At most `n_threads` + 1 chunks are in memory.
+    n_threads : int
+        Threads that reduce, beside the calling one, which reads.
+    progress : callable or None
+        Called with the number of volumes done so far.
+
+    Returns
+    -------
+    results : list of (ndarray of float64 with shape (n_volumes, n_regions), bool)
+        Signals of each plan, and whether non-finite voxels were among its regions'.
+    seconds : dict
+        Wall-clock seconds in "read" and, summed over the threads, "reduce".
+    """
+    outputs = [_Output(plan, volumes, clip) for plan, clip in zip(plans, clips, strict=True)]
+    # Our own threads share out the volumes.
+    with one_blas_thread if any(plan.uses_products for plan in plans) else contextlib.nullcontext():
+        seconds = _share_out(outputs, volumes, size, n_threads, progress)
+        return [output.result() for output in outputs], seconds
+
+
+class _Output:
+    """The signals of a run by one plan; `add` may run in several threads at once."""
+
+    def __init__(self, plan, volumes, clip):
+        self.plan, self.clip = plan, clip
+        self.may_be_missing = volumes.dtype.kind == "f"
+        self.signals = np.empty((volumes.n_volumes, len(plan.counts)))
+        self.found = np.zeros(volumes.n_volumes, bool)
+        self.overshoots = Overshoots(plan)
+
+    def prepare(self):
+        """Prepare the plan; returns the seconds that it took."""
+        start = time.perf_counter()
+        self.plan.prepare(may_be_missing=self.may_be_missing)
+        return time.perf_counter() - start
+
+    def add(self, chunk):
+        """Reduce a `Chunk` of the run; any order will do."""
+        rows = slice(chunk.start, chunk.start + len(chunk.data))
+        reduced = self.plan.reduce(chunk.data, chunk.slope, chunk.inter, self.clip)
+        self.signals[rows], self.found[rows] = reduced.signals, reduced.found
+        if reduced.overshoot is not None:
+            self.overshoots.add(reduced.overshoot._replace(volumes=reduced.overshoot.volumes + chunk.start))
+
+    def result(self):
+        self.overshoots.clip(self.signals)
+        return self.signals, bool(self.found.any())
+
+
+def _share_out(outputs, volumes, size, n_threads, progress):
+    seconds = {"read": 0.0, "reduce": 0.0}
+    free_buffers = queue.SimpleQueue()
+    shape = (size, volumes.grid.n_voxels)
+    filled = None
+
+    def next_buffer():
+        nonlocal filled
+        try:
+            filled = free_buffers.get_nowait()
+        except queue.Empty:
+            filled = np.empty(shape, volumes.dtype)
+        return filled
+
+    def reduce(chunk, buffer):
+        for preparation in preparations:
+            preparation.result()
+        start = time.perf_counter()
+        for output in outputs:
+            output.add(chunk)
+        if buffer is not None:
+            free_buffers.put(buffer)
+        return time.perf_counter() - start, len(chunk.data)
+
+    pending, done = [], 0
+    with ThreadPoolExecutor(n_threads, "gpumask-reduce") as workers:
+        preparations = [workers.submit(output.prepare) for output in outputs]  # while the first chunk is read
+        chunks = volumes.chunks(size, next_buffer)
+        try:
+            while True:
+                start, filled = time.perf_counter(), None
+                chunk = next(chunks, None)
+                seconds["read"] += time.perf_counter() - start
+                if chunk is None:
+                    break
+                pending.append(workers.submit(reduce, chunk, filled))
+                while len(pending) > n_threads or (pending and pending[0].done()):
+                    done += _collect(pending, seconds, progress, done)
+            while pending:
+                done += _collect(pending, seconds, progress, done)
+            seconds["reduce"] += sum(preparation.result() for preparation in preparations)
+        finally:
+            chunks.close()
+            for future in pending:
+                future.cancel()
+    return seconds
+
+
+def _collect(pending, seconds, progress, done):
+    elapsed, n_volumes = pending.pop(0).result()
+    seconds["reduce"] += elapsed
+    if progress:
+        progress(done + n_volumes)
+    return n_volumes

@@ -1,0 +1,65 @@
+"""Clipping of resampled values to the range of a run, which is known at its end only."""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse
+
+
+class Overshoot(NamedTuple):
+    """Resampled values of a chunk that lie outside the chunk's range of stored values.
+
+    Attributes
+    ----------
+    low, high : float
+        The chunk's range, 0 included.
+    volumes, entries : ndarray of int, shape (n,)
+        Volume in the run, and resampled point, of each value.
+    values : ndarray of float64, shape (n,)
+    """
+
+    low: float
+    high: float
+    volumes: np.ndarray
+    entries: np.ndarray
+    values: np.ndarray
+
+
+class Overshoots:
+    """What clipping resampled values to the range of a run takes from its signals.
+
+    A cubic spline overshoots. Only values outside the range of their own chunk can lie outside that of the run, so
+    these are kept while all are reduced as they are.
+
+    Parameters
+    ----------
+    plan : Plan
+        Linear.
+    """
+
+    def __init__(self, plan):
+        self._plan = plan
+        self._chunks = []
+
+    def add(self, overshoot: Overshoot) -> None:
+        """Keep what a chunk has."""
+        self._chunks.append(overshoot)
+
+    def clip(self, signals: np.ndarray) -> None:
+        """Subtract from `signals`, in place, the amount by which the kept values exceed the range of all chunks."""
+        if not self._chunks:
+            return
+        low, high = min(chunk.low for chunk in self._chunks), max(chunk.high for chunk in self._chunks)
+        volumes, entries, values = (np.concatenate([chunk[k] for chunk in self._chunks]) for k in (2, 3, 4))
+        signals -= self._weighted(len(signals), volumes, entries, values - np.clip(values, low, high))
+
+    def _weighted(self, n_volumes, volumes, entries, excess):
+        segments = self._plan.segments
+        indices, offsets = segments.indices, segments.offsets
+        weights = np.ones(len(indices)) if segments.weights is None else segments.weights
+        if self._plan.strategy == "mean":
+            weights = weights / np.repeat(segments.totals, np.diff(offsets))
+        n_points = int(max(indices.max(initial=-1), entries.max(initial=-1))) + 1
+        by_region = scipy.sparse.csr_array((weights, indices, offsets), (len(offsets) - 1, n_points))
+        by_volume = scipy.sparse.csr_array((excess, (volumes, entries)), (n_volumes, n_points))
+        return (by_volume @ by_region.T).toarray()

@@ -1,0 +1,203 @@
+"""What a plan does to volumes before it reduces them: resampling and smoothing, on any array library and device."""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from gpumask import backend
+from gpumask.backend import Array
+from gpumask.images.grid import Grid, resample_nearest, voxel_mapping
+from gpumask.kernels.resampling import CubicResampling, resample_cubic
+from gpumask.kernels.segments import Segments
+from gpumask.kernels.smoothing import apply_separable, multiplies_bands
+from gpumask.kernels.weights import reach
+
+
+@dataclass(frozen=True, eq=False)
+class Resampling:
+    """Cubic resampling of the runs to the regions' grid, at the voxels that are needed.
+
+    Attributes
+    ----------
+    source, target : Grid
+        Of the runs and of the regions.
+    points : ndarray of int, shape (n_points,)
+        Wanted voxels of `target`, flat in Fortran order; on the host.
+    cubic : CubicResampling
+    """
+
+    source: Grid
+    target: Grid
+    points: np.ndarray
+    cubic: CubicResampling
+
+    @classmethod
+    def compile(cls, source: Grid, target: Grid, points: np.ndarray) -> "Resampling":
+        """Compile the resampling, on the host."""
+        matrix, offset = voxel_mapping(source, target)
+        return cls(source, target, points, CubicResampling.compile(matrix, offset, source.shape, target.shape, points))
+
+    def like(self, array: Array) -> "Resampling":
+        """Return this step with its arrays in the library and on the device of `array`."""
+        return replace(self, cubic=self.cubic.like(array))
+
+    @cached_property
+    def nearest(self):
+        """Source voxel nearest to each point, counted from 1, in the library of the step; 0 outside the source."""
+        numbers = np.arange(1, self.source.n_voxels + 1).reshape(self.source.shape, order="F")
+        nearest = resample_nearest(numbers, self.source, self.target).ravel(order="F")[self.points]
+        return backend.like(nearest, self.cubic.matrices[0])
+
+    def apply(self, values: Array) -> Array:
+        """Resample finite volumes: array of float64, shape (n_volumes, n_points)."""
+        return resample_cubic(values, self.cubic)
+
+    def apply_to_finite(self, values: Array, missing: Array) -> tuple[Array, Array]:
+        """Resample volumes with missing voxels, as nilearn does.
+
+        A missing voxel becomes the mean of its finite face neighbours; a second shell likewise, from the first; the
+        rest 0. Points whose nearest source voxel is missing are 0 afterwards.
+
+        Parameters
+        ----------
+        values : array of float64, shape (n_volumes, n_voxels)
+        missing : array of bool, of the same shape
+
+        Returns
+        -------
+        points : array of float64, shape (n_volumes, n_points)
+        holes : array of bool, of the same shape
+            Where a point's nearest voxel is missing.
+        filled : array of float64, shape (n_volumes, n_voxels)
+        """
+        xp = backend.array_namespace(values)
+        shape = self.source.shape[::-1]
+        filled = xp.concat(
+            [_filled(values[k : k + 1, :], missing[k : k + 1, :], shape) for k in range(values.shape[0])]
+        )
+        holes = xp.take(missing, xp.maximum(self.nearest - 1, 0), axis=1) & (self.nearest > 0)
+        return xp.where(holes, 0.0, self.apply(filled)), holes, filled
+
+
+def _filled(volume, missing, shape):
+    xp = backend.array_namespace(volume)
+    known = ~xp.reshape(missing, shape)
+    volume = xp.where(known, xp.reshape(volume, shape), 0.0)
+    for _ in range(2):
+        count, total = _sum_of_neighbours(xp, xp.astype(known, xp.float64)), _sum_of_neighbours(xp, volume)
+        shell = ~known & (count > 0)
+        volume = xp.where(shell, total / xp.maximum(count, 1.0), volume)
+        known = known | shell
+    return xp.reshape(volume, (1, -1))
+
+
+def _sum_of_neighbours(xp, volume):
+    """Sum over the six faces of each voxel, 0 beyond the border; shape (z, y, x)."""
+    total = xp.zeros_like(volume)
+    for axis in range(3):
+        low, high = ([slice(None)] * 3 for _ in range(2))
+        low[axis], high[axis] = slice(None, -1), slice(1, None)
+        total[tuple(high)] += volume[tuple(low)]
+        total[tuple(low)] += volume[tuple(high)]
+    return total
+
+
+@dataclass(frozen=True, eq=False)
+class Smoothing:
+    """Gaussian smoothing of the box around the regions.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Of the volumes that are smoothed: z, y, x.
+    box : tuple of slices
+        What is cut out of a volume before smoothing.
+    matrices : sequence of arrays
+        Smoothing along z, y, x from the cut-out to the regions' bounding box.
+    entries : ndarray of int
+        The regions' entries into what `apply` returns, on the host.
+    """
+
+    shape: tuple[int, ...]
+    box: tuple[slice, ...]
+    matrices: list
+    entries: np.ndarray
+
+    @classmethod
+    def compile(
+        cls, segments: Segments, shape: tuple[int, ...], matrices: list[np.ndarray]
+    ) -> tuple["Smoothing", Segments]:
+        """Compile the smoothing of the box around some segments, on the host.
+
+        Parameters
+        ----------
+        segments : Segments
+            Of whole volumes.
+        shape : tuple of int
+            Of whole volumes: z, y, x.
+        matrices : list of ndarray
+            `gpumask.kernels.smoothing.smoothing_matrix` along each axis.
+
+        Returns
+        -------
+        Smoothing
+        Segments
+            Their entries into what `apply` returns.
+        """
+        coordinates = np.array(np.unravel_index(segments.indices, shape))
+        tight = [(c.min(), c.max() + 1) if len(c) else (0, 1) for c in coordinates]
+        reached = [reach(matrix, lo, hi) for matrix, (lo, hi) in zip(matrices, tight, strict=True)]
+        box = tuple(slice(first, last) for first, last in reached)
+        matrices = [
+            np.ascontiguousarray(matrix[lo:hi, first:last])
+            for matrix, (lo, hi), (first, last) in zip(matrices, tight, reached, strict=True)
+        ]
+        inner = [hi - lo for lo, hi in tight]
+        entries = np.ravel_multi_index(coordinates - np.array([lo for lo, _ in tight])[:, None], inner)
+        entries = entries.astype(segments.indices.dtype)
+        return cls(shape, box, matrices, entries), Segments(entries, segments.offsets)
+
+    def cropped(self) -> tuple["Smoothing", np.ndarray]:
+        """The same smoothing of volumes that have been cut to the box, and the box's voxels in whole volumes."""
+        box = np.arange(math.prod(self.shape)).reshape(self.shape)[self.box]
+        return replace(self, shape=box.shape, box=(slice(None),) * 3), box.ravel()
+
+    def like(self, array: Array) -> "Smoothing":
+        """Return this step with its arrays in the library and on the device of `array`."""
+        if backend.is_numpy(array):
+            return self
+        return replace(self, matrices=[backend.like(matrix, array) for matrix in self.matrices])
+
+    @cached_property
+    def voxels(self):
+        """Voxels of a volume that reach any region, in the library of the step: array of int64."""
+        matrices = [backend.to_host(matrix) for matrix in self.matrices]
+        inside = np.zeros([len(matrix) for matrix in matrices])
+        inside.ravel()[self.entries] = 1.0
+        (reaching,) = apply_separable([np.ascontiguousarray(matrix.T) for matrix in matrices], inside[np.newaxis])
+        starts = [cut.indices(n)[0] for cut, n in zip(self.box, self.shape, strict=True)]
+        at = [c + start for c, start in zip(np.nonzero(reaching), starts, strict=True)]
+        return backend.like(np.ravel_multi_index(at, self.shape), self.matrices[0])
+
+    def apply(self, points: Array) -> Array:
+        """Smooth volumes, shape (n_volumes, n_points), of any real dtype: float64, shape (n_volumes, n_entries)."""
+        xp = backend.array_namespace(points)
+        volumes = xp.reshape(points, (points.shape[0], *self.shape))[(slice(None), *self.box)]
+        return xp.reshape(apply_separable(self.matrices, volumes), (points.shape[0], -1))
+
+    @property
+    def multiplies_bands(self) -> bool:
+        """Whether the CPU multiplies the matrices' bands alone, instead of by BLAS."""
+        return multiplies_bands(self.matrices)
+
+    @property
+    def multiplications(self) -> float:
+        """Number of multiplications that a volume takes on the CPU."""
+        bands = self.multiplies_bands
+        points, total = float(math.prod(matrix.shape[1] for matrix in self.matrices)), 0.0
+        for matrix in reversed(self.matrices):
+            points *= len(matrix) / matrix.shape[1]  # each product shrinks the box
+            total += points * (np.count_nonzero(matrix) / len(matrix) if bands else matrix.shape[1])
+        return total

@@ -1,0 +1,433 @@
+"""From opened volumes and regions to cleaned signals: values only, no estimator and no chunk.
+
+`prepare` finds out all that can be known, and be wrong, before a volume is read. `extract` reads a run once for any
+number of prepared extractions.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy
+
+from gpumask import __version__
+from gpumask.choices import NAN_POLICIES, STANDARDIZE, STRATEGIES, TARGETS
+from gpumask.confounds.high_variance import high_variance_confounds
+from gpumask.engine.plan import Plan, compile_plan
+from gpumask.engine.regions import Regions, RegionsOnGrid
+from gpumask.engine.stream import Extraction, run_plans
+from gpumask.images.errors import DimensionError
+from gpumask.images.grid import Grid
+from gpumask.images.volumes import Volumes
+from gpumask.process import one_blas_thread, warn
+from gpumask.signal import Cleaner
+
+if TYPE_CHECKING:
+    import joblib
+
+_INTEGER = int | np.integer
+_REAL = float | np.floating | int | np.integer
+_TYPES = {
+    "smoothing_fwhm": _REAL | None,
+    "standardize_confounds": bool,
+    "detrend": bool,
+    "low_pass": _REAL | None,
+    "high_pass": _REAL | None,
+    "t_r": _REAL | None,
+    "keep_masked_labels": bool,
+    "clean_args": dict | None,
+    "min_coverage": _REAL | None,
+    "keep_all_regions": bool,
+}
+_CHOICES = {
+    "standardize": (*STANDARDIZE, True, False, None),
+    "strategy": STRATEGIES,
+    "resampling_target": TARGETS,
+    "nan_policy": NAN_POLICIES,
+}
+
+
+def check_type(name: str, value: Any, types: Any) -> None:
+    """Raise TypeError, with nilearn's message, if a parameter is of another type; a bool is no number."""
+    if not isinstance(value, types) or (isinstance(value, bool) and types is not bool and bool not in _members(types)):
+        msg = f"'{name}' must be of type(s): '{types}'.\nGot: '{type(value).__name__}'"
+        raise TypeError(msg)
+
+
+def _members(types):
+    return getattr(types, "__args__", (types,))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How signals are extracted and cleaned; as `gpumask.NiftiLabelsMasker` documents its parameters.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For the first one that can't be used, with nilearn's messages.
+    """
+
+    smoothing_fwhm: float | None = None
+    strategy: str = "mean"
+    resampling_target: str | None = "data"
+    keep_masked_labels: bool = False
+    keep_all_regions: bool = False
+    min_coverage: float | None = None
+    nan_policy: str = "zero"
+    dtype: Any = None
+    high_variance_confounds: bool = False
+    standardize: str | bool | None = False
+    standardize_confounds: bool = True
+    detrend: bool = False
+    low_pass: float | bool | None = None
+    high_pass: float | bool | None = None
+    t_r: float | None = None
+    clean_args: Mapping[str, Any] | None = None
+
+    def __post_init__(self):
+        for name in (setting.name for setting in fields(self)):
+            value = getattr(self, name)
+            if name in _TYPES and not (name in ("low_pass", "high_pass") and value is False):
+                check_type(name, value, _TYPES[name])
+            allowed = _CHOICES.get(name)
+            if allowed and not any(value is a or (isinstance(value, str) and value == a) for a in allowed):
+                msg = f"'{name}' must be one of {allowed}.\n'{value}' was provided."
+                raise ValueError(msg)
+        try:
+            is_bool = asked_dtype(self.dtype, np.dtype(float)) == np.dtype(bool)
+        except TypeError as error:
+            msg = f"'dtype' must be a NumPy dtype, 'auto' or None.\nGot: {self.dtype!r}"
+            raise TypeError(msg) from error
+        if is_bool:
+            msg = "'dtype' cannot be bool"
+            raise TypeError(msg)
+        if self.smoothing_fwhm is not None and not 0 <= self.smoothing_fwhm < np.inf:
+            msg = f"`smoothing_fwhm` must be a width in mm, 0 or more, got {self.smoothing_fwhm}."
+            raise ValueError(msg)
+        if self.min_coverage is not None and not 0 <= self.min_coverage <= 1:
+            msg = f"`min_coverage` must be a share of a region's voxels between 0 and 1, got {self.min_coverage}."
+            raise ValueError(msg)
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, Any]) -> "Settings":
+        """The settings among the parameters of a masker."""
+        return cls(**{setting.name: parameters[setting.name] for setting in fields(cls) if setting.name in parameters})
+
+    @property
+    def filters(self) -> bool:
+        """Whether there is a cut-off frequency, so that `t_r` is needed."""
+        return any(cutoff not in (None, False) for cutoff in (self.low_pass, self.high_pass))
+
+    @property
+    def in_space(self) -> dict[str, Any]:
+        """The settings that decide a plan's bits; with the regions and the grid, a plan depends on nothing else."""
+        keep = "all" if self.keep_all_regions else "masked" if self.keep_masked_labels else "found"
+        own = ("smoothing_fwhm", "strategy", "nan_policy")
+        return {"target": self.resampling_target, "keep": keep} | {name: getattr(self, name) for name in own}
+
+    def cleaner(self, n_volumes: int, confounds: Any = None, sample_mask: Any = None) -> Cleaner:
+        """What cleans the signals; wrong confounds or cut-offs show here."""
+        return Cleaner(
+            n_volumes,
+            detrend=self.detrend,
+            standardize=self.standardize,
+            standardize_confounds=self.standardize_confounds,
+            t_r=self.t_r,
+            low_pass=None if self.low_pass is False else self.low_pass,
+            high_pass=None if self.high_pass is False else self.high_pass,
+            confounds=confounds,
+            sample_mask=sample_mask,
+            **(self.clean_args or {}),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """One extraction of a run, before it is read.
+
+    Attributes
+    ----------
+    settings : Settings
+    regions : RegionsOnGrid
+    plan : Plan
+    cleaner : Cleaner
+    key : tuple
+        Everything that decides the bits of the uncleaned signals, apart from the run and the device.
+    memory : joblib.Memory or None
+        Where signals are looked for, and kept.
+    """
+
+    settings: Settings
+    regions: RegionsOnGrid
+    plan: Plan
+    cleaner: Cleaner
+    key: tuple
+    memory: "joblib.Memory | None" = None
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Region signals of a run.
+
+    Attributes
+    ----------
+    signals : ndarray, shape (n_kept, n_regions)
+        Cleaned, of the dtype that was asked for.
+    non_finite : bool
+        Whether a voxel of a region is NaN or infinite.
+    seconds : dict
+        As `gpumask.engine.stream.Extraction.seconds`, with "clean".
+    """
+
+    signals: np.ndarray
+    non_finite: bool
+    seconds: dict[str, float]
+
+
+def _versions():
+    return __version__, np.__version__, scipy.__version__
+
+
+def _plan_key(regions, grid, settings):
+    """Everything that decides the bits of a plan: versions, regions, grid of the runs, settings."""
+    return _versions(), regions.identity, grid.shape, grid.affine.tobytes(), tuple(settings.in_space.items())
+
+
+class Plans:
+    """Regions on grids and their plans, compiled once and kept for the next run; threads may share it.
+
+    Parameters
+    ----------
+    n_kept : int
+        Number of plans that are kept, the latest ones.
+    """
+
+    def __init__(self, n_kept: int = 4):
+        self._n_kept, self._kept, self._lock = n_kept, {}, threading.Lock()
+
+    def get(
+        self, regions: Regions, grid: Grid, settings: Settings, memory: "joblib.Memory | None" = None
+    ) -> tuple[RegionsOnGrid, Plan]:
+        """Regions on the grid of a run, and the plan compiled from them.
+
+        Raises
+        ------
+        ValueError
+            If no region is left, or the settings don't fit.
+        """
+        key = regions, grid.shape, grid.affine.tobytes(), tuple(settings.in_space.items())
+        with self._lock:  # who waits would compile the same
+            if key not in self._kept:
+                made = _place(regions, grid, settings, memory)
+                while len(self._kept) >= self._n_kept:
+                    self._kept.pop(next(iter(self._kept)))
+                self._kept[key] = made
+            return self._kept[key]
+
+    def __reduce__(self):
+        return Plans, (self._n_kept,)
+
+
+def _place(regions, grid, settings, memory):
+    chosen = settings.in_space
+    on_grid = regions.on(grid, chosen["target"], chosen["keep"])
+    compiled = _compile
+    if memory is not None:
+        compiled = memory.cache(_compile, ignore=["on_grid", "settings"])
+    return on_grid, compiled(_plan_key(regions, grid, settings) if memory else None, on_grid=on_grid, settings=settings)
+
+
+def _compile(key, *, on_grid, settings):
+    """Compile a plan; cached by `key`."""
+    return compile_plan(
+        on_grid.segments,
+        on_grid.grid,
+        grid=on_grid.run_grid,
+        smoothing_fwhm=settings.smoothing_fwhm or None,
+        strategy=settings.strategy,
+        nan_policy=settings.nan_policy,
+    )
+
+
+def prepare(
+    volumes: Volumes,
+    regions: Regions,
+    settings: Settings,
+    confounds: Any = None,
+    sample_mask: Any = None,
+    *,
+    plans: Plans | None = None,
+    memory: "joblib.Memory | None" = None,
+) -> Prepared:
+    """Find out all that can be known before a volume is read: what to extract, and how to clean it.
+
+    Parameters
+    ----------
+    volumes : Volumes
+    regions : Regions
+    settings : Settings
+    confounds, sample_mask
+        As `gpumask.signal.clean` takes them.
+    plans : Plans, optional
+        Where compiled plans are looked for, and kept.
+    memory : joblib.Memory, optional
+        Where plans, signals and high-variance confounds are looked for, and kept.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If confounds, masks, settings or grids don't fit.
+    """
+    if settings.high_variance_confounds:
+        confounds = _with_high_variance(volumes, confounds, memory)
+    with one_blas_thread:
+        cleaner = settings.cleaner(volumes.n_volumes, confounds, sample_mask)
+    on_grid, plan = (plans or Plans()).get(regions, volumes.grid, settings, memory)
+    for message, category in on_grid.notes:
+        warn(message, category)
+    key = _plan_key(regions, volumes.grid, settings) if memory else ()
+    return Prepared(settings, on_grid, plan, cleaner, key, memory)
+
+
+def _with_high_variance(volumes, confounds, memory):
+    if volumes.is_3d:
+        msg = (
+            "Input data has incompatible dimensionality: Expected dimension is 4D and you provided a 3D image. "
+            f"{volumes.name} has no variance over time: set high_variance_confounds=False."
+        )
+        raise DimensionError(msg)
+    compute = memory.cache(_high_variance_confounds, ignore=["volumes"]) if memory else _high_variance_confounds
+    own = compute((_versions(), volumes.identity()) if memory else None, volumes=volumes)
+    several = isinstance(confounds, list | tuple) and not all(isinstance(c, Real) for c in confounds)
+    return [own, *([] if confounds is None else confounds if several else [confounds])]
+
+
+def _high_variance_confounds(key, *, volumes):
+    """Confounds from a run itself; cached by `key`."""
+    return high_variance_confounds(volumes)
+
+
+def extract(
+    prepared: Sequence[Prepared],
+    volumes: Volumes,
+    device: str = "cpu",
+    *,
+    progress: Callable[[int], object] | None = None,
+    n_threads: int | None = None,
+    on_cleaning: Callable[[], object] | None = None,
+) -> list[Result]:
+    """Read a run once, and extract and clean its region signals.
+
+    Parameters
+    ----------
+    prepared : sequence of Prepared
+        For `volumes`. A single one is looked for in its `memory`.
+    volumes : Volumes
+    device : str
+        "cpu" or "cuda:N", from `gpumask.backend.resolve_device`.
+    progress : callable, optional
+        Called with the number of volumes done, from the calling thread; what it raises ends the extraction.
+    n_threads : int, optional
+        Threads that reduce volumes on the CPU, beside the calling one, which reads. If None, one per core. The bits
+        don't depend on it.
+    on_cleaning : callable, optional
+        Called when all volumes are read.
+
+    Returns
+    -------
+    list of Result
+        For each of `prepared`, with the same bits as if it were alone.
+    """
+    started = time.perf_counter()
+    plans = [one.plan for one in prepared]
+    options = {"device": device, "progress": progress, "n_threads": n_threads}
+    memory = prepared[0].memory if len(prepared) == 1 else None
+    if memory is not None:
+        key = prepared[0].key, volumes.identity(), device
+        extractions = memory.cache(_run, ignore=["plans", "volumes", "options"])(
+            key, plans=plans, volumes=volumes, options=options
+        )
+    else:
+        extractions = run_plans(plans, volumes, **options)
+    if on_cleaning:
+        on_cleaning()
+    return [
+        _finished(one, extraction, volumes, started, keep=memory is not None)
+        for one, extraction in zip(prepared, extractions, strict=True)
+    ]
+
+
+def _run(key, *, plans, volumes, options):
+    """Extract signals; cached by `key`."""
+    return run_plans(plans, volumes, **options)
+
+
+def _finished(prepared: Prepared, extraction: Extraction, volumes, started, *, keep):
+    """Clean the signals, and give them their dtype."""
+    settings, plan, signals = prepared.settings, prepared.plan, extraction.signals
+    zeroed = extraction.non_finite and settings.nan_policy == "zero"
+    if zeroed and (settings.smoothing_fwhm is None or plan.resampling is not None):  # as nilearn does
+        warn("Non-finite values detected. These values will be replaced with zeros.")
+    lost = plan.counts == 0
+    if not settings.keep_all_regions:  # what has a column without a voxel is there by `keep_masked_labels`
+        signals = np.where(lost, 0.0, signals) if lost.any() else signals
+        lost = np.zeros_like(lost)
+    if settings.min_coverage is not None:
+        lost = lost | (prepared.regions.covered_share < settings.min_coverage)
+    cleaning = time.perf_counter()
+    with one_blas_thread:
+        signals = _cleaned(signals, lost, prepared.cleaner, copy=keep)  # what `memory` holds may be a mapped file
+    done = time.perf_counter()
+    seconds = {**extraction.seconds, "clean": done - cleaning, "total": done - started}
+    smoothed, resampled = settings.smoothing_fwhm is not None, plan.resampling is not None
+    dtype = signal_dtype(settings.dtype, volumes.loaded_dtype, smoothed=smoothed, resampled=resampled)
+    if dtype.kind != "f" and np.isnan(signals).any():
+        msg = f"NaN marks the regions without data, and dtype={settings.dtype!r} can't hold it: use a float dtype."
+        raise ValueError(msg)
+    return Result(signals.astype(dtype, copy=False), extraction.non_finite, seconds)
+
+
+def _cleaned(signals, lost, cleaner, *, copy):
+    """Signals cleaned, those of `lost` regions NaN; "psc" looks at all at once, so NaN must not be among them."""
+    finite = np.isfinite(signals).all(axis=0) & ~lost
+    if finite.all():
+        return cleaner(signals, copy=copy)
+    (kept,) = cleaner.kept
+    result = np.full((len(signals) if kept is None else len(kept), len(lost)), np.nan)
+    for columns in (finite, ~finite & ~lost):
+        if columns.any():
+            # In the order that the signals have without the others: it decides the bits.
+            result[:, columns] = cleaner(np.ascontiguousarray(signals[:, columns]))
+    return result
+
+
+def asked_dtype(asked: Any, source: np.dtype) -> np.dtype | None:
+    """What the setting `dtype` makes of data of the dtype `source`; None if it says nothing."""
+    if isinstance(asked, str) and asked == "auto":
+        return np.dtype(np.int32 if source.kind == "i" else np.float32)
+    return None if asked is None else np.dtype(asked)
+
+
+def signal_dtype(asked: Any, loaded: np.dtype, *, smoothed: bool, resampled: bool) -> np.dtype:
+    """The signals' dtype: what nilearn's chain of casts makes of a run's.
+
+    Parameters
+    ----------
+    asked : dtype, "auto" or None
+        The setting `dtype`.
+    loaded : numpy.dtype
+        Of the run's values as nibabel loads them.
+    smoothed, resampled : bool
+        Whether nilearn would smooth or resample the volumes; either turns integers into floats.
+    """
+    dtype = np.dtype(loaded)
+    if asked is not None:
+        return asked_dtype(asked, dtype)
+    if (resampled and dtype.kind == "i") or (smoothed and dtype.kind in "iu"):
+        dtype = np.dtype(np.float64 if dtype.itemsize == 8 else np.float32)
+    return np.dtype(np.float32 if dtype == np.float32 and dtype.isnative else np.float64)

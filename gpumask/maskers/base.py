@@ -1,0 +1,182 @@
+"""What all maskers of volumes share: scikit-learn's manners, and the way from a run to its signals."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils import InputTags
+from sklearn.utils._set_output import _get_output_config, _wrap_data_with_container
+from sklearn.utils.validation import check_is_fitted
+
+from gpumask import backend, process
+from gpumask.extraction import Plans, Prepared, Result, Settings, extract, prepare
+from gpumask.images.volumes import Volumes, open_volumes
+from gpumask.maskers.parameters import check_parameters
+
+_AT_TRANSFORM_TIME = (
+    "Resampling {} at transform time...\n"
+    "To avoid this warning, make sure to pass the images you want to transform to fit() first, "
+    "or directly use fit_transform()."
+)
+_IMAGES_AT_TRANSFORM_TIME = (
+    "Resampling images at transform time...\nTo avoid this warning, make sure to resample the images "
+    "you want to transform to the shape of the maps or set resampling_target to 'data'."
+)
+
+
+@dataclass
+class _ImageTags(InputTags):
+    """Input tags with nilearn's two additions."""
+
+    niimg_like: bool = True
+    surf_img: bool = False
+
+
+class VolumesMasker(TransformerMixin, BaseEstimator):
+    """Base of the maskers of volumes.
+
+    A subclass has a constructor and `fit`, which calls `_begin_fit` and sets `_regions` (of
+    `gpumask.engine.regions.Regions`).
+    """
+
+    def _begin_fit(self, imgs):
+        """Check the parameters, choose memory and device; returns the opened run, or None."""
+        parameters = self.get_params(deep=False)
+        check_parameters(parameters)
+        Settings.of(parameters)
+        volumes = None
+        if imgs is not None:
+            self._log(f"Loading data from {described(imgs)}", "fit")
+            volumes = open_volumes(imgs)
+        self._forget_run()
+        self._plans = Plans()
+        self._report_run = imgs if self.reports else None
+        self.clean_args_ = {} if self.clean_args is None else self.clean_args
+        self.memory_ = self._make_memory()
+        self.device_ = backend.resolve_device(self.device)
+        self._log(f"Using device {self.device_}", "fit")
+        return volumes
+
+    def _forget_run(self):
+        for name in {"plan_", "seconds_", "_on_grid", "_lut_"} & set(vars(self)):
+            delattr(self, name)
+
+    def transform(self, imgs: Any, confounds: Any = None, sample_mask: Any = None) -> np.ndarray:
+        """Extract and clean the region signals of a run.
+
+        Parameters
+        ----------
+        imgs : path, nibabel image, list of 3D images or Volumes
+            A run.
+        confounds : array, DataFrame, Series, path to a table, or list of these, default=None
+            Nuisance signals to remove, a row per volume; see `gpumask.confounds.tables.confounds_matrix`.
+        sample_mask : array-like of int or bool, default=None
+            Volumes to keep, as indices or as a boolean per volume; see `gpumask.signal.clean`.
+
+        Returns
+        -------
+        ndarray, shape (n_volumes, n_regions)
+            A column per label that is left, in ascending order of the labels. Of shape (n_regions,) for a 3D image.
+
+        Raises
+        ------
+        ValueError
+            If a file is missing or broken, a parameter is out of range, or grids don't fit.
+        """
+        check_is_fitted(self)
+        return self.transform_single_imgs(imgs, confounds, sample_mask)
+
+    def fit_transform(self, imgs: Any, y: None = None, confounds: Any = None, sample_mask: Any = None) -> np.ndarray:
+        """Fit to a run and transform it; see `fit` and `transform`."""
+        return self.fit(imgs).transform(imgs, confounds=confounds, sample_mask=sample_mask)
+
+    def transform_single_imgs(
+        self,
+        imgs: Any,
+        confounds: Any = None,
+        sample_mask: Any = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> np.ndarray:
+        """As `transform`, reporting the volumes done to `progress` (a callable taking their number)."""
+        check_is_fitted(self)
+        started = time.perf_counter()
+        self._log(f"Loading data from {described(imgs)}", "transform")
+        volumes = open_volumes(imgs)
+        self._report_run = imgs if self.reports else None
+        prepared = self.prepare(volumes, confounds, sample_mask)
+        log_cleaning = lambda: self._log("Cleaning extracted signals", "transform")  # noqa: E731
+        (result,) = extract([prepared], volumes, self.device_, progress=progress, on_cleaning=log_cleaning)
+        result.seconds["total"] = time.perf_counter() - started
+        return self.finish(prepared, result, volumes)
+
+    def prepare(self, volumes: Volumes, confounds: Any = None, sample_mask: Any = None) -> Prepared:
+        """All that can be known, and be wrong, before a volume is read; see `gpumask.extraction.prepare`."""
+        parameters = self.get_params(deep=False)
+        check_parameters(parameters)
+        memory = self.memory_ if self.memory_.location is not None else None
+        settings = Settings.of(parameters)
+        prepared = prepare(volumes, self._regions, settings, confounds, sample_mask, plans=self._plans, memory=memory)
+        for name in prepared.regions.resampled:
+            process.warn(_IMAGES_AT_TRANSFORM_TIME if name == "images" else _AT_TRANSFORM_TIME.format(name))
+        if prepared.plan.resampling is not None:
+            self._log("Resampling images", "transform")
+        if self.smoothing_fwhm is not None:
+            self._log("Smoothing images", "transform")
+            if self.smoothing_fwhm == 0:
+                msg = (
+                    f"The parameter 'fwhm' for smoothing is specified as {self.smoothing_fwhm}. "
+                    "Setting it to None (no smoothing will be performed)"
+                )
+                process.warn(msg)
+        self._log("Extracting region signals", "transform")
+        return prepared
+
+    def finish(self, prepared: Prepared, result: Result, volumes: Volumes) -> np.ndarray:
+        """Keep what describes the run, and give the signals their shape."""
+        self.plan_, self.seconds_, self._on_grid = prepared.plan, result.seconds, prepared.regions
+        self.non_finite_ = result.non_finite
+        shares = ", ".join(f"{step} {seconds:.3f} s" for step, seconds in self.seconds_.items())
+        self._log(f"{volumes.n_volumes} volumes: {shares} (reading and reducing overlap)", "transform")
+        if volumes.is_3d and _get_output_config("transform", self)["dense"] == "default":
+            return result.signals.squeeze()
+        return result.signals
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.estimator_type, tags.input_tags = "masker", _ImageTags()
+        return tags
+
+    def __getstate__(self):
+        return {name: value for name, value in super().__getstate__().items() if name != "_report_run"}
+
+    def _make_memory(self):
+        memory = self.memory
+        if memory is not None and self.memory_level == 0:
+            msg = "memory_level is currently set to 0 but a Memory object has been provided. Setting memory_level to 1."
+            process.warn(msg)
+        if isinstance(memory, joblib.Memory):
+            return memory
+        return joblib.Memory(None if memory is None else str(Path(memory).expanduser()), verbose=0)
+
+    def _log(self, message, method):
+        if self.verbose:
+            print(f"[{type(self).__name__}.{method}] {message}")
+
+
+def wrapped(masker: VolumesMasker, signals: np.ndarray, imgs: Any) -> Any:
+    """The signals as ``masker.set_output`` asks for them; `transform` does the same by itself."""
+    return _wrap_data_with_container("transform", signals, imgs, masker)
+
+
+def described(imgs: Any) -> str:
+    """What log lines call some images."""
+    if isinstance(imgs, (str, Path)):
+        return f"'{imgs}'"
+    if isinstance(imgs, (list, tuple)):
+        return f"{len(imgs)} images"
+    return repr(imgs)
