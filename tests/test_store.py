@@ -189,7 +189,7 @@ def test_a_cohort_from_the_command_line(tmp_path, capsys):
     tables[2].write_text("x")
     assert main([str(word) for word in [*words[:3], "group", *words[-2:]]]) == 1
     record = tmp_path / "out" / "logs" / f"{tables[2].name.partition('_atlas')[0]}.json"
-    assert f"--store: left out: {record}: the run's outputs can't be read: expected " in capsys.readouterr().err
+    assert f"--store: skipped: {record}: the run's outputs can't be read: expected " in capsys.readouterr().err
     assert frame["name"].nunique() - pd.read_parquet(tmp_path / "s.parquet")["name"].nunique() == 1
 
 
