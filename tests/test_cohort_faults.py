@@ -174,7 +174,7 @@ def test_signals_end_a_cohort_cleanly(made, number, code, n_procs):
     n_done = len(list((folder / out).glob("logs/sub-*.json")))
     assert 0 < n_done < len(runs) - 10
     assert last.endswith(" left")
-    assert stderr.splitlines()[-1] == "gpumask cohort: interrupted. Give the same command again to go on."
+    assert stderr.splitlines()[-1] == "gpumask cohort: interrupted. Repeat the command to continue."
     assert "Traceback" not in stderr
     assert cohorts.left_over(folder / out) == []
     assert statuses(work_on(folder, out), runs)["skipped"] == n_done
