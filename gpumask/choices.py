@@ -1,7 +1,7 @@
-"""Values that options may have; imported by everything that offers or checks them, and importing nothing."""
+"""The choices that users have, by name. It imports nothing, so ``--help`` stays quick."""
 
 STRATEGIES = ("mean", "sum", "median", "minimum", "maximum", "variance", "standard_deviation")
-LINEAR = ("mean", "sum")
+LINEAR = ("mean", "sum")  # the strategies that are linear in the voxels
 STANDARDIZE = ("zscore_sample", "zscore", "psc")
 TARGETS = ("data", "labels", None)
 NAN_POLICIES = ("zero", "omit")

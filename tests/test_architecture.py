@@ -18,7 +18,7 @@ LAYERS = {
     "files": set(),
     "tables": set(),
     "images": {"images"},
-    "kernels": {"kernels", "backend"},
+    "kernels": {"kernels", "backend", "choices"},
     "engine": {"engine", "images", "kernels", "backend"},
     "confounds": {"confounds", "bids", "images", "kernels", "backend"},
     "signal": {"confounds", "kernels", "backend"},

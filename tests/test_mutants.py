@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if importlib.util.find_spec("cpucuda") is None:
     pytest.skip("faults are run on the emulated GPU only, and it is not here", allow_module_level=True)
 
-# Parts of test_cuda_kernels.py that are quick to compile, and run on every mutant of the module.
+# Parts of test_reductions.py that are quick to compile, and run on every mutant of the module.
 CHECKS = {
     "segments_cuda": "test_non_finite_voxels and float32 and (omit-mean or omit-variance or omit-minimum or zero-sum)",
     "median_cuda": "(test_non_finite_voxels and float32 and (omit-median or keep-median))"
@@ -46,7 +46,7 @@ def outcome(arguments, **environment):
 def checks_are_green(module, options, mutant=None):
     arguments = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "cpucuda_pytest", "-p", "tests.mutated"]
     arguments += ["-W", "ignore::ResourceWarning", "-W", "ignore::pytest.PytestUnraisableExceptionWarning"]
-    arguments += ["tests/test_cuda_kernels.py", "-k", CHECKS[module]]
+    arguments += ["tests/test_reductions.py", "-k", CHECKS[module]]
     environment = {"MUTANT": json.dumps([module, *mutant])} if mutant else {}
     status, output = outcome(arguments, ACT=options, **environment)
     assert status in (0, 1) or status < 0, output  # passed, failed, or ended by a signal

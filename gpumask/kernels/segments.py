@@ -8,16 +8,16 @@ Every reduction takes ``data`` of shape (n_volumes, n_voxels), of any real dtype
 a volume's result has the same bits however many volumes are reduced with it.
 """
 
-from functools import cached_property, partial
+from collections.abc import Callable
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
-import scipy.sparse
 
-from gpumask import backend
-from gpumask.kernels import segments_cuda
-from gpumask.kernels.compiled import _segments, readable
-from gpumask.kernels.weights import BLOCK, cut, fold
+from gpumask import backend, choices
+from gpumask.backend import Array
+from gpumask.kernels import segments_cuda, segments_numpy
+from gpumask.kernels.weights import cut, fold
 
 
 class Segments:
@@ -103,6 +103,14 @@ class Segments:
         """The segments cut into blocks of voxels, on the host; made once."""
         return cut(self.indices, self.offsets, self.weights)
 
+    @cached_property
+    def voxels(self):
+        """Voxels that any region has, ascending, on the host: ndarray of int64."""
+        indices = backend.to_host(self.indices)
+        used = np.zeros(int(indices.max(initial=-1)) + 1, bool)
+        used[indices] = True
+        return np.flatnonzero(used)
+
     def require_no_weights(self, statistic):
         """Raise ValueError if these segments have weights, which `statistic` (its name) doesn't take."""
         if self.weights is not None:
@@ -154,7 +162,68 @@ class FoldedSegments(Segments):
         return Segments, self._folded
 
 
-def segment_sum(data, segments):
+def reduce(
+    data: Array,
+    segments: Segments,
+    strategy: str,
+    *,
+    slope: float = 1.0,
+    inter: float = 0.0,
+    non_finite: str = "keep",
+) -> tuple[Array, Array]:
+    """Region statistics of scaled volumes: the one contract of the CPU and the GPU.
+
+    Parameters
+    ----------
+    data : array, shape (n_volumes, n_voxels)
+        Stored values of any real dtype, of NumPy or CuPy.
+    segments : Segments
+        In the library and on the device of `data`. Only "sum" and "mean" accept weights.
+    strategy : str
+        One of `gpumask.choices.STRATEGIES`.
+    slope, inter : float
+        The statistic is that of ``slope * data + inter``, in float64.
+    non_finite : {"keep", "zero", "omit"}
+        Whether scaled values that are NaN or infinite follow IEEE arithmetic, count as 0, or are omitted together with
+        their weights.
+
+    Returns
+    -------
+    signals : array of float64, shape (n_volumes, n_regions)
+        NaN for a region without any voxel that counts (for a mean: without weight); its sum is 0.
+    found : array of bool, shape (n_volumes,)
+        Whether a voxel of any region is NaN or infinite. Voxels outside all regions don't matter.
+
+    Raises
+    ------
+    TypeError
+        If `data` isn't such an array, or `segments` are elsewhere.
+    ValueError
+        For an unknown `strategy` or `non_finite`, and for weights with a strategy that doesn't support them.
+    """
+    for name, value, known in (("strategy", strategy, choices.STRATEGIES), ("non_finite", non_finite, _NON_FINITE)):
+        if value not in known:
+            msg = f"`{name}` must be one of {list(known)}, got {value!r}."
+            raise ValueError(msg)
+    if not hasattr(data, "dtype") or data.ndim != 2 or data.dtype.kind not in "biuf":
+        kind = f"{type(data).__module__.partition('.')[0]}.{type(data).__name__}"
+        got = f"{kind} of {data.dtype}, shape {data.shape}" if hasattr(data, "dtype") else kind
+        msg = f"`data` must be an array of real numbers, of shape (n_volumes, n_voxels), got {got}."
+        raise TypeError(msg)
+    for part in (segments.indices, segments.offsets, segments.weights):
+        if part is not None and backend.device_of(part) != backend.device_of(data):
+            msg = "`segments` must be on the device of `data`: take `segments.like(data)`."
+            raise TypeError(msg)
+    if strategy not in choices.LINEAR:
+        segments.require_no_weights(strategy)
+    half = segments_cuda if backend.is_cupy(data) else segments_numpy
+    return half.reduce(data, segments, strategy, slope=slope, inter=inter, non_finite=non_finite)
+
+
+_NON_FINITE = ("keep", "zero", "omit")
+
+
+def segment_sum(data: Array, segments: Segments) -> Array:
     """Sum each region's voxels, times their weights.
 
     Parameters
@@ -173,226 +242,109 @@ def segment_sum(data, segments):
     -----
     Equals ``scipy.ndimage.sum_labels`` on each volume.
     """
-    if backend.is_numpy(data):
-        return _sum_numpy(data, segments)
-    if backend.is_cupy(data):
-        return segments_cuda.reduce(data, segments, "sum")[0]
-    xp = backend.array_namespace(data)
-    return _per_region(data, segments, lambda block, weights: xp.sum(block * weights, axis=1), weighted=True)
+    return _statistic(data, segments, "sum")
 
 
-def segment_mean(data, segments):
+def segment_mean(data: Array, segments: Segments) -> Array:
     """Average each region's voxels, by their weights.
 
     Returns the `segment_sum` divided by the sum of the weights; NaN for an empty region. With the smoothed indicator
     of each region as weights, this is the mean of the smoothed volume over the region.
     See `segment_sum` for the parameters. Equals ``scipy.ndimage.mean``.
     """
-    if backend.is_cupy(data):
-        return segments_cuda.reduce(data, segments, "mean")[0]
-    return _divide(segment_sum(data, segments), segments)
+    return _statistic(data, segments, "mean")
 
 
-def segment_variance(data, segments):
+def segment_variance(data: Array, segments: Segments) -> Array:
     """Population variance (divided by n, not n - 1) of each region's voxels; NaN for an empty region.
 
     The squares are taken of the differences from the region's mean, in a second pass over the gathered voxels.
-    See `segment_sum` for the parameters; weights are not taken. Equals ``scipy.ndimage.variance``.
+    See `segment_sum` for the parameters; weights are not supported. Equals ``scipy.ndimage.variance``.
     """
-    segments.require_no_weights("variance")
-    if backend.is_numpy(data):
-        return _statistic_numpy("variance", data, segments)
-    if backend.is_cupy(data):
-        return segments_cuda.reduce(data, segments, "variance")[0]
-    xp = backend.array_namespace(data)
-
-    def squares(block):
-        mean = xp.sum(block, axis=1, keepdims=True) / max(block.shape[1], 1)
-        return xp.sum((block - mean) ** 2, axis=1)
-
-    return _divide(_per_region(data, segments, squares), segments)
+    return _statistic(data, segments, "variance")
 
 
-def segment_standard_deviation(data, segments):
+def segment_standard_deviation(data: Array, segments: Segments) -> Array:
     """Square root of `segment_variance`. Equals ``scipy.ndimage.standard_deviation``."""
-    variance = segment_variance(data, segments)
-    return backend.array_namespace(variance).sqrt(variance)
+    return _statistic(data, segments, "standard_deviation")
 
 
-def segment_minimum(data, segments):
+def segment_minimum(data: Array, segments: Segments) -> Array:
     """Smallest value of each region; NaN for an empty region. See `segment_variance` for the parameters.
 
     Equals ``scipy.ndimage.minimum`` (integers beyond 2**53 are rounded to float64).
     """
-    return _extreme(data, segments, "minimum")
+    return _statistic(data, segments, "minimum")
 
 
-def segment_maximum(data, segments):
+def segment_maximum(data: Array, segments: Segments) -> Array:
     """Largest value of each region; NaN for an empty region. See `segment_variance` for the parameters.
 
     Equals ``scipy.ndimage.maximum`` (integers beyond 2**53 are rounded to float64).
     """
-    return _extreme(data, segments, "maximum")
+    return _statistic(data, segments, "maximum")
 
 
-def segment_median(data, segments):
+def segment_median(data: Array, segments: Segments) -> Array:
     """Median of each region: the mean of its two middle values; NaN for an empty region.
 
     See `segment_variance` for the parameters. Equals ``scipy.ndimage.median`` of float64 volumes.
     """
-    segments.require_no_weights("median")
-    if backend.is_numpy(data):
-        return _statistic_numpy("median", data, segments)
-    if backend.is_cupy(data):
-        return segments_cuda.reduce(data, segments, "median")[0]
-    xp = backend.array_namespace(data)
-
-    def middle(block):
-        ordered, n = xp.sort(block, axis=1), block.shape[1]
-        return (ordered[:, (n - 1) // 2] + ordered[:, n // 2]) / 2 if n else xp.sum(block, axis=1)
-
-    return _nan_where_empty(_per_region(data, segments, middle), segments)
+    return _statistic(data, segments, "median")
 
 
-STRATEGIES = {
-    "mean": segment_mean,
-    "sum": segment_sum,
-    "median": segment_median,
-    "minimum": segment_minimum,
-    "maximum": segment_maximum,
-    "variance": segment_variance,
-    "standard_deviation": segment_standard_deviation,
+STRATEGIES: dict[str, Callable[[Array, Segments], Array]] = {
+    name: globals()[f"segment_{name}"] for name in choices.STRATEGIES
 }
 
 
-def _divide(sums, segments):
-    xp = backend.array_namespace(sums)
-    totals = segments.totals
-    empty = totals == 0
-    return xp.where(empty, xp.nan, sums / xp.where(empty, 1.0, totals))
+def _statistic(data, segments, strategy):
+    if strategy not in choices.LINEAR:
+        segments.require_no_weights(strategy)
+    if backend.is_numpy(data):
+        return segments_numpy.statistic(data, segments, strategy)
+    if backend.is_cupy(data):
+        return segments_cuda.reduce(data, segments, strategy)[0]
+    return _portable(data, segments, strategy)
 
 
-def _nan_where_empty(values, segments):
-    if segments.counts.all():
-        return values
-    xp = backend.array_namespace(values)
-    return xp.where(backend.like(segments.counts == 0, values), xp.nan, values)
-
-
-def _per_region(data, segments, statistic, *, weighted=False):
-    """Apply `statistic` region after region, in standard array-API calls: correct anywhere, fast nowhere."""
+def _portable(data, segments, strategy):
+    """Region after region, in standard array-API calls: works with any library, slowly."""
     xp = backend.array_namespace(data)
+    if strategy == "standard_deviation":
+        return xp.sqrt(_portable(data, segments, "variance"))
     gathered = xp.astype(xp.take(data, segments.indices, axis=1), xp.float64)
+    nothing = xp.full(data.shape[0], xp.nan, dtype=xp.float64, device=backend.device_of(data))
     columns = []
     for start, stop in pairwise(segments.bounds):
-        block = gathered[:, start:stop]
-        if not weighted:
-            columns.append(statistic(block))
-        elif segments.weights is None:
-            columns.append(statistic(block, 1.0))
+        block, n = gathered[:, start:stop], stop - start
+        if strategy in choices.LINEAR:
+            weights = 1.0 if segments.weights is None else segments.weights[start:stop]
+            columns.append(xp.sum(block * weights, axis=1))
         else:
-            columns.append(statistic(block, segments.weights[start:stop]))
+            columns.append(_UNWEIGHTED[strategy](xp, block, n) if n else nothing)
     if not columns:
         return xp.zeros((data.shape[0], 0), dtype=xp.float64, device=backend.device_of(data))
-    return xp.stack(columns, axis=1)
+    values = xp.stack(columns, axis=1)
+    if strategy != "mean":
+        return values
+    empty = segments.totals == 0
+    return xp.where(empty, xp.nan, values / xp.where(empty, 1.0, segments.totals))
 
 
-def _extreme(data, segments, name):
-    segments.require_no_weights(name)
-    if backend.is_cupy(data):
-        return segments_cuda.reduce(data, segments, name)[0]
-    if backend.is_numpy(data):
-        return _statistic_numpy(name, data, segments)
-    xp = backend.array_namespace(data)
-    extreme = xp.min if name == "minimum" else xp.max
-    reduce = lambda block: (extreme if block.shape[1] else xp.sum)(block, axis=1)  # noqa: E731
-    return _nan_where_empty(_per_region(data, segments, reduce), segments)
+def _variance(xp, block, n):
+    mean = xp.sum(block, axis=1, keepdims=True) / n
+    return xp.sum((block - mean) ** 2, axis=1) / n
 
 
-def _sum_numpy(data, segments):
-    sums = np.zeros((data.shape[0], len(segments)))
-    if _segments is None:
-        _sum_scipy(data, segments.blocks, sums.T)
-    else:
-        _segments.sums(np.ascontiguousarray(readable(data)), *segments.blocks, sums)
-    return sums
+def _median(xp, block, n):
+    ordered = xp.sort(block, axis=1)
+    return (ordered[:, (n - 1) // 2] + ordered[:, n // 2]) / 2
 
 
-def _statistic_numpy(name, data, segments):
-    """Variance, extreme or median of each region; NaN for an empty one."""
-    if _segments is None or data.shape[1] >= 2**31:
-        return _IN_NUMPY[name](data, segments)
-    indices = np.ascontiguousarray(segments.indices, np.int32)
-    offsets = np.ascontiguousarray(segments.offsets, np.int64)
-    values = np.empty((data.shape[0], len(segments)))
-    _segments.statistics(name, np.ascontiguousarray(readable(data)), indices, offsets, values)
-    return values
-
-
-def _sum_scipy(data, blocks, sums):
-    """Add to `sums`, shape (n_regions, n_volumes): the compiled sums' bits in four to seven times their time."""
-    n_volumes = len(data)
-    gathered = np.empty(n_volumes * BLOCK, data.dtype)
-    block = np.empty((BLOCK, n_volumes))
-    for (voxel, row), (next_voxel, next_row) in pairwise(blocks.parts):
-        voxels, rows, k = blocks.voxels[voxel:next_voxel], blocks.rows[row:next_row], next_voxel - voxel
-        stored = gathered[: n_volumes * k].reshape(n_volumes, k)
-        np.take(data, voxels, axis=1, out=stored, mode="clip")  # "raise" would copy `stored` to protect it
-        np.copyto(block[:k], stored.T)
-        firsts, lengths = blocks.spans[row:next_row, 0], np.diff(blocks.spans[row:next_row], axis=1)[:, 0]
-        starts = np.concatenate([[0], np.cumsum(lengths)])
-        entries = np.arange(starts[-1]) + np.repeat(firsts - starts[:-1], lengths)
-        weights = np.ones(len(entries)) if blocks.weights is None else blocks.weights[entries]
-        matrix = scipy.sparse.csr_array((weights, blocks.columns[entries].astype(np.int32), starts), (len(rows), k))
-        with np.errstate(invalid="ignore"):  # +inf and -inf make NaN
-            sums[rows] += matrix @ block[:k]
-
-
-def _full(segments):
-    """Regions that have voxels, with their starts and counts: `reduceat` knows no empty segment."""
-    full = np.flatnonzero(segments.counts)
-    return full, segments.offsets[full], segments.counts[full]
-
-
-def _extreme_numpy(extreme, data, segments):
-    values = np.full((data.shape[0], len(segments)), np.nan)
-    full, starts, _ = _full(segments)
-    if len(full):
-        values[:, full] = extreme.reduceat(np.take(data, segments.indices, axis=1), starts, axis=1)
-    return values
-
-
-def _variance_numpy(data, segments):
-    full, starts, counts = _full(segments)
-    variances = np.full((data.shape[0], len(segments)), np.nan)
-    if not len(full):
-        return variances
-    for volume, variance in zip(data, variances, strict=True):  # one volume's voxels stay in the cache for four passes
-        values = volume[segments.indices].astype(np.float64)
-        with np.errstate(invalid="ignore"):  # an infinite voxel makes NaN
-            values -= np.repeat(np.add.reduceat(values, starts) / counts, counts)
-        np.square(values, out=values)
-        variance[full] = np.add.reduceat(values, starts) / counts
-    return variances
-
-
-def _median_numpy(data, segments):
-    gathered = np.take(data, segments.indices, axis=1)
-    medians = np.full((data.shape[0], len(segments)), np.nan)
-    for region, (start, stop) in enumerate(pairwise(segments.bounds)):
-        n = stop - start
-        if n:
-            low, high = (n - 1) // 2, n // 2
-            block = np.partition(gathered[:, start:stop], (low, high), axis=1)
-            with np.errstate(invalid="ignore"):  # -inf and +inf in the middle make NaN
-                lower, upper = block[:, low].astype(np.float64), block[:, high]
-                medians[:, region] = (lower + upper) / 2 if low < high else lower
-    return medians
-
-
-_IN_NUMPY = {
-    "variance": _variance_numpy,
-    "minimum": partial(_extreme_numpy, np.minimum),
-    "maximum": partial(_extreme_numpy, np.maximum),
-    "median": _median_numpy,
+_UNWEIGHTED = {
+    "variance": _variance,
+    "median": _median,
+    "minimum": lambda xp, block, n: xp.min(block, axis=1),
+    "maximum": lambda xp, block, n: xp.max(block, axis=1),
 }

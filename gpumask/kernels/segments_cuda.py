@@ -183,38 +183,11 @@ def lay_out(segments):
 
 
 def reduce(data, segments, strategy, *, slope=1.0, inter=0.0, non_finite="keep"):
-    """Region statistics of scaled CuPy volumes, in one pass over their stored values (two for a variance).
+    """Region statistics of scaled CuPy volumes; see `gpumask.kernels.segments.reduce`.
 
-    Parameters
-    ----------
-    data : cupy.ndarray, shape (n_volumes, n_voxels)
-        Stored values of any real dtype. Read as they are where C-contiguous and of a dtype that C has; otherwise
-        (strided, float16) copied first.
-    segments : Segments
-        On the device of `data`. Weights go with "sum" and "mean" only.
-    strategy : str
-        A key of `gpumask.kernels.STRATEGIES`.
-    slope, inter : float
-        The statistic is that of ``slope * data + inter``, in float64.
-    non_finite : {"keep", "zero", "omit"}
-        What becomes of scaled values that are NaN or infinite: they follow IEEE arithmetic, count as 0, or are left
-        out with their weights.
-
-    Returns
-    -------
-    signals : cupy.ndarray of float64, shape (n_volumes, n_regions)
-        NaN for a region without any voxel that counts (without weight, for a mean); its sum is 0.
-    found : cupy.ndarray of bool, shape (n_volumes,)
-        Whether a non-finite value was among the voxels of the regions.
-
-    Raises
-    ------
-    TypeError
-        If `data` isn't such an array, or the segments are elsewhere.
-    ValueError
-        For an unknown `strategy` or `non_finite`, and for weights where the strategy takes none.
+    Takes one pass over the stored values, two for a variance. They are read as they are where they are C-contiguous and
+    of a dtype that C has; others (strided, float16) are copied first.
     """
-    _check(data, segments, strategy, non_finite)
     xp = backend.array_namespace(data)
     device = backend.device_of(data)
     slope, inter = float(slope), float(inter)
@@ -235,26 +208,6 @@ def reduce(data, segments, strategy, *, slope=1.0, inter=0.0, non_finite="keep")
                     _launch(*run, "mean", None, centers, found)
                 _launch(*run, strategy, centers, signals, found)
         return signals, xp.astype(found, xp.bool)
-
-
-def _check(data, segments, strategy, non_finite):
-    if strategy not in _COLLECTED:
-        msg = f"`strategy` must be one of {list(_COLLECTED)}, got {strategy!r}."
-        raise ValueError(msg)
-    if non_finite not in scaling_cuda.NON_FINITE:
-        msg = f"`non_finite` must be one of {list(scaling_cuda.NON_FINITE)}, got {non_finite!r}."
-        raise ValueError(msg)
-    if not backend.is_cupy(data) or data.ndim != 2 or data.dtype.kind not in "biuf":
-        kind = f"{type(data).__module__.partition('.')[0]}.{type(data).__name__}"
-        got = f"{kind} of {data.dtype}, shape {data.shape}" if hasattr(data, "dtype") else kind
-        msg = f"`data` must be a CuPy array of real numbers, of shape (n_volumes, n_voxels), got {got}."
-        raise TypeError(msg)
-    for part in (segments.indices, segments.offsets, segments.weights):
-        if part is not None and not (backend.is_cupy(part) and backend.device_of(part) == backend.device_of(data)):
-            msg = "`segments` must be on the device of `data`: take `segments.like(data)`."
-            raise TypeError(msg)
-    if strategy not in ("sum", "mean"):
-        segments.require_no_weights(strategy)
 
 
 def _launch(data, segments, slope, inter, non_finite, strategy, centers, signals, found):

@@ -1,4 +1,4 @@
-"""The CUDA reductions with everything fused into them, against loops over voxels; and their order, bit by bit."""
+"""The reductions' contract on NumPy and CuPy, against loops over voxels; and the order of CUDA's sums, bit by bit."""
 
 import math
 import re
@@ -8,11 +8,13 @@ import pytest
 
 from gpumask import backend
 from gpumask.kernels import median_cuda, scaling_cuda, segments_cuda
+from gpumask.kernels import segments as kernel
 from gpumask.kernels.segments import STRATEGIES, Segments
 
 from . import reference
 
-pytestmark = pytest.mark.parametrize("put", ["cupy"], indirect=True)
+both = pytest.mark.parametrize("put", ["numpy", "cupy"], indirect=True)
+on_gpu = pytest.mark.parametrize("put", ["cupy"], indirect=True)
 
 N_VOXELS = 700
 N_VOLUMES = 11  # a full group of volumes, and a part of one
@@ -80,7 +82,7 @@ def expected_signals(host, regions, strategy, *, weights=None, slope=1.0, inter=
 
 def reduce(put, host, segments, strategy, **options):
     data = put(host)
-    signals, found = segments_cuda.reduce(data, segments.like(data), strategy, **options)
+    signals, found = kernel.reduce(data, segments.like(data), strategy, **options)
     xp = backend.array_namespace(data)
     assert (signals.dtype, signals.shape) == (xp.float64, (len(host), len(segments)))
     assert (found.dtype, found.shape) == (xp.bool, (len(host),))
@@ -93,6 +95,7 @@ def assert_close(signals, expected):
     np.testing.assert_allclose(signals, expected, rtol=1e-12, atol=1e-13 * size)
 
 
+@both
 @every_strategy
 @pytest.mark.parametrize("dtype", [*scaling_cuda.C_TYPES, "float16"])
 def test_scaled_values(put, dtype, strategy):
@@ -102,6 +105,7 @@ def test_scaled_values(put, dtype, strategy):
     assert not found.any()
 
 
+@both
 @every_strategy
 @every_policy
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -120,6 +124,7 @@ def test_non_finite_voxels(put, dtype, policy, strategy):
     np.testing.assert_array_equal(found, np.arange(N_VOLUMES) != 5)
 
 
+@both
 @pytest.mark.parametrize("policy", ["zero", "omit"])
 @every_strategy
 @pytest.mark.parametrize("dtype", ["bool", "int16", "uint64"])
@@ -130,6 +135,7 @@ def test_policies_of_integers(put, dtype, strategy, policy):
     assert not found.any()
 
 
+@both
 @every_policy
 @pytest.mark.parametrize("strategy", ["sum", "mean"])
 @pytest.mark.parametrize("dtype", ["int16", "float32", "float64"])
@@ -143,6 +149,7 @@ def test_weights(put, dtype, strategy, policy):
     assert_close(signals, expected_signals(host, regions, strategy, **options))
 
 
+@both
 @every_strategy
 def test_overflow_of_the_scaling_is_not_finite(put, strategy):
     """What counts is the scaled value: 1e300 * 1e10 is infinite."""
@@ -154,6 +161,7 @@ def test_overflow_of_the_scaling_is_not_finite(put, strategy):
     np.testing.assert_array_equal(found, [True, False])
 
 
+@both
 @every_strategy
 def test_only_voxels_of_regions_are_judged(put, strategy):
     host = np.ones((2, 5))
@@ -162,6 +170,7 @@ def test_only_voxels_of_regions_are_judged(put, strategy):
     np.testing.assert_array_equal(found, [False, True])
 
 
+@both
 @every_strategy
 def test_zeros_of_either_sign(put, strategy):
     host = np.array([[-0.0, 0.0, -0.0, 1.0, -1.0]])
@@ -170,6 +179,7 @@ def test_zeros_of_either_sign(put, strategy):
     np.testing.assert_array_equal(signals, expected_signals(host, [[0, 1, 2], [3, 4]], strategy))
 
 
+@both
 @pytest.mark.parametrize("n", [1, 2, 255, 256, 257, 258, 511, 1024, 9000])
 @pytest.mark.parametrize("kind", ["int16", "ties", "wide", "equal", "two", "apart"])
 def test_medians_of_any_distribution(put, n, kind):
@@ -188,6 +198,7 @@ def test_medians_of_any_distribution(put, n, kind):
     np.testing.assert_array_equal(signals, np.median(host.astype("f8"), axis=1)[:, None])
 
 
+@on_gpu
 def test_more_threads_select_the_same_median(put, monkeypatch):
     regions = some_regions()
     host = with_non_finite(some_volumes("float32"), regions)
@@ -196,6 +207,7 @@ def test_more_threads_select_the_same_median(put, monkeypatch):
     np.testing.assert_array_equal(reduce(put, host, compiled(regions), "median", non_finite="omit")[0], few)
 
 
+@both
 @every_strategy
 @every_policy
 def test_same_bits_for_any_chunk_and_on_repeat(put, policy, strategy):
@@ -225,6 +237,7 @@ def in_strides(values):
     return tree(lanes)
 
 
+@on_gpu
 def test_order_of_a_sum(put):
     """Every bit of a sum, added in the order that the module promises."""
     regions = [np.arange(N_VOXELS), np.tile(np.arange(N_VOXELS), 40)]  # 28 000 entries are 55 parts, over 32 lanes
@@ -241,6 +254,7 @@ def test_order_of_a_sum(put):
     assert np.any(signals != np.array([[host[t][voxels].sum() for voxels in regions] for t in range(2)]))
 
 
+@on_gpu
 @every_strategy
 def test_strides_over_volumes_that_a_grid_does_not_hold(put, strategy, monkeypatch):
     host, regions = some_volumes("int16", n=35), some_regions()
@@ -249,20 +263,22 @@ def test_strides_over_volumes_that_a_grid_does_not_hold(put, strategy, monkeypat
     np.testing.assert_array_equal(reduce(put, host, compiled(regions), strategy)[0], whole)
 
 
+@both
 @every_strategy
 def test_form_of_the_segments(put, strategy):
     """Strided indices, 32-bit offsets and 64-bit indices give the same."""
     host, regions = some_volumes("int16", n=2), some_regions()
     segments, data = compiled(regions), put(host)
-    expected = segments_cuda.reduce(data, segments.like(data), strategy)[0]
+    expected = kernel.reduce(data, segments.like(data), strategy)[0]
     strided = put(np.repeat(segments.indices, 2))[::2]
     other = Segments(strided, put(segments.offsets.astype(np.int32)))
     wide = Segments(put(segments.indices.astype(np.int64)), put(segments.offsets))
     for form in (other, wide):
-        signals = segments_cuda.reduce(data, form, strategy)[0]
+        signals = kernel.reduce(data, form, strategy)[0]
         np.testing.assert_array_equal(backend.to_host(signals), backend.to_host(expected))
 
 
+@both
 def test_weights_of_float32(put):
     host, regions = some_volumes("int16", n=2), some_regions()
     weights = [w.astype(np.float32) for w in some_weights(regions)]
@@ -270,6 +286,7 @@ def test_weights_of_float32(put):
     assert_close(signals, expected_signals(host, regions, "mean", weights=[w.tolist() for w in weights]))
 
 
+@both
 @every_strategy
 @pytest.mark.parametrize("form", ["every other volume", "every other voxel", "Fortran", "reversed"])
 def test_form_of_the_volumes(put, form, strategy):
@@ -284,11 +301,12 @@ def test_form_of_the_volumes(put, form, strategy):
     data = view(put(host))
     segments = compiled(regions).like(data)
     before = backend.to_host(data).copy()
-    signals = backend.to_host(segments_cuda.reduce(data, segments, strategy)[0])
+    signals = backend.to_host(kernel.reduce(data, segments, strategy)[0])
     np.testing.assert_array_equal(signals, reduce(put, view(host).copy(), compiled(regions), strategy)[0])
     np.testing.assert_array_equal(backend.to_host(data), before)
 
 
+@both
 @every_strategy
 @pytest.mark.parametrize(("n_volumes", "n_regions"), [(0, 2), (2, 0), (2, 1)])
 def test_nothing_to_reduce(put, n_volumes, n_regions, strategy):
@@ -298,26 +316,36 @@ def test_nothing_to_reduce(put, n_volumes, n_regions, strategy):
     assert not found.any()
 
 
+@both
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         ({"strategy": "mode"}, ValueError, "`strategy` must be one of ['mean', 'sum', 'median', 'minimum', "),
         ({"non_finite": "drop"}, ValueError, "`non_finite` must be one of ['keep', 'zero', 'omit'], got 'drop'."),
-        ({"data": lambda data: backend.to_host(data)}, TypeError, "got numpy.ndarray of int16, shape (2, 700)."),
-        ({"data": lambda data: data[0]}, TypeError, "got cupy.ndarray of int16, shape (700,)."),
-        ({"data": lambda data: data * 1j}, TypeError, "got cupy.ndarray of complex128, shape (2, 700)."),
-        ({"segments": compiled(some_regions())}, TypeError, "`segments` must be on the device of `data`"),
+        ({"data": lambda data: backend.to_host(data).tolist()}, TypeError, "got builtins.list."),
+        ({"data": lambda data: data[0]}, TypeError, "ndarray of int16, shape (700,)."),
+        ({"data": lambda data: data * 1j}, TypeError, "ndarray of complex128, shape (2, 700)."),
     ],
-    ids=["strategy", "policy", "host data", "1-D", "complex", "host segments"],
+    ids=["strategy", "policy", "list", "1-D", "complex"],
 )
 def test_bad_arguments(put, change, error, message):
     data = put(some_volumes("int16", n=2))
     arguments = {"data": data, "segments": compiled(some_regions()).like(data), "strategy": "mean"}
     arguments |= {k: v(data) if callable(v) else v for k, v in change.items()}
     with pytest.raises(error, match=re.escape(message)):
-        segments_cuda.reduce(**arguments)
+        kernel.reduce(**arguments)
 
 
+@on_gpu
+@pytest.mark.parametrize("elsewhere", ["data", "segments"])
+def test_data_and_segments_on_different_devices(put, elsewhere):
+    host, segments = some_volumes("int16", n=2), compiled(some_regions())
+    data, segments = (host, segments.like(put(host))) if elsewhere == "data" else (put(host), segments)
+    with pytest.raises(TypeError, match=r"^`segments` must be on the device of `data`: take `segments\.like"):
+        kernel.reduce(data, segments, "mean")
+
+
+@both
 @pytest.mark.parametrize("strategy", ["median", "minimum", "maximum", "variance", "standard_deviation"])
 def test_weights_where_there_are_none(put, strategy):
     regions = some_regions()
