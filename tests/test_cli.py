@@ -274,8 +274,8 @@ def test_progress_on_a_terminal(monkeypatch, capsys):
     assert "\n" not in drawn.partition("broken.nii.gz: error")[0]
     lines = drawn.replace("\n", "\r").split("\r")
     bars = [line for line in lines if line.strip() and "error" not in line]
-    assert bars[0] == f"1/3 {BOLD}:   0%|          | 0/40 [00:00<?, ? volumes/s]"
-    assert any(line.startswith("2/3 other.nii:   0%|") for line in bars)
+    assert bars[0] == "1/3 sub-1_task-rest:   0%|          | 0/40 [00:00<?, ? vol/s]"
+    assert any(line.startswith("2/3 other:   0%|") for line in bars)
     assert drawn.endswith("\n")
     error = next(i for i, line in enumerate(lines) if "broken.nii.gz: error" in line)
     assert not lines[error - 1].strip()  # the bar is blanked before anything else is shown

@@ -1,13 +1,14 @@
 """Progress bars on a terminal; nothing is drawn if standard error isn't one."""
 
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from gpumask.bids.names import run_name
+from gpumask.bids.runs import Run
+
 if TYPE_CHECKING:
-    from gpumask.bids.runs import Run
     from gpumask.cohort import Record
 
 _OPTIONS = {"disable": None, "leave": False, "dynamic_ncols": True, "miniters": 0, "smoothing": 0}
@@ -27,13 +28,13 @@ class RunProgress:
     def __init__(self, n_runs: int) -> None:
         self._n_runs, self._number, self._run, self._bar = n_runs, 0, None, None
 
-    def __call__(self, run: "Run", done: int, total: int) -> None:
+    def __call__(self, run: Run, done: int, total: int) -> None:
         """Show that `done` of `total` volumes of a run are done."""
         if run is not self._run:
             self.close()
             self._run, self._number = run, self._number + 1
-            name = f"{self._number}/{self._n_runs} {Path(run.path).name}"
-            self._bar = _Bar(desc=name, total=total, unit=" volumes", **_OPTIONS)
+            name = f"{self._number}/{self._n_runs} {run_name(run)[:32]}"  # leaves room for the bar in 80 columns
+            self._bar = _Bar(desc=name, total=total, unit=" vol", **_OPTIONS)
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
@@ -53,7 +54,7 @@ class CohortProgress:
         layout = "{desc} |{bar}| [{elapsed}<{remaining}]"
         self._bar = _Bar(desc=f"0/{n_runs} runs", total=n_runs, bar_format=layout, **_OPTIONS)
 
-    def __call__(self, run: "Run", share: float) -> None:
+    def __call__(self, run: Run, share: float) -> None:
         """Show that a share, from 0 to 1, of a run is done."""
         with _Bar.get_lock():
             self._shares[run] = share
