@@ -86,11 +86,11 @@ def one_by_nilearn(folder, image, out):
 def by_gpumask(folder, out, n_procs):
     """A cohort as by ``gpumask cohort``."""
     from gpumask.bids import find_runs
-    from gpumask.cohort import AtlasFile, Work
+    from gpumask.cohort.configuration import AtlasFile, Configuration
     from gpumask.cohort.executors import run_cohort
 
     atlases = tuple(AtlasFile(folder / f"atlas-P{n_regions}_dseg.nii.gz") for n_regions in N_REGIONS)
-    work = Work(atlases, out, {**CLEANING, "min_coverage": None}, {"columns": ["c*"]}, device="cpu")
+    work = Configuration(atlases, out, {**CLEANING, "min_coverage": None}, {"columns": ["c*"]}, device="cpu")
     runs, problems = find_runs(folder / "d", require_confounds=True)
     bad = [*problems, *(record.error for record in run_cohort(work, runs, n_procs=n_procs) if record.error)]
     if bad:

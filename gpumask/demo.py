@@ -1,5 +1,6 @@
-"""The inputs of ``gpumask demo``: a real run that needs no download, and an atlas cut from it."""
+"""The inputs of ``gpumask demo``: a real run from nibabel's wheel, and an atlas cut from it."""
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,24 +11,24 @@ import pandas as pd
 _CUTS = (2, 3, 3)  # pieces along x, y and z
 
 
-def example_run():
-    """Path of the EPI run that nibabel's wheel carries for its tests: 20 volumes of 17 x 21 x 3 voxels."""
+def example_run() -> Path:
+    """Path of the EPI run in nibabel's test data: 20 volumes of 17 x 21 x 3 voxels."""
     path = Path(find_spec("nibabel").origin).parent / "tests" / "data" / "functional.nii"
     if not path.is_file():
-        msg = f"This installation of nibabel comes without its test data: there is no {path}. Install it with pip."
+        msg = f"nibabel is installed without its test data ({path}). Reinstall it with pip."
         raise FileNotFoundError(msg)
     return path
 
 
-def write_atlas(run, folder):
-    """Cut the bright part of a run into boxes; write them as a label image with its look-up table.
+def write_atlas(run: str | os.PathLike, folder: Path) -> tuple[Path, Path]:
+    """Cut the bright part of a run into boxes; write them as a label image and its look-up table.
 
     Parameters
     ----------
-    run : path
+    run : str or path-like
         A 4D image.
     folder : Path
-        Made if it isn't there.
+        Created if missing.
 
     Returns
     -------

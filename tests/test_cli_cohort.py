@@ -6,11 +6,15 @@ import re
 import shlex
 import sys
 
+import nibabel as nib
+import numpy as np
 import pandas as pd
 import pytest
 
 from gpumask import cli
 from gpumask.bids import Run, find_runs
+from gpumask.cli.cohort import shard
+from gpumask.cli.progress import CohortProgress
 from gpumask.cohort import Record
 
 from . import cohorts
@@ -47,7 +51,7 @@ def test_a_cohort_from_the_command_line(folder, capsys):
     assert re.fullmatch(rf"sub-01_task-rest_run-2_{space}\t40 volumes\t\d+\.\d\d s", min(lines[:-2]))
     assert lines[-2:] == [
         "out/cohort.html",
-        "5 done, 0 skipped (done before), 1 failed, 0 taken (another process is at them), 0 left",
+        "5 done, 0 skipped (done before), 1 failed, 0 taken (by another process), 0 left",
     ]
     assert err.startswith(f"sub-01_task-rest_run-1_{space}: error: {folder}/d/sub-01/func/sub-01_task-rest")
     assert err.count("\n") == 1
@@ -100,7 +104,7 @@ def test_a_manifest_lists_the_runs(folder, capsys):
     assert run(f"runs.tsv out participant {ATLASES}") == 1
     assert names(folder / "out") == [f"mine_atlas-{name}_stat-mean_timeseries.tsv" for name in ("Own", "Toy")]
     assert run(f"runs.tsv out participant {ATLASES} --task-id rest") == 2
-    assert "runs.tsv lists the runs: --task-id can't choose among them." in capsys.readouterr().err
+    assert "--task-id can't be used with a list of runs (runs.tsv): edit the list." in capsys.readouterr().err
 
 
 def test_a_dry_run_writes_nothing(folder, capsys):
@@ -108,16 +112,16 @@ def test_a_dry_run_writes_nothing(folder, capsys):
     assert run(f"d out participant {ATLASES} --dry-run") == 0
     out = capsys.readouterr().out
     assert out.count("\tto do\t") == 6
-    assert out.splitlines()[-1] == "6 to do, 0 done, 0 can't be taken"
+    assert out.splitlines()[-1] == "6 to do, 0 done, 0 unusable"
     assert f"atlas Own: {folder}/atlas-Fine_dseg.nii.gz, names by {folder}/atlas-Fine_dseg.tsv" in out
     assert sorted(folder.rglob("*")) == before
     run(f"d out participant {ATLASES}")
     (folder / next(iter(find_runs("d")[0])).confounds).unlink()
     capsys.readouterr()
     assert run(f"d out participant {ATLASES} --dry-run --confounds-columns csf") == 1
-    assert capsys.readouterr().out.splitlines()[-1] == "5 to do, 0 done, 1 can't be taken"
+    assert capsys.readouterr().out.splitlines()[-1] == "5 to do, 0 done, 1 unusable"
     assert run(f"d out participant {ATLASES} --dry-run") == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "1 to do, 5 done, 0 can't be taken"
+    assert capsys.readouterr().out.splitlines()[-1] == "1 to do, 5 done, 0 unusable"
 
 
 def test_shards_part_the_runs(folder, capsys):
@@ -128,7 +132,7 @@ def test_shards_part_the_runs(folder, capsys):
         assert not (folder / f"out{k}" / "cohort.html").exists()
     assert sum(map(len, parts)) == len(set().union(*parts)) == 5
     assert max(map(len, parts)) <= 2
-    assert "When all shards are through, sum up: gpumask cohort" in capsys.readouterr().err
+    assert "After all shards have finished, summarize: gpumask cohort" in capsys.readouterr().err
     assert run("d out1 group") == 0
     assert capsys.readouterr().out == "out1/cohort.html\n"
     assert (folder / "out1" / "cohort.html").exists()
@@ -149,7 +153,7 @@ def test_shards_part_the_runs(folder, capsys):
 def test_which_shard(monkeypatch, text, env, expected):
     for name, value in env.items():
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
-    assert cli._shard(text) == expected
+    assert shard(text) == expected
 
 
 def test_an_array_task_says_that_it_is_a_shard(monkeypatch, capsys):
@@ -165,10 +169,10 @@ def test_an_array_task_says_that_it_is_a_shard(monkeypatch, capsys):
     ("line", "message"),
     [
         ("d out participant", "--atlas is missing: give one label image or more"),
-        ("d out participant --atlas no.nii", "--atlas: there is no such file: no.nii"),
-        ("d out participant --atlas X=no.nii", "--atlas: there is no such file: no.nii"),
+        ("d out participant --atlas no.nii", "--atlas: no such file: no.nii"),
+        ("d out participant --atlas X=no.nii", "--atlas: no such file: no.nii"),
         (f"d out participant {ATLASES} --lut atlas-Toy_dseg.tsv", "--lut: expected one for each --atlas, got 1 for 2"),
-        (f"d out participant {ATLASES} --lut no.tsv --lut no.tsv", "--lut: there is no such file: no.tsv"),
+        (f"d out participant {ATLASES} --lut no.tsv --lut no.tsv", "--lut: no such file: no.tsv"),
         (f"d out participant {ATLASES} --atlas atlas-Toy_dseg.nii.gz", "Expected one atlas or more, each with a name"),
         (f"d out participant {ATLASES} --participant-label 77", "77"),
         (f"none out participant {ATLASES}", "none"),
@@ -236,24 +240,60 @@ class Terminal(io.StringIO):
 def test_progress_on_a_terminal(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setenv("COLUMNS", "100")
     assert run(f"d out participant {ATLASES}") == 1
     lines = [line for line in terminal.getvalue().split("\r") if line.strip()]
-    bars = [line for line in lines if line.startswith("[")]
-    assert len(bars) == 6
-    assert max(map(len, bars)) < 100
-    assert re.match(r"\[#{30}\] 6/6 runs \d+ volumes/s  0:00 left 1 failed", bars[-1])
+    bars = [line for line in lines if "runs" in line and "error: " not in line]
+    assert bars[0].startswith("0/6 runs |  ")
+    assert re.match(r"6/6 runs, 1 failed, \d+ volumes/s \|#+\| \[\d\d:\d\d<00:00\]", bars[-1])
     assert any("error: " in line for line in lines)
+    assert not terminal.getvalue().rpartition("\r")[0].rpartition("\r")[2].strip()  # removed at the end
 
 
 def test_time_left_counts_only_runs_that_take_time(monkeypatch):
     terminal, now = Terminal(), [100.0]
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(cli.time, "monotonic", lambda: now[0])
-    bar = cli._CohortBar(1003)
-    bar.add(Record(Run("a"), "skipped"))
-    assert "1/1003 runs 0 volumes/s  -:-- left 0 failed" in terminal.getvalue()
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    progress = CohortProgress(1003)
     now[0] += 10
-    bar.add(Record(Run("b"), "done", 200))
-    bar.add(Record(Run("c"), "failed"))
-    assert "3/1003 runs 20 volumes/s 1:23:20 left 1 failed" in terminal.getvalue()
+    progress.finish(Record(Run("a"), "skipped"))
+    assert terminal.getvalue().split("\r")[-1].startswith("1/1003 runs, 0 failed, 0 volumes/s |")
+    assert terminal.getvalue().endswith("[00:10<?]")
+    progress(Run("b"), 0.5)
+    now[0] += 10
+    progress(Run("b"), 0.75)
+    assert terminal.getvalue().endswith("[00:20<7:25:00]")  # 20 s for 0.75 runs, 1001.25 left
+    progress.finish(Record(Run("b"), "done", 200))
+    now[0] += 10
+    progress.finish(Record(Run("c"), "failed"))
+    assert terminal.getvalue().split("\r")[-1].startswith("3/1003 runs, 1 failed, 7 volumes/s |")
+    assert terminal.getvalue().endswith("[00:30<4:10:00]")
+    progress.close()
+
+
+def test_no_progress_without_a_terminal(capsys):
+    progress = CohortProgress(2)
+    progress(Run("a"), 0.5)
+    progress.finish(Record(Run("a"), "done", 200))
+    progress.close()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("inherited", [False, True])
+def test_extract_and_cohort_filter_with_the_same_repetition_time(folder, inherited):
+    """The JSON's, where the header has another: fMRIPrep's issue 3216."""
+    run_name = f"sub-02_task-rest_run-1_space-{cohorts.SPACE}"
+    image = folder / "d" / "sub-02" / "func" / f"{run_name}_desc-preproc_bold.nii.gz"
+    data = nib.load(image)
+    cohorts.save(image, np.asanyarray(data.dataobj), data.affine, t_r=1.0)
+    if inherited:
+        image.with_name(f"{run_name}_desc-preproc_bold.json").rename(folder / "d" / "task-rest_bold.json")
+    options = "--atlas atlas-Toy_dseg.nii.gz --low-pass 0.1 --high-pass 0.04"
+    assert run(f"d out participant --participant-label 02 --run-id 1 --min-coverage 0 {options}") == 0
+    table = f"{run_name}_atlas-Toy_stat-mean_timeseries.tsv"
+    of_cohort = pd.read_table(next((folder / "out").rglob(table))).dropna(axis=1, how="all")
+    mask = next(image.parent.glob(f"{run_name}_desc-brain_mask.nii.gz"))
+    assert cli.main(shlex.split(f"extract {image} --mask {mask} --lut atlas-Toy_dseg.tsv --out single {options}")) == 0
+    of_extract = pd.read_table(folder / "single" / table)
+    pd.testing.assert_frame_equal(of_cohort, of_extract, check_exact=True)
+    sidecar = json.loads((folder / "single" / table).with_suffix(".json").read_text())
+    assert (sidecar["t_r"], sidecar["t_r_from"]) == (2.0, "JSON")

@@ -18,10 +18,12 @@ import pytest
 from gpumask import NiftiLabelsMasker, backend, cohort
 from gpumask.bids import Problem, Run, find_runs
 from gpumask.bids.names import run_name
-from gpumask.cohort import AtlasFile, Work, correlations, is_done, lut_beside, process
+from gpumask.cohort.configuration import AtlasFile, Configuration, lut_beside
 from gpumask.cohort.executors import run_cohort
-from gpumask.extract import collect_warnings
+from gpumask.cohort.record import is_done
+from gpumask.cohort.writer import correlations, process
 from gpumask.files import locked
+from gpumask.process import collect_warnings
 
 from . import cohorts
 
@@ -51,7 +53,7 @@ def small(tmp_path):
 def work_on(folder, out="out", **options):
     atlases = tuple(AtlasFile(folder / f"atlas-{name}_dseg.nii.gz") for name in ("Toy", "Fine"))
     options = {"parameters": PARAMETERS, "confounds": CONFOUNDS, "device": "cpu", **options}
-    return Work(atlases, folder / out, **options)
+    return Configuration(atlases, folder / out, **options)
 
 
 def read(path):
@@ -225,9 +227,9 @@ def test_atlases_need_names_of_their_own(tmp_path):
     atlas = AtlasFile(tmp_path / "atlas-Toy_dseg.nii.gz")
     msg = r"^Expected one atlas or more, each with a name of its own, got \['Toy', 'Toy'\]\. Give NAME=PATH\.$"
     with pytest.raises(ValueError, match=msg):
-        Work((atlas, atlas), tmp_path)
+        Configuration((atlas, atlas), tmp_path)
     with pytest.raises(ValueError, match="Expected one atlas or more"):
-        Work((), tmp_path)
+        Configuration((), tmp_path)
     assert AtlasFile(atlas.path, name="Other").name == "Other"
 
 
@@ -392,7 +394,7 @@ def test_real_run(data, tmp_path):
     mask = data / "sub-02_space-bold_desc-brain_mask.nii.gz"
     parameters = {**PARAMETERS, "smoothing_fwhm": 5.0}
     columns = ["trans_*", "rot_*", "global_signal"]
-    work = Work(tuple(map(AtlasFile, atlases)), tmp_path, parameters, {"columns": columns}, device="cpu")
+    work = Configuration(tuple(map(AtlasFile, atlases)), tmp_path, parameters, {"columns": columns}, device="cpu")
     run = Run(bold, confounds, mask)
     (record,) = run_cohort(work, [run])
     assert record.error == ""
@@ -414,7 +416,7 @@ def test_names_that_are_no_text_and_relative_folders(small, tmp_path, monkeypatc
     except OSError:
         pytest.skip("this file system takes no such names")
     atlases = (AtlasFile("atlas-Toy_dseg.nii.gz"),)
-    work = Work(atlases, "out", device="cpu")
+    work = Configuration(atlases, "out", device="cpu")
     runs = [Run(path, name="bad"), Run(tmp_path / os.fsdecode(b"none\xff.nii"), name="none")]
     assert work.out_dir == tmp_path / "out"
     assert {record.run: record.status for record in run_cohort(work, runs)} == {runs[0]: "done", runs[1]: "failed"}

@@ -14,8 +14,8 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 import pytest
 
 from gpumask.bids import find_runs
-from gpumask.cohort import AtlasFile, Work
 from gpumask.cohort import executors as spread
+from gpumask.cohort.configuration import AtlasFile, Configuration
 from gpumask.cohort.executors import run_cohort
 
 from . import cohorts
@@ -37,7 +37,7 @@ def made(tmp_path_factory):
 
 def work_on(folder, out):
     atlases = tuple(AtlasFile(folder / f"atlas-{name}_dseg.nii.gz") for name in ("Toy", "Fine"))
-    return Work(atlases, folder / out, device="cpu", **OPTIONS)
+    return Configuration(atlases, folder / out, device="cpu", **OPTIONS)
 
 
 def test_the_cohort_has_good_and_bad_runs(made):
@@ -204,10 +204,10 @@ def test_processes_that_cannot_start_are_one_error(made, tmp_path):
     folder = made[0]
     script = tmp_path / "unguarded.py"
     script.write_text(
-        "from gpumask.cohort import *; from gpumask.cohort.executors import run_cohort\n"
+        "from gpumask.cohort.configuration import *; from gpumask.cohort.executors import run_cohort\n"
         "from gpumask.bids import find_runs\n"
         f"runs = find_runs({str(folder / 'd')!r})[0]\n"
-        f"work = Work((AtlasFile({str(folder / 'atlas-Toy_dseg.nii.gz')!r}),), {str(tmp_path / 'o')!r})\n"
+        f"work = Configuration((AtlasFile({str(folder / 'atlas-Toy_dseg.nii.gz')!r}),), {str(tmp_path / 'o')!r})\n"
         "list(run_cohort(work, runs, n_procs=2))\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=100)

@@ -17,8 +17,9 @@ import pytest
 from gpumask import cohort
 from gpumask import files as outputs
 from gpumask.bids import find_runs
-from gpumask.cohort import AtlasFile, Work, process
+from gpumask.cohort.configuration import AtlasFile, Configuration
 from gpumask.cohort.executors import run_cohort
+from gpumask.cohort.writer import process
 
 from . import cohorts
 
@@ -39,7 +40,7 @@ def made(tmp_path_factory):
 
 def work_on(folder, out, **options):
     atlases = tuple(AtlasFile(folder / f"atlas-{name}_dseg.nii.gz") for name in ("Toy", "Fine"))
-    return Work(atlases, folder / out, {"detrend": True}, device="cpu", **options)
+    return Configuration(atlases, folder / out, {"detrend": True}, device="cpu", **options)
 
 
 @pytest.fixture
@@ -68,12 +69,12 @@ FORKING = """
 import os, sys
 from pathlib import Path
 from gpumask.bids import find_runs
-from gpumask.cohort import AtlasFile, Work
+from gpumask.cohort.configuration import AtlasFile, Configuration
 from gpumask.cohort.executors import run_cohort
 
 folder, out = Path(sys.argv[1]), sys.argv[2]
 atlases = tuple(AtlasFile(folder / f"atlas-{name}_dseg.nii.gz") for name in ("Toy", "Fine"))
-work = Work(atlases, folder / out, {"detrend": True}, device="cpu")
+work = Configuration(atlases, folder / out, {"detrend": True}, device="cpu")
 runs, _ = find_runs(folder / "d")
 for _ in sys.stdin:
     pid = os.fork()
@@ -174,7 +175,7 @@ def test_signals_end_a_cohort_cleanly(made, number, code, n_procs):
     n_done = len(list((folder / out).glob("logs/sub-*.json")))
     assert 0 < n_done < len(runs) - 10
     assert last.endswith(" left")
-    assert stderr.splitlines()[-1] == "gpumask cohort: interrupted. Give the same command again to go on."
+    assert stderr.splitlines()[-1] == "gpumask cohort: interrupted. Repeat the command to continue."
     assert "Traceback" not in stderr
     assert cohorts.left_over(folder / out) == []
     assert statuses(work_on(folder, out), runs)["skipped"] == n_done

@@ -292,7 +292,7 @@ def test_bins_and_least_covered(cohort, monkeypatch, bins):
             [[np.nanmean(shares[columns == c, a:b]) for c in range(4)] for a, b in zip(starts, [2, 4, 7], strict=True)]
         )
         np.testing.assert_allclose(as_coverage(picture_of(page)), expected, atol=0.01)
-        assert "a point is the mean of up to 3 regions of 3 runs" in page.text
+        assert "a pixel is the mean of up to 3 regions of 3 runs" in page.text
     else:
         assert "a point is the mean" not in page.text
     regions = page.rows.index(["Region, least covered first", "Mean", "Runs below 0.5"])
@@ -311,7 +311,7 @@ def test_an_atlas_each_and_tables_that_dont_fit(cohort):
     cohort.done("sub-5", {"A": [0.5, 1.0]})
     (cohort.out / "sub" / "sub-5_atlas-A_res-2_stat-coverage_bold.tsv").write_text("Node\tcoverage\nr0\tx\nr1")
     page = page_of(cohort.out)
-    assert "2 regions, 3 runs. Left out, as unreadable or with other regions: 3 tables (first: sub-3)." in page.text
+    assert "2 regions, 3 runs. Skipped, as unreadable or with other regions: 3 tables (first: sub-3)." in page.text
     assert "1 region, 3 runs. Mean coverage 0.250." in page.text
     assert page.labels.count("coverage of regions (rows) in runs (columns)") == 2
 
@@ -333,16 +333,14 @@ def test_no_runs(tmp_path, folder):
     page = page_of(tmp_path / "a <b> & c", 0)
     assert "Cohort a <b> & c" in page.texts
     assert "Failures" in page.texts
-    assert "No run is done." in page.text
-    assert "There are no coverage tables." in page.text
+    assert "No finished runs." in page.text
+    assert "No coverage tables." in page.text
 
 
 def test_no_folder(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         write_page(tmp_path / "none")
-    assert str(error.value) == (
-        f"There is no such folder: {tmp_path / 'none'}. Expected the output folder of a cohort."
-    )
+    assert str(error.value) == (f"No such folder: {tmp_path / 'none'}. Expected the output folder of a cohort.")
 
 
 def test_without_matplotlib(cohort, monkeypatch):
@@ -350,7 +348,7 @@ def test_without_matplotlib(cohort, monkeypatch):
     cohort.done("sub-1", {"A": [0.5, 1.0]})
     page = page_of(cohort.out)
     assert page.labels == page.images == []
-    assert page.text.count("For a picture here: pip install 'gpumask[report]', and write the page again.") == 2
+    assert page.text.count("For a picture here: pip install 'gpumask[report]', and rewrite the page.") == 2
     assert ["r0", "0.500", "0"] in page.rows
 
 

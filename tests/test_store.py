@@ -154,10 +154,10 @@ def test_refused_runs(tmp_path):
             "expected",
             "can't be read: Unterminated string",
             "has other regions than most",
-            "its configuration is c0, that of most is c1",
+            "its configuration is c0, but most have c1",
             "invalid value 'xx",
             "No such file",
-            "has 7 rows, but by its sidecar 9 volumes, 1 of them censored",
+            "has 7 rows, but its sidecar has 9 volumes, 1 of them censored",
         ),
         strict=True,
     ):
@@ -189,7 +189,7 @@ def test_a_cohort_from_the_command_line(tmp_path, capsys):
     tables[2].write_text("x")
     assert main([str(word) for word in [*words[:3], "group", *words[-2:]]]) == 1
     record = tmp_path / "out" / "logs" / f"{tables[2].name.partition('_atlas')[0]}.json"
-    assert f"--store: left out: {record}: the run's outputs can't be read: expected " in capsys.readouterr().err
+    assert f"--store: skipped: {record}: the run's outputs can't be read: expected " in capsys.readouterr().err
     assert frame["name"].nunique() - pd.read_parquet(tmp_path / "s.parquet")["name"].nunique() == 1
 
 
@@ -201,9 +201,9 @@ def test_names_that_cant_be_columns(tmp_path, regions):
     with pytest.raises(ValueError) as error:
         write_store(tmp_path, path)
     assert str(error.value) == (
-        f"{table}: a Parquet file needs different names for its columns, and {regions[0]} would be there twice. Rename "
+        f"{table}: columns of a Parquet file need different names, but {regions[0]} would occur twice. Rename "
         "the regions in the look-up table; participant_id, session, task, run, space, name, repetition_time, volume "
-        "are taken."
+        "are reserved."
     )
     assert path.read_text() == "old"
 
@@ -233,7 +233,7 @@ def test_nothing_to_store(tmp_path):
     with pytest.raises(ValueError) as error:
         write_store(tmp_path, tmp_path / "s.parquet")
     assert str(error.value) == (
-        f"There is no run that is done in {tmp_path}: expected records in {tmp_path / 'logs'}, and their tables."
+        f"{tmp_path} has no finished runs: expected records in {tmp_path / 'logs'}, and their tables."
     )
 
 

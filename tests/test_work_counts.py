@@ -9,12 +9,12 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from gpumask.extract import Run, extract_runs
 
 import gpumask.engine.stream
 import gpumask.extraction
 import gpumask.kernels.segments
 from gpumask import MultiNiftiLabelsMasker, NiftiLabelsMasker, transform_together
-from gpumask.extract import Run, extract_runs
 from gpumask.images.decoding import Decoder
 from gpumask.images.volumes import Volumes
 

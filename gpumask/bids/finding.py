@@ -12,15 +12,11 @@ from gpumask.bids.metadata import is_metadata, nearest_metadata, only
 from gpumask.bids.names import folder_label, image_stem, join_entities, label_of, parse_name
 from gpumask.bids.runs import Problem, Run
 
-# A run's files by suffix and "desc". All else in `func` (surfaces, transforms, references, raw confounds) is skipped.
-_KINDS = {
-    ("bold", "preproc"): "image",
-    ("mask", "brain"): "mask",
-    ("timeseries", "confounds"): "confounds",
-    ("regressors", "confounds"): "confounds",
-}
+# A run's files by suffix, "desc" and extension. Others in `func` (surfaces, transforms, references, ...) are skipped.
 _VOLUMES = (".nii", ".nii.gz", ".nii.zst")
-_EXTENSIONS = {"image": _VOLUMES, "mask": _VOLUMES, "confounds": (".tsv",)}
+_KINDS = {("bold", "preproc", extension): "image" for extension in _VOLUMES}
+_KINDS |= {("mask", "brain", extension): "mask" for extension in _VOLUMES}
+_KINDS |= {(suffix, "confounds", ".tsv"): "confounds" for suffix in ("timeseries", "regressors")}
 _NO_RUN = "has no preprocessed run"
 
 
@@ -183,8 +179,8 @@ class _Scan:
                     self.problems.append(Problem(f"{self.root}/{folder}/{name}", reason))
                 continue
             entities = parsed.entities
-            kind = _KINDS.get((parsed.suffix, entities.get("desc")))
-            if parsed.extension not in _EXTENSIONS.get(kind, ()):
+            kind = _KINDS.get((parsed.suffix, entities.get("desc"), parsed.extension))
+            if kind is None:
                 continue
             if kind == "image":
                 self.has_images = True

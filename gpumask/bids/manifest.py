@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpumask.bids.metadata import positive_seconds
-from gpumask.bids.names import check_run_name, run_folder, run_name
+from gpumask.bids.names import is_run_name, run_folder, run_name
 from gpumask.bids.runs import Problem, Run
 
 _COLUMNS = ("bold", "confounds", "mask", "t_r", "name")
@@ -77,8 +77,9 @@ def _run_of_row(row, folder):
             msg = f"names a {column} file that isn't there: {file}"
             raise ValueError(msg)
     name, t_r = row.get("name"), row.get("t_r")
-    if name:
-        check_run_name(name)
+    if name and not is_run_name(name):
+        msg = f"has the name {name!r}: expected letters, digits, and _ - + . between them"
+        raise ValueError(msg)
     t_r = t_r and positive_seconds(t_r, "has the t_r")
     path = str(files.pop("bold"))
     run = Run(path, **{column: str(file) for column, file in files.items()}, t_r=t_r, name=name)

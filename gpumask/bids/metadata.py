@@ -74,7 +74,8 @@ def metadata_file(run: Run) -> Path | None:
     if next_to_it.is_file():
         return next_to_it
     try:
-        return nearest_metadata(stem, [(str(folder), _listed(folder)) for folder in _data_set_folders(run.path, stem)])
+        folders = _data_set_folders(run.path, stem)
+        return nearest_metadata(stem, [(str(f), _metadata_names(f, f.stat().st_mtime_ns)) for f in folders])
     except ValueError as error:
         msg = f"{run.path} {error}"
         raise ValueError(msg) from error
@@ -135,10 +136,6 @@ def _data_set_folders(path, stem):
             return []
         folders.append(folders[-1].parent)
     return folders
-
-
-def _listed(folder):
-    return _metadata_names(folder, folder.stat().st_mtime_ns)
 
 
 @functools.lru_cache(64)

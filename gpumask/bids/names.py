@@ -15,7 +15,6 @@ _OUTPUT = re.compile(
     r"(?P<before>.+)_(?:atlas|seg)-(?P<atlas>[a-zA-Z0-9]+)(?P<after>(?:_[a-zA-Z0-9]+-[a-zA-Z0-9+]+)*)"
     r"_stat-(?P<stat>[a-zA-Z0-9]+)_(?P<suffix>[a-zA-Z0-9]+)\.tsv"
 )
-_MANIFEST_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.+-]*")
 _OWNERS = re.compile(r"(sub-[a-zA-Z0-9]+)(?:_(ses-[a-zA-Z0-9]+))?(?=_|$)")
 _OF_AN_ATLAS = re.compile(r"(?:^|_)(?:atlas|seg|scale|desc)-([a-zA-Z0-9+]+)")
 _AFTER_ATLAS = ("res", "den", "label", "desc")  # in BIDS's order of entities
@@ -72,16 +71,6 @@ def parse_name(name: str) -> BidsName | None:
     return BidsName(entities, match["suffix"], match["extension"])
 
 
-def run_entities(name: str) -> dict[str, str]:
-    """Entities of a run's name such as "sub-1_task-rest"; empty if it isn't a subject's BIDS name."""
-    return _subject_entities(f"{name}_x")
-
-
-def _subject_entities(name):
-    parsed = parse_name(name)
-    return parsed.entities if parsed and not parsed.extension and next(iter(parsed.entities), "") == "sub" else {}
-
-
 def labels_in(name: str) -> dict[str, str]:
     """Labels by key in a name that begins with a subject, even if the rest isn't BIDS-like; empty for other names."""
     return dict(part.split("-", 1) for part in name.split("_") if "-" in part) if name.startswith("sub-") else {}
@@ -127,11 +116,9 @@ def run_folder(name: str) -> str:
     return "/".join((*filter(None, owners.groups()), "func")) if owners else ""
 
 
-def check_run_name(name: str) -> None:
-    """Raise a ValueError if files can't be named so."""
-    if not _MANIFEST_NAME.fullmatch(name):
-        msg = f"has the name {name!r}: expected letters, digits, and _ - + . between them"
-        raise ValueError(msg)
+def is_run_name(name: str) -> bool:
+    """Whether files can be named so."""
+    return bool(re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.+-]*", name))
 
 
 def atlas_name(path: str | os.PathLike | None) -> str:
@@ -168,7 +155,7 @@ def output_name(
     In BIDS names the atlas precedes "res" and "den". `entity` "seg" gives the names of XCP-D 0.7 to 0.14.
     """
     name = run_name(run)
-    entities = run_entities(name)
+    entities = _subject_entities(f"{name}_{suffix}")
     before = list(takewhile(lambda key: key not in _AFTER_ATLAS, entities))
     after = {key: label for key, label in entities.items() if key not in before}
     name = join_entities({key: entities[key] for key in before}) or name
@@ -180,6 +167,12 @@ def parse_output_name(name: str) -> OutputName | None:
     """Parse a name that `output_name` gave to a table; None for other names."""
     match = _OUTPUT.fullmatch(name)
     return match and OutputName(match["before"] + match["after"], match["atlas"], match["stat"], match["suffix"])
+
+
+def _subject_entities(name):
+    """Entities of a subject's BIDS name without an extension; empty for other names."""
+    parsed = parse_name(name)
+    return parsed.entities if parsed and not parsed.extension and next(iter(parsed.entities), "") == "sub" else {}
 
 
 def _alphanumeric(text: str) -> str:

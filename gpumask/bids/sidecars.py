@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from gpumask import __version__
 from gpumask.bids.metadata import read_json, read_metadata
-from gpumask.bids.names import run_entities, run_name
+from gpumask.bids.names import labels_in, run_name
 from gpumask.bids.runs import Run
 from gpumask.files import replacing, write
 from gpumask.tables import json_lines
@@ -65,7 +65,7 @@ def sidecar(
         sources = [path for path in (run.path, run.mask, run.confounds, atlas, lut) if path is not None]
     content = {
         "RepetitionTime": t_r,
-        "TaskName": run_entities(run_name(run)).get("task"),
+        "TaskName": labels_in(run_name(run)).get("task"),
         **{key: metadata[key] for key in _OF_SIGNALS_TOO if key in metadata},
         "SoftwareFilters": {"Butterworth": {**cutoffs, "Order": 5, "Passes": 2}} if cutoffs else "n/a",
         "NuisanceParameters": list(confounds),

@@ -5,26 +5,44 @@ import multiprocessing
 import os
 import signal
 import threading
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    as_completed,
+    wait,
+)
 from concurrent.futures.process import BrokenProcessPool
 
-from gpumask.bids.names import run_name
+from gpumask.bids.runs import Run
 from gpumask.bids.sidecars import write_dataset_description
-from gpumask.cohort import Record, failed, is_done, logged, process
-from gpumask.extract import process_wide
+from gpumask.cohort.configuration import Configuration, check_names
+from gpumask.cohort.record import Record, failed, is_done, logged
+from gpumask.cohort.writer import process
 from gpumask.files import locked
-from gpumask.process import n_cores
+from gpumask.process import every_warning, n_cores, one_blas_thread
 
 
-def run_cohort(work, runs, *, n_procs=1, executor=None, in_flight=None):
+def run_cohort(
+    configuration: Configuration,
+    runs: Iterable[Run],
+    *,
+    n_procs: int = 1,
+    executor: Executor | None = None,
+    in_flight: int | None = None,
+    progress: Callable[[Run, float], object] | None = None,
+) -> Iterator[Record]:
     """Process many runs; one that fails doesn't stop the rest.
 
-    Leaving the iterator early (``close``, an exception, Ctrl-C) drops the runs at work within a few volumes, and
-    returns when all is quiet. Runs that are done already are skipped.
+    Leaving the iterator early (``close``, an exception, Ctrl-C) abandons running runs within a few volumes (those of an
+    `executor` go on), and returns when all is quiet. Finished runs are skipped.
 
     Parameters
     ----------
-    work : Work
+    configuration : Configuration
     runs : iterable of Run
     n_procs : int, default=1
         Processes. With 1, threads of this process share out the runs, one per core. With more, new processes do, each
@@ -34,6 +52,9 @@ def run_cohort(work, runs, *, n_procs=1, executor=None, in_flight=None):
         records travel through it. It is not shut down.
     in_flight : int, optional
         Most runs that are submitted at a time. If None, two per thread or process; 64 for an `executor`.
+    progress : callable, optional
+        Called with a run and the share of its volumes that is done, from the thread that reads it. Processes and
+        executors don't call it.
 
     Returns
     -------
@@ -50,22 +71,17 @@ def run_cohort(work, runs, *, n_procs=1, executor=None, in_flight=None):
         If no process can be started.
     """
     runs = list(runs)
-    by_name = {}
-    for run in runs:
-        other = by_name.setdefault(run_name(run), run)
-        if other is not run:
-            msg = f"{other.path} and {run.path} would both be written as {run_name(run)}. Give them different names."
-            raise ValueError(msg)
-    out = work.out_dir
+    check_names(configuration, runs)
+    out = configuration.out_dir
     (out / "logs").mkdir(parents=True, exist_ok=True)
     _remove_left_locks(out / "logs")
     source = next((run.source for run in runs if run.source), None)
-    write_dataset_description(out, source, configuration=work.configuration)
+    write_dataset_description(out, source, configuration=configuration.hash)
     if executor is not None:
-        return _spread(work, runs, _Given(executor), in_flight or 64)
+        return _spread(configuration, runs, _CallersExecutor(executor), in_flight or 64)
     n_workers = n_procs if n_procs > 1 else n_cores()
-    pool = _Processes(n_procs) if n_procs > 1 else _Threads(min(n_workers, in_flight or n_workers))
-    return _spread(work, runs, pool, in_flight or 2 * n_workers)
+    pool = _Processes(n_procs) if n_procs > 1 else _Threads(min(n_workers, in_flight or n_workers), progress)
+    return _spread(configuration, runs, pool, in_flight or 2 * n_workers)
 
 
 def _remove_left_locks(logs):
@@ -75,7 +91,7 @@ def _remove_left_locks(logs):
             pass
 
 
-def _spread(work, runs, pool, in_flight):
+def _spread(configuration, runs, pool, in_flight):
     """Submit runs to a pool, and yield their records."""
     waiting = {}
 
@@ -92,22 +108,22 @@ def _spread(work, runs, pool, in_flight):
             try:
                 record = future.result()
             except Exception as error:  # of the executor: a worker was lost, nothing was logged
-                record = logged(work, failed(run, error))
+                record = logged(configuration, failed(run, error))
             yield record
         if suspects:  # any of them may be why a process died: each has one try alone
             pool.restart()
             for suspect in suspects:
-                yield _alone(work, suspect, pool)
+                yield _alone(configuration, suspect, pool)
 
-    with process_wide:
+    with one_blas_thread, every_warning:
         try:
             for run in runs:
-                if not work.overwrite and is_done(work, run):  # spares the way through the executor
-                    yield logged(work, Record(run, "skipped"))
+                if not configuration.overwrite and is_done(configuration, run):  # spares the way through the executor
+                    yield logged(configuration, Record(run, "skipped"))
                     continue
                 while len(waiting) >= in_flight:
                     yield from finished()
-                waiting[pool.submit(work, run)] = run
+                waiting[pool.submit(configuration, run)] = run
             while waiting:
                 yield from finished()
         finally:
@@ -120,27 +136,27 @@ def _broken(future):
     return not future.cancelled() and isinstance(future.exception(), BrokenProcessPool)
 
 
-def _alone(work, run, pool):
+def _alone(configuration, run, pool):
     try:
-        return pool.submit(work, run).result()
+        return pool.submit(configuration, run).result()
     except BrokenProcessPool:
         pool.restart()
-        msg = "The process died twice while it worked at this run: killed, out of memory, or a crash."
-        return logged(work, Record(run, "failed", error=msg))
+        msg = "The process died twice during this run: killed, out of memory or crashed."
+        return logged(configuration, Record(run, "failed", error=msg))
 
 
-class _Given:
+class _CallersExecutor:
     """An executor that belongs to the caller."""
 
     def __init__(self, executor):
         self._executor = executor
 
-    def submit(self, work, run):
-        return self._executor.submit(process, work, run)
+    def submit(self, configuration, run):
+        return self._executor.submit(process, configuration, run)
 
     def restart(self):
-        """Say that the caller must."""
-        msg = "The executor has lost a process and takes no more work. Runs that are done stay so: begin again."
+        """Raise: the caller must."""
+        msg = "The executor lost a process and accepts no more work. Start again: finished runs are kept."
         raise RuntimeError(msg)
 
     def close(self):
@@ -150,12 +166,13 @@ class _Given:
 class _Threads:
     """Threads of this process: decompression and sums run outside of the interpreter's lock."""
 
-    def __init__(self, n):
-        self._stop = threading.Event()
+    def __init__(self, n, progress):
+        self._stop, self._progress = threading.Event(), progress
         self._executor = ThreadPoolExecutor(n, "gpumask-run")
 
-    def submit(self, work, run):
-        return self._executor.submit(process, work, run, self._stop.is_set)
+    def submit(self, configuration, run):
+        share = self._progress and (lambda done, total: self._progress(run, done / max(total, 1)))
+        return self._executor.submit(process, configuration, run, self._stop.is_set, share)
 
     def close(self):
         self._stop.set()
@@ -189,9 +206,9 @@ class _Processes:
         self._executor.shutdown()
         self._start()
 
-    def submit(self, work, run):
+    def submit(self, configuration, run):
         try:
-            return self._executor.submit(_process_in_worker, work, run)
+            return self._executor.submit(_process_in_worker, configuration, run)
         except BrokenProcessPool as error:
             future = Future()
             future.set_exception(error)
@@ -205,8 +222,8 @@ class _Processes:
 _stop = None  # of a worker process: not 0 once it is to stop
 
 
-def _process_in_worker(work, run):
-    return process(work, run, lambda: bool(_stop.value))
+def _process_in_worker(configuration, run):
+    return process(configuration, run, lambda: bool(_stop.value))
 
 
 def _begin_worker(stop):

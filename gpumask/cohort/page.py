@@ -1,9 +1,10 @@
-"""HTML page of a cohort: what failed, how well regions are covered, how long runs took; read from its files alone."""
+"""HTML page of a cohort: failures, coverage of the regions, timings and warnings; made from its files alone."""
 
 import heapq
 import html
 import io
 import json
+import os
 import re
 import time
 from collections import Counter, defaultdict
@@ -16,9 +17,9 @@ from gpumask import __version__
 from gpumask.bids.names import parse_output_name
 from gpumask.files import replacing, write
 
-_LOW = 0.5  # a region that is covered less is "n/a" by default
+_LOW = 0.5  # less covered regions are "n/a" by default
 _FAILURES, _GROUPS, _WORST = 300, 50, 10  # rows of tables
-_PICTURE = (400, 600)  # most rows (regions) and columns (runs) of a coverage picture: what a window shows
+_PICTURE = (400, 600)  # most rows (regions) and columns (runs) of a coverage picture: those of a window
 _STAGES = ("read", "reduce", "clean", "write", "total")
 _ACCENT = "#3b82c4"  # legible on white and on black
 _INK = "#123456"  # becomes the colour of the page's text
@@ -31,24 +32,24 @@ _STYLE = (
     ".bad b{color:#d33}.wide{overflow-x:auto}.pair{display:flex;flex-wrap:wrap;gap:0 3em}.pair>*{flex:1 1 20em}"
     "table{border-collapse:collapse;font-size:90%;margin:1em 0}td,th{border-bottom:1px solid #8884;padding:.25em .8em;"
     "text-align:left;vertical-align:top;min-width:2em}td.n,th.n{text-align:right;white-space:nowrap;overflow-wrap:normal}"
-    "td.run{min-width:11em;width:40%}"
+    "div.run{min-width:11em}"
     "pre{background:#8882;padding:.8em;white-space:pre-wrap;font-size:90%}summary{cursor:pointer}"
 )
 
 
-def write_page(out_dir, n_runs=None):
-    """Write the page of a cohort's output folder, ``cohort.html``; it needs no other file and no network.
+def write_page(out_dir: str | os.PathLike, n_runs: int | None = None) -> Path:
+    """Write the page of a cohort's output folder, ``cohort.html``; it is self-contained.
 
-    The page appears whole or not at all. Log lines that were cut off are left out and counted. Without matplotlib it
-    has tables alone, and says so.
+    The page appears whole or not at all. Truncated log lines are skipped and counted. Without matplotlib, it has no
+    pictures.
 
     Parameters
     ----------
     out_dir : str or path-like
-        Folder with ``logs/*.jsonl`` (a line per attempt), ``logs/*.json`` (a record per run that is done) and the
-        coverage tables that the records name.
+        Folder with ``logs/*.jsonl`` (a line per attempt), ``logs/*.json`` (a record per finished run) and the coverage
+        tables that the records name.
     n_runs : int, optional
-        Runs of the whole cohort, to say how many are left. If None, that isn't said.
+        Number of runs of the whole cohort. If None, the page doesn't show how many are left.
 
     Returns
     -------
@@ -57,11 +58,11 @@ def write_page(out_dir, n_runs=None):
     Raises
     ------
     FileNotFoundError
-        If there is no such folder.
+        If the folder doesn't exist.
     """
     out_dir = Path(out_dir)
     if not out_dir.is_dir():
-        msg = f"There is no such folder: {out_dir}. Expected the output folder of a cohort."
+        msg = f"No such folder: {out_dir}. Expected the output folder of a cohort."
         raise FileNotFoundError(msg)
     cohort = _read_logs(out_dir / "logs")
     title = f"Cohort {html.escape(out_dir.resolve().name)}"
@@ -80,12 +81,12 @@ def write_page(out_dir, n_runs=None):
     return path
 
 
-# What the logs say
+# Logs
 
 
 @dataclass
 class _Attempt:
-    """Last line about a run; the rest of it stays in the file, at `offset`."""
+    """Last line about a run; its other values stay in the file, at `offset`."""
 
     status: str
     time: str
@@ -99,15 +100,15 @@ class _Cohort:
     failed: dict = field(default_factory=dict)  # name: attempt
     taken: list = field(default_factory=list)
     lost: list = field(default_factory=list)  # logged as done, without a record
-    skipped: int = 0  # of the runs that are done: those found done by their last attempt
-    unreadable: Counter = field(default_factory=Counter)  # log file: lines or whole records
+    skipped: int = 0  # finished runs whose last attempt found them finished
+    unreadable: Counter = field(default_factory=Counter)  # by log file: lines or whole records
     configurations: Counter = field(default_factory=Counter)
     coverage: dict = field(default_factory=lambda: defaultdict(list))  # atlas: (name, relative path of table)
     seconds: dict = field(default_factory=lambda: defaultdict(list))  # stage: one number per run
     rates: list = field(default_factory=list)  # volumes per second, one number per run
-    warnings: Counter = field(default_factory=Counter)  # message without what differs from run to run: runs
+    warnings: Counter = field(default_factory=Counter)  # runs by message, without what differs between runs
     errors: Counter = field(default_factory=Counter)
-    example: dict = field(default_factory=dict)  # such a message: one as it was written
+    example: dict = field(default_factory=dict)  # a whole message by such a message
 
 
 def _read_logs(logs):
@@ -118,12 +119,12 @@ def _read_logs(logs):
         try:
             record = json.loads(path.read_bytes())
             times = str(record["time"])
-            outputs = [str(output) for output, _ in record["outputs"]]
+            outputs = [str(output["path"]) for output in record["outputs"]]
         except (OSError, ValueError, TypeError, LookupError):
             cohort.unreadable[path.name] += 1
             continue
         last = attempts.pop(name, None)
-        if last and last.status == "failed" and last.time > times:  # done once, then again, in vain
+        if last and last.status == "failed" and last.time > times:  # finished once, redone in vain
             attempts[name] = last
             continue
         cohort.done.append(name)
@@ -158,7 +159,7 @@ def _last_attempts(logs, unreadable):
                 except (ValueError, TypeError, LookupError):
                     unreadable[path.name] += 1
                 else:
-                    # "taken" says that another process has the run, whose own line or record is the better news.
+                    # "taken" means that another process has the run: its own line or record is more informative.
                     known = attempts.get(name)
                     rank = (attempt.status != "taken", attempt.time)
                     if known is None or rank >= (known.status != "taken", known.time):
@@ -174,7 +175,7 @@ def _line(attempt):
 
 
 def _count(counter, cohort, messages, values, name):
-    """Count each different message of a run once; paths, names and numbers don't make a message different."""
+    """Count each message of a run once; messages are the same if they only differ in paths, names and numbers."""
     kinds = {}
     for message in messages if isinstance(messages, list) else ():
         message = str(message)
@@ -197,7 +198,7 @@ def _add_seconds(cohort, record):
         cohort.rates.append(record["volumes"] / seconds["total"])
 
 
-# Sections of the page
+# Sections
 
 
 def _totals(cohort, n_runs):
@@ -223,7 +224,7 @@ def _totals(cohort, n_runs):
     if cohort.unreadable:
         first = html.escape(next(iter(cohort.unreadable)))
         lines = _number(cohort.unreadable.total())
-        parts.append(f"<p>Log lines and records left out, as unreadable: {lines} (first in logs/{first}).</p>")
+        parts.append(f"<p>Log lines and records skipped as unreadable: {lines} (first in logs/{first}).</p>")
     if len(cohort.configurations) > 1:
         kinds = ", ".join(f"{html.escape(k)} ({_number(n)})" for k, n in cohort.configurations.most_common(_GROUPS))
         parts.append(f"<p>The runs were done with {len(cohort.configurations)} configurations: {kinds}.</p>")
@@ -239,19 +240,14 @@ def _failures(cohort):
         run = str(line.get("run") or name)
         error = html.escape(str(line.get("error") or "no message").replace(run, Path(run).name))  # the path is below
         rest = "\n".join(str(line[key]) for key in ("run", "time", "traceback") if line.get(key))
-        rows.append(
-            f"<tr><td class='run'>{html.escape(name)}</td>"
-            f"<td><details><summary>{error}</summary><pre>{html.escape(rest)}</pre></details></td></tr>"
-        )
+        details = f"<details><summary>{error}</summary><pre>{html.escape(rest)}</pre></details>"
+        rows.append((f"<div class='run'>{html.escape(name)}</div>", details))
     left = len(cohort.failed) - len(rows)
     more = f"<p>And {_number(left)} more, in logs/*.jsonl.</p>" if left else ""
     groups = ""
     if len(cohort.failed) > len(cohort.errors) > 1 or left:
         groups = _kinds(cohort.errors, cohort.example, "Error")
-    return (
-        f"<h2>Failures: {_number(len(cohort.failed))}</h2>{groups}"
-        f"<div class='wide'><table><tr><th>Run</th><th>Error</th></tr>{''.join(rows)}</table></div>{more}"
-    )
+    return f"<h2>Failures: {_number(len(cohort.failed))}</h2>{groups}{_table(('Run', 'Error'), rows)}{more}"
 
 
 def _warnings(cohort):
@@ -260,21 +256,31 @@ def _warnings(cohort):
 
 
 def _kinds(counter, example, heading):
-    rows = "".join(
-        f"<tr><td class='n'>{_number(count)}</td><td>{html.escape(example[kind] if count == 1 else kind)}"
-        + (f"<br><small>as in: {html.escape(example[kind])}</small>" if count > 1 and example[kind] != kind else "")
-        + "</td></tr>"
-        for kind, count in counter.most_common(_GROUPS)
-    )
+    rows = []
+    for kind, count in counter.most_common(_GROUPS):
+        text = html.escape(example[kind] if count == 1 else kind)
+        if count > 1 and example[kind] != kind:
+            text += f"<br><small>as in: {html.escape(example[kind])}</small>"
+        rows.append((_number(count), text))
     left = len(counter) - _GROUPS
     more = f"<p>And {_number(left)} rarer ones, in logs/*.jsonl.</p>" if left > 0 else ""
-    return f"<div class='wide'><table><tr><th class='n'>Runs</th><th>{heading}</th></tr>{rows}</table></div>{more}"
+    return _table(("Runs", heading), rows, numeric=[0]) + more
+
+
+def _table(headings, rows, numeric=()):
+    """HTML table of cells in HTML; `numeric` columns are aligned to the right."""
+
+    def line(tag, cells):
+        return "".join(f"<{tag}{' class=n' * (k in numeric)}>{cell}</{tag}>" for k, cell in enumerate(cells))
+
+    lines = [line("th", headings), *(line("td", row) for row in rows)]
+    return f"<div class='wide'><table>{''.join(f'<tr>{cells}</tr>' for cells in lines)}</table></div>"
 
 
 def _coverage(cohort, out_dir):
     parts = ["<h2>Coverage</h2>"]
     if not cohort.coverage:
-        parts.append("<p>There are no coverage tables.</p>")
+        parts.append("<p>No coverage tables.</p>")
     for atlas, tables in sorted(cohort.coverage.items()):
         coverage = _read_coverage([name for name, _ in tables], [out_dir / path for _, path in tables])
         parts.append(f"<h3>{html.escape(atlas)}</h3>{coverage.html()}")
@@ -282,7 +288,7 @@ def _coverage(cohort, out_dir):
 
 
 def _read_coverage(names, paths):
-    """Read the coverage tables of an atlas one after the other; what is kept doesn't grow with regions times runs."""
+    """Read an atlas's coverage tables one after the other; memory doesn't grow with regions times runs."""
     coverage = None
     bad = []
     for index, path in enumerate(paths):
@@ -342,7 +348,7 @@ class _Coverage:
         n_regions, n_runs = len(self.nodes), len(self.names) - len(self.bad)
         parts = [f"<p>{_number(n_regions, 'region')}, {_number(n_runs, 'run')}."]
         if self.bad:
-            parts.append(f" Left out, as unreadable or with other regions: {_number(len(self.bad), 'table')} "
+            parts.append(f" Skipped, as unreadable or with other regions: {_number(len(self.bad), 'table')} "
                          f"(first: {html.escape(self.bad[0])}).")  # fmt: skip
         if self.region_counts.sum() == 0:
             return "".join([*parts, "</p>"])
@@ -351,11 +357,11 @@ class _Coverage:
             picture = self.sums / self.counts
             means = self.region_sums / self.region_counts
         mean = self.region_sums.sum() / self.region_counts.sum()
-        parts.append(f" Mean coverage {mean:.3f}. In the picture, runs are in the order of their names, from left to ")
-        parts.append("right, and regions in the table's, from top to bottom")
+        parts.append(f" Mean coverage {mean:.3f}. In the picture, columns are runs in the order of their names, and ")
+        parts.append("rows are regions in the order of the table")
         if per_run * per_region > 1:
             size = f"{_number(per_region, 'region')} of {_number(per_run, 'run')}"
-            parts.append(f"; a point is the mean of up to {size}")
+            parts.append(f"; a pixel is the mean of up to {size}")
         parts.append(".</p>")
         parts.append(_heat_map(picture, self.names, self.nodes))
         regions = np.lexsort((means, -self.region_low))[:_WORST]
@@ -368,36 +374,29 @@ class _Coverage:
 
 
 def _worst(what, low, names, means, counts, chosen):
-    rows = "".join(
-        f"<tr><td>{html.escape(names[i])}</td><td class='n'>{means[i]:.3f}</td>"
-        f"<td class='n'>{_number(counts[i])}</td></tr>"
-        for i in chosen
-    )
-    head = f"<tr><th>{what}, least covered first</th><th class='n'>Mean</th><th class='n'>{low}</th></tr>"
-    return f"<div class='wide'><table>{head}{rows}</table></div>"
+    rows = [(html.escape(names[i]), f"{means[i]:.3f}", _number(counts[i])) for i in chosen]
+    return _table((f"{what}, least covered first", "Mean", low), rows, numeric=(1, 2))
 
 
 def _timings(cohort):
     stages = [*(s for s in _STAGES if s in cohort.seconds), *sorted(set(cohort.seconds) - set(_STAGES))]
     if not stages:
-        return "<h2>Timings</h2><p>No run is done.</p>"
+        return "<h2>Timings</h2><p>No finished runs.</p>"
     rows, panels = [], []
     for label, values in [*((f"{s}, s", cohort.seconds[s]) for s in stages), ("volumes per second", cohort.rates)]:
         if not values:
             continue
         panels.append((label, values))
-        low, median, high = np.percentile(values, (5, 50, 95))
-        cells = "".join(f"<td class='n'>{number:.3g}</td>" for number in (low, median, high, max(values)))
-        rows.append(f"<tr><td>{html.escape(label)}</td>{cells}</tr>")
-    head = "".join(f"<th class='n'>{name}</th>" for name in ("5 %", "median", "95 %", "largest"))
+        rows.append((html.escape(label), *(f"{x:.3g}" for x in (*np.percentile(values, (5, 50, 95)), max(values)))))
     return (
         f"<h2>Timings</h2><p>Of {_number(len(cohort.done), 'run')}. Stages overlap; reduce is summed over threads.</p>"
-        f"{_histograms(panels)}<div class='wide'><table><tr><th></th>{head}</tr>{''.join(rows)}</table></div>"
+        + _histograms(panels)
+        + _table(("", "5 %", "median", "95 %", "largest"), rows, numeric=range(1, 5))
     )
 
 
 def _number(count, noun=""):
-    """Count with spaces between thousands; with a noun, in the plural where it has to be."""
+    """Count with spaces between thousands, and a noun in the singular or plural."""
     number = f"{count:,}".replace(",", "\u202f")
     return f"{number} {noun}{'s' * (count != 1)}" if noun else number
 
@@ -453,11 +452,11 @@ def _ink(axes):
 
 
 def _svg(draw, size, label):
-    """Picture as inline SVG, in the colour of the page's text; without matplotlib, how to get it."""
+    """Picture as inline SVG, in the colour of the page's text; without matplotlib, a hint."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        return "<p>For a picture here: pip install 'gpumask[report]', and write the page again.</p>"
+        return "<p>For a picture here: pip install 'gpumask[report]', and rewrite the page.</p>"
     figure = Figure(figsize=size, layout="constrained", facecolor="none")
     draw(figure)
     buffer = io.StringIO()

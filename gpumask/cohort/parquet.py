@@ -1,7 +1,8 @@
-"""One Parquet file of a whole cohort, made from its written time series."""
+"""One Parquet file of a whole cohort, made from its time series tables."""
 
 import hashlib
 import json
+import os
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,14 @@ from gpumask.files import replacing
 _ENTITIES = {"participant_id": "sub", "session": "ses", "task": "task", "run": "run", "space": "space"}
 _KEYS = (*_ENTITIES, "name")
 _OWN = (*_KEYS, "repetition_time", "volume")
-# Each column of each row group costs 50 bytes of the file's last part, which readers hold in memory: a group per run
-# would make it 2 GB for 40 000 runs of 1000 regions. Groups have whole runs, to about as many values (64 MiB).
+# Each column of each row group takes 50 bytes of the file's footer, which readers hold in memory: with a group per run,
+# 2 GB for 40 000 runs of 1000 regions. Groups have whole runs, up to about as many values (64 MiB).
 _GROUP = 2**23
 
 
 @dataclass(frozen=True)
 class _Table:
-    """A run's time series, and what has to be the same in all of them."""
+    """A run's time series, and what must be the same in all tables."""
 
     name: str
     path: Path
@@ -29,40 +30,39 @@ class _Table:
     header: bytes  # hash
 
 
-def write_store(out_dir, path):
-    """Write the time series of all runs that are done to one Parquet file per atlas and statistic.
+def write_store(out_dir: str | os.PathLike, path: str | os.PathLike) -> tuple[list[Path], list[str]]:
+    """Write the time series of all finished runs to one Parquet file per atlas and statistic.
 
     A row is a volume. The columns are participant_id ("sub-01"), session, task, run, space and name (of the run; all
-    categories in pandas, missing where the name has no such entity), repetition_time (s), volume (its number in the
-    run, from 0; censored volumes are missing), and one of float64 per region, with exactly the tables' numbers; "n/a"
-    is missing. Runs are in the order of their names. Row groups have whole runs, up to about 64 MiB; their statistics
-    let readers find a run without reading the rest. Under the key "gpumask" the file has JSON metadata: atlas,
-    statistic, and what the runs' sidecars have in common. Memory doesn't grow with the number of values.
+    categories in pandas, missing if the name lacks the entity), repetition_time (s), volume (its number in the run,
+    from 0; censored volumes are missing), and a float64 column per region, with exactly the tables' numbers; "n/a" is
+    missing. Runs are sorted by name. Row groups have whole runs, up to about 64 MiB; their statistics let readers find
+    a run without reading the others. The key "gpumask" has JSON metadata: atlas, statistic, and the common values of
+    the runs' sidecars. Memory doesn't grow with the number of values.
 
-    Runs with another configuration or other regions than most are refused by name, as are those that can't be read.
+    Runs that can't be read, or have another configuration or other regions than most, are refused.
 
     Parameters
     ----------
     out_dir : str or path-like
-        Output folder of a cohort, with a record of each run that is done in ``logs/<name>.json``.
+        Output folder of a cohort, with a record of each finished run in ``logs/<name>.json``.
     path : str or path-like
-        File to write; an old one is replaced once the new one is whole. If there are several atlases or statistics,
-        whose regions differ, each has its own file: ``cohort.parquet`` becomes
-        ``cohort_atlas-<atlas>_stat-<statistic>.parquet``.
+        File to write; an old one is replaced once the new one is whole. Several atlases or statistics, whose regions
+        differ, have a file each: ``cohort.parquet`` becomes ``cohort_atlas-<atlas>_stat-<statistic>.parquet``.
 
     Returns
     -------
     paths : list of Path
-        The files that were written.
+        The written files.
     refused : list of str
-        What isn't in them, and why: a message per table, which names it.
+        A message for each table that isn't in them: its name and why.
 
     Raises
     ------
     ImportError
         If pyarrow is missing.
     ValueError
-        If no run is done, or regions can't be columns because of their names.
+        If no run is finished, or regions' names can't be columns.
     OSError
         If the file can't be written.
     """
@@ -70,7 +70,7 @@ def write_store(out_dir, path):
     out_dir, path = Path(out_dir), Path(path)
     tables, refused = _tables(out_dir)
     if not tables:
-        msg = f"There is no run that is done in {out_dir}: expected records in {out_dir / 'logs'}, and their tables."
+        msg = f"{out_dir} has no finished runs: expected records in {out_dir / 'logs'}, and their tables."
         raise ValueError(msg)
     paths = []
     for (atlas, stat), group in sorted(tables.items()):
@@ -80,8 +80,8 @@ def write_store(out_dir, path):
     return paths, refused
 
 
-def check_pyarrow():
-    """Raise an ImportError that says what to install, if pyarrow is missing."""
+def check_pyarrow() -> None:
+    """Raise an ImportError that names the package to install, if pyarrow is missing."""
     try:
         import pyarrow  # noqa: F401
     except ImportError:
@@ -90,12 +90,12 @@ def check_pyarrow():
 
 
 def _tables(out_dir):
-    """Tables of the runs that are done, by atlas and statistic; and messages about what can't be read."""
+    """Tables of finished runs by atlas and statistic, and messages about unreadable ones."""
     tables, unreadable = defaultdict(list), []
     for record_path in sorted((out_dir / "logs").glob("*.json")):
         try:
             record = json.loads(record_path.read_bytes())
-            for output, size in record["outputs"]:
+            for output, size, made in ((o["path"], o["size"], str(o["made"])) for o in record["outputs"]):
                 path = out_dir / output
                 parsed = parse_output_name(path.name)
                 if parsed and parsed.suffix == "timeseries":
@@ -104,7 +104,7 @@ def _tables(out_dir):
                         raise ValueError(msg)
                     with path.open("rb") as file:
                         header = hashlib.sha256(file.readline()).digest()
-                    table = _Table(parsed.run, path, str(record["configuration"]), header)
+                    table = _Table(parsed.run, path, made, header)
                     tables[parsed.atlas, parsed.stat].append(table)
         except (OSError, ValueError, TypeError, LookupError) as error:
             unreadable.append(f"{record_path}: the run's outputs can't be read: {error}")
@@ -118,7 +118,7 @@ def _write(path, tables, metadata):
     fitting, refused = [], []
     for table in tables:
         if table.configuration != configuration:
-            refused.append(f"{table.path}: its configuration is {table.configuration}, that of most is {configuration}")
+            refused.append(f"{table.path}: its configuration is {table.configuration}, but most have {configuration}")
         elif table.header != header:
             refused.append(f"{table.path}: has other regions than most")
         else:
@@ -156,8 +156,8 @@ def _regions(path):
     names = Counter([*_OWN, *regions])
     if twice := [name for name, count in names.items() if count > 1]:
         msg = (
-            f"{path}: a Parquet file needs different names for its columns, and {', '.join(twice[:5])} would be there "
-            f"twice. Rename the regions in the look-up table; {', '.join(_OWN)} are taken."
+            f"{path}: columns of a Parquet file need different names, but {', '.join(twice[:5])} would occur twice. "
+            f"Rename the regions in the look-up table; {', '.join(_OWN)} are reserved."
         )
         raise ValueError(msg)
     return regions
@@ -172,12 +172,12 @@ def _schema(regions):
 
 
 def _read(table, regions):
-    """Sidecar, numbers of the volumes, and values of a run."""
+    """A run's sidecar, volume numbers, and values."""
     import pyarrow as pa
     from pyarrow import csv
 
     sidecar = json.loads(table.path.with_suffix(".json").read_bytes())
-    block = min(max(table.path.stat().st_size, 1), 2**30)  # one block, as a line can't be longer than that
+    block = min(max(table.path.stat().st_size, 1), 2**30)  # one block: a line can't be longer
     values = csv.read_csv(
         table.path,
         read_options=csv.ReadOptions(block_size=block, use_threads=False),
@@ -187,7 +187,7 @@ def _read(table, regions):
     n_volumes, censored = sidecar.get("NumberOfVolumes", len(values)), sidecar.get("CensoredVolumes", [])
     volumes = np.setdiff1d(np.arange(n_volumes, dtype=np.int32), censored)
     if len(volumes) != len(values):
-        msg = f"has {len(values)} rows, but by its sidecar {n_volumes} volumes, {len(censored)} of them censored"
+        msg = f"has {len(values)} rows, but its sidecar has {n_volumes} volumes, {len(censored)} of them censored"
         raise ValueError(msg)
     return sidecar, volumes, values
 

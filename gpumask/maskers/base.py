@@ -139,7 +139,6 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
     def finish(self, prepared: Prepared, result: Result, volumes: Volumes) -> np.ndarray:
         """Keep what describes the run, and give the signals their shape."""
         self.plan_, self.seconds_, self._on_grid = prepared.plan, result.seconds, prepared.regions
-        self.non_finite_ = result.non_finite
         shares = ", ".join(f"{step} {seconds:.3f} s" for step, seconds in self.seconds_.items())
         self._log(f"{volumes.n_volumes} volumes: {shares} (reading and reducing overlap)", "transform")
         if volumes.is_3d and _get_output_config("transform", self)["dense"] == "default":

@@ -1,17 +1,23 @@
 """Figures of a run: its regions over an image, its signals as a carpet, their correlations. Arrays in, figures out.
 
-Nothing here touches pyplot or other global state: threads may draw at the same time.
+Neither pyplot nor other global state is used: threads may draw at the same time.
 """
 
 import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
 
-_NONE = "#d9b26f"  # tan, where there is no value: neither map has it
+if TYPE_CHECKING:
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure, FigureBase
+
+_NONE = "#d9b26f"  # tan, for missing values: neither colour map has it
 
 
-def new_figure(size, **options):
+def new_figure(size: tuple[float, float], **options: object) -> "Figure":
     """Empty matplotlib figure of `size` (width and height in inches).
 
     Raises
@@ -27,7 +33,15 @@ def new_figure(size, **options):
     return Figure(figsize=size, layout="constrained", **options)
 
 
-def draw_cuts(figure, labels, image, affine, *, background_label=0, cmap="hsv"):
+def draw_cuts(
+    figure: "FigureBase",
+    labels: np.ndarray,
+    image: np.ndarray | None,
+    affine: np.ndarray,
+    *,
+    background_label: float = 0,
+    cmap: "str | Colormap" = "hsv",
+) -> None:
     """Draw three cuts through the middle of the regions, over an image.
 
     Parameters
@@ -37,11 +51,11 @@ def draw_cuts(figure, labels, image, affine, *, background_label=0, cmap="hsv"):
     labels : ndarray, shape (x, y, z)
         A number per region.
     image : ndarray, shape (x, y, z), or None
-        What to draw the regions over.
+        Image below the regions.
     affine : ndarray, shape (4, 4)
-        From voxels to mm. The cuts are along the axes of the array, turned to be close to RAS+.
+        From voxels to mm. The cuts are along the axes of the array, reoriented to be close to RAS+.
     background_label : number
-        Label of no region.
+        Label that isn't a region.
     cmap : str or matplotlib Colormap
 
     Raises
@@ -59,7 +73,7 @@ def draw_cuts(figure, labels, image, affine, *, background_label=0, cmap="hsv"):
     image = None if image is None else nib.orientations.apply_orientation(image, turn)
     inside = np.argwhere(labels != background_label)
     middle = inside.mean(axis=0).round().astype(int) if len(inside) else np.array(labels.shape) // 2
-    # Neighbouring labels are often neighbouring regions: shuffled, they get colours that differ.
+    # Neighbouring labels are often neighbouring regions: shuffling gives them different colours.
     order = np.random.default_rng(0).permutation(256)
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     for axis, axes in enumerate(figure.subplots(1, 3)):
@@ -74,7 +88,14 @@ def draw_cuts(figure, labels, image, affine, *, background_label=0, cmap="hsv"):
         axes.set_axis_off()
 
 
-def draw_carpet(figure, signals, *, t_r=None, displacement=None, kept=None):
+def draw_carpet(
+    figure: "FigureBase",
+    signals: np.ndarray,
+    *,
+    t_r: float | None = None,
+    displacement: np.ndarray | None = None,
+    kept: np.ndarray | None = None,
+) -> None:
     """Draw the signals as a carpet: a row per region, in units of its standard deviation, and motion above it.
 
     Parameters
@@ -82,18 +103,18 @@ def draw_carpet(figure, signals, *, t_r=None, displacement=None, kept=None):
     figure : matplotlib Figure or SubFigure
         Empty.
     signals : ndarray, shape (n_kept_volumes, n_regions)
-        Regions that have NaN, or don't vary, are tan.
+        Regions with NaN or without variance are tan.
     t_r : float, optional
         Repetition time in s. If None, the axis counts volumes.
     displacement : array of shape (n_volumes,), optional
         Framewise displacement of all volumes, in mm.
     kept : array of int, shape (n_kept_volumes,), optional
-        The volumes that the rows of `signals` are, as nilearn's ``sample_mask``. Others are tan. If None, all.
+        Volumes of the rows of `signals`, as nilearn's ``sample_mask``. Others are tan. If None, all.
 
     Raises
     ------
     ValueError
-        If the lengths don't go together.
+        If the lengths don't match.
     """
     signals = np.asarray(signals, dtype=float)
     kept = np.arange(len(signals)) if kept is None else np.asarray(kept)
@@ -129,8 +150,8 @@ def draw_carpet(figure, signals, *, t_r=None, displacement=None, kept=None):
     figure.colorbar(image, ax=axes, label="z", pad=0.01)
 
 
-def draw_connectivity(figure, matrix, names=()):
-    """Draw a matrix of correlations.
+def draw_connectivity(figure: "FigureBase", matrix: np.ndarray, names: Sequence[str] = ()) -> None:
+    """Draw a correlation matrix.
 
     Parameters
     ----------
@@ -139,12 +160,12 @@ def draw_connectivity(figure, matrix, names=()):
     matrix : ndarray, shape (n_regions, n_regions)
         From -1 to 1; NaN is tan.
     names : sequence of str, optional
-        Of the regions; shown where there is room for them.
+        Names of the regions; shown for up to 40 regions.
 
     Raises
     ------
     ValueError
-        If the matrix isn't square, or there aren't as many names.
+        If the matrix isn't square, or the number of names differs.
     """
     matrix, names = np.asarray(matrix), list(names)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or (names and len(names) != len(matrix)):
@@ -161,20 +182,20 @@ def draw_connectivity(figure, matrix, names=()):
 
 
 def run_figure(
-    signals,
-    matrix,
-    labels,
-    image,
-    affine,
+    signals: np.ndarray,
+    matrix: np.ndarray,
+    labels: np.ndarray,
+    image: np.ndarray,
+    affine: np.ndarray,
     *,
-    title,
-    names=(),
-    background_label=0,
-    t_r=None,
-    displacement=None,
-    kept=None,
-):
-    """One figure of a run and an atlas: regions over the mean image, carpet, and connectivity.
+    title: str,
+    names: Sequence[str] = (),
+    background_label: float = 0,
+    t_r: float | None = None,
+    displacement: np.ndarray | None = None,
+    kept: np.ndarray | None = None,
+) -> "Figure":
+    """Figure of a run and an atlas: regions over the mean image, carpet, and connectivity.
 
     Parameters
     ----------
@@ -199,7 +220,7 @@ def run_figure(
     ImportError
         If matplotlib is missing.
     ValueError
-        If shapes don't go together.
+        If shapes don't match.
     """
     figure = new_figure((10, 14))
     figure.suptitle(title.replace("$", r"\$"), fontsize=9)
@@ -211,8 +232,8 @@ def run_figure(
     return figure
 
 
-def to_png(figure, dpi=100):
-    """Bytes of a PNG file of a figure; equal figures give equal bytes.
+def to_png(figure: "Figure", dpi: float = 100) -> bytes:
+    """Bytes of a figure's PNG file; equal figures give equal bytes.
 
     Parameters
     ----------
@@ -230,7 +251,7 @@ def to_png(figure, dpi=100):
 
 
 def _standardized(signals):
-    """Columns with mean 0 and standard deviation 1; NaN for those that have NaN or don't vary."""
+    """Columns with mean 0 and standard deviation 1; NaN for those with NaN or without variance."""
     if not signals.size:
         return signals
     with np.errstate(invalid="ignore", divide="ignore"):

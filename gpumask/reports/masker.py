@@ -1,10 +1,12 @@
-"""HTML report of a masker: its atlas over a volume of the run, its parameters, its regions."""
+"""HTML report of a masker: its atlas over a volume of the run, its regions, its parameters."""
 
 import base64
 import html
+import os
 import webbrowser
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import Any
 
 import numpy as np
 
@@ -20,14 +22,14 @@ _STYLE = (
 
 
 class Report:
-    """An HTML page; notebooks show it by itself.
+    """An HTML page; notebooks display it.
 
     Attributes
     ----------
     html : str
     """
 
-    def __init__(self, page):
+    def __init__(self, page: str) -> None:
         self.html = page
 
     def __str__(self):
@@ -36,11 +38,11 @@ class Report:
     def _repr_html_(self):
         return f'<iframe srcdoc="{html.escape(self.html)}" width="100%" height="700" frameBorder="0"></iframe>'
 
-    def save_as_html(self, path):
+    def save_as_html(self, path: str | os.PathLike) -> None:
         """Write the page to a file."""
         Path(path).write_text(self.html, encoding="utf-8")
 
-    def open_in_browser(self, file_name=None):
+    def open_in_browser(self, file_name: str | os.PathLike | None = None) -> None:
         """Write the page to `file_name` (None: a temporary file) and open it."""
         if file_name is None:
             with NamedTemporaryFile(suffix=".html", delete=False) as file:
@@ -49,13 +51,13 @@ class Report:
         webbrowser.open(Path(file_name).absolute().as_uri())
 
 
-def masker_report(masker, title=None):
+def masker_report(masker: Any, title: str | None = None) -> Report:
     """Make the report of a fitted masker.
 
     Parameters
     ----------
     masker : NiftiLabelsMasker
-        Fitted. After a `transform`, the report says what was done and shows that run.
+        Fitted. After a `transform`, the report describes it and shows that run.
     title : str, optional
         If None, the class's name.
 
@@ -106,7 +108,7 @@ def _regions(masker, labels):
 
 
 def _figure(masker, labels):
-    """PNG (base64) of three cuts through the middle of the regions, over the run's first volume where there is one."""
+    """PNG (base64) of three cuts through the middle of the regions, over the run's first volume if known."""
     figure = new_figure((12, 4), facecolor="black")
     under = None
     if getattr(masker, "_report_run", None) is not None:

@@ -1,0 +1,214 @@
+"""``gpumask cohort``."""
+
+import argparse
+import contextlib
+import os
+import re
+import signal
+from pathlib import Path
+
+from gpumask.cli.output import USER_ERRORS, tell
+from gpumask.cli.parser import CHOOSING, check_cutoffs, check_file
+
+
+def command(args: argparse.Namespace) -> int:
+    """Process a cohort; returns the exit status."""
+    try:
+        if args.store:  # fail before an overnight run
+            from gpumask.cohort.parquet import check_pyarrow
+
+            check_pyarrow()
+        if args.figures:
+            from gpumask.reports.figures import new_figure
+
+            new_figure((1, 1))
+        if args.level == "group":
+            return _summarize(args)
+        configuration, runs, problems = _plan_cohort(args)
+        if args.dry_run:
+            return _dry_run(configuration, runs, problems)
+        with contextlib.ExitStack() as stack:
+            spread = {"n_procs": args.nprocs}
+            if args.dask_scheduler:
+                from gpumask.cohort.executors import dask_executor
+
+                spread["executor"], spread["in_flight"] = stack.enter_context(dask_executor(args.dask_scheduler))
+            return _run_cohort(args, configuration, runs, problems, spread)
+    except USER_ERRORS as error:
+        tell(f"gpumask cohort: error: {error}")
+        return 2
+
+
+def _plan_cohort(args):
+    """The configuration, its runs, and the problems of others; checked as far as possible before a run is read."""
+    from gpumask.bids import find_runs, read_manifest
+    from gpumask.cohort.configuration import AtlasFile, Configuration
+    from gpumask.cohort.writer import load
+    from gpumask.process import collect_warnings
+
+    if not args.atlas:
+        msg = "--atlas is missing: give one label image or more"
+        raise ValueError(msg)
+    if args.lut and len(args.lut) != len(args.atlas):
+        msg = f"--lut: expected one for each --atlas, got {len(args.lut)} for {len(args.atlas)}"
+        raise ValueError(msg)
+    check_cutoffs(args)
+    if args.nprocs < 1:
+        msg = f"--nprocs: expected 1 or more, got {args.nprocs}"
+        raise ValueError(msg)
+    atlases = []
+    for text, lut in zip(args.atlas, args.lut or [None] * len(args.atlas), strict=True):
+        name, _, path = text.rpartition("=") if not Path(text).exists() else ("", "", text)
+        check_file("--atlas", Path(path))
+        check_file("--lut", lut)
+        atlases.append(AtlasFile(path, lut, name or None))
+    names = ("strategy", "min_coverage", "smoothing_fwhm", "detrend", "low_pass", "high_pass", "standardize")
+    confounds = {"strategy": args.confounds_strategy, "columns": args.confounds_columns}
+    confounds = {**confounds, "fd_threshold": args.fd_threshold}
+    configuration = Configuration(
+        tuple(atlases),
+        args.out_dir,
+        {name: getattr(args, name) for name in names} | {"standardize": args.standardize or False},
+        {name: value for name, value in confounds.items() if value is not None},
+        device=args.device,
+        relmat=not args.no_relmat,
+        figures=args.figures,
+        overwrite=args.overwrite,
+    )
+    with collect_warnings() as messages:
+        load(configuration)
+    for message in messages:
+        tell(f"warning: {message}")
+    if args.source.is_dir():
+        chosen = {name: getattr(args, name) for name in CHOOSING}
+        runs, problems = find_runs(args.source, **chosen, require_confounds=bool(configuration.confounds))
+    else:
+        runs, problems = read_manifest(args.source)
+        for name, option in CHOOSING.items():
+            if getattr(args, name):
+                msg = f"{option} can't be used with a list of runs ({args.source}): edit the list."
+                raise ValueError(msg)
+    first, n_shards = shard(args.shard)
+    return configuration, runs[first::n_shards], problems[first::n_shards]
+
+
+def shard(text: str | None) -> tuple[int, int]:
+    """Index of the shard, from 0, and the number of shards; `text` is "I/N", or None for SLURM's array."""
+    if text is None:
+        env = {name: os.environ.get(f"SLURM_ARRAY_TASK_{name}") for name in ("ID", "COUNT", "MIN", "STEP")}
+        if env["ID"] is None or env["COUNT"] is None:
+            return 0, 1
+        index = (int(env["ID"]) - int(env["MIN"] or 0)) // int(env["STEP"] or 1)
+        number, count = index + 1, int(env["COUNT"])
+        where = "SLURM_ARRAY_TASK_ID"
+        tell(f"shard {number}/{count}, by SLURM_ARRAY_TASK_ID")
+    else:
+        if not re.fullmatch("[0-9]+/[0-9]+", text):
+            msg = f"--shard: expected I/N, such as 1/4, got {text!r}"
+            raise ValueError(msg)
+        number, count = map(int, text.split("/"))
+        where = "--shard"
+    if not 1 <= number <= count:
+        msg = f"{where}: expected a shard from 1 to {count}, got {number}"
+        raise ValueError(msg)
+    return number - 1, count
+
+
+def _dry_run(configuration, runs, problems):
+    from gpumask.bids.names import run_name
+    from gpumask.cohort.record import is_done
+
+    n_done = 0
+    for run in runs:
+        done = is_done(configuration, run)
+        n_done += done
+        print(run_name(run), "done" if done else "to do", run.path, sep="\t")
+    for problem in problems:
+        tell(f"{problem.path}: {problem.reason}")
+    for atlas in configuration.atlases:
+        print(f"atlas {atlas.name}: {atlas.path}, names by {atlas.lut or 'labels'}")
+    print(f"{len(runs) - n_done} to do, {n_done} done, {len(problems)} unusable")
+    return 1 if problems else 0
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM."""
+
+
+def _terminate(*_):
+    raise _TerminatedError
+
+
+def _run_cohort(args, configuration, runs, problems, spread):
+    from gpumask.bids.names import run_name
+    from gpumask.cli.progress import CohortProgress, paused
+    from gpumask.cohort.executors import run_cohort
+    from gpumask.cohort.record import log_problems
+
+    counts = {"done": 0, "skipped": 0, "failed": len(problems), "taken": 0}
+    progress, code = CohortProgress(len(runs)), 0
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        records = run_cohort(configuration, runs, progress=progress, **spread)
+        log_problems(configuration, problems)
+        with paused():
+            for problem in problems:
+                tell(f"{problem.path}: error: {problem.reason}")
+        try:
+            with contextlib.closing(records):
+                for record in records:
+                    counts[record.status] += 1
+                    progress.finish(record)
+                    with paused():
+                        _show(record, run_name(record.run))
+        except USER_ERRORS as error:  # such as the loss of all workers; errors of single runs are in their records
+            progress.close()
+            tell(f"gpumask cohort: error: {error}")
+            code = 1
+    except KeyboardInterrupt:
+        code = 130
+    except _TerminatedError:
+        code = 143
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        progress.close()
+    left = len(runs) + len(problems) - sum(counts.values())
+    if code:
+        tell("gpumask cohort: interrupted. Repeat the command to continue.")
+    elif args.shard or "SLURM_ARRAY_TASK_COUNT" in os.environ:
+        tell("After all shards have finished, summarize: gpumask cohort FMRIPREP_DIR OUT_DIR group")
+    else:
+        try:
+            code = _summarize(args, len(runs) + len(problems))
+        except USER_ERRORS as error:
+            tell(f"gpumask cohort: error: the runs could not be summarized: {error}")
+            code = 1
+    words = {"skipped": "skipped (done before)", "taken": "taken (by another process)"}
+    print(", ".join([*(f"{n} {words.get(name, name)}" for name, n in counts.items()), f"{left} left"]), flush=True)
+    return code or (1 if counts["failed"] else 0)
+
+
+def _show(record, name):
+    for message in record.warnings:
+        tell(f"{name}: warning: {message}")
+    if record.error:
+        tell(f"{name}: error: {record.error}")
+    elif record.status == "done":
+        print(name, f"{record.n_volumes} volumes", f"{record.seconds['total']:.2f} s", sep="\t", flush=True)
+
+
+def _summarize(args, n_runs=None):
+    """Write the page and the store; returns 1 if a finished run could not be stored."""
+    from gpumask.cohort.page import write_page
+
+    print(write_page(args.out_dir, n_runs))
+    if not args.store:
+        return 0
+    from gpumask.cohort.parquet import write_store
+
+    paths, refused = write_store(args.out_dir, args.store)
+    for path in paths:
+        print(path)
+    for message in refused:
+        tell(f"--store: skipped: {message}")
+    return 1 if refused else 0

@@ -1,0 +1,38 @@
+"""``gpumask info``."""
+
+import argparse
+
+
+def command(_: argparse.Namespace) -> int:
+    """Show versions, devices and decoders; returns the exit status."""
+    from importlib import metadata
+
+    from gpumask import backend
+    from gpumask.cohort.writer import versions
+    from gpumask.images import decoding
+    from gpumask.kernels import compiled
+    from gpumask.process import n_cores
+
+    facts = versions(cupy=True)
+    for name in ("nilearn", "isal", "cupy"):
+        if any(known.startswith(name) for known in facts):
+            continue
+        try:
+            facts = {**facts, name: metadata.version(name)}
+        except metadata.PackageNotFoundError:
+            facts = {**facts, name: "not installed"}
+    driver, status = backend.driver_cuda_version(), backend.cuda_status()
+    facts |= {"driver": f"CUDA {driver[0]}.{driver[1]}" if driver else "no NVIDIA driver found"}
+    facts |= {f"cuda:{index}": name for index, name in enumerate(status.devices)}
+    if not status.devices:
+        facts["GPU"] = f"can't be used: {status.problem}"
+    if status.remedy:
+        facts["remedy"] = status.remedy
+    slower = "NumPy and SciPy, several times slower: reinstall gpumask with a C compiler available"
+    facts["kernels"] = "compiled" if compiled.is_compiled else slower
+    is_slow = decoding.igzip.__name__ == "gzip"
+    facts["gzip decoder"] = "zlib (twice as fast: pip install isal)" if is_slow else "isal"
+    facts["cores"] = n_cores()
+    for name, fact in facts.items():
+        print(f"{name:14}{fact}")
+    return 0

@@ -1,0 +1,83 @@
+"""Progress bars on a terminal; nothing is drawn if standard error isn't one."""
+
+import threading
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from gpumask.bids.names import run_name
+from gpumask.bids.runs import Run
+
+if TYPE_CHECKING:
+    from gpumask.cohort.record import Record
+
+_OPTIONS = {"disable": None, "leave": False, "dynamic_ncols": True, "miniters": 0, "smoothing": 0}
+
+
+class _Bar(tqdm):
+    monitor_interval = 0  # no thread
+
+
+_Bar.set_lock(threading.RLock())  # the default one is shared by processes, and slow to import
+paused = _Bar.external_write_mode  # context manager for printing while a bar is shown
+
+
+class RunProgress:
+    """A bar per run, which counts volumes."""
+
+    def __init__(self, n_runs: int) -> None:
+        self._n_runs, self._number, self._run, self._bar = n_runs, 0, None, None
+
+    def __call__(self, run: Run, done: int, total: int) -> None:
+        """Show that `done` of `total` volumes of a run are done."""
+        if run is not self._run:
+            self.close()
+            self._run, self._number = run, self._number + 1
+            name = f"{self._number}/{self._n_runs} {run_name(run)[:32]}"  # leaves room for the bar in 80 columns
+            self._bar = _Bar(desc=name, total=total, unit=" vol", **_OPTIONS)
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class CohortProgress:
+    """A bar of all runs of a cohort, which also advances within runs; any thread may call it.
+
+    The time left is estimated from runs that take time: skipped ones don't count.
+    """
+
+    def __init__(self, n_runs: int) -> None:
+        self._shares, self._n_finished, self._n_failed, self._n_volumes = {}, 0, 0, 0
+        layout = "{desc} |{bar}| [{elapsed}<{remaining}]"
+        self._bar = _Bar(desc=f"0/{n_runs} runs", total=n_runs, bar_format=layout, **_OPTIONS)
+
+    def __call__(self, run: Run, share: float) -> None:
+        """Show that a share, from 0 to 1, of a run is done."""
+        with _Bar.get_lock():
+            self._shares[run] = share
+            self._advance()
+
+    def finish(self, record: "Record") -> None:
+        """Count a finished run."""
+        if self._bar.disable:
+            return
+        with _Bar.get_lock():
+            self._shares.pop(record.run, None)
+            self._n_finished += 1
+            self._n_failed += record.status == "failed"
+            self._n_volumes += record.n_volumes
+            self._bar.initial += record.status not in ("done", "failed")
+            speed = self._n_volumes / max(self._bar.format_dict["elapsed"], 1e-9)
+            numbers = f"{self._n_finished}/{self._bar.total} runs, {self._n_failed} failed, {speed:.0f} volumes/s"
+            self._bar.set_description_str(numbers, refresh=False)
+            self._advance()
+
+    def _advance(self):
+        self._bar.update(self._n_finished + sum(self._shares.values()) - self._bar.n)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self._bar.close()

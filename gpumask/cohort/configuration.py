@@ -1,0 +1,167 @@
+"""What is made of each run, and the hashes that tell outputs of one configuration from those of another."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gpumask import __version__
+from gpumask.bids.names import atlas_name, lookup_table_names, output_name
+from gpumask.bids.runs import Run
+from gpumask.choices import LINEAR
+from gpumask.extraction import Settings
+
+_DEFAULTS = {"keep_all_regions": True, "min_coverage": 0.5, "nan_policy": "omit"}
+
+
+@dataclass(frozen=True)
+class AtlasFile:
+    """An atlas of a cohort.
+
+    Attributes
+    ----------
+    path : str or path-like
+        Label image.
+    lut : str, path-like or None
+        Look-up table with the columns "index" and "name". None: the file next to the image, see `lut_beside`.
+    name : str or None
+        Of the entity "atlas". None: from the name of the image.
+    background : int or float
+        Label of the voxels of no region.
+    find_lut : bool
+        Whether a look-up table is looked for next to the image.
+    """
+
+    path: str | os.PathLike
+    lut: str | os.PathLike | None = None
+    name: str | None = None
+    background: float = 0
+    find_lut: bool = True
+
+    def __post_init__(self):
+        object.__setattr__(self, "path", os.path.abspath(self.path))  # noqa: PTH100 - links are kept
+        lut = self.lut or (lut_beside(self.path) if self.find_lut else None)
+        object.__setattr__(self, "lut", lut and os.path.abspath(lut))  # noqa: PTH100
+        object.__setattr__(self, "name", self.name or atlas_name(self.path))
+
+
+def lut_beside(path: str | os.PathLike) -> Path | None:
+    """Look-up table next to a label image, or None; see `gpumask.bids.names.lookup_table_names`."""
+    candidates = (Path(path).with_name(name) for name in lookup_table_names(path))
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What is made of each run; small, and can be pickled.
+
+    Attributes
+    ----------
+    atlases : tuple of AtlasFile
+        All are extracted in one pass over a run.
+    out_dir : str or path-like
+    parameters : dict
+        Fields of `gpumask.extraction.Settings`. Here ``keep_all_regions`` is True, so all runs have the same columns,
+        ``min_coverage`` 0.5 and ``nan_policy`` "omit", unless they say otherwise. (Smoothed volumes support "omit" only
+        for mean and sum; other statistics default to "zero".)
+    confounds : dict
+        Keywords of `gpumask.confounds.fmriprep.fmriprep_confounds`. Empty: confounds aren't used.
+    mask : str, path-like or None
+        Mask for runs that have none of their own.
+    device : str
+        As `gpumask.NiftiLabelsMasker` accepts it; resolved where a run is processed.
+    coverage, relmat, figures : bool
+        Whether tables of coverage, correlation matrices and figures are written too.
+    overwrite : bool
+        Whether finished runs are processed again.
+    settings : Settings
+        Made from `parameters`.
+    made : dict of str
+        For each atlas, a hash of everything that decides its signals: version, settings, confounds, contents of files.
+    hash : str
+        Hash of everything that decides what is written.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter can't be used, there is no atlas, or two have the same name.
+    OSError
+        If an atlas can't be read.
+    """
+
+    atlases: tuple[AtlasFile, ...]
+    out_dir: str | os.PathLike
+    parameters: dict[str, Any] = field(default_factory=dict)
+    confounds: dict[str, Any] = field(default_factory=dict)
+    mask: str | os.PathLike | None = None
+    device: str = "auto"
+    coverage: bool = True
+    relmat: bool = True
+    figures: bool = False
+    overwrite: bool = False
+    settings: Settings = field(init=False)
+    made: dict[str, str] = field(init=False)
+    hash: str = field(init=False)
+
+    def __post_init__(self):
+        def fix(name, value):
+            object.__setattr__(self, name, value)
+
+        fix("out_dir", Path(os.path.abspath(self.out_dir)))  # noqa: PTH100 - workers are elsewhere
+        fix("mask", self.mask and os.path.abspath(self.mask))  # noqa: PTH100
+        names = [atlas.name for atlas in self.atlases]
+        if len(set(names)) != len(names) or not names:
+            msg = f"Expected one atlas or more, each with a name of its own, got {names}. Give NAME=PATH."
+            raise ValueError(msg)
+        smoothed = self.parameters.get("smoothing_fwhm") and self.parameters.get("strategy", "mean") not in LINEAR
+        fix("settings", Settings(**(_DEFAULTS | ({"nan_policy": "zero"} if smoothed else {}) | self.parameters)))
+        fix("made", {atlas.name: _hash(self.described(atlas)) for atlas in self.atlases})
+        fix("hash", _hash([*self.made.values(), self.coverage, self.relmat, self.figures]))
+
+    @property
+    def described_settings(self) -> dict[str, Any]:
+        """The settings that decide the signals; the repetition time is each run's."""
+        return {name: value for name, value in asdict(self.settings).items() if name != "t_r"}
+
+    def described(self, atlas: AtlasFile) -> dict[str, Any]:
+        """How the outputs of an atlas are made; for JSON."""
+        files = [Path(path) for path in (atlas.path, atlas.lut, self.mask) if path]
+        return {
+            "version": __version__,
+            "atlas": atlas.name,
+            "background_label": atlas.background,
+            "files": {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
+            "settings": self.described_settings,
+            "confounds": self.confounds,
+        }
+
+    def outputs(self, run: Run, atlas: AtlasFile) -> dict[str, Path]:
+        """Paths of the tables that are made of a run with an atlas: "timeseries", "coverage", "relmat", "figure"."""
+        folder, stat = self.out_dir / run.folder, self.settings.strategy
+        paths = {"timeseries": folder / output_name(run, atlas.name, stat)}
+        if self.coverage:
+            paths["coverage"] = folder / output_name(run, atlas.name, "coverage", "bold")
+        if self.relmat:
+            paths["relmat"] = folder / output_name(run, atlas.name, "pearsoncorrelation", "relmat")
+        if self.figures:
+            paths["figure"] = self.out_dir / "figures" / output_name(run, atlas.name, stat, extension=".png")
+        return paths
+
+
+def _hash(content):
+    if isinstance(content, dict):  # where files lie doesn't matter
+        content = {**content, "files": list(content["files"].values())}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def check_names(configuration: Configuration, runs: list[Run]) -> None:
+    """Raise ValueError if two runs would be written to the same files."""
+    by_path = {}
+    for run in runs:
+        path = configuration.outputs(run, configuration.atlases[0])["timeseries"]
+        other = by_path.setdefault(path, run)
+        if other is not run:
+            msg = f"{other.path} and {run.path} would both be written to {path}. Give them different names or folders."
+            raise ValueError(msg)

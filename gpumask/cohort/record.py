@@ -1,0 +1,154 @@
+"""What came of a run: the record that says whether it is done and how each output was made, and the log of attempts."""
+
+import json
+import os
+import platform
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from gpumask.bids.metadata import metadata_file
+from gpumask.bids.names import run_name
+from gpumask.bids.runs import Problem, Run
+from gpumask.cohort.configuration import AtlasFile, Configuration
+from gpumask.files import append_line
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file that was made of a run.
+
+    Attributes
+    ----------
+    path : str
+        Relative to the output folder, with "/".
+    size : int
+        In bytes.
+    made : str
+        Which of ``Configuration.made`` it was made by.
+    """
+
+    path: str
+    size: int
+    made: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """Outcome of a run.
+
+    Attributes
+    ----------
+    run : Run
+    status : str
+        "done", "failed", "skipped" (it was finished before), "taken" (another process has it) or "stopped".
+    n_volumes : int
+        Of the image.
+    seconds : dict
+        Wall-clock seconds: "read" (the disk and decompressing), "reduce", "clean", "write" and "total".
+    atlases : dict
+        For each atlas its number of "regions" and, if it was asked for, their median coverage, "coverage_median".
+    outputs : tuple of Output
+    warnings : tuple of str
+    error, traceback : str
+        Why nothing was written; empty if it was.
+    """
+
+    run: Run
+    status: str
+    n_volumes: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    atlases: dict[str, dict[str, Any]] = field(default_factory=dict)
+    outputs: tuple[Output, ...] = ()
+    warnings: tuple[str, ...] = ()
+    error: str = ""
+    traceback: str = ""
+
+
+def failed(run: Run, error: BaseException, warnings: Iterable[str] = ()) -> Record:
+    """The record of a run that raised `error`."""
+    text = "".join(traceback.format_exception(error))
+    return Record(run, "failed", warnings=tuple(warnings), error=str(error) or type(error).__name__, traceback=text)
+
+
+def record_path(configuration: Configuration, run: Run) -> Path:
+    """File that says that a run is done."""
+    return configuration.out_dir / "logs" / f"{run_name(run)}.json"
+
+
+def identities(run: Run) -> dict[str, Any]:
+    """Size and modification time (ns) of each file that a run's outputs are made from, and the `t_r` it was given."""
+    files = [run.path, run.confounds, run.mask, metadata_file(run)]
+    if run.confounds and (described := Path(run.confounds).with_suffix(".json")).exists():
+        files.append(described)
+    states = {os.path.abspath(file): os.stat(file) for file in files if file}  # noqa: PTH100, PTH116
+    given = {} if run.t_r is None else {"t_r": run.t_r}
+    return {path: [state.st_size, state.st_mtime_ns] for path, state in states.items()} | given
+
+
+def kept_outputs(configuration: Configuration, run: Run) -> list[Output]:
+    """What an earlier record has of a run: its outputs that are there, and were made from the same inputs."""
+    out = configuration.out_dir
+    try:
+        record = json.loads(record_path(configuration, run).read_text("utf-8"))
+        if record["status"] != "done" or record["inputs"] != identities(run):
+            return []
+        outputs = [Output(str(o["path"]), int(o["size"]), str(o["made"])) for o in record["outputs"]]
+        return [output for output in outputs if _size(out / output.path) == output.size]
+    except (OSError, ValueError, KeyError, TypeError):  # what is wrong shows when the run is processed
+        return []
+
+
+def _size(path):
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def unfinished(configuration: Configuration, run: Run) -> list[AtlasFile]:
+    """Atlases of which a run's outputs are missing, or were made from other inputs or in another way."""
+    there = {(output.path, output.made) for output in kept_outputs(configuration, run)}
+
+    def is_there(path, atlas):
+        return (path.relative_to(configuration.out_dir).as_posix(), configuration.made[atlas.name]) in there
+
+    wanted = ((atlas, configuration.outputs(run, atlas).values()) for atlas in configuration.atlases)
+    return [atlas for atlas, paths in wanted if not all(is_there(path, atlas) for path in paths)]
+
+
+def is_done(configuration: Configuration, run: Run) -> bool:
+    """Whether a run is finished: all its outputs are there, made in this way and from these inputs."""
+    return not unfinished(configuration, run)
+
+
+def described(record: Record) -> dict[str, Any]:
+    """A record as logs have it."""
+    names = ("seconds", "atlases", "warnings", "error", "traceback")
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "status": record.status,
+        "run": os.fspath(record.run.path),
+        "name": run_name(record.run),
+        "volumes": record.n_volumes,
+        **{name: getattr(record, name) for name in names},
+    }
+
+
+def logged(configuration: Configuration, record: Record) -> Record:
+    """Add a record to this process's log; if that fails, its error says so too."""
+    line = json.dumps(described(record), ensure_ascii=False)
+    try:
+        append_line(configuration.out_dir / "logs" / f"runs-{platform.node()}-{os.getpid()}.jsonl", line)
+    except OSError as error:
+        return replace(record, error=f"{record.error} The log can't be written: {error}".strip())
+    return record
+
+
+def log_problems(configuration: Configuration, problems: Iterable[Problem]) -> None:
+    """Add unusable runs to the log, as failed."""
+    for problem in problems:
+        logged(configuration, Record(Run(problem.path), "failed", error=problem.reason))

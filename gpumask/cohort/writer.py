@@ -1,0 +1,430 @@
+"""The one writer of a run: what is extracted from it, its files, and its record."""
+
+import functools
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpumask import backend
+from gpumask.bids.metadata import RepetitionTime, repetition_time
+from gpumask.bids.names import run_name
+from gpumask.bids.runs import Run
+from gpumask.bids.sidecars import sidecar
+from gpumask.cohort.configuration import AtlasFile, Configuration
+from gpumask.cohort.record import (
+    Output,
+    Record,
+    described,
+    failed,
+    identities,
+    kept_outputs,
+    logged,
+    record_path,
+    unfinished,
+)
+from gpumask.confounds.fmriprep import fmriprep_confounds
+from gpumask.confounds.tables import read_table
+from gpumask.engine.regions import LabelRegions
+from gpumask.extraction import Plans, Prepared, Result, extract, prepare
+from gpumask.files import appearing_together, locked, write
+from gpumask.images.labels import load_atlas, load_mask
+from gpumask.images.lookup import read_lookup_table, region_names
+from gpumask.images.volumes import Volumes, open_volumes
+from gpumask.process import collect_warnings, warn
+from gpumask.tables import json_lines, table_lines
+
+_KEPT_MASKS = 64  # brain masks whose plans a process keeps; runs of a subject may share one
+
+
+class _StoppedError(BaseException):
+    """The cohort is being stopped; no error of the run."""
+
+
+def process(
+    configuration: Configuration,
+    run: Run,
+    stop_asked: Callable[[], bool] | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> Record:
+    """Extract one run of a cohort and write its files: the whole task, which any process on any machine can do.
+
+    All files appear together or not at all. The run is locked meanwhile. Outputs depend only on the run and the
+    configuration, to the bit. The last file is ``logs/<name>.json``: a run is finished if that has all outputs, made in
+    this way and from these inputs, and they are there in their sizes. Outputs that it has of other atlases stay, if
+    they were made from the same inputs. A line about the attempt is added to ``logs/runs-<host>-<pid>.jsonl``.
+
+    Parameters
+    ----------
+    configuration : Configuration
+    run : Run
+    stop_asked : callable, optional
+        Called while the run is read; True abandons the run.
+    progress : callable, optional
+        Called with the number of volumes done, and of all.
+
+    Returns
+    -------
+    Record
+        Errors are in it, they aren't raised.
+    """
+
+    def report(done, total):
+        if stop_asked and stop_asked():
+            raise _StoppedError
+        if progress:
+            progress(done, total)
+
+    try:
+        record = _attempt(run, lambda: _process(configuration, run, report))
+    except _StoppedError:
+        return Record(run, "stopped")
+    return logged(configuration, record)
+
+
+def write_run(configuration: Configuration, run: Run, progress: Callable[[int, int], object] | None = None) -> Record:
+    """Extract one run and write its files, without lock and record; see `process` for the parameters.
+
+    All files appear together or not at all. Existing ones are an error without ``configuration.overwrite``.
+    """
+    return _attempt(run, lambda: _write_run(configuration, run, progress or (lambda done, total: None)))
+
+
+def _attempt(run, work):
+    with collect_warnings() as messages:
+        try:
+            record = work()
+        except Exception as error:
+            record = failed(run, error)
+    return replace(record, warnings=tuple(messages))
+
+
+def _process(configuration, run, progress):
+    todo = configuration.atlases if configuration.overwrite else unfinished(configuration, run)
+    if not todo:
+        return Record(run, "skipped")
+    last = record_path(configuration, run)
+    with locked(last.with_name(f".{run_name(run)}.lock")) as mine:
+        if not mine:
+            return Record(run, "taken")
+        todo = configuration.atlases if configuration.overwrite else unfinished(configuration, run)
+        if not todo:  # by now
+            return Record(run, "skipped")
+        started, inputs = time.perf_counter(), identities(run)
+        kept = kept_outputs(configuration, run)
+        files, record = _extract(configuration, run, todo, progress, n_threads=1)
+        if identities(run) != inputs:
+            msg = f"{run.path}, or a file that goes with it, was changed while it was read. Run it again."
+            raise OSError(msg)
+
+        def add_record(record):
+            new = {output.path for output in record.outputs}
+            every = [*(output for output in kept if output.path not in new), *record.outputs]
+            content = {
+                **described(record),
+                "configuration": configuration.hash,
+                "inputs": inputs,
+                "outputs": [vars(output) for output in every],
+                "made": {configuration.made[atlas.name]: configuration.described(atlas) for atlas in todo},
+                "host": platform.node(),
+                "pid": os.getpid(),
+            }
+            return json_lines(content)
+
+        return _write(configuration, files, record, started, run_name(run), last, add_record)
+
+
+def _write_run(configuration, run, progress):
+    started = time.perf_counter()
+    (atlas,) = configuration.atlases
+    table = configuration.outputs(run, atlas)["timeseries"]
+    for path in (table, table.with_suffix(".json")):
+        if path.exists() and not configuration.overwrite:
+            msg = f"{path} already exists. To replace it: overwrite=True (--overwrite)."
+            raise FileExistsError(msg)
+    if not Path(run.path).exists():  # a pattern would be read as one run of all its files
+        msg = f"There is no such file: {run.path}"
+        raise FileNotFoundError(msg)
+    files, record = _extract(configuration, run, configuration.atlases, progress, n_threads=None)
+    return _write(configuration, files, record, started)
+
+
+def _write(configuration, files, record, started, token=None, last=None, content=None):
+    """Write files by path, each with its atlas and lines; then `last`, whose content is made of the record."""
+    for folder in {path.parent for path in files}:
+        folder.mkdir(parents=True, exist_ok=True)
+    paths = [*files, *([last] if last else [])]
+    with appearing_together(paths, token) as parts:
+        writing = time.perf_counter()
+        for part, (_, lines) in zip(parts, files.values(), strict=False):
+            write(part, lines)
+        now = time.perf_counter()
+        seconds = {**record.seconds, "write": now - writing, "total": now - started}
+        outputs = tuple(
+            Output(path.relative_to(configuration.out_dir).as_posix(), part.stat().st_size, configuration.made[atlas])
+            for part, (path, (atlas, _)) in zip(parts, files.items(), strict=False)
+        )
+        record = replace(record, seconds=seconds, outputs=outputs)
+        if last:
+            write(parts[-1], content(record))
+    return record
+
+
+class _Loaded:
+    """The atlases of a configuration as this process has loaded them, with the plans compiled from them."""
+
+    def __init__(self, configuration):
+        self.device = backend.resolve_device(configuration.device)
+        self.atlases = {a.name: load_atlas(a.path, a.background) for a in configuration.atlases}
+        self.tables = {a.name: read_lookup_table(a.lut) if a.lut else None for a in configuration.atlases}
+        self.plans = Plans(n_kept=_KEPT_MASKS * len(self.atlases))
+        self._regions, self._lock = {}, threading.Lock()
+
+    def regions(self, mask: str | os.PathLike | None) -> dict[str, LabelRegions]:
+        """Regions by atlas, in a mask; the same for the same file."""
+        key = mask and (os.fspath(mask), os.stat(mask).st_mtime_ns)  # noqa: PTH116
+        with self._lock:
+            if key not in self._regions:
+                inside, grid = load_mask(mask) if mask else (None, None)
+                masked = {name: replace(a, mask=inside, mask_grid=grid) for name, a in self.atlases.items()}
+                while len(self._regions) >= _KEPT_MASKS:
+                    self._regions.pop(next(iter(self._regions)))
+                self._regions[key] = {name: LabelRegions(atlas, atlas) for name, atlas in masked.items()}
+            return self._regions[key]
+
+
+_loaded: dict[tuple, _Loaded] = {}  # the last configuration alone
+_loading = threading.Lock()
+
+
+def load(configuration: Configuration) -> _Loaded:
+    """Load the atlases of a configuration, once per process.
+
+    Raises
+    ------
+    ValueError, OSError
+        If an atlas, look-up table or device can't be used.
+    """
+    key = configuration.hash, configuration.device
+    with _loading:
+        if key not in _loaded:
+            loaded = _Loaded(configuration)
+            _loaded.clear()
+            _loaded[key] = loaded
+        return _loaded[key]
+
+
+def _extract(configuration, run, atlases, progress, *, n_threads):
+    """All files of a run by path, each with its atlas and its lines (or bytes), and its record."""
+    loaded = load(configuration)
+    volumes = open_volumes(run.path)
+    if volumes.is_3d and configuration.relmat:
+        msg = f"{run.path} is a 3D image, expected a run: a 4D image."
+        raise ValueError(msg)
+    if run.mask and not (grid := open_volumes(run.mask).grid).matches(volumes.grid):
+        msg = (
+            f"The mask {run.mask} has another grid than {run.path}: shapes {grid.shape} and {volumes.grid.shape}, or "
+            "other affines. Give the mask of the same space and resolution."
+        )
+        raise ValueError(msg)
+    confounds, kept = _confounds(configuration, run, volumes)
+    t_r = repetition_time(run, volumes.t_r)
+    settings = replace(configuration.settings, t_r=t_r.seconds)
+    if t_r.seconds is None and settings.filters:
+        msg = (
+            f"Filtering needs the repetition time, but neither the metadata nor the header of {run.path} has one. "
+            "Give it: --t-r, or the column t_r of a list of runs."
+        )
+        raise ValueError(msg)
+    report = functools.partial(_report, progress, volumes.n_volumes)
+    report(0)
+    regions = loaded.regions(run.mask or configuration.mask)
+    try:
+        prepared = [
+            prepare(volumes, regions[atlas.name], settings, confounds, kept, plans=loaded.plans) for atlas in atlases
+        ]
+        results = extract(prepared, volumes, loaded.device, progress=report, n_threads=n_threads)
+    except ValueError:
+        _check_volumes(volumes, kept)  # which knows better what is wrong, if that is it
+        raise
+    if any(result.non_finite for result in results):
+        _check_volumes(volumes, kept)
+        if settings.nan_policy == "omit":
+            warn("NaN or infinite voxels were left out of the regions' statistics.")
+    mean = _mean(volumes, report) if configuration.figures else None
+    files, summary = {}, {}
+    for atlas, one, result in zip(atlases, prepared, results, strict=True):
+        names = region_names(one.regions.ids, loaded.tables[atlas.name])
+        described = functools.partial(
+            _metadata, configuration, run, atlas, t_r, confounds, kept, volumes, one, loaded.device
+        )
+        tables = _tables(configuration, run, atlas, one, result, names, described)
+        if configuration.figures:
+            path = configuration.outputs(run, atlas)["figure"]
+            tables[path] = [_figure(run, path.name, atlas, one, result, names, mean, t_r.seconds, kept)]
+        files |= {path: (atlas.name, lines) for path, lines in tables.items()}
+        summary[atlas.name] = {"regions": len(names)}
+        if configuration.coverage:
+            summary[atlas.name]["coverage_median"] = float(np.median(one.regions.covered_share))
+    seconds = {name: results[0].seconds[name] for name in ("read", "reduce")}
+    seconds["clean"] = sum(result.seconds["clean"] for result in results)
+    return files, Record(run, "done", volumes.n_volumes, seconds, summary)
+
+
+def _report(progress, n_volumes, done):
+    progress(done, n_volumes)
+
+
+def _confounds(configuration, run, volumes):
+    if not configuration.confounds:
+        return None, None
+    if not run.confounds:
+        msg = f"{run.path} has no confounds table, but confounds were requested."
+        raise ValueError(msg)
+    confounds, kept = fmriprep_confounds(run.path, run.confounds, **configuration.confounds)
+    if confounds is not None and len(confounds) != volumes.n_volumes:
+        msg = f"{run.confounds} has {len(confounds)} rows, but {run.path} has {volumes.n_volumes} volumes."
+        raise ValueError(msg)
+    return confounds, kept
+
+
+def _tables(configuration, run, atlas, one, result, names, described) -> dict[Path, Any]:
+    """Lines of the tables of an atlas and of their sidecars, by path."""
+    paths = configuration.outputs(run, atlas)
+    regions = list(zip(one.regions.ids.tolist(), names, one.plan.counts.tolist(), strict=True))
+    index = [{"index": int(i) if i == int(i) else i, "name": n, "voxels": voxels} for i, n, voxels in regions]
+    tables = [(paths["timeseries"], table_lines(names, result.signals), described(Regions=index))]
+    if "coverage" in paths:
+        shares = one.regions.covered_share[:, None].astype(np.float32)
+        mask = run.mask or configuration.mask
+        sources = [path for path in (run.path, mask, atlas.path, atlas.lut) if path]
+        lines = table_lines(["Node", "coverage"], shares, names)
+        tables.append((paths["coverage"], lines, described(sources=sources)))
+    if "relmat" in paths:
+        lines = table_lines(["Node", *names], correlations(result.signals), names)
+        tables.append((paths["relmat"], lines, described(sources=[paths["timeseries"]])))
+    files = {}
+    for path, lines, content in tables:
+        files[path] = lines
+        files[path.with_suffix(".json")] = json_lines(content)
+    return files
+
+
+def _metadata(
+    configuration: Configuration,
+    run: Run,
+    atlas: AtlasFile,
+    t_r: RepetitionTime,
+    confounds: Any,
+    kept: np.ndarray | None,
+    volumes: Volumes,
+    one: Prepared,
+    device: str,
+    **more: Any,
+) -> dict[str, Any]:
+    settings = configuration.described_settings
+    return sidecar(
+        run,
+        t_r=t_r.seconds,
+        confounds=() if confounds is None else list(confounds),
+        low_pass=settings["low_pass"],
+        high_pass=settings["high_pass"],
+        atlas=atlas.path,
+        lut=atlas.lut,
+        configuration=configuration.made[atlas.name],
+        out_dir=configuration.out_dir,
+        RepetitionTimeSource=t_r.source,
+        NumberOfVolumes=volumes.n_volumes,
+        CensoredVolumes=None if kept is None else np.setdiff1d(np.arange(volumes.n_volumes), kept).tolist(),
+        ConfoundsOptions=configuration.confounds or None,
+        MaskerParameters={"background_label": atlas.background, **settings},
+        Plan=one.plan.explain().splitlines(),
+        Device=device.partition(":")[0],
+        SoftwareVersions=versions(cupy=device != "cpu"),
+        **more,
+    )
+
+
+def _mean(volumes, progress):
+    """Mean of all volumes, which takes reading the run once more: ndarray, shape (x, y, z)."""
+    total = 0.0
+    for chunk in volumes.chunks(8):
+        total = total + chunk.scaled().sum(axis=0)
+        progress(chunk.start)
+    return (total / volumes.n_volumes).reshape(volumes.grid.shape, order="F")
+
+
+def _figure(
+    run: Run, name: str, atlas: AtlasFile, one: Prepared, result: Result, names: list[str], mean, t_r, kept
+) -> bytes:
+    from gpumask.reports.figures import run_figure, to_png
+
+    confounds = read_table(Path(run.confounds)) if run.confounds else {}
+    labels = one.regions.image
+    figure = run_figure(
+        result.signals,
+        correlations(result.signals),
+        np.asanyarray(labels.dataobj),
+        mean,
+        labels.affine,
+        background_label=atlas.background,
+        title=name.removesuffix(".png"),
+        names=names,
+        t_r=t_r,
+        displacement=confounds.get("framewise_displacement"),
+        kept=kept,
+    )
+    return to_png(figure)
+
+
+def _check_volumes(volumes, kept):
+    """Raise ValueError if a volume that is used has nothing but NaN, infinite values and 0; reads the run again."""
+    if volumes.dtype.kind != "f":
+        return
+    empty = []
+    for chunk in volumes.chunks(8):
+        some = (np.isfinite(chunk.data) & (chunk.data != 0)).any(axis=1)
+        empty += (chunk.start + np.flatnonzero(~some)).tolist()
+    empty = [str(volume) for volume in empty if kept is None or volume in kept]
+    if empty:
+        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+        msg = f"{volumes.name}: only NaN, infinite values and 0 in volume {', '.join(empty[:5])}{more}."
+        raise ValueError(msg)
+
+
+@functools.cache
+def versions(*, cupy: bool = False) -> dict[str, str]:
+    """Versions of Python and of the packages that the numbers come from; of CuPy too if asked for."""
+    # One module, many distributions: cupy-cuda12x, cupy-cuda13x, ... Several at once are a broken installation.
+    cupys = metadata.packages_distributions().get("cupy", []) if cupy else []
+    names = ("gpumask", "numpy", "scipy", "nibabel", *cupys)
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
+
+
+def correlations(signals: np.ndarray) -> np.ndarray:
+    """Pearson correlations of the columns; NaN for those with NaN or without variance.
+
+    Parameters
+    ----------
+    signals : ndarray, shape (n_volumes, n_regions)
+
+    Returns
+    -------
+    ndarray of float32, shape (n_regions, n_regions)
+        Symmetric to the bit, with a diagonal of 1.
+    """
+    centred = signals - signals.mean(axis=0, dtype=np.float64)
+    norms = np.sqrt((centred**2).sum(axis=0))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        unit = centred / np.where(norms > 1e-12 * np.abs(signals).max(axis=0, initial=0), norms, np.nan)
+    matrix = np.clip(unit.T @ unit, -1, 1).astype(np.float32)
+    upper = np.triu(matrix, 1)
+    diagonal = np.where(np.isnan(np.diagonal(matrix)), np.float32("nan"), np.float32(1))
+    return upper + upper.T + np.diag(diagonal)
