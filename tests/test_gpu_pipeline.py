@@ -207,7 +207,11 @@ def lazy(monkeypatch):
         copy, reduce = backend.upload, pipeline_cuda._GpuRun._reduce
 
         def put_off_copy(source, target, stream):
-            stream.work.append(lambda: copy(source, target, None))
+            def late():
+                copy(source, target, None)
+                target.device.synchronize()  # from page-locked memory, the copy itself doesn't wait
+
+            stream.work.append(late)
 
         def put_off_reduce(run, *arguments):
             run.reducing.work.append(lambda: reduce(run, *arguments))
