@@ -137,7 +137,12 @@ def read_table(path: Path) -> "pd.DataFrame":
     separator = next((s for s in "\t,;" if s in lines[0]), r"\s+")
     first = re.split(separator, lines[0].strip(" "))[0].strip(" '\"")  # blank above an index written by pandas
     try:
-        return pd.read_csv(io.StringIO("\n".join(lines)), sep=separator, header=None if _is_value(first) else 0)
+        return pd.read_csv(
+            io.StringIO("\n".join(lines)),
+            sep=separator,
+            header=None if _is_value(first) else 0,
+            float_precision="round_trip",  # pandas 2's default can be off by a last bit
+        )
     except ValueError as error:  # pandas' ParserError is one
         msg = f"Could not read the confounds file {path}: {error}"
         raise ValueError(msg) from error

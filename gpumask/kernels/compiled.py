@@ -3,14 +3,15 @@
 Without one, NumPy and SciPy replace them, several times slower; `gpumask info` reports which.
 """
 
-from types import ModuleType
+import importlib
+from typing import Any
 
 import numpy as np
 
-library: ModuleType | None
-"""The extension module, with the functions `fold`, `interpolate`, `multiply`, `statistics` and `sums`, or None."""
+library: Any
+"""The extension module, with `blocks`, `fold`, `interpolate`, `multiply`, `statistics` and `sums`; or None."""
 try:
-    from gpumask.kernels import _compiled as library
+    library = importlib.import_module("gpumask.kernels._compiled")
 except ImportError:
     library = None
 

@@ -7,6 +7,7 @@ axes, prefilter and interpolation are one matrix per axis. Between oblique grids
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import scipy.ndimage
@@ -41,7 +42,7 @@ class CubicResampling:
         matrices: Sequence[backend.Array],
         points: backend.Array | None = None,
         taps: tuple[backend.Array, backend.Array] | None = None,
-        coordinates: np.ndarray | None = None,
+        coordinates: Any = None,
     ) -> None:
         self.shape = shape
         self.matrices = matrices
@@ -101,7 +102,7 @@ class CubicResampling:
         matrices = [backend.like(matrix, array) for matrix in self.matrices]
         if self.points is not None:
             return CubicResampling(self.shape, matrices, points=backend.like(self.points, array))
-        indices, weights = spline_taps(self.coordinates, self.shape)
+        indices, weights = self.taps or spline_taps(self.coordinates, self.shape)
         return CubicResampling(self.shape, matrices, taps=(backend.like(indices, array), backend.like(weights, array)))
 
 
@@ -132,10 +133,10 @@ def resample_cubic(data: backend.Array, resampling: CubicResampling) -> backend.
         )
         raise ValueError(msg)
     if resampling.coordinates is not None and compiled.library is not None and backend.is_numpy(data):
-        values = np.empty((data.shape[0], resampling.coordinates.shape[1]))
-        volumes = np.ascontiguousarray(compiled.readable(data)).reshape(-1, *resampling.shape)
-        compiled.library.interpolate(volumes, resampling.coordinates, values)
-        return values
+        out = np.empty((data.shape[0], resampling.coordinates.shape[1]))
+        stack = np.ascontiguousarray(compiled.readable(data)).reshape(data.shape[0], *resampling.shape)
+        compiled.library.interpolate(stack, resampling.coordinates, out)
+        return out
     xp = backend.array_namespace(data)
     volumes = []
     # One volume at a time: a product's shape does not depend on the chunk, so neither do its bits.
@@ -144,10 +145,10 @@ def resample_cubic(data: backend.Array, resampling: CubicResampling) -> backend.
         volume = apply_separable(resampling.matrices, stored)[0, ...]
         if resampling.points is not None:
             values = xp.take(xp.reshape(volume, (-1,)), resampling.points)
-        elif resampling.coordinates is not None:
-            values = scipy.ndimage.map_coordinates(volume, resampling.coordinates, order=3, prefilter=False)
-        else:
+        elif resampling.taps is not None:
             values = _evaluate(xp, volume, *resampling.taps)
+        else:
+            values = scipy.ndimage.map_coordinates(volume, resampling.coordinates, order=3, prefilter=False)
         volumes.append(values)
     return xp.stack(volumes, axis=0)
 

@@ -223,7 +223,9 @@ class FoldedSegments(Segments):
     def _folded(self):
         return fold(self._given.indices, self._given.offsets, self._matrices)
 
-    indices, offsets, weights = (property(lambda self, k=k: self._folded[k]) for k in range(3))
+    indices = property(lambda self: self._folded[0])
+    offsets = property(lambda self: self._folded[1])
+    weights = property(lambda self: self._folded[2])
 
     def __len__(self) -> int:
         return len(self._given)

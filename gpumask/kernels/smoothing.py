@@ -141,10 +141,9 @@ def apply_separable(matrices: Sequence[backend.Array], volumes: backend.Array) -
         volumes = compiled.readable(volumes)
         if volumes.strides[3] != volumes.itemsize:
             volumes = np.ascontiguousarray(volumes)
-        products = np.empty((len(volumes), *(len(matrix) for matrix in matrices)))
-        matrices = [np.ascontiguousarray(matrix, np.float64) for matrix in matrices]
-        compiled.library.multiply(volumes, *matrices, products)
-        return products
+        out = np.empty((len(volumes), *(len(matrix) for matrix in matrices)))
+        compiled.library.multiply(volumes, *(np.ascontiguousarray(matrix, np.float64) for matrix in matrices), out)
+        return out
     xp = backend.array_namespace(volumes)
     # The axis that shrinks a volume most comes first.
     axes = sorted(range(3), key=lambda axis: matrices[axis].shape[0] / matrices[axis].shape[1])
