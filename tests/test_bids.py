@@ -15,7 +15,7 @@ import pytest
 
 from gpumask import __version__
 from gpumask.bids import Problem, Run, find_runs, read_manifest
-from gpumask.bids.metadata import RepetitionTime, metadata_file, repetition_time
+from gpumask.bids.metadata import RepetitionTime, metadata_files, repetition_time
 from gpumask.bids.names import atlas_name, output_name, run_name
 from gpumask.bids.sidecars import sidecar, write_dataset_description
 
@@ -570,14 +570,14 @@ def write_json(path, content):
 def test_repetition_time(tmp_path):
     image = tmp_path / "a_bold.nii.gz"
     assert repetition_time(Run(image), None) == RepetitionTime(None, None)
-    assert repetition_time(Run(image), 3.0) == (3.0, "header")
+    assert repetition_time(Run(image), 3.0) == (3.0, "header", ())
     write_json(tmp_path / "a_bold.json", {"RepetitionTime": 2.5})
     other = write_json(tmp_path / "other.json", {"RepetitionTime": 1})
-    assert repetition_time(Run(image), 3.0) == (2.5, "JSON")
-    assert repetition_time(Run(image, sidecar=other), None) == (1.0, "JSON")
-    assert repetition_time(Run(image, sidecar=other, t_r=0.8), 3.0) == (0.8, "given")
-    write_json(other, {"VolumeTiming": [0, 1]})
-    assert repetition_time(Run(image, sidecar=other), 3.0) == (3.0, "header")
+    assert repetition_time(Run(image), 3.0)[:2] == (2.5, "JSON")
+    assert repetition_time(Run(image, sidecar=other), None) == (1.0, "JSON", ())
+    assert repetition_time(Run(image, sidecar=other, t_r=0.8), 3.0)[:2] == (0.8, "given")
+    write_json(other, {"TaskName": "rest"})
+    assert repetition_time(Run(image, sidecar=other), 3.0) == (3.0, "header", ())
 
 
 @pytest.mark.parametrize(("session", "task"), [("", "rest"), ("ses-b/", "rest"), ("ses-b/", "other")])
@@ -590,15 +590,15 @@ def test_a_single_image_inherits_the_metadata_that_find_runs_finds(root, session
     assert repetition_time(Run(run.path), None) == repetition_time(run, None)
     assert repetition_time(Run(run.path), None).seconds == (2.0 if task == "rest" else None)
     nearest = write_json(folder / "bold.json", {"RepetitionTime": 1.0})
-    assert metadata_file(Run(run.path)) == nearest
+    assert metadata_files(Run(run.path))[0] == nearest
     assert find_runs(root)[0][0].sidecar == str(nearest)
     elsewhere = root.parent / Path(run.path).name
     write_json(root.parent / "task-rest_bold.json", {"RepetitionTime": 2.0})
-    assert metadata_file(Run(elsewhere)) is None  # not in a data set's folders
+    assert metadata_files(Run(elsewhere)) == []  # not in a data set's folders
     for name in ("sub-01_bold.json", f"task-{task}_bold.json"):
         write_json(folder / name, {})
     with pytest.raises(ValueError, match=re.escape(f"{run.path} has 2 candidates for its metadata, expected one: ")):
-        metadata_file(Run(run.path))
+        metadata_files(Run(run.path))
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,10 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from gpumask.bids.content import absence
 from gpumask.bids.metadata import positive_seconds
 from gpumask.bids.names import is_run_name, run_folder, run_name
+from gpumask.bids.pairing import check_pairs
 from gpumask.bids.runs import Problem, Run
 
 _COLUMNS = ("bold", "confounds", "mask", "t_r", "name")
@@ -31,7 +33,7 @@ def read_manifest(path: str | os.PathLike) -> tuple[list[Run], list[Problem]]:
     Raises
     ------
     ValueError
-        If the columns aren't those above.
+        If the columns aren't those above, or names contradict how images, tables and masks are paired.
     OSError
         If the table can't be read.
     """
@@ -57,6 +59,7 @@ def read_manifest(path: str | os.PathLike) -> tuple[list[Run], list[Problem]]:
             runs.append((number, _run_of_row(row, path.parent)))
         except ValueError as error:
             problems.append(Problem(row.get("bold", str(path)), f"line {number} of {path} {error}"))
+    check_pairs([run for _, run in runs], f"Correct {path}: a line's files belong together.")
     numbers = {}
     for number, run in runs:
         numbers.setdefault(run_name(run), []).append(str(number))
@@ -74,7 +77,8 @@ def _run_of_row(row, folder):
     files = {column: folder / row[column] for column in ("bold", "confounds", "mask") if column in row}
     for column, file in files.items():
         if not file.is_file():
-            msg = f"names a {column} file that isn't there: {file}"
+            reason = absence(file)
+            msg = f"names a {column} file that " + (f"{reason}: {file}" if reason else f"isn't there: {file}")
             raise ValueError(msg)
     name, t_r = row.get("name"), row.get("t_r")
     if name and not is_run_name(name):

@@ -21,6 +21,16 @@ _AFTER_ATLAS = ("res", "den", "label", "desc")  # in BIDS's order of entities
 _SPACE = ("space", "cohort", "res", "den")
 _NATIVE = "func"  # fMRIPrep's name for the space of images whose names have none
 _NOT_OF_THE_RUN = {*_SPACE, "desc", "echo", "part"}  # may differ between a run's image, mask and confounds
+# Further entities of atlases, masks and statistics that say nothing about the run.
+_NOT_IDENTIFYING = {*_NOT_OF_THE_RUN, "tpl", "label", "hemi", "atlas", "seg", "scale", "stat", "from", "to", "mode"}
+# Entities of which a name has at least one if it is BIDS, and not only looks so ("my-data.nii").
+_IDENTIFYING = {
+    *("sub", "ses", "sample", "task", "tracksys", "acq", "ce", "trc", "stain", "rec", "dir", "run", "mod", "flip"),
+    *("inv", "mt", "proc", "split", "recording", "chunk"),
+}
+_ENTITY = re.compile(r"(?:^|_)([a-zA-Z]+)-([a-zA-Z0-9+]+)(?=_|\.|$)")
+CONFOUNDS = {(suffix, "confounds", ".tsv") for suffix in ("timeseries", "regressors")}
+"""Suffix, "desc" and extension of fMRIPrep's confounds tables."""
 
 
 class BidsName(NamedTuple):
@@ -52,6 +62,13 @@ class BidsName(NamedTuple):
         return ":".join((self.entities.get("space", _NATIVE), *further))
 
 
+def space_entities(space: str) -> dict[str, str]:
+    """Entities of a space as `BidsName.space` writes it; empty for "func"."""
+    label, *further = space.split(":")
+    own = {} if label in (_NATIVE, "") else {"space": label}
+    return own | dict(part.split("-", 1) for part in further if "-" in part)
+
+
 class OutputName(NamedTuple):
     """A parsed name of one of a run's tables, see `output_name`."""
 
@@ -74,6 +91,17 @@ def parse_name(name: str) -> BidsName | None:
 def labels_in(name: str) -> dict[str, str]:
     """Labels by key in a name that begins with a subject, even if the rest isn't BIDS-like; empty for other names."""
     return dict(part.split("-", 1) for part in name.split("_") if "-" in part) if name.startswith("sub-") else {}
+
+
+def identifying_entities(name: str) -> dict[str, str]:
+    """Entities by which a file's name says which run it belongs to; empty for names that aren't BIDS-like.
+
+    All but those of the space, the description ("desc"), echo and part, and what an atlas or mask shows. Old and
+    slightly wrong names are read too: ``sub-1_task-rest_bold_confounds.tsv``. Runs 1 and 01 are the same.
+    """
+    pairs = _ENTITY.findall(name)
+    entities = {key: label_of(key, label) for key, label in pairs if key not in _NOT_IDENTIFYING}
+    return entities if entities.keys() & _IDENTIFYING and len(dict(pairs)) == len(pairs) else {}
 
 
 def join_entities(entities: Mapping[str, str]) -> str:

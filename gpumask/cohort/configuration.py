@@ -10,7 +10,9 @@ from typing import Any
 from gpumask import __version__
 from gpumask.bids.names import atlas_name, lookup_table_names, output_name
 from gpumask.bids.runs import Run
+from gpumask.bids.spaces import space_contradiction, stated_space
 from gpumask.choices import LINEAR
+from gpumask.confounds.fmriprep import check_options
 from gpumask.extraction import Settings
 
 _DEFAULTS = {"keep_all_regions": True, "min_coverage": 0.5, "nan_policy": "omit"}
@@ -76,6 +78,8 @@ class Configuration:
         Whether tables of coverage, correlation matrices and figures are written too.
     overwrite : bool
         Whether finished runs are processed again.
+    allow_space_mismatch : bool
+        Whether an atlas or mask whose name states another space than a run's is a warning and not an error.
     settings : Settings
         Made from `parameters`.
     made : dict of str
@@ -87,6 +91,8 @@ class Configuration:
     ------
     TypeError, ValueError
         If a parameter can't be used, there is no atlas, or two have the same name.
+    ImportError
+        If `confounds` has a strategy and nilearn isn't installed.
     OSError
         If an atlas can't be read.
     """
@@ -101,6 +107,7 @@ class Configuration:
     relmat: bool = True
     figures: bool = False
     overwrite: bool = False
+    allow_space_mismatch: bool = False
     settings: Settings = field(init=False)
     made: dict[str, str] = field(init=False)
     hash: str = field(init=False)
@@ -109,6 +116,7 @@ class Configuration:
         def fix(name, value):
             object.__setattr__(self, name, value)
 
+        check_options(**self.confounds)
         fix("out_dir", Path(os.path.abspath(self.out_dir)))  # noqa: PTH100 - workers are elsewhere
         fix("mask", self.mask and os.path.abspath(self.mask))  # noqa: PTH100
         names = [atlas.name for atlas in self.atlases]
@@ -165,3 +173,30 @@ def check_names(configuration: Configuration, runs: list[Run]) -> None:
         if other is not run:
             msg = f"{other.path} and {run.path} would both be written to {path}. Give them different names or folders."
             raise ValueError(msg)
+
+
+def check_spaces(configuration: Configuration, runs: list[Run]) -> list[str]:
+    """Compare the spaces that the names of atlases and masks state with those of runs.
+
+    Returns
+    -------
+    list of str
+        Warnings, each difference once.
+
+    Raises
+    ------
+    ValueError
+        If spaces differ surely, and that isn't allowed; see `gpumask.bids.spaces`.
+    """
+    messages = {}
+    for run in runs:
+        files = [*(atlas.path for atlas in configuration.atlases), run.mask or configuration.mask]
+        for path in filter(None, files):
+            if (found := space_contradiction(path, run.path)) is None:
+                continue
+            message, is_sure = found
+            if is_sure and not configuration.allow_space_mismatch:
+                msg = f"{message}. Give the one of the run's space, or --allow-space-mismatch if the names are wrong."
+                raise ValueError(msg)
+            messages.setdefault((path, stated_space(run.path)), f"{message}." if is_sure else f"{message}: the same?")
+    return list(messages.values())

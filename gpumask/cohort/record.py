@@ -1,5 +1,6 @@
 """What came of a run: the record that says whether it is done and how each output was made, and the log of attempts."""
 
+import contextlib
 import json
 import os
 import platform
@@ -10,7 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gpumask.bids.metadata import metadata_file
+from gpumask.bids.content import check_content
+from gpumask.bids.metadata import metadata_files
 from gpumask.bids.names import run_name
 from gpumask.bids.runs import Problem, Run
 from gpumask.cohort.configuration import AtlasFile, Configuration
@@ -81,12 +83,22 @@ def record_path(configuration: Configuration, run: Run) -> Path:
 
 def identities(run: Run) -> dict[str, Any]:
     """Size and modification time (ns) of each file that a run's outputs are made from, and the `t_r` it was given."""
-    files = [run.path, run.confounds, run.mask, metadata_file(run)]
-    if run.confounds and (described := Path(run.confounds).with_suffix(".json")).exists():
-        files.append(described)
-    states = {os.path.abspath(file): os.stat(file) for file in files if file}  # noqa: PTH100, PTH116
-    given = {} if run.t_r is None else {"t_r": run.t_r}
-    return {path: [state.st_size, state.st_mtime_ns] for path, state in states.items()} | given
+    files = [file for file in (run.path, run.confounds, run.mask) if file]
+    described = [*metadata_files(run), *([Path(run.confounds).with_suffix(".json")] if run.confounds else [])]
+    identities = {os.path.abspath(file): _identity(file) for file in files}  # noqa: PTH100
+    for file in described:
+        with contextlib.suppress(FileNotFoundError):  # also of a link whose content isn't here
+            identities[os.path.abspath(file)] = _identity(file)  # noqa: PTH100
+    return identities | ({} if run.t_r is None else {"t_r": run.t_r})
+
+
+def _identity(file):
+    try:
+        state = os.stat(file)  # noqa: PTH116
+    except FileNotFoundError:
+        check_content(file)  # which knows better why
+        raise
+    return [state.st_size, state.st_mtime_ns]
 
 
 def kept_outputs(configuration: Configuration, run: Run) -> list[Output]:

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from gpumask import backend
+from gpumask.bids.content import check_content
 from gpumask.bids.metadata import RepetitionTime, repetition_time
 from gpumask.bids.names import run_name
 from gpumask.bids.runs import Run
 from gpumask.bids.sidecars import sidecar
-from gpumask.cohort.configuration import AtlasFile, Configuration
+from gpumask.bids.spaces import space_contradiction, stated_space
+from gpumask.cohort.configuration import AtlasFile, Configuration, check_spaces
 from gpumask.cohort.record import (
     Output,
     Record,
@@ -41,6 +43,8 @@ from gpumask.images.volumes import Volumes, open_volumes
 from gpumask.process import collect_warnings, warn
 from gpumask.tables import json_lines, table_lines
 
+_LEAST_EXTENT = 0.5  # share of an atlas in a run's field of view, below which it may be in another space
+_SAMPLED = 10_000  # voxels of the atlas that the share is estimated from
 _KEPT_MASKS = 64  # brain masks whose plans a process keeps; runs of a subject may share one
 
 
@@ -224,6 +228,9 @@ def load(configuration: Configuration) -> _Loaded:
 def _extract(configuration, run, atlases, progress, *, n_threads):
     """All files of a run by path, each with its atlas and its lines (or bytes), and its record."""
     loaded = load(configuration)
+    check_content(run.path, run.confounds, run.mask)
+    for message in check_spaces(configuration, [run]):
+        warn(message)
     volumes = open_volumes(run.path)
     if volumes.is_3d and configuration.relmat:
         msg = f"{run.path} is a 3D image, expected a run: a 4D image."
@@ -235,16 +242,14 @@ def _extract(configuration, run, atlases, progress, *, n_threads):
         )
         raise ValueError(msg)
     confounds, kept = _confounds(configuration, run, volumes)
-    t_r = repetition_time(run, volumes.t_r)
+    t_r = repetition_time(run, volumes.t_r, needed=configuration.settings.filters)
+    for message in t_r.messages:
+        warn(message)
     settings = replace(configuration.settings, t_r=t_r.seconds)
-    if t_r.seconds is None and settings.filters:
-        msg = (
-            f"Filtering needs the repetition time, but neither the metadata nor the header of {run.path} has one. "
-            "Give it: --t-r, or the column t_r of a list of runs."
-        )
-        raise ValueError(msg)
     report = functools.partial(_report, progress, volumes.n_volumes)
     report(0)
+    for atlas in atlases:
+        _check_extent(atlas, loaded.atlases[atlas.name], run, volumes.grid)
     regions = loaded.regions(run.mask or configuration.mask)
     try:
         prepared = [
@@ -278,6 +283,21 @@ def _extract(configuration, run, atlases, progress, *, n_threads):
     return files, Record(run, "done", volumes.n_volumes, seconds, summary)
 
 
+def _check_extent(atlas, labels, run, grid):
+    """Warn if most of an atlas is outside of a run's field of view, unless names say that their space is the same."""
+    if stated_space(atlas.path) and stated_space(run.path) and not space_contradiction(atlas.path, run.path):
+        return  # a slab, or a brain that is cut off
+    order = "F" if labels.labels.flags.f_contiguous else "C"
+    flat = np.flatnonzero(labels.labels.ravel(order=order) != labels.background)
+    flat = flat[:: max(len(flat) // _SAMPLED, 1)]
+    voxels = np.array(np.unravel_index(flat, labels.grid.shape, order=order))
+    to_run = np.linalg.solve(grid.affine, labels.grid.affine)
+    there = to_run[:3, :3] @ voxels + to_run[:3, 3:]
+    inside = np.all((there > -0.5) & (there < np.array(grid.shape)[:, None] - 0.5), axis=0)
+    if inside.size and inside.mean() < _LEAST_EXTENT:
+        warn(f"{run.path} covers only {inside.mean():.0%} of the atlas {atlas.path}. Are they in the same space?")
+
+
 def _report(progress, n_volumes, done):
     progress(done, n_volumes)
 
@@ -288,11 +308,7 @@ def _confounds(configuration, run, volumes):
     if not run.confounds:
         msg = f"{run.path} has no confounds table, but confounds were requested."
         raise ValueError(msg)
-    confounds, kept = fmriprep_confounds(run.path, run.confounds, **configuration.confounds)
-    if confounds is not None and len(confounds) != volumes.n_volumes:
-        msg = f"{run.confounds} has {len(confounds)} rows, but {run.path} has {volumes.n_volumes} volumes."
-        raise ValueError(msg)
-    return confounds, kept
+    return fmriprep_confounds(run.path, run.confounds, **configuration.confounds, n_volumes=volumes.n_volumes)
 
 
 def _tables(configuration, run, atlas, one, result, names, described) -> dict[Path, Any]:
