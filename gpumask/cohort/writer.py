@@ -25,7 +25,7 @@ from gpumask.cohort.record import (
     described,
     failed,
     identities,
-    kept_outputs,
+    kept,
     logged,
     record_path,
     unfinished,
@@ -83,7 +83,7 @@ def process(
             progress(done, total)
 
     try:
-        record = _attempt(run, lambda: _process(configuration, run, report))
+        record = _attempt(run, lambda messages: _process(configuration, run, report, messages))
     except _StoppedError:
         return Record(run, "stopped")
     return logged(configuration, record)
@@ -94,19 +94,19 @@ def write_run(configuration: Configuration, run: Run, progress: Callable[[int, i
 
     All files appear together or not at all. Existing ones are an error without ``configuration.overwrite``.
     """
-    return _attempt(run, lambda: _write_run(configuration, run, progress or (lambda done, total: None)))
+    return _attempt(run, lambda _: _write_run(configuration, run, progress or (lambda done, total: None)))
 
 
 def _attempt(run, work):
     with collect_warnings() as messages:
         try:
-            record = work()
+            record = work(messages)
         except Exception as error:
             record = failed(run, error)
     return replace(record, warnings=tuple(messages))
 
 
-def _process(configuration, run, progress):
+def _process(configuration, run, progress, messages):
     todo = configuration.atlases if configuration.overwrite else unfinished(configuration, run)
     if not todo:
         return Record(run, "skipped")
@@ -118,27 +118,36 @@ def _process(configuration, run, progress):
         if not todo:  # by now
             return Record(run, "skipped")
         started, inputs = time.perf_counter(), identities(run)
-        kept = kept_outputs(configuration, run)
+        earlier = kept(configuration, run)
         files, record = _extract(configuration, run, todo, progress, n_threads=1)
         if identities(run) != inputs:
             msg = f"{run.path}, or a file that goes with it, was changed while it was read. Run it again."
             raise OSError(msg)
 
-        def add_record(record):
-            new = {output.path for output in record.outputs}
-            every = [*(output for output in kept if output.path not in new), *record.outputs]
-            content = {
-                **described(record),
-                "configuration": configuration.hash,
-                "inputs": inputs,
-                "outputs": [vars(output) for output in every],
-                "made": {configuration.made[atlas.name]: configuration.described(atlas) for atlas in todo},
-                "host": platform.node(),
-                "pid": os.getpid(),
-            }
-            return json_lines(content)
+        record = replace(record, warnings=tuple(messages))
+        made = {configuration.made[atlas.name]: configuration.described(atlas) for atlas in todo}
 
-        return _write(configuration, files, record, started, run_name(run), last, add_record)
+        def content(record):
+            whole = {"configuration": configuration.hash, "inputs": inputs, **_with_earlier(record, made, earlier)}
+            return json_lines({**described(record), **whole, "host": platform.node(), "pid": os.getpid()})
+
+        return _write(configuration, files, record, started, run_name(run), last, content)
+
+
+def _with_earlier(record, made, earlier):
+    """What the files of a run are now: those of a record, and earlier ones that weren't replaced."""
+    new = {output.path for output in record.outputs}
+    outputs = [*(output for output in earlier.outputs if output.path not in new), *record.outputs]
+    used = {output.made for output in outputs}
+    made = {key: how for key, how in {**earlier.made, **made}.items() if key in used}
+    named = {how["atlas"] for how in made.values()}
+    still_used = len(outputs) > len(record.outputs)
+    return {
+        "outputs": [vars(output) for output in outputs],
+        "made": made,
+        "atlases": {name: found for name, found in {**earlier.atlases, **record.atlases}.items() if name in named},
+        "warnings": list(dict.fromkeys([*(earlier.warnings if still_used else ()), *record.warnings])),
+    }
 
 
 def _write_run(configuration, run, progress):
