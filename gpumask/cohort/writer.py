@@ -31,7 +31,7 @@ from gpumask.cohort.record import (
     unfinished,
 )
 from gpumask.confounds.fmriprep import fmriprep_confounds
-from gpumask.confounds.tables import read_table
+from gpumask.confounds.tables import confounds_matrix, read_table
 from gpumask.engine.regions import LabelRegions
 from gpumask.extraction import Plans, Prepared, Result, extract, prepare
 from gpumask.files import appearing_together, locked, write
@@ -255,10 +255,10 @@ def _extract(configuration, run, atlases, progress, *, n_threads):
     report = functools.partial(_report, progress, volumes.n_volumes)
     report(0)
     regions = loaded.regions(run.mask or configuration.mask)
+    prepared = [
+        prepare(volumes, regions[atlas.name], settings, confounds, kept, plans=loaded.plans) for atlas in atlases
+    ]
     try:
-        prepared = [
-            prepare(volumes, regions[atlas.name], settings, confounds, kept, plans=loaded.plans) for atlas in atlases
-        ]
         results = extract(prepared, volumes, loaded.device, progress=report, n_threads=n_threads)
     except ValueError:
         _check_volumes(volumes, kept)  # which knows better what is wrong, if that is it
@@ -301,6 +301,11 @@ def _confounds(configuration, run, volumes):
     if confounds is not None and len(confounds) != volumes.n_volumes:
         msg = f"{run.confounds} has {len(confounds)} rows, but {run.path} has {volumes.n_volumes} volumes."
         raise ValueError(msg)
+    try:
+        confounds_matrix(confounds, volumes.n_volumes, kept)
+    except ValueError as error:
+        msg = f"{run.confounds}: {error}"
+        raise ValueError(msg) from error
     return confounds, kept
 
 
@@ -340,7 +345,7 @@ def _metadata(
 ) -> dict[str, Any]:
     settings = configuration.described_settings
     return sidecar(
-        run,
+        replace(run, mask=run.mask or configuration.mask),
         t_r=t_r.seconds,
         confounds=() if confounds is None else list(confounds),
         low_pass=settings["low_pass"],
