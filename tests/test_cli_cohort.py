@@ -287,13 +287,22 @@ def test_extract_and_cohort_filter_with_the_same_repetition_time(folder, inherit
     cohorts.save(image, np.asanyarray(data.dataobj), data.affine, t_r=1.0)
     if inherited:
         image.with_name(f"{run_name}_desc-preproc_bold.json").rename(folder / "d" / "task-rest_bold.json")
-    options = "--atlas atlas-Toy_dseg.nii.gz --low-pass 0.1 --high-pass 0.04"
-    assert run(f"d out participant --participant-label 02 --run-id 1 --min-coverage 0 {options}") == 0
-    table = f"{run_name}_atlas-Toy_stat-mean_timeseries.tsv"
-    of_cohort = pd.read_table(next((folder / "out").rglob(table))).dropna(axis=1, how="all")
     mask = next(image.parent.glob(f"{run_name}_desc-brain_mask.nii.gz"))
-    assert cli.main(shlex.split(f"extract {image} --mask {mask} --lut atlas-Toy_dseg.tsv --out single {options}")) == 0
-    of_extract = pd.read_table(folder / "single" / table)
-    pd.testing.assert_frame_equal(of_cohort, of_extract, check_exact=True)
-    sidecar = json.loads((folder / "single" / table).with_suffix(".json").read_text())
+    labels = np.zeros(data.shape[:3], np.int16)
+    labels[2:4, 3:], labels[5:7, 3:, 4:] = 1, 2
+    cohorts.save("atlas-Seen_dseg.nii.gz", labels, data.affine)  # all regions are in the mask
+    pd.DataFrame({"index": [1, 2], "name": ["a", "b"]}).to_csv("atlas-Seen_dseg.tsv", sep="\t", index=False)
+    tables = {}
+    for atlas in ("Toy", "Seen"):
+        options = f"--atlas atlas-{atlas}_dseg.nii.gz --low-pass 0.1 --high-pass 0.04 --detrend --standardize psc"
+        assert run(f"d {atlas} participant --participant-label 02 --run-id 1 --min-coverage 0 {options}") == 0
+        words = f"extract {image} --mask {mask} --lut atlas-{atlas}_dseg.tsv --out single {options}"
+        assert cli.main(shlex.split(words)) == 0
+        table = f"{run_name}_atlas-{atlas}_stat-mean_timeseries.tsv"
+        tables[atlas] = next((folder / atlas).rglob(table)), folder / "single" / table
+    of_cohort, of_extract = tables["Seen"]
+    assert of_cohort.read_bytes() == of_extract.read_bytes()
+    of_cohort, of_extract = map(pd.read_table, tables["Toy"])  # a cohort keeps the column of a region in no mask
+    pd.testing.assert_frame_equal(of_cohort.dropna(axis=1, how="all"), of_extract, check_exact=True)
+    sidecar = json.loads(tables["Toy"][1].with_suffix(".json").read_text())
     assert (sidecar["RepetitionTime"], sidecar["RepetitionTimeSource"]) == (2.0, "JSON")

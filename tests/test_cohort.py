@@ -18,10 +18,11 @@ import pytest
 from gpumask import NiftiLabelsMasker
 from gpumask.bids import Problem, Run, find_runs
 from gpumask.bids.names import labels_in, run_name
+from gpumask.cohort import writer
 from gpumask.cohort.configuration import AtlasFile, Configuration, lut_beside
 from gpumask.cohort.executors import run_cohort
 from gpumask.cohort.record import is_done, log_problems
-from gpumask.cohort.writer import correlations, process
+from gpumask.cohort.writer import correlations, process, write_run
 from gpumask.files import locked
 from gpumask.process import collect_warnings
 
@@ -205,6 +206,131 @@ def test_what_is_done_is_skipped_and_what_has_changed_is_done_again(small, tmp_p
     assert {name for name in cohorts.outputs(tmp_path / "few") if name.endswith(".tsv")} == {
         name for name in before if name.endswith(".tsv")
     }
+
+
+def with_times(out):
+    """Bytes and modification times of a cohort's outputs."""
+    return {name: (data, (out / name).stat().st_mtime_ns) for name, data in cohorts.outputs(out).items()}
+
+
+def record_of(out):
+    return json.loads((out / "logs" / f"{RUN}.json").read_text())
+
+
+def test_another_atlas_is_extracted_alone(small, tmp_path, monkeypatch):
+    img = nib.load(small[0].path)
+    data = img.get_fdata(dtype=np.float32)
+    data[4, 4, 4, 3] = np.nan  # a warning that must outlive the second attempt
+    nib.save(nib.Nifti1Image(data, img.affine, img.header, dtype=np.float32), small[0].path)
+    both = configured(tmp_path)
+    toy, fine = (replace(both, atlases=(atlas,)) for atlas in both.atlases)
+    assert statuses(toy, small) == {"done": 2}
+    before = with_times(tmp_path / "out")
+    del before["dataset_description.json"]  # has the configuration
+    extracted, extract = [], writer.extract
+
+    def counted(prepared, *args, **options):
+        extracted.append(len(prepared))
+        return extract(prepared, *args, **options)
+
+    monkeypatch.setattr(writer, "extract", counted)
+    records = list(run_cohort(both, small))
+    assert [record.status for record in records] == ["done"] * 2
+    assert extracted == [1, 1]
+    assert {name for record in records for name in record.atlases} == {"Fine"}
+    assert all("_atlas-Fine_" in output.path for record in records for output in record.outputs)
+    after = with_times(tmp_path / "out")
+    assert {name: after[name] for name in before} == before
+    assert {name.replace("-Toy_", "-Fine_") for name in before if "-Toy_" in name} <= after.keys()
+
+    record = record_of(tmp_path / "out")
+    assert len(record["outputs"]) == 12
+    assert {(labels_in(output["path"])["atlas"], output["made"]) for output in record["outputs"]} == set(
+        both.made.items()
+    )
+    assert record["made"].keys() == set(both.made.values())
+    assert {key: how["atlas"] for key, how in record["made"].items()} == {key: name for name, key in both.made.items()}
+    assert record["atlases"].keys() == {"Toy", "Fine"}
+    assert record["warnings"] == ["NaN or infinite voxels were left out of the regions' statistics."]
+    assert record["configuration"] == both.hash
+    for configuration in (toy, fine, both):
+        assert statuses(configuration, small) == {"skipped": 2}
+    assert statuses(replace(both, out_dir=tmp_path / "whole"), small) == {"done": 2}
+    whole = cohorts.outputs(tmp_path / "whole")
+    assert whole == cohorts.outputs(tmp_path / "out")
+
+
+def test_an_atlas_whose_settings_change_leaves_the_other_alone(small, tmp_path):
+    both = configured(tmp_path)
+    assert statuses(both, small[:1]) == {"done": 1}
+    lut = tmp_path / "atlas-Fine_dseg.tsv"
+    lut.write_text(lut.read_text().replace("Fine10\n", "Fine11\n"))
+    before = with_times(tmp_path / "out")
+    changed = configured(tmp_path)
+    assert changed.made["Toy"] == both.made["Toy"]
+    assert statuses(changed, small[:1]) == {"done": 1}
+    after = with_times(tmp_path / "out")
+    assert {name for name in before if "_atlas-" in name and after[name] != before[name]} == {
+        name for name in before if "_atlas-Fine_" in name
+    }
+    assert record_of(tmp_path / "out")["made"].keys() == set(changed.made.values())
+
+
+def test_a_run_whose_inputs_changed_is_done_again_whole(small, tmp_path):
+    both = configured(tmp_path)
+    toy = replace(both, atlases=both.atlases[:1])
+    assert statuses(both, small) == {"done": 2}
+    img = nib.load(small[0].path)
+    cohorts.save(small[0].path, np.asanyarray(img.dataobj) + np.int16(7), img.affine, cohorts.T_R)
+    before = with_times(tmp_path / "out")
+    assert statuses(toy, small) == {"done": 1, "skipped": 1}
+    assert record_of(tmp_path / "out")["made"].keys() == {toy.made["Toy"]}  # the other atlas's outputs are outdated
+    assert statuses(both, small) == {"done": 1, "skipped": 1}
+    after = with_times(tmp_path / "out")
+    assert {name for name in before if after[name][1] != before[name][1]} == {
+        "dataset_description.json",
+        *(name for name in before if name.split("/")[-1].startswith(RUN)),
+    }
+    assert record_of(tmp_path / "out")["made"].keys() == set(both.made.values())
+    os.utime(small[0].path)
+    before = with_times(tmp_path / "out")
+    assert statuses(both, small) == {"done": 1, "skipped": 1}
+    assert all(with_times(tmp_path / "out")[name][1] > before[name][1] for name in before if RUN in name)
+
+
+def test_extract_and_cohort_write_the_same_bytes(small, tmp_path):
+    """With the repetition time of the JSON, where the header has another."""
+    run = small[0]
+    img = nib.load(run.path)
+    cohorts.save(run.path, np.asanyarray(img.dataobj), img.affine, t_r=1.0)
+    configuration = configured(tmp_path)
+    assert process_in(configuration, run).error == ""
+    alone = replace(configuration, out_dir=tmp_path / "alone")
+    assert write_run(alone, run).error == ""
+    assert cohorts.outputs(tmp_path / "alone") == cohorts.outputs(tmp_path / "out")
+    for name in ("Toy", "Fine"):
+        path = tmp_path / "alone" / run.folder / f"{RUN}_atlas-{name}_stat-mean_timeseries.json"
+        metadata = json.loads(path.read_text())
+        assert (metadata["RepetitionTime"], metadata["RepetitionTimeSource"]) == (2.0, "JSON")
+
+
+def test_progress_is_reported_from_within_runs(small, tmp_path):
+    calls = []
+
+    def progress(run, share):
+        calls.append((run, share, threading.current_thread().name.partition("_")[0]))
+
+    assert [record.status for record in run_cohort(configured(tmp_path), small, progress=progress)] == ["done"] * 2
+    assert {thread for _, _, thread in calls} == {"gpumask-run"}
+    for run in small:
+        shares = [share for other, share, _ in calls if other == run]
+        assert shares[0] == 0
+        assert shares[-1] == 1
+        assert shares == sorted(shares)
+        assert any(0 < share < 1 for share in shares)
+    calls.clear()
+    assert statuses(configured(tmp_path), small, progress=progress) == {"skipped": 2}
+    assert calls == []
 
 
 def test_runs_of_a_manifest_whose_repetition_time_changes_are_done_again(small, tmp_path):

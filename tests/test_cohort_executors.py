@@ -207,8 +207,8 @@ def test_processes_that_cannot_start_are_one_error(made, tmp_path):
         "from gpumask.cohort.configuration import *; from gpumask.cohort.executors import run_cohort\n"
         "from gpumask.bids import find_runs\n"
         f"runs = find_runs({str(folder / 'd')!r})[0]\n"
-        f"configuration = Configuration((AtlasFile({str(folder / 'atlas-Toy_dseg.nii.gz')!r}),), {str(tmp_path / 'o')!r})\n"
-        "list(run_cohort(configuration, runs, n_procs=2))\n"
+        f"atlas = AtlasFile({str(folder / 'atlas-Toy_dseg.nii.gz')!r})\n"
+        f"list(run_cohort(Configuration((atlas,), {str(tmp_path / 'o')!r}), runs, n_procs=2))\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 1

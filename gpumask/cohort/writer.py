@@ -152,9 +152,8 @@ def _with_earlier(record, made, earlier):
 
 def _write_run(configuration, run, progress):
     started = time.perf_counter()
-    (atlas,) = configuration.atlases
-    table = configuration.outputs(run, atlas)["timeseries"]
-    for path in (table, table.with_suffix(".json")):
+    tables = [path for atlas in configuration.atlases for path in configuration.outputs(run, atlas).values()]
+    for path in (path for table in tables for path in (table, table.with_suffix(".json"))):
         if path.exists() and not configuration.overwrite:
             msg = f"{path} already exists. To replace it: overwrite=True (--overwrite)."
             raise FileExistsError(msg)
