@@ -6,7 +6,6 @@ import subprocess
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 
 from threadpoolctl import threadpool_info
 
@@ -74,8 +73,8 @@ def machine():
 
 
 def _compiled_kernels():
-    """Names of gpumask's compiled modules; without one of them, slower substitutes of all are measured."""
-    return sorted(name for name, value in vars(compiled).items() if isinstance(value, ModuleType) and name[0] == "_")
+    """Names of gpumask's compiled functions; without them, slower substitutes are measured."""
+    return sorted(name for name in dir(compiled.library) if name[0] != "_") if compiled.is_compiled else []
 
 
 def _version(name):

@@ -1,10 +1,11 @@
-"""Backends for the kernel tests, and the real data where they are found.
+"""Array libraries for the kernel tests, and the real data if they are there.
 
-Every kernel test takes ``put``: a function that turns a NumPy array into an array of the library under test, on a
-device that is not NumPy's where the library has one. CuPy takes part where it can compute (a GPU, or an emulation of
-one); ``GPUMASK_TEST_CUPY=require`` makes its absence an error instead of a skip.
+Every kernel test has the fixture ``put``: a function that turns a NumPy array into an array of the library under test,
+on a device other than NumPy's if the library has one. Tests on CuPy are deselected if it can't compute (on a GPU, or an
+emulated one); with ``GPUMASK_TEST_CUPY=require`` they fail instead.
 """
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -17,7 +18,37 @@ from gpumask.kernels import smoothing
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-@pytest.fixture(params=["numpy", "strict", "cupy"])
+REQUIRED = os.environ.get("GPUMASK_TEST_CUPY") == "require"
+DESELECTED = pytest.StashKey[str]()
+
+
+def needs_gpu(item):
+    of_put = item.callspec.params.get("put") if hasattr(item, "callspec") else None
+    return of_put == "cupy" or "gpu" in item.fixturenames or item.get_closest_marker("gpu") is not None
+
+
+def pytest_collection_modifyitems(config, items):
+    reasons = []
+    if not REQUIRED and importlib.util.find_spec("cupy") is None:
+        reasons.append(("CuPy", lambda item: "nvrtc" in item.fixturenames))
+    if not REQUIRED and not backend.cuda_status().devices:
+        reasons.append(("a CUDA device", needs_gpu))
+    told = []
+    for missing, needed in reasons:
+        without = [item for item in items if needed(item)]
+        items[:] = [item for item in items if not needed(item)]
+        config.hook.pytest_deselected(items=without)
+        if without:
+            told.append(f"{len(without)} tests that need {missing}")
+    if told:
+        config.stash[DESELECTED] = f"deselected: {', '.join(told)} ({backend.cuda_status().problem})"
+
+
+def pytest_report_collectionfinish(config):
+    return config.stash.get(DESELECTED, [])
+
+
+@pytest.fixture(params=["numpy", "strict", pytest.param("cupy", marks=pytest.mark.gpu)])
 def put(request):
     if request.param == "numpy":
         return np.asarray
@@ -33,7 +64,7 @@ def gpu():
     """The first CUDA device that CuPy can compute on."""
     status = backend.cuda_status()
     if not status.devices:
-        if os.environ.get("GPUMASK_TEST_CUPY") == "require":
+        if REQUIRED:
             pytest.fail(f"GPUMASK_TEST_CUPY=require, but {status.problem}")
         pytest.skip(f"no usable CUDA device: {status.problem}")
     return "cuda:0"
@@ -49,5 +80,5 @@ def data():
 
 @pytest.fixture(params=["BLAS", "bands"])
 def products(request, monkeypatch):
-    """On NumPy, how volumes are multiplied with matrices: on grids as small as the tests', no band is narrow."""
+    """How volumes are multiplied with matrices on NumPy: no band is narrow on grids as small as the tests'."""
     monkeypatch.setattr(smoothing, "_WIDEST_BAND", {"BLAS": 0.0, "bands": 1.0}[request.param])

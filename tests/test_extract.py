@@ -83,7 +83,7 @@ def test_the_table_gives_back_the_same_numbers(tmp_path, atlas, volumes, out, dt
     data = (volumes / 7).astype(dtype)
     path = save(tmp_path / "run.nii.gz", data)
     record = extract_run(atlas, Run(path), out, standardize="psc")
-    expected = NiftiLabelsMasker(atlas, standardize="psc").fit_transform(path)
+    expected = NiftiLabelsMasker(atlas, standardize="psc", device="cpu").fit_transform(path)
     table = table_of(record, out)
     assert table.read_text().startswith("3\t7\t12\n")
     assert record.n_volumes == 30
@@ -138,7 +138,7 @@ def test_sidecar(tmp_path, out, atlas, run):
     assert sidecar["Sources"] == [path.as_uri() for path in (run, tmp_path / "c.tsv", atlas, tmp_path / "lut.tsv")]
     assert sidecar["ConfigurationHash"] == record.outputs[0].made
     assert (sidecar["NumberOfVolumes"], sidecar["Device"]) == (30, "cpu")
-    masker = NiftiLabelsMasker(atlas, high_pass=0.05, t_r=2.0)
+    masker = NiftiLabelsMasker(atlas, high_pass=0.05, t_r=2.0, device="cpu")
     expected = masker.fit_transform(run, confounds=table[["b"]])
     assert sidecar["Plan"] == masker.plan_.explain().splitlines()
     own = masker.get_params()
@@ -165,7 +165,7 @@ def test_repetition_time(tmp_path, out, atlas, volumes):
     given = extract_run(atlas, Run(path, t_r=1.5), out, low_pass=0.1, overwrite=True)
     sidecar = json.loads(table_of(given, out).with_suffix(".json").read_text())
     assert (sidecar["RepetitionTime"], sidecar["RepetitionTimeSource"]) == (1.5, "given")
-    expected = NiftiLabelsMasker(atlas, low_pass=0.1, t_r=1.5).fit_transform(path)
+    expected = NiftiLabelsMasker(atlas, low_pass=0.1, t_r=1.5, device="cpu").fit_transform(path)
     assert np.array_equal(np.loadtxt(table_of(given, out), skiprows=1), expected)
 
 

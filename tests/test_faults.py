@@ -15,7 +15,7 @@ import pytest
 
 from gpumask import NiftiLabelsMasker, backend
 from gpumask.backend import DeviceError, cuda_status
-from gpumask.engine import cuda as pipeline_cuda
+from gpumask.engine.plan import Plan
 from gpumask.engine.stream import run_plans
 from gpumask.images.errors import ImageError
 from gpumask.images.volumes import open_volumes
@@ -132,15 +132,15 @@ def test_what_is_clipped_is_clipped_once(gpu, monkeypatch):
     values = np.random.default_rng(0).choice([-100.0, 30.0, 100.0], (*SHAPE, 6))  # which a spline overshoots
     volumes = open_volumes(nib.Nifti1Image(values, AFFINE))
     plans = [some_plan("parallel"), some_plan()]
-    reduce, failed = pipeline_cuda._Reducer.reduce, []
+    reduce, failed = Plan.reduce, []
 
-    def fail_once(reducer, *arguments):
-        if reducer.plan.resampling is None and not failed:
+    def fail_once(plan, *arguments):
+        if plan.resampling is None and not failed:
             failed.append(True)
             raise cupy.cuda.memory.OutOfMemoryError(512, 0)
-        return reduce(reducer, *arguments)
+        return reduce(plan, *arguments)
 
-    monkeypatch.setattr(pipeline_cuda._Reducer, "reduce", fail_once)
+    monkeypatch.setattr(Plan, "reduce", fail_once)
     for result, plan in zip(run_plans(plans, volumes, device=gpu, chunk=4), plans, strict=True):
         np.testing.assert_allclose(result.signals, extract(plan, volumes).signals, rtol=1e-10)
     assert failed

@@ -254,7 +254,7 @@ def test_nan_in_the_first_row_is_filled_as_by_nilearn(made):
     confounds, _ = fmriprep_confounds(IMAGE, made, columns=columns)
     table = pd.read_table(made)
     assert table.loc[0, columns].isna().tolist() == [False, True, True]
-    expected = table[columns]
+    expected = table[columns].copy()
     for column in columns[1:]:
         expected.loc[0, column] = expected.loc[1, column]
     pd.testing.assert_frame_equal(confounds, expected)

@@ -10,7 +10,6 @@ import pytest
 
 from gpumask import NiftiLabelsMasker, backend
 from gpumask.engine import cuda as pipeline_cuda
-from gpumask.engine import plan as plans
 from gpumask.engine import stream as pipeline
 from gpumask.engine.stream import run_plans
 from gpumask.images.volumes import open_volumes
@@ -33,12 +32,10 @@ every_way = pytest.mark.parametrize("way", WAYS)
 
 
 @pytest.fixture
-def a_plan(monkeypatch):
-    def compile_plan(way):
+def a_plan():
+    def compile_plan(way, **options):
         labels_on, fwhm, strategy, staged = WAYS[way]
-        with monkeypatch.context() as patch:
-            patch.setattr(plans, "_NS_PER_WEIGHT", 1e9 if staged else 0.0)
-            plan = some_plan(labels_on, fwhm, strategy)
+        plan = some_plan(labels_on, fwhm, strategy, way="staged" if staged else "folded", **options)
         assert (plan.way == "staged") == way.startswith("staged")
         return plan
 
@@ -88,9 +85,9 @@ OMITTED = ["direct", "median", "deviation", "folded", "staged"]  # the others re
 
 @pytest.mark.parametrize(("way", "nan_policy"), [(way, "zero") for way in WAYS] + [(way, "omit") for way in OMITTED])
 def test_non_finite_voxels(gpu, tmp_path, a_plan, way, nan_policy):
-    plan = a_plan(way)
+    plan = a_plan(way, nan_policy=nan_policy)
     volumes = open_volumes(write(tmp_path / "bold.nii", with_holes(stored_run("f4")), 1.5, -20.0))
-    results = [extract(plan, volumes, device=device, nan_policy=nan_policy) for device in (gpu, "cpu")]
+    results = [extract(plan, volumes, device=device) for device in (gpu, "cpu")]
     assert results[0].non_finite
     assert_agree(*results)
 
@@ -101,10 +98,8 @@ def test_a_region_without_finite_voxels(gpu, a_plan, way):
     stored[np.isin(some_labels(), IDS[0]), 1] = np.nan
     volumes = open_volumes(nib.Nifti1Image(stored, AFFINE))
     for nan_policy in ("zero", "omit"):
-        plan = a_plan(way)
-        assert_agree(
-            extract(plan, volumes, device=gpu, nan_policy=nan_policy), extract(plan, volumes, nan_policy=nan_policy)
-        )
+        plan = a_plan(way, nan_policy=nan_policy)
+        assert_agree(extract(plan, volumes, device=gpu), extract(plan, volumes))
 
 
 @pytest.mark.parametrize("source", ["file", "packed", "memory C", "memory F", "list", "unlike list"])
@@ -209,16 +204,20 @@ def lazy(monkeypatch):
         monkeypatch.setattr(backend, "stream", streams.__getitem__)
         monkeypatch.setattr(backend, "new_event", LazyEvent)
         monkeypatch.setattr(backend, "seconds_between", lambda first, last: 0.0)
-        copy, reduce = backend.upload, pipeline_cuda._Run._reduce
+        copy, reduce = backend.upload, pipeline_cuda._GpuRun._reduce
 
         def put_off_copy(source, target, stream):
-            stream.work.append(lambda: copy(source, target, None))
+            def late():
+                copy(source, target, None)
+                target.device.synchronize()  # from page-locked memory, the copy itself doesn't wait
+
+            stream.work.append(late)
 
         def put_off_reduce(run, *arguments):
             run.reducing.work.append(lambda: reduce(run, *arguments))
 
         monkeypatch.setattr(backend, "upload", put_off_copy)
-        monkeypatch.setattr(pipeline_cuda._Run, "_reduce", put_off_reduce)
+        monkeypatch.setattr(pipeline_cuda._GpuRun, "_reduce", put_off_reduce)
         return streams
 
     return install
@@ -261,7 +260,7 @@ def test_the_laziness_shows_mistakes(gpu, tmp_path, a_plan, lazy, monkeypatch, m
 def test_a_new_device_buffer_waits_for_its_memorys_last_user(gpu, tmp_path, a_plan, lazy, monkeypatch):
     """The pool may hand it memory that kernels in the reducing stream still read."""
     streams = lazy()
-    order, allocate = [], pipeline_cuda._Run._allocate
+    order, allocate = [], pipeline_cuda._GpuRun._allocate
 
     def leave_work(run):
         allocate(run)
@@ -273,7 +272,7 @@ def test_a_new_device_buffer_waits_for_its_memorys_last_user(gpu, tmp_path, a_pl
         stream.work.append(lambda: order.append("copy"))
         put_off(source, target, stream)
 
-    monkeypatch.setattr(pipeline_cuda._Run, "_allocate", leave_work)
+    monkeypatch.setattr(pipeline_cuda._GpuRun, "_allocate", leave_work)
     monkeypatch.setattr(backend, "upload", upload)
     volumes = open_volumes(write(tmp_path / "bold.nii.gz", stored_run(n=4)))
     extract(a_plan("direct"), volumes, device=gpu, chunk=1)

@@ -25,7 +25,7 @@ everywhere = pytest.mark.parametrize("strategy", STRATEGIES)
 on_grids = pytest.mark.parametrize("labels_on", LABEL_AFFINES)
 
 
-@pytest.fixture(params=["cpu", "cuda:0"])
+@pytest.fixture(params=["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)])
 def device(request):
     if request.param != "cpu":
         request.getfixturevalue("gpu")

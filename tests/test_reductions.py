@@ -349,6 +349,6 @@ def test_data_and_segments_on_different_devices(put, elsewhere):
 @pytest.mark.parametrize("strategy", ["median", "minimum", "maximum", "variance", "standard_deviation"])
 def test_weights_where_there_are_none(put, strategy):
     regions = some_regions()
-    expected = f"`segments` has weights, and a {strategy} takes none: compile it without (Segments.from_labels)."
+    expected = f"`segments` has weights, which a {strategy} can't use: compile without (Segments.from_labels)."
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
         reduce(put, some_volumes("int16", n=2), compiled(regions, some_weights(regions)), strategy)

@@ -43,7 +43,7 @@ def counted(gpu, monkeypatch):
         return spied
 
     for name in phases:
-        monkeypatch.setattr(pipeline_cuda._Run, name, spy(name, getattr(pipeline_cuda._Run, name)))
+        monkeypatch.setattr(pipeline_cuda._GpuRun, name, spy(name, getattr(pipeline_cuda._GpuRun, name)))
     monkeypatch.setattr(backend, "upload", lambda *a: (uploads.append((a[0].dtype, a[0].nbytes)), upload(*a)))
     return phases, uploads
 

@@ -136,8 +136,15 @@ def read_table(path: Path) -> "pd.DataFrame":
         raise ValueError(msg)
     separator = next((s for s in "\t,;" if s in lines[0]), r"\s+")
     first = re.split(separator, lines[0].strip(" "))[0].strip(" '\"")  # blank above an index written by pandas
+    # The default can be off by a last bit before pandas 3.1, which deprecates the choice.
+    exact = {"float_precision": "round_trip"} if pd.__version__ < "3.1" else {}
     try:
-        return pd.read_csv(io.StringIO("\n".join(lines)), sep=separator, header=None if _is_value(first) else 0)
+        return pd.read_csv(
+            io.StringIO("\n".join(lines)),
+            sep=separator,
+            header=None if _is_value(first) else 0,
+            **exact,
+        )
     except ValueError as error:  # pandas' ParserError is one
         msg = f"Could not read the confounds file {path}: {error}"
         raise ValueError(msg) from error

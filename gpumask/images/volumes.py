@@ -1,5 +1,6 @@
 """A stream of the stored volumes of everything that a user calls an image."""
 
+import contextlib
 import glob
 import os
 from pathlib import Path
@@ -185,9 +186,10 @@ class Volumes:
         start = 0
         if len(self._images) == 1:
             image = self._images[0]
-            for block in image.blocks(n, take):
-                yield Chunk(start, block, image.slope, image.inter)
-                start += len(block)
+            with contextlib.closing(image.blocks(n, take)) as blocks:  # some Pythons leave it open
+                for block in blocks:
+                    yield Chunk(start, block, image.slope, image.inter)
+                    start += len(block)
             return
         slope, inter = (self._images[0].slope, self._images[0].inter) if self._alike else (1.0, 0.0)
         for start in range(0, self.n_volumes, n):
@@ -198,11 +200,12 @@ class Volumes:
             yield Chunk(start, rows, slope, inter)
 
     def _read(self, image, row):
-        for block in image.blocks(1, (lambda: row) if self._alike else None):
-            if not self._alike:
-                _scaled(Chunk(0, block, image.slope, image.inter), row)
-            elif not np.may_share_memory(block, row):
-                row[:] = block
+        with contextlib.closing(image.blocks(1, (lambda: row) if self._alike else None)) as blocks:
+            for block in blocks:
+                if not self._alike:
+                    _scaled(Chunk(0, block, image.slope, image.inter), row)
+                elif not np.may_share_memory(block, row):
+                    row[:] = block
 
 
 def _scaled(chunk, out):

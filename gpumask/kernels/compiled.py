@@ -1,24 +1,39 @@
-"""The compiled inner loops of the CPU; None where there was no C compiler when gpumask was installed.
+"""The compiled inner loops of the CPU, if a C compiler was found when gpumask was installed.
 
-NumPy and SciPy take their place then, several times as slow; `gpumask info` says so.
+Without one, NumPy and SciPy replace them, several times slower; `gpumask info` reports which.
 """
+
+import importlib
+from typing import Any
 
 import numpy as np
 
+library: Any
+"""The extension module, with `blocks`, `fold`, `interpolate`, `multiply`, `statistics` and `sums`; or None."""
 try:
-    from gpumask.kernels import _resampling, _segments, _smoothing, _weights
+    library = importlib.import_module("gpumask.kernels._compiled")
 except ImportError:
-    _resampling = _segments = _smoothing = _weights = None
+    library = None
 
-is_compiled = _segments is not None
+is_compiled = library is not None
+
+_REAL = "?bBhHiIlLqQfd"  # the compiled functions read these types as they are
 
 
-def readable(array):
-    """Return a NumPy array as the compiled functions can read it: itself, or a copy.
+def readable(array: np.ndarray) -> np.ndarray:
+    """Return a NumPy array in a form that the compiled functions can read: itself, or a copy.
 
-    An uncompressed file may be big-endian, or begin its volumes at an odd byte; a type that they don't know (float16,
-    long double) is taken as float64.
+    Uncompressed files may be big-endian, or start their volumes at an odd byte. Real types that C lacks (float16,
+    long double) are converted to float64.
+
+    Raises
+    ------
+    TypeError
+        If the array isn't of real numbers.
     """
-    if array.dtype.char not in "?bBhHiIlLqQfd":
-        return array.astype(np.float64)
-    return np.require(array, array.dtype.newbyteorder("="), ["ALIGNED"])
+    if array.dtype.char in _REAL:
+        return np.require(array, array.dtype.newbyteorder("="), ["ALIGNED"])
+    if array.dtype.kind not in "biuf":
+        msg = f"Volumes must be of real numbers, got an array of {array.dtype}."
+        raise TypeError(msg)
+    return array.astype(np.float64)

@@ -82,6 +82,15 @@ def _valid_cutoff(kind, frequency, nyquist):
     return frequency
 
 
+def fft_length(n: int) -> int:
+    """Smallest even length, of at least `n`, that the FFT is fast for.
+
+    For odd lengths cuFFT transforms two rows as one, and they leak into each other. On an H100, a column of zeros next
+    to noise came out as 5e-17, which standardizing turned into a z-score.
+    """
+    return 2 * next_fast_len((n + 1) // 2, real=True)
+
+
 def fft_filtfilt(signals, sos, *, padtype="odd", padlen=None):
     """Filter forward and backward along time: ``scipy.signal.sosfiltfilt(sos, signals, axis=0)`` by FFT.
 
@@ -115,7 +124,7 @@ def fft_filtfilt(signals, sos, *, padtype="odd", padlen=None):
     n_volumes = signals.shape[0]
     n_pad = _pad_length(sos, n_volumes, padtype, padlen)
     n = n_volumes + 2 * n_pad
-    n_fft = next_fast_len(2 * n - 1, real=True)  # no wrap-around into the first n samples
+    n_fft = fft_length(2 * n - 1)  # no wrap-around into the first n samples
     impulse_response = sosfilt(sos, np.eye(1, n)[0])
     transfer = backend.like(np.fft.rfft(impulse_response, n_fft), signals)
     gain = float(np.prod(sos[:, :3].sum(axis=1) / sos[:, 3:].sum(axis=1)))

@@ -1,15 +1,19 @@
 """Cubic spline resampling of volumes onto the voxels of another grid.
 
-Equals ``scipy.ndimage.affine_transform(order=3, mode="constant", cval=0)`` in float64. Between grids whose axes are
-parallel, prefilter and interpolation are one matrix per axis. Between oblique grids the prefilter alone is, and the
-spline is evaluated only at the voxels that are wanted; where it is compiled, the prefilter is recursive there.
+Equals ``scipy.ndimage.affine_transform(order=3, mode="constant", cval=0)`` in float64. Between grids with parallel
+axes, prefilter and interpolation are one matrix per axis. Between oblique grids only the prefilter is a matrix per axis
+(recursive in the compiled code), and the spline is evaluated at the requested voxels only.
 """
+
+import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import scipy.ndimage
 
 from gpumask import backend
-from gpumask.kernels.compiled import _resampling, readable
+from gpumask.kernels import compiled
 from gpumask.kernels.smoothing import apply_separable
 
 
@@ -23,15 +27,23 @@ class CubicResampling:
     matrices : sequence of arrays of float64, one per axis of `shape`
         Applied along the axes. (m, n) for parallel grids, the (n, n) prefilter for oblique ones.
     points : array of int, shape (n_points,), or None
-        For parallel grids: the wanted voxels in the flat product of `matrices`.
+        For parallel grids: the requested voxels in the flat product of `matrices`.
     taps : tuple of two arrays of shape (3, 4, n_points), or None
         For oblique grids: voxel index along each axis, and weight, of each point's four spline coefficients. A point
         outside the source has weights 0.
     coordinates : ndarray of float64, shape (3, n_points), or None
-        The points in source voxels, where no taps are needed: compiled code or SciPy evaluates the spline (on NumPy).
+        For oblique grids on NumPy, instead of `taps`: the points in source voxels. Compiled code or SciPy evaluates
+        the spline there.
     """
 
-    def __init__(self, shape, matrices, points=None, taps=None, coordinates=None):
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        matrices: Sequence[backend.Array],
+        points: backend.Array | None = None,
+        taps: tuple[backend.Array, backend.Array] | None = None,
+        coordinates: Any = None,
+    ) -> None:
         self.shape = shape
         self.matrices = matrices
         self.points = points
@@ -39,19 +51,26 @@ class CubicResampling:
         self.coordinates = coordinates
 
     @classmethod
-    def compile(cls, matrix, offset, source_shape, target_shape, voxels):
+    def compile(
+        cls,
+        matrix: np.ndarray,
+        offset: np.ndarray,
+        source_shape: tuple[int, ...],
+        target_shape: tuple[int, ...],
+        voxels: np.ndarray,
+    ) -> "CubicResampling":
         """Compile the resampling, on the host.
 
         Parameters
         ----------
         matrix : ndarray, shape (3,) or (3, 3)
-            Source voxel of target voxel ``k``: ``matrix @ k + offset``; where it is a diagonal of shape (3,),
-            ``matrix * (k + offset / matrix)``, as ``scipy.ndimage.affine_transform`` takes it.
+            Source voxel of target voxel ``k``: ``matrix @ k + offset``; for a diagonal of shape (3,),
+            ``matrix * (k + offset / matrix)``, as in ``scipy.ndimage.affine_transform``.
         offset : ndarray, shape (3,)
         source_shape, target_shape : tuple of int, shape (3,)
             In the order of `matrix` (x, y, z).
         voxels : ndarray of int, shape (n_points,)
-            Wanted voxels of the target, flat in Fortran order (x fastest).
+            Requested voxels of the target, flat in Fortran order (x fastest).
         """
         wanted = np.array(np.unravel_index(voxels, target_shape, order="F"))
         shape = tuple(source_shape[::-1])
@@ -76,18 +95,18 @@ class CubicResampling:
         matrices = [scipy.ndimage.spline_filter1d(np.eye(n), 3, axis=0, mode="mirror") for n in shape]
         return cls(shape, matrices, coordinates=np.ascontiguousarray(coordinates))
 
-    def like(self, array):
-        """Return this resampling in the library and on the device of `array` (itself, where it is already)."""
+    def like(self, array: backend.Array) -> "CubicResampling":
+        """Return this resampling in the library and on the device of `array` (itself, if it is there already)."""
         if backend.is_numpy(array):
             return self
         matrices = [backend.like(matrix, array) for matrix in self.matrices]
         if self.points is not None:
             return CubicResampling(self.shape, matrices, points=backend.like(self.points, array))
-        indices, weights = spline_taps(self.coordinates, self.shape)
+        indices, weights = self.taps or spline_taps(self.coordinates, self.shape)
         return CubicResampling(self.shape, matrices, taps=(backend.like(indices, array), backend.like(weights, array)))
 
 
-def resample_cubic(data, resampling):
+def resample_cubic(data: backend.Array, resampling: CubicResampling) -> backend.Array:
     """Resample volumes at the compiled voxels.
 
     Parameters
@@ -101,12 +120,23 @@ def resample_cubic(data, resampling):
     -------
     array of float64, shape (n_volumes, n_points)
         0 at points outside the source. Not clipped to the range of the source: a cubic spline overshoots.
+
+    Raises
+    ------
+    ValueError
+        If `data` doesn't have the voxels of the source grid.
     """
-    if resampling.coordinates is not None and _resampling is not None:
-        values = np.empty((data.shape[0], resampling.coordinates.shape[1]))
-        volumes = np.ascontiguousarray(readable(data)).reshape(-1, *resampling.shape)
-        _resampling.interpolate(volumes, resampling.coordinates, values)
-        return values
+    if data.ndim != 2 or data.shape[1] != math.prod(resampling.shape):
+        msg = (
+            f"`data` must have the shape (n_volumes, {math.prod(resampling.shape)}) of volumes of the compiled source "
+            f"grid, got {tuple(data.shape)}."
+        )
+        raise ValueError(msg)
+    if resampling.coordinates is not None and compiled.library is not None and backend.is_numpy(data):
+        out = np.empty((data.shape[0], resampling.coordinates.shape[1]))
+        stack = np.ascontiguousarray(compiled.readable(data)).reshape(data.shape[0], *resampling.shape)
+        compiled.library.interpolate(stack, resampling.coordinates, out)
+        return out
     xp = backend.array_namespace(data)
     volumes = []
     # One volume at a time: a product's shape does not depend on the chunk, so neither do its bits.
@@ -115,10 +145,10 @@ def resample_cubic(data, resampling):
         volume = apply_separable(resampling.matrices, stored)[0, ...]
         if resampling.points is not None:
             values = xp.take(xp.reshape(volume, (-1,)), resampling.points)
-        elif resampling.coordinates is not None:
-            values = scipy.ndimage.map_coordinates(volume, resampling.coordinates, order=3, prefilter=False)
-        else:
+        elif resampling.taps is not None:
             values = _evaluate(xp, volume, *resampling.taps)
+        else:
+            values = scipy.ndimage.map_coordinates(volume, resampling.coordinates, order=3, prefilter=False)
         volumes.append(values)
     return xp.stack(volumes, axis=0)
 
@@ -129,7 +159,7 @@ def _interpolation_matrix(n, m, scale, shift):
     return scipy.ndimage.affine_transform(columns, [scale, 1.0], [shift, 0.0], output_shape=(m, n), order=3)
 
 
-def spline_taps(coordinates, shape):
+def spline_taps(coordinates: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Coefficients and weights of the cubic spline at each point, on the host.
 
     Parameters

@@ -8,16 +8,17 @@ Every reduction takes ``data`` of shape (n_volumes, n_voxels), of any real dtype
 a volume's result has the same bits however many volumes are reduced with it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from gpumask import backend, choices
 from gpumask.backend import Array
-from gpumask.kernels import segments_cuda, segments_numpy
-from gpumask.kernels.weights import cut, fold
+from gpumask.kernels import compiled, segments_cuda, segments_numpy
+from gpumask.kernels.weights import Blocks, check_entries, check_matrices, cut, fold
 
 
 class Segments:
@@ -32,18 +33,40 @@ class Segments:
     weights : array of float64 or float32, shape (n_entries,), or None
         Weight of each entry. If None, every weight is 1.
 
+    Raises
+    ------
+    ValueError
+        If the arrays don't fit together: offsets that don't start at 0, decrease or don't end at the number of
+        entries, negative indices, or another number of weights.
+
     Notes
     -----
-    Indices are not checked against the volumes: on a GPU that would cost a synchronisation per reduction.
+    Arrays on a device are checked for their shapes and dtypes at once, and for their values when the host needs these
+    for the first time: checking alone would wait for the device. Don't modify the arrays afterwards.
     """
 
-    def __init__(self, indices, offsets, weights=None):
-        self.indices = indices
-        self.offsets = offsets
-        self.weights = weights
+    indices: Array
+    offsets: Array
+    weights: Array | None
+    _is_checked = True  # the values too
+
+    def __init__(self, indices: Array, offsets: Array, weights: Array | None = None) -> None:
+        self.indices, self.offsets, self.weights = indices, offsets, weights
+        if backend.is_numpy(offsets):
+            check_entries(indices, offsets, weights)
+        else:
+            check_entries(indices, offsets, weights, values=False)
+            self._is_checked = False
 
     @classmethod
-    def from_labels(cls, labels, ids):
+    def trusted(cls, indices: Array, offsets: Array, weights: Array | None = None) -> "Segments":
+        """Make segments of arrays that fit together by construction: unlike `Segments`, this checks nothing."""
+        segments = object.__new__(Segments)
+        segments.indices, segments.offsets, segments.weights = indices, offsets, weights
+        return segments
+
+    @classmethod
+    def from_labels(cls, labels: np.ndarray, ids: Sequence[float] | np.ndarray) -> "Segments":
         """Compile a flat label volume, on the host.
 
         Parameters
@@ -58,6 +81,11 @@ class Segments:
         -------
         Segments
             On the host; `like` moves it.
+
+        Raises
+        ------
+        ValueError
+            If an id repeats.
         """
         labels, ids = np.asarray(labels).ravel(), np.asarray(ids)
         by_id = np.argsort(ids, kind="stable")
@@ -66,100 +94,144 @@ class Segments:
             msg = f"`ids` must not repeat, got {ids.tolist()}."
             raise ValueError(msg)
         if len(ids) == 0:
-            return cls(np.zeros(0, np.int32), np.zeros(1, np.int64))
+            return cls.trusted(np.zeros(0, np.int32), np.zeros(1, np.int64))
         position = np.minimum(np.searchsorted(sorted_ids, labels), len(ids) - 1)
         voxels = np.flatnonzero(sorted_ids[position] == labels)
         region = by_id[position[voxels]]
         order = np.argsort(region, kind="stable")
         offsets = np.concatenate([[0], np.cumsum(np.bincount(region, minlength=len(ids)))])
         dtype = np.int32 if len(labels) < 2**31 else np.int64
-        return cls(voxels[order].astype(dtype), offsets)
+        return cls.trusted(voxels[order].astype(dtype), offsets)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.offsets.shape[0] - 1
 
     @cached_property
-    def totals(self):
+    def totals(self) -> Array:
         """Sum of the weights of each region (its voxel count without weights): float64, shape (n_regions,)."""
         totals = self.counts.astype(np.float64)
         if self.weights is not None and totals.any():
-            full = np.flatnonzero(self.counts)  # `reduceat` knows no empty segment
+            full = np.flatnonzero(self.counts)  # `reduceat` can't handle empty segments
             starts = backend.to_host(self.offsets)[full]
             totals[full] = np.add.reduceat(backend.to_host(self.weights), starts, dtype=np.float64)
         return backend.like(totals, self.offsets)
 
     @cached_property
-    def counts(self):
+    def counts(self) -> np.ndarray:
         """Entries of each region, on the host: int64, shape (n_regions,)."""
-        return np.diff(backend.to_host(self.offsets))
+        return np.diff(self._host_offsets).astype(np.int64, copy=False)
 
     @cached_property
-    def bounds(self):
+    def bounds(self) -> list[int]:
         """Offsets as Python integers, for slicing."""
-        return backend.to_host(self.offsets).tolist()
+        return self._host_offsets.tolist()
 
     @cached_property
-    def blocks(self):
+    def n_needed(self) -> int:
+        """Voxels that volumes must have at least: 1 more than the highest index, 0 without entries."""
+        if self.indices.shape[0] == 0:
+            return 0
+        return int(backend.array_namespace(self.indices).max(self.indices)) + 1
+
+    @cached_property
+    def blocks(self) -> Blocks:
         """The segments cut into blocks of voxels, on the host; made once."""
         return cut(self.indices, self.offsets, self.weights)
 
     @cached_property
-    def voxels(self):
+    def voxels(self) -> np.ndarray:
         """Voxels that any region has, ascending, on the host: ndarray of int64."""
         indices = backend.to_host(self.indices)
         used = np.zeros(int(indices.max(initial=-1)) + 1, bool)
         used[indices] = True
         return np.flatnonzero(used)
 
-    def require_no_weights(self, statistic):
-        """Raise ValueError if these segments have weights, which `statistic` (its name) doesn't take."""
-        if self.weights is not None:
-            msg = f"`segments` has weights, and a {statistic} takes none: compile it without (Segments.from_labels)."
-            raise ValueError(msg)
+    @cached_property
+    def checked_blocks(self) -> Any:
+        """The `blocks` as the compiled sums expect them; made once."""
+        return compiled.library.blocks(*self.blocks, len(self))
 
     @cached_property
-    def layout(self):
-        """What the CUDA kernels take: a `segments_cuda.Layout`, on the device of the segments."""
+    def layout(self) -> segments_cuda.Layout:
+        """The segments as the CUDA kernels expect them, on the device of the segments."""
         return segments_cuda.lay_out(self)
 
-    def like(self, array):
-        """Return these segments in the library and on the device of `array` (themselves, where they are already)."""
+    @property
+    def _host_offsets(self):
+        """Offsets on the host; segments that were made on a device are checked here, where it has to be waited for."""
+        offsets = backend.to_host(self.offsets)
+        if not self._is_checked:
+            check_entries(self.indices, offsets)
+            self._is_checked = True
+        return offsets
+
+    def require_no_weights(self, statistic: str) -> None:
+        """Raise ValueError if these segments have weights, which `statistic` (its name) can't use."""
+        if self.weights is not None:
+            msg = f"`segments` has weights, which a {statistic} can't use: compile without (Segments.from_labels)."
+            raise ValueError(msg)
+
+    def require_voxels(self, data: Array) -> None:
+        """Raise ValueError if `data` isn't of shape (n_volumes, n_voxels) with at least `n_needed` voxels."""
+        if data.ndim != 2 or data.shape[1] < self.n_needed:
+            msg = (
+                f"`data` must have the shape (n_volumes, n_voxels), with at least the {self.n_needed} voxels that "
+                f"`segments` reaches, got {tuple(data.shape)}. Segments and volumes must be of one grid."
+            )
+            raise ValueError(msg)
+
+    def like(self, array: Array) -> "Segments":
+        """Return these segments in the library and on the device of `array` (themselves, if they are there already)."""
         if backend.is_numpy(array):
             return self
         parts = (self.indices, self.offsets, self.weights)
-        return Segments(*(None if part is None else backend.like(part, array) for part in parts))
+        moved = Segments.trusted(*(None if part is None else backend.like(part, array) for part in parts))
+        if not self._is_checked:
+            moved._is_checked = False
+        if backend.is_numpy(self.indices) or "n_needed" in vars(self):
+            moved.n_needed = self.n_needed  # finding it on a device would wait for it
+        return moved
 
-    def __getstate__(self):
-        return {"indices": self.indices, "offsets": self.offsets, "weights": self.weights}
+    def __getstate__(self) -> dict[str, Any]:
+        state = {"indices": self.indices, "offsets": self.offsets, "weights": self.weights}
+        return state if self._is_checked else {**state, "_is_checked": False}
 
 
 class FoldedSegments(Segments):
     """Segments with a smoothing folded into their weights, on the host.
 
-    Folding is left to whoever asks first, and done once: a worker does it while the first volumes are decoded.
+    The folding is postponed to the first use, and done once: a worker does it while the first volumes are decoded.
 
     Parameters
     ----------
     segments : Segments
         Without weights.
     matrices : sequence of three ndarrays
-        As `gpumask.kernels.weights.fold` takes them.
+        Passed to `gpumask.kernels.weights.fold`.
+
+    Raises
+    ------
+    ValueError
+        If the segments have weights, or the matrices aren't three symmetric ones.
     """
 
-    def __init__(self, segments, matrices):
-        self._given, self._matrices = segments, matrices
+    def __init__(self, segments: Segments, matrices: Sequence[np.ndarray]) -> None:
+        segments.require_no_weights("folded smoothing")
+        self._given, self._matrices = segments, check_matrices(matrices)
 
     @cached_property
     def _folded(self):
         return fold(self._given.indices, self._given.offsets, self._matrices)
 
-    indices, offsets, weights = (property(lambda self, k=k: self._folded[k]) for k in range(3))
+    indices = property(lambda self: self._folded[0])
+    offsets = property(lambda self: self._folded[1])
+    weights = property(lambda self: self._folded[2])
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._given)
 
     def __reduce__(self):
-        return Segments, self._folded
+        return Segments.trusted, self._folded
 
 
 def reduce(
@@ -199,7 +271,8 @@ def reduce(
     TypeError
         If `data` isn't such an array, or `segments` are elsewhere.
     ValueError
-        For an unknown `strategy` or `non_finite`, and for weights with a strategy that doesn't support them.
+        For an unknown `strategy` or `non_finite`, for weights with a strategy that doesn't support them, and for
+        volumes with less voxels than the segments reach.
     """
     for name, value, known in (("strategy", strategy, choices.STRATEGIES), ("non_finite", non_finite, _NON_FINITE)):
         if value not in known:
@@ -214,6 +287,7 @@ def reduce(
         if part is not None and backend.device_of(part) != backend.device_of(data):
             msg = "`segments` must be on the device of `data`: take `segments.like(data)`."
             raise TypeError(msg)
+    segments.require_voxels(data)
     if strategy not in choices.LINEAR:
         segments.require_no_weights(strategy)
     if not (backend.is_numpy(data) or backend.is_cupy(data)):
@@ -301,6 +375,7 @@ STRATEGIES: dict[str, Callable[[Array, Segments], Array]] = {
 
 
 def _statistic(data, segments, strategy):
+    segments.require_voxels(data)
     if strategy not in choices.LINEAR:
         segments.require_no_weights(strategy)
     if backend.is_numpy(data):

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import scipy.sparse
 
-from gpumask.kernels.compiled import _segments, readable
+from gpumask.kernels import compiled
 from gpumask.kernels.weights import BLOCK
 
 # Statistics whose value can be finite although one of the voxels isn't.
@@ -106,21 +106,21 @@ def _of_finite(values, finite, segments, strategy):
 
 def _sums(data, segments):
     sums = np.zeros((data.shape[0], len(segments)))
-    if _segments is None:
+    if compiled.library is None:
         _sum_scipy(data, segments.blocks, sums.T)
     else:
-        _segments.sums(np.ascontiguousarray(readable(data)), *segments.blocks, sums)
+        compiled.library.sums(np.ascontiguousarray(compiled.readable(data)), segments.checked_blocks, sums)
     return sums
 
 
 def _unweighted(name, data, segments):
     """Variance, extreme or median of each region; NaN for an empty one."""
-    if _segments is None or data.shape[1] >= 2**31:
+    if compiled.library is None or data.shape[1] >= 2**31:
         return _IN_NUMPY[name](data, segments)
     indices = np.ascontiguousarray(segments.indices, np.int32)
     offsets = np.ascontiguousarray(segments.offsets, np.int64)
     values = np.empty((data.shape[0], len(segments)))
-    _segments.statistics(name, np.ascontiguousarray(readable(data)), indices, offsets, values)
+    compiled.library.statistics(name, np.ascontiguousarray(compiled.readable(data)), indices, offsets, values)
     return values
 
 

@@ -1,21 +1,24 @@
 """Gaussian smoothing of volumes as three products with banded matrices, one per axis.
 
 The boundary of ``scipy.ndimage`` 's mode "reflect" is part of each matrix, so the products equal
-``scipy.ndimage.gaussian_filter`` in float64 on any array library, and the matrices show what the fast path of the
-masker rests on: they are symmetric, so averaging a smoothed volume equals weighting the raw one by a smoothed region.
+``scipy.ndimage.gaussian_filter`` in float64 on any array library. The matrices are symmetric, so averaging a smoothed
+volume equals weighting the raw one by a smoothed region: the masker's fast path depends on it.
 On NumPy, compiled sums over the bands alone take a quarter of BLAS's time on one core (6 mm on a 2 mm grid).
 """
+
+import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from gpumask import backend
-from gpumask.kernels.compiled import _smoothing, readable
+from gpumask.kernels import compiled
 
-# The share of a matrix's columns up to which its band is multiplied alone.
+# Bands up to this share of a matrix's columns are multiplied alone.
 _WIDEST_BAND = 0.5
 
 
-def fwhm_to_sigma(fwhm, voxel_sizes):
+def fwhm_to_sigma(fwhm: float, voxel_sizes: Sequence[float] | np.ndarray) -> np.ndarray:
     """Standard deviations of the Gaussian in voxels: float64, shape (n_axes,).
 
     Parameters
@@ -28,7 +31,7 @@ def fwhm_to_sigma(fwhm, voxel_sizes):
     return fwhm / (np.sqrt(8 * np.log(2)) * np.asarray(voxel_sizes, float))
 
 
-def smoothing_matrix(n, sigma, truncate=4.0):
+def smoothing_matrix(n: int, sigma: float, truncate: float = 4.0) -> np.ndarray:
     """Matrix that smooths a line of voxels, on the host.
 
     Parameters
@@ -45,8 +48,16 @@ def smoothing_matrix(n, sigma, truncate=4.0):
     ndarray of float64, shape (n, n)
         Symmetric; every row and column sums to 1. Column ``j`` is ``scipy.ndimage.gaussian_filter1d`` (mode "reflect")
         of a line that is 1 at ``j`` and 0 elsewhere.
+
+    Raises
+    ------
+    ValueError
+        If `sigma` is negative or not finite.
     """
-    if sigma <= 0:
+    if not 0 <= sigma < np.inf:
+        msg = f"`sigma` must be a non-negative number of voxels, got {sigma}."
+        raise ValueError(msg)
+    if sigma == 0:
         return np.eye(n)
     radius = int(truncate * sigma + 0.5)
     offsets = np.arange(-radius, radius + 1)
@@ -59,7 +70,7 @@ def smoothing_matrix(n, sigma, truncate=4.0):
     return matrix
 
 
-def gaussian_smooth(volumes, sigma, truncate=4.0):
+def gaussian_smooth(volumes: backend.Array, sigma: Sequence[float], truncate: float = 4.0) -> backend.Array:
     """Smooth volumes with a separable Gaussian.
 
     Parameters
@@ -67,7 +78,7 @@ def gaussian_smooth(volumes, sigma, truncate=4.0):
     volumes : array, shape (..., n_1, ..., n_k)
         Real, of any dtype. The last ``len(sigma)`` axes are smoothed.
     sigma : sequence of float, shape (k,)
-        Standard deviation along each of these axes, in voxels; 0 leaves the axis alone.
+        Standard deviation along each of these axes, in voxels; 0 leaves the axis as it is.
     truncate : float
         The kernel ends at this many standard deviations.
 
@@ -75,18 +86,23 @@ def gaussian_smooth(volumes, sigma, truncate=4.0):
     -------
     array of float64, of the shape, library and device of `volumes`
 
+    Raises
+    ------
+    ValueError
+        If `sigma` has more numbers than `volumes` axes, or a negative or non-finite one.
+
     Notes
     -----
     Equals ``scipy.ndimage.gaussian_filter(mode="reflect")`` of float64 data along these axes, to rounding.
     """
     sigma = [float(s) for s in sigma]
-    if len(sigma) > volumes.ndim or min(sigma, default=0) < 0:
+    if len(sigma) > volumes.ndim or not all(0 <= s < np.inf for s in sigma):
         msg = f"`sigma` must hold at most {volumes.ndim} non-negative numbers, one per axis to smooth, got {sigma}."
         raise ValueError(msg)
     axes = range(volumes.ndim - len(sigma), volumes.ndim)
     matrices = [smoothing_matrix(volumes.shape[axis], s, truncate) for axis, s in zip(axes, sigma, strict=True)]
     if len(axes) == 3 and backend.is_numpy(volumes) and multiplies_bands(matrices):
-        stack = np.reshape(volumes, (-1, *volumes.shape[-3:]))
+        stack = np.reshape(volumes, (math.prod(volumes.shape[:-3]), *volumes.shape[-3:]))
         return np.reshape(apply_separable(matrices, stack), volumes.shape)
     xp = backend.array_namespace(volumes)
     smooth = xp.astype(volumes, xp.float64)
@@ -96,21 +112,18 @@ def gaussian_smooth(volumes, sigma, truncate=4.0):
     return smooth
 
 
-def apply_along(matrix, array, axis):
+def apply_along(matrix: backend.Array, array: backend.Array, axis: int) -> backend.Array:
     """Multiply `matrix`, shape (m, n), with the lines of `array` along `axis` (of length n, then m)."""
     xp = backend.array_namespace(array)
     before, n, after = array.shape[:axis], array.shape[axis], array.shape[axis + 1 :]
     if not after:
-        product = xp.matmul(xp.reshape(array, (-1, n)), matrix.T)
+        product = xp.matmul(xp.reshape(array, (math.prod(before), n)), matrix.T)
     else:
-        lines = 1
-        for length in after:
-            lines *= length
-        product = xp.matmul(matrix, xp.reshape(array, (-1, n, lines)))
+        product = xp.matmul(matrix, xp.reshape(array, (math.prod(before), n, math.prod(after))))
     return xp.reshape(product, (*before, matrix.shape[0], *after))
 
 
-def apply_separable(matrices, volumes):
+def apply_separable(matrices: Sequence[backend.Array], volumes: backend.Array) -> backend.Array:
     """Multiply volumes with one matrix along each of their axes.
 
     Parameters
@@ -125,12 +138,12 @@ def apply_separable(matrices, volumes):
         Each volume's bits don't depend on the others.
     """
     if backend.is_numpy(volumes) and multiplies_bands(matrices):
-        volumes = readable(volumes)
+        volumes = compiled.readable(volumes)
         if volumes.strides[3] != volumes.itemsize:
             volumes = np.ascontiguousarray(volumes)
-        products = np.empty((len(volumes), *(len(matrix) for matrix in matrices)))
-        _smoothing.multiply(volumes, *map(np.ascontiguousarray, matrices), products)
-        return products
+        out = np.empty((len(volumes), *(len(matrix) for matrix in matrices)))
+        compiled.library.multiply(volumes, *(np.ascontiguousarray(matrix, np.float64) for matrix in matrices), out)
+        return out
     xp = backend.array_namespace(volumes)
     # The axis that shrinks a volume most comes first.
     axes = sorted(range(3), key=lambda axis: matrices[axis].shape[0] / matrices[axis].shape[1])
@@ -143,12 +156,12 @@ def apply_separable(matrices, volumes):
     return xp.stack(products, axis=0)
 
 
-def multiplies_bands(matrices):
-    """Whether `apply_separable` takes compiled sums over the bands of these matrices, on NumPy, instead of BLAS.
+def multiplies_bands(matrices: Sequence[np.ndarray]) -> bool:
+    """Whether `apply_separable` uses compiled sums over the bands of these matrices, on NumPy, instead of BLAS.
 
-    They leave out what lies beyond the band, but take about twice as long per multiplication.
+    The sums skip the zeros beyond the band, but take about twice as long per multiplication.
     """
-    if _smoothing is None:
+    if compiled.library is None:
         return False
     banded = sum(np.count_nonzero(matrix) / max(len(matrix), 1) for matrix in matrices)
     return banded <= _WIDEST_BAND * sum(matrix.shape[1] for matrix in matrices)

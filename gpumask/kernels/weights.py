@@ -1,11 +1,14 @@
-"""Compiling the weights of segments, on the host: smoothing folded into them, and their cut into blocks of voxels."""
+"""Compiling the weights of segments, on the host: checking, folding the smoothing, and cutting into blocks."""
 
+import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-from gpumask.kernels.compiled import _weights
+from gpumask import backend
+from gpumask.kernels import compiled
 from gpumask.kernels.smoothing import apply_separable
 
 # Voxels gathered at a time on NumPy: with 16 volumes, one block of float64 (512 KiB) stays in the second-level cache.
@@ -13,10 +16,10 @@ BLOCK = 4096
 
 
 class Blocks(NamedTuple):
-    """Segments seen in blocks of at most `BLOCK` voxels: the order in which NumPy's sums are taken.
+    """Segments cut into blocks of at most `BLOCK` voxels: the order of the additions on NumPy.
 
     A block's columns are the voxels that any region uses, and its rows the regions that have entries in it. Entries
-    stay where the segments have them.
+    keep the order of the segments. The arrays are read-only, except for `weights`.
 
     Attributes
     ----------
@@ -31,7 +34,7 @@ class Blocks(NamedTuple):
     columns : ndarray of uint16, shape (n_entries,)
         Column of each entry, counted within its block.
     weights : ndarray of float64, shape (n_entries,), or None
-        Those of the segments, or a copy where these are unsorted or of another dtype.
+        The weights of the segments, or a copy if they are unsorted or of another dtype.
     """
 
     parts: np.ndarray
@@ -42,18 +45,85 @@ class Blocks(NamedTuple):
     weights: np.ndarray | None
 
 
-def cut(indices, offsets, weights=None):
+def check_entries(
+    indices: backend.Array, offsets: backend.Array, weights: backend.Array | None = None, *, values: bool = True
+) -> None:
+    """Raise ValueError, naming the array, if these aren't the arrays of segments.
+
+    Parameters
+    ----------
+    indices, offsets, weights : array
+        As in `gpumask.kernels.segments.Segments`, in any library.
+    values : bool
+        Whether to look at the values, too. If False, only shapes and dtypes are checked, so no device has to be
+        waited for.
+    """
+    for name, array in (("indices", indices), ("offsets", offsets), ("weights", weights)):
+        if not (hasattr(array, "dtype") and hasattr(array, "ndim")) and not (name == "weights" and array is None):
+            msg = f"`{name}` must be an array, got {type(array).__name__}. Convert lists with numpy.asarray."
+            raise ValueError(msg)
+    for name, array in (("indices", indices), ("offsets", offsets)):
+        if array.ndim != 1 or not _is_of(array, "signed integer", "unsigned integer"):
+            got = f"{_name_of(array.dtype)} of shape {tuple(array.shape)}"
+            msg = f"`{name}` must be integers of one dimension, got {got}."
+            raise ValueError(msg)
+    n_entries = indices.shape[0]
+    if weights is not None and (
+        tuple(weights.shape) != (n_entries,) or not _is_of(weights, "integral", "real floating")
+    ):
+        msg = (
+            f"`weights` must be real numbers, one for each of the {n_entries} `indices`, "
+            f"got {_name_of(weights.dtype)} of shape {tuple(weights.shape)}."
+        )
+        raise ValueError(msg)
+    if offsets.shape[0] == 0:
+        msg = "`offsets` must hold a start for each region and the end of the last, got nothing. No region: [0]."
+        raise ValueError(msg)
+    if not values:
+        return
+    falls = np.flatnonzero(offsets[1:] < offsets[:-1])
+    if len(falls):
+        before, after = offsets[falls[0]], offsets[falls[0] + 1]
+        msg = f"`offsets` must never decrease, got {after} after {before}. An empty region repeats an offset."
+        raise ValueError(msg)
+    if offsets[0] != 0 or offsets[-1] != n_entries:
+        msg = (
+            f"`offsets` must start at 0 and end at {n_entries}, the length of `indices`, "
+            f"got {offsets[0]} to {offsets[-1]}."
+        )
+        raise ValueError(msg)
+    lowest = int(backend.array_namespace(indices).min(indices)) if n_entries else 0
+    if lowest < 0:
+        msg = f"`indices` must be voxels, counted from 0, got {lowest}. Leave out voxels that are in no region."
+        raise ValueError(msg)
+
+
+def _name_of(dtype):
+    return str(dtype).rpartition(".")[2]  # without the library's name
+
+
+def _is_of(array, *kinds):
+    return backend.array_namespace(array).isdtype(array.dtype, kinds)
+
+
+def cut(indices: np.ndarray, offsets: np.ndarray, weights: np.ndarray | None = None) -> Blocks:
     """Cut segments into blocks of voxels.
 
     Parameters
     ----------
     indices, offsets, weights : ndarray
-        As in `gpumask.kernels.segments.Segments`. A region whose voxels don't ascend is sorted first.
+        As in `gpumask.kernels.segments.Segments`. A region is sorted first if its voxels don't ascend.
 
     Returns
     -------
     Blocks
+
+    Raises
+    ------
+    ValueError
+        If these aren't the arrays of segments.
     """
+    check_entries(indices, offsets, weights)
     n_entries, region_starts = len(indices), offsets[:-1][np.diff(offsets) > 0]
     weights = None if weights is None else np.ascontiguousarray(weights, np.float64)  # no copy of folded ones
     ascends = indices[1:] >= indices[:-1]
@@ -78,10 +148,15 @@ def cut(indices, offsets, weights=None):
     parts[1][1:] = np.cumsum(np.bincount(blocks[firsts], minlength=n_blocks))
     edges = np.append(firsts, n_entries)
     spans = np.stack([edges[:-1], edges[1:]], axis=1)
-    return Blocks(np.stack(parts, axis=1), voxels, rows[by_block], spans[by_block], columns, weights)
+    arrays = np.stack(parts, axis=1), voxels, rows[by_block], spans[by_block], columns
+    for array in arrays:
+        array.flags.writeable = False  # the compiled sums rely on them once they are checked
+    return Blocks(*arrays, weights)
 
 
-def fold(indices, offsets, matrices):
+def fold(
+    indices: np.ndarray, offsets: np.ndarray, matrices: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Smooth the indicator of each region.
 
     Parameters
@@ -95,17 +170,51 @@ def fold(indices, offsets, matrices):
     -------
     indices, offsets, weights : ndarray
         Entries of the smoothed regions. The weights of a region sum to its number of voxels.
+
+    Raises
+    ------
+    ValueError
+        If `indices` and `offsets` aren't those of segments within the volumes, or the matrices aren't symmetric.
     """
+    matrices = check_matrices(matrices)
     shape = [len(matrix) for matrix in matrices]
-    if _weights is None or np.prod(shape, dtype=float) >= 2**31:
+    check_entries(indices, offsets)
+    n_voxels = math.prod(shape)
+    if len(indices) and indices.max() >= n_voxels:
+        msg = (
+            f"`indices` must lie within the volumes of the matrices, shape {tuple(shape)}: below {n_voxels}, "
+            f"got {indices.max()}."
+        )
+        raise ValueError(msg)
+    if compiled.library is None or n_voxels >= 2**31:
         return _fold_numpy(indices, offsets, matrices, shape)
     new_offsets = np.empty(len(offsets), np.int64)
     arrays = (np.ascontiguousarray(indices, np.int32), np.ascontiguousarray(offsets, np.int64))
-    new_indices, weights = _weights.fold(*arrays, *matrices, new_offsets)
+    new_indices, weights = compiled.library.fold(*arrays, *matrices, new_offsets)
     return np.frombuffer(new_indices, np.int32), new_offsets, np.frombuffer(weights, np.float64)
 
 
-def reach(matrix, lo, hi):
+def check_matrices(matrices: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return what `fold` takes as matrices, in C order; ValueError if they aren't three symmetric ones."""
+    expected = "`matrices` must be three real, finite, symmetric matrices, for z, y and x (see smoothing_matrix)"
+    if matrices is None or len(matrices) != 3:
+        msg = f"{expected}, got {'None' if matrices is None else len(matrices)}."
+        raise ValueError(msg)
+    checked = []
+    for axis, matrix in zip("zyx", matrices, strict=True):
+        matrix = np.asarray(matrix)
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.dtype.kind not in "biuf":
+            msg = f"{expected}, got {matrix.dtype} of shape {matrix.shape} for {axis}."
+            raise ValueError(msg)
+        matrix = np.ascontiguousarray(matrix, np.float64)
+        if not (np.isfinite(matrix).all() and np.allclose(matrix, matrix.T, rtol=0, atol=1e-12)):
+            msg = f"{expected}, got one that is not finite or not symmetric for {axis}."
+            raise ValueError(msg)
+        checked.append(matrix)
+    return checked
+
+
+def reach(matrix: np.ndarray, lo: int, hi: int) -> tuple[int, int]:
     """First and last + 1 of the rows that the columns lo:hi of a banded matrix touch."""
     rows = np.flatnonzero(matrix[:, lo:hi].any(axis=1))
     return rows[0], rows[-1] + 1

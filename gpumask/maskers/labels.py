@@ -280,7 +280,7 @@ class NiftiLabelsMasker(VolumesMasker):
             raise ValueError(msg)
         from gpumask.reports.masker import masker_report
 
-        return masker_report(self, title)
+        return masker_report(self, getattr(self, "_report_run", None), title)
 
     @property
     def n_elements_(self) -> int:

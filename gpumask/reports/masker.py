@@ -51,13 +51,15 @@ class Report:
         webbrowser.open(Path(file_name).absolute().as_uri())
 
 
-def masker_report(masker: Any, title: str | None = None) -> Report:
+def masker_report(masker: Any, run: Any = None, title: str | None = None) -> Report:
     """Make the report of a fitted masker.
 
     Parameters
     ----------
     masker : NiftiLabelsMasker
-        Fitted. After a `transform`, the report describes it and shows that run.
+        Fitted. After a `transform`, the report describes it.
+    run : path, nibabel image or list of 3D images, optional
+        Shown below the regions.
     title : str, optional
         If None, the class's name.
 
@@ -82,7 +84,7 @@ def masker_report(masker: Any, title: str | None = None) -> Report:
         done = f"<h2>Last run</h2><pre>{html.escape(masker.plan_.explain())}\n{masker.device_}: {seconds}</pre>"
     page = (
         f"<!doctype html><html><head><meta charset='utf-8'><title>{title}</title><style>{_STYLE}</style></head><body>"
-        f"<h1>{title}</h1><img alt='regions on a volume' src='data:image/png;base64,{_figure(masker, labels)}'>"
+        f"<h1>{title}</h1><img alt='regions on a volume' src='data:image/png;base64,{_figure(masker, run, labels)}'>"
         f"{done}<h2>Regions: {masker.n_elements_}</h2>{_regions(masker, labels)}"
         f"<h2>Parameters</h2><table>{parameters}</table></body></html>"
     )
@@ -107,12 +109,12 @@ def _regions(masker, labels):
     return f"<table><tr><th>label</th><th>name</th><th>voxels</th><th>mm<sup>3</sup></th></tr>{rows}</table>"
 
 
-def _figure(masker, labels):
+def _figure(masker, run, labels):
     """PNG (base64) of three cuts through the middle of the regions, over the run's first volume if known."""
     figure = new_figure((12, 4), facecolor="black")
     under = None
-    if getattr(masker, "_report_run", None) is not None:
-        volumes = open_volumes(masker._report_run)
+    if run is not None:
+        volumes = open_volumes(run)
         chunk = next(volumes.chunks(1))
         if volumes.grid.matches(Grid(labels.shape, labels.affine)):
             under = chunk.scaled().reshape(volumes.grid.shape, order="F")

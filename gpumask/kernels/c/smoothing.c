@@ -1,12 +1,11 @@
-/* Products of volumes with one banded matrix per axis; smoothing.py is the only caller.
+/* Products of volumes with one banded matrix per axis; called by smoothing.py only.
 
    A plane is multiplied along x and y as soon as it is read, and waits in a ring of as many planes as the z matrix
    reaches; what is added up then lies in the cache. Sums are taken in double, in the order of the columns and without
-   fused multiply-adds, so that the bits depend neither on the processor nor on how many volumes come together. */
+   fused multiply-adds, so the bits depend neither on the processor nor on the number of volumes in a call. */
 
-#include "_buffers.h"
-
-#include "_bands.h"
+#include "arrays.h"
+#include "bands.h"
 
 #define STEP 16 /* doubles per turn of the inner loops; rows are padded to a multiple of it */
 
@@ -156,46 +155,40 @@ static void multiply_volume(const char *volume, const Py_ssize_t *strides, Conve
 
 /* multiply(volumes, matrix_z, matrix_y, matrix_x, out): volumes of shape (k, z, y, x), adjacent along x, of any real
    dtype; matrices of shape (m, n) each. */
-static PyObject *multiply(PyObject *Py_UNUSED(module), PyObject *args) {
+PyObject *multiply(PyObject *Py_UNUSED(module), PyObject *args) {
     enum { VOLUMES, Z, Y, X, OUT, N };
-    static const char *const names[N] = {"volumes", "matrix_z", "matrix_y", "matrix_x", "out"};
-    static const Py_ssize_t itemsizes[N] = {0, 8, 8, 8, 8};
+    static const Argument arguments[N] = {{"volumes", REAL, 4, STRIDED},
+                                          {"matrix_z", FLOAT64, 2, INPUT},
+                                          {"matrix_y", FLOAT64, 2, INPUT},
+                                          {"matrix_x", FLOAT64, 2, INPUT},
+                                          {"out", FLOAT64, 4, RESULT}};
     PyObject *objects[N];
     Py_buffer views[N], *volumes = &views[VOLUMES], *out = &views[OUT];
     Axis axes[3] = {{0}};
     Room room = {0};
     if (!PyArg_ParseTuple(args, "OOOOO", objects, objects + 1, objects + 2, objects + 3, objects + 4)) return NULL;
-    if (open_buffers(objects, views, N, names, itemsizes, 1, 1) < 0) return close_buffers(views, N);
-    const int type = type_of(volumes->format, volumes->itemsize);
-    int fits = type >= 0 && volumes->ndim == 4 && out->ndim == 4 && out->shape[0] == volumes->shape[0] &&
-               volumes->strides[3] == volumes->itemsize;
+    if (open_arrays(objects, views, N, arguments) < 0) return close_arrays(views, N);
+    int fits = out->shape[0] == volumes->shape[0] && (volumes->shape[3] <= 1 || volumes->strides[3] == volumes->itemsize);
     for (int a = 0; fits && a < 3; a++) {
-        fits = views[Z + a].ndim == 2 && views[Z + a].shape[0] == out->shape[1 + a] &&
-               views[Z + a].shape[1] == volumes->shape[1 + a];
+        fits = views[Z + a].shape[0] == out->shape[1 + a] && views[Z + a].shape[1] == volumes->shape[1 + a];
         axes[a] = (Axis){.m = out->shape[1 + a], .n = volumes->shape[1 + a], .matrix = views[Z + a].buf};
     }
     if (!fits) {
-        PyErr_SetString(PyExc_TypeError, "`volumes` must be of real numbers in native order, adjacent along x, and fit "
-                                         "the matrices and `out`.");
-        return close_buffers(views, N);
+        PyErr_SetString(PyExc_ValueError, "`volumes` must be adjacent along x, and fit the matrices and `out`.");
+        return close_arrays(views, N);
     }
+    const Convert convert = converters[type_of(volumes)];
     int failed = 0;
     Py_BEGIN_ALLOW_THREADS
     for (int a = 0; a < 3; a++) failed |= measure(&axes[a]) < 0;
     failed = failed || furnish(&room, &axes[0], &axes[1], &axes[2]) < 0;
     const Py_ssize_t size = out->shape[1] * out->shape[2] * out->shape[3];
     for (Py_ssize_t t = 0; !failed && t < volumes->shape[0]; t++)
-        multiply_volume((const char *)volumes->buf + t * volumes->strides[0], volumes->strides + 1, converters[type],
+        multiply_volume((const char *)volumes->buf + t * volumes->strides[0], volumes->strides + 1, convert,
                         &axes[0], &axes[1], &axes[2], &room, (double *)out->buf + t * size);
     clear(&room);
     for (int a = 0; a < 3; a++) free(axes[a].first);
     Py_END_ALLOW_THREADS
     if (failed) PyErr_NoMemory();
-    return close_buffers(views, N);
+    return close_arrays(views, N);
 }
-
-static PyMethodDef methods[] = {{"multiply", multiply, METH_VARARGS, "Multiply volumes with a banded matrix per axis."},
-                                {NULL, NULL, 0, NULL}};
-static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_smoothing", NULL, 0, methods, NULL, NULL, NULL, NULL};
-
-PyMODINIT_FUNC PyInit__smoothing(void) { return PyModuleDef_Init(&definition); }

@@ -1,5 +1,8 @@
 /* Banded matrices that multiply along an axis of volumes. */
 
+#ifndef GPUMASK_BANDS_H
+#define GPUMASK_BANDS_H
+
 #include <Python.h>
 #include <stdlib.h>
 
@@ -23,3 +26,5 @@ static int measure(Axis *axis) {
     }
     return 0;
 }
+
+#endif

@@ -1,14 +1,14 @@
-/* Statistics of segments of voxels: the inner loops of the CPU. segments.py is the only caller.
+/* Statistics of segments of voxels: the inner loops of the CPU.
 
-   `sums` takes the weights cut into blocks of voxels (`Segments.blocks`). For each block, the stored values of LANES
-   volumes are gathered, converted to double and laid side by side, so that one vector instruction multiplies a weight
-   with several volumes. A region's entries are added in their order, in double, without fused multiply-adds: the result
-   has the bits of the same sums in scipy.sparse, which take four to seven times as long. The weights
-   (10 bytes each) are read from memory once per LANES volumes.
+   `sums` expects the weights cut into blocks of voxels (`Segments.blocks`), which `blocks` checks once. For each block, the stored values of LANES
+   volumes are gathered, converted to double and laid side by side, so one vector instruction multiplies a weight with
+   several volumes. A region's entries are added in their order, in double, without fused multiply-adds: the result has
+   the bits of the same sums in scipy.sparse, which take four to seven times as long. The weights (10 bytes each) are read
+   from memory once per LANES volumes.
 
-   `statistics` gathers one region of one volume at a time, as double, and takes its variance, extremes or median. */
+   `statistics` gathers one region of one volume at a time, as double, and computes its variance, extremes or median. */
 
-#include "_buffers.h"
+#include "arrays.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -16,18 +16,24 @@
 #define LANES 16 /* or 8 or 4, where there are no more volumes */
 
 typedef struct {
-    const char *data;         /* volumes x voxels, stored dtype */
-    Py_ssize_t n_volumes, n_voxels, n_regions, n_blocks, largest;
-    const int64_t *parts;     /* (n_blocks + 1) x 2: first voxel and row of each block */
-    const int64_t *voxels;    /* voxel of each column, block after block */
-    const int32_t *rows;      /* region of each row, block after block */
-    const int64_t *spans;     /* first and last + 1 of each row's entries */
-    const uint16_t *columns;  /* of each entry, within its block */
-    const double *weights;    /* of each entry, or NULL */
-    double *out;              /* volumes x regions */
-} Problem;
+    Py_ssize_t n_regions, n_blocks;
+    int64_t largest, n_needed; /* voxels of the largest block; the volumes must have this many */
+    const int64_t *parts;      /* (n_blocks + 1) x 2: first voxel and row of each block */
+    const int64_t *voxels;     /* voxel of each column, block after block */
+    const int32_t *rows;       /* region of each row, block after block */
+    const int64_t *spans;      /* first and last + 1 of each row's entries */
+    const uint16_t *columns;   /* of each entry, within its block */
+    const double *weights;     /* of each entry, or NULL */
+    Py_buffer views[6];        /* keep the arrays alive */
+} Blocks;
 
-/* One volume's values of a block's voxels go into every `lanes`-th place: slots of absent volumes stay 0. */
+typedef struct {
+    const char *data; /* volumes x voxels, stored dtype */
+    Py_ssize_t n_volumes, n_voxels, itemsize;
+    double *out; /* volumes x regions */
+} Volumes;
+
+/* One volume's values of a block's voxels go into every `lanes`-th slot: slots of missing volumes stay 0. */
 #define GATHER_ALL(N)                                                                                         \
     for (Py_ssize_t v = 0; v < count; v++)                                                                    \
         for (int t = 0; t < N; t++) out[v * lanes + t] = (double)data[t * stride + voxels[v]];
@@ -58,12 +64,6 @@ typedef struct {
 
 #define READER(TYPE) {gather_##TYPE, pick_##TYPE},
 static const Reader readers[] = {FOR_ALL_TYPES(READER)};
-
-/* How to read items of a buffer; NULL functions for what is no real number in native byte order. */
-static Reader reader_of(const Py_buffer *view) {
-    const int type = type_of(view->format, view->itemsize);
-    return type < 0 ? (Reader){NULL, NULL} : readers[type];
-}
 
 /* Adds `rows` segments of one block to `sums` (regions x lanes). The accumulators of a vector's width stay in registers;
    vectors wider than the machine's would be spilled to memory at every addition, hence one copy per width. */
@@ -112,28 +112,28 @@ static Reduce widest(int lanes) {
     return lanes == 16 ? reduce_16_by_2 : lanes == 8 ? reduce_8_by_2 : reduce_4_by_2;
 }
 
-static int add_up(const Problem *p, Reader reader, Py_ssize_t itemsize) {
-    const int lanes = p->n_volumes <= 4 ? 4 : p->n_volumes <= 8 ? 8 : LANES;
+static int add_up(const Blocks *b, const Volumes *v, Reader reader) {
+    const int lanes = v->n_volumes <= 4 ? 4 : v->n_volumes <= 8 ? 8 : LANES;
     const Reduce reduce = widest(lanes);
-    double *block = aligned_alloc(64, (size_t)(p->largest > 0 ? p->largest : 1) * LANES * sizeof(double));
-    double *sums = aligned_alloc(64, (size_t)(p->n_regions > 0 ? p->n_regions : 1) * LANES * sizeof(double));
+    double *block = aligned_alloc(64, (size_t)(b->largest > 0 ? b->largest : 1) * LANES * sizeof(double));
+    double *sums = aligned_alloc(64, (size_t)(b->n_regions > 0 ? b->n_regions : 1) * LANES * sizeof(double));
     if (!block || !sums) {
         free(block);
         free(sums);
         return -1;
     }
-    for (Py_ssize_t first = 0; first < p->n_volumes; first += lanes) {
-        const int n = p->n_volumes - first < lanes ? (int)(p->n_volumes - first) : lanes;
-        const char *volumes = p->data + (size_t)first * (size_t)p->n_voxels * (size_t)itemsize;
-        memset(sums, 0, (size_t)(p->n_regions * lanes) * sizeof(double));
-        if (n < lanes) memset(block, 0, (size_t)(p->largest * lanes) * sizeof(double));
-        for (Py_ssize_t b = 0; b < p->n_blocks; b++) {
-            const int64_t *part = p->parts + 2 * b;
-            reader.gather(volumes, p->n_voxels, n, lanes, p->voxels + part[0], part[2] - part[0], block);
-            reduce(block, p->weights, p->columns, p->spans + 2 * part[1], p->rows + part[1], part[3] - part[1], sums);
+    for (Py_ssize_t first = 0; first < v->n_volumes; first += lanes) {
+        const int n = v->n_volumes - first < lanes ? (int)(v->n_volumes - first) : lanes;
+        const char *volumes = v->data + (size_t)first * (size_t)v->n_voxels * (size_t)v->itemsize;
+        memset(sums, 0, (size_t)(b->n_regions * lanes) * sizeof(double));
+        if (n < lanes) memset(block, 0, (size_t)(b->largest * lanes) * sizeof(double));
+        for (Py_ssize_t k = 0; k < b->n_blocks; k++) {
+            const int64_t *part = b->parts + 2 * k;
+            reader.gather(volumes, v->n_voxels, n, lanes, b->voxels + part[0], part[2] - part[0], block);
+            reduce(block, b->weights, b->columns, b->spans + 2 * part[1], b->rows + part[1], part[3] - part[1], sums);
         }
         for (int t = 0; t < n; t++)
-            for (Py_ssize_t r = 0; r < p->n_regions; r++) p->out[(first + t) * p->n_regions + r] = sums[r * lanes + t];
+            for (Py_ssize_t r = 0; r < b->n_regions; r++) v->out[(first + t) * b->n_regions + r] = sums[r * lanes + t];
     }
     free(block);
     free(sums);
@@ -215,9 +215,9 @@ static void sort_few(double *values, Py_ssize_t n) {
 }
 
 /* The k-th smallest of n finite values. Counts them in bins between their extremes and goes on with the k-th one's bin:
-   a bin is an increasing function of the value, so that rounding can't confuse the order. */
+   a bin is an increasing function of the value, so rounding can't confuse the order. */
 static double select_finite(double *values, Py_ssize_t n, Py_ssize_t k, double low, double high, uint8_t *bins) {
-    while (n > FEW && low < high) {
+    while (n > FEW && n <= UINT32_MAX && low < high) {
         const double scale = (BINS - 1) / (high - low);
         uint32_t counts[BINS] = {0};
         if (!isfinite(scale) || scale == 0) break; /* the range is denormal, or overflows */
@@ -271,92 +271,159 @@ static Statistic statistic_of(const char *name) {
     return NULL;
 }
 
-static int check_volumes(const Py_buffer *data, const Py_buffer *out, Reader reader) {
-    if (reader.pick && data->ndim == 2 && out->ndim == 2 && out->shape[0] == data->shape[0]) return 0;
-    PyErr_SetString(PyExc_TypeError, "`data` and `out` must be two-dimensional, of real numbers in native order.");
+static int check_volumes(const Py_buffer *data, const Py_buffer *out) {
+    if (out->shape[0] == data->shape[0]) return 0;
+    PyErr_Format(PyExc_ValueError, "`out` must have a row for each of the %zd volumes of `data`, got %zd.",
+                 data->shape[0], out->shape[0]);
     return -1;
 }
 
-static int check_reach(int64_t first, int64_t last, Py_ssize_t n_voxels) {
-    if (first >= 0 && last < n_voxels) return 0;
-    PyErr_Format(PyExc_IndexError, "The segments reach to voxel %lld, and `data` has %zd voxels a volume.",
-                 (long long)last, n_voxels);
-    return -1;
-}
-
-/* sums(data, parts, voxels, rows, spans, columns, weights, out) */
-static PyObject *sums(PyObject *Py_UNUSED(module), PyObject *args) {
-    enum { DATA, PARTS, VOXELS, ROWS, SPANS, COLUMNS, WEIGHTS, OUT, N };
-    static const char *const names[N] = {"data", "parts", "voxels", "rows", "spans", "columns", "weights", "out"};
-    static const Py_ssize_t itemsizes[N] = {0, 8, 8, 4, 8, 2, 8, 8};
-    PyObject *objects[N];
-    Py_buffer views[N];
-    if (!PyArg_ParseTuple(args, "OOOOOOOO", objects, objects + 1, objects + 2, objects + 3, objects + 4, objects + 5,
-                          objects + 6, objects + 7))
-        return NULL;
-    if (open_buffers(objects, views, N, names, itemsizes, 1, 0) < 0) return close_buffers(views, N);
-    const Reader reader = reader_of(&views[DATA]);
-    if (check_volumes(&views[DATA], &views[OUT], reader) < 0) return close_buffers(views, N);
-    Problem problem = {.data = views[DATA].buf,
-                       .n_volumes = views[DATA].shape[0],
-                       .n_voxels = views[DATA].shape[1],
-                       .n_regions = views[OUT].shape[1],
-                       .n_blocks = views[PARTS].len / 16 - 1,
-                       .parts = views[PARTS].buf,
-                       .voxels = views[VOXELS].buf,
-                       .rows = views[ROWS].buf,
-                       .spans = views[SPANS].buf,
-                       .columns = views[COLUMNS].buf,
-                       .weights = views[WEIGHTS].buf,
-                       .out = views[OUT].buf};
-    const Py_ssize_t n_used = views[VOXELS].len / 8; /* in ascending order */
-    if (n_used && check_reach(problem.voxels[0], problem.voxels[n_used - 1], problem.n_voxels) < 0)
-        return close_buffers(views, N);
-    for (Py_ssize_t b = 0; b < problem.n_blocks; b++) {
-        const Py_ssize_t count = problem.parts[2 * b + 2] - problem.parts[2 * b];
-        if (count > problem.largest) problem.largest = count;
+/* Whether the blocks' arrays fit together; measures `largest` and `n_needed`. */
+static int measure_blocks(Blocks *b) {
+    enum { PARTS, VOXELS, ROWS, SPANS, COLUMNS, WEIGHTS };
+    const Py_buffer *views = b->views;
+    const Py_ssize_t n_voxels = views[VOXELS].shape[0], n_rows = views[ROWS].shape[0];
+    const Py_ssize_t n_entries = views[COLUMNS].shape[0];
+    if (b->n_regions < 0 || b->n_blocks < 0 || views[PARTS].shape[1] != 2 || views[SPANS].shape[1] != 2) return -1;
+    if (views[SPANS].shape[0] != n_rows || (b->weights && views[WEIGHTS].shape[0] != n_entries)) return -1;
+    const int64_t *end = b->parts + 2 * b->n_blocks;
+    if (b->parts[0] != 0 || b->parts[1] != 0 || end[0] != n_voxels || end[1] != n_rows) return -1;
+    for (Py_ssize_t k = 0; k < b->n_blocks; k++) {
+        const int64_t *part = b->parts + 2 * k;
+        if (part[2] < part[0] || part[3] < part[1] || part[2] > n_voxels || part[3] > n_rows) return -1;
+        const int64_t size = part[2] - part[0];
+        if (size > b->largest) b->largest = size;
+        for (int64_t row = part[1]; row < part[3]; row++) {
+            const int64_t first = b->spans[2 * row], last = b->spans[2 * row + 1];
+            if (b->rows[row] < 0 || b->rows[row] >= b->n_regions) return -1;
+            if (first < 0 || last < first || last > n_entries) return -1;
+            uint16_t highest = 0;
+            for (int64_t e = first; e < last; e++) highest = b->columns[e] > highest ? b->columns[e] : highest;
+            if (first < last && highest >= size) return -1;
+        }
     }
+    for (Py_ssize_t v = 0; v < n_voxels; v++) {
+        if (b->voxels[v] < 0 || b->voxels[v] >= PY_SSIZE_T_MAX) return -1;
+        if (b->voxels[v] >= b->n_needed) b->n_needed = b->voxels[v] + 1;
+    }
+    return 0;
+}
+
+#define CAPSULE "gpumask.kernels._compiled.blocks"
+
+static void free_blocks(PyObject *capsule) {
+    Blocks *b = PyCapsule_GetPointer(capsule, CAPSULE);
+    if (!b) return;
+    for (int i = 0; i < 6; i++)
+        if (b->views[i].obj) PyBuffer_Release(&b->views[i]);
+    free(b);
+}
+
+/* blocks(parts, voxels, rows, spans, columns, weights, n_regions) -> what `sums` takes; it keeps the arrays, which must
+   not change any more */
+PyObject *blocks(PyObject *Py_UNUSED(module), PyObject *args) {
+    enum { PARTS, VOXELS, ROWS, SPANS, COLUMNS, WEIGHTS, N };
+    static const Argument arguments[N] = {{"parts", INT64, 2, INPUT}, {"voxels", INT64, 1, INPUT},
+                                          {"rows", INT32, 1, INPUT},  {"spans", INT64, 2, INPUT},
+                                          {"columns", UINT16, 1, INPUT}, {"weights", FLOAT64, 1, OPTIONAL}};
+    PyObject *objects[N];
+    Blocks *b = calloc(1, sizeof(Blocks));
+    if (!b) return PyErr_NoMemory();
+    PyObject *capsule = PyCapsule_New(b, CAPSULE, free_blocks);
+    if (!capsule) {
+        free(b);
+        return NULL;
+    }
+    if (!PyArg_ParseTuple(args, "OOOOOOn", objects, objects + 1, objects + 2, objects + 3, objects + 4, objects + 5,
+                          &b->n_regions) ||
+        open_arrays(objects, b->views, N, arguments) < 0)
+        goto failed;
+    b->n_blocks = b->views[PARTS].shape[0] - 1;
+    b->parts = b->views[PARTS].buf;
+    b->voxels = b->views[VOXELS].buf;
+    b->rows = b->views[ROWS].buf;
+    b->spans = b->views[SPANS].buf;
+    b->columns = b->views[COLUMNS].buf;
+    b->weights = b->views[WEIGHTS].buf;
+    if (measure_blocks(b) == 0) return capsule;
+    PyErr_SetString(PyExc_ValueError, "`parts`, `voxels`, `rows`, `spans`, `columns` and `weights` don't fit together: "
+                                      "use those of `Segments.blocks`.");
+failed:
+    Py_DECREF(capsule);
+    return NULL;
+}
+
+/* sums(data, blocks, out) */
+PyObject *sums(PyObject *Py_UNUSED(module), PyObject *args) {
+    enum { DATA, OUT, N };
+    static const Argument arguments[N] = {{"data", REAL, 2, INPUT}, {"out", FLOAT64, 2, RESULT}};
+    PyObject *objects[N], *capsule;
+    Py_buffer views[N];
+    if (!PyArg_ParseTuple(args, "OOO", objects, &capsule, objects + 1)) return NULL;
+    if (!PyCapsule_IsValid(capsule, CAPSULE)) {
+        PyErr_SetString(PyExc_TypeError, "`blocks` must be what `blocks` returned.");
+        return NULL;
+    }
+    const Blocks *b = PyCapsule_GetPointer(capsule, CAPSULE);
+    if (open_arrays(objects, views, N, arguments) < 0) return close_arrays(views, N);
+    const Volumes volumes = {views[DATA].buf, views[DATA].shape[0], views[DATA].shape[1], views[DATA].itemsize,
+                             views[OUT].buf};
+    if (check_volumes(&views[DATA], &views[OUT]) < 0) return close_arrays(views, N);
+    if (views[OUT].shape[1] != b->n_regions || volumes.n_voxels < b->n_needed) {
+        PyErr_Format(PyExc_ValueError, "`data` must have at least %lld voxels and `out` %zd regions, got %zd and %zd.",
+                     (long long)b->n_needed, b->n_regions, volumes.n_voxels, views[OUT].shape[1]);
+        return close_arrays(views, N);
+    }
+    const Reader reader = readers[type_of(&views[DATA])];
     int status;
     Py_BEGIN_ALLOW_THREADS
-    status = add_up(&problem, reader, views[DATA].itemsize);
+    status = add_up(b, &volumes, reader);
     Py_END_ALLOW_THREADS
     if (status < 0) PyErr_NoMemory();
-    return close_buffers(views, N);
+    return close_arrays(views, N);
 }
 
 /* statistics(name, data, indices, offsets, out); NaN for an empty region */
-static PyObject *statistics(PyObject *Py_UNUSED(module), PyObject *args) {
+PyObject *statistics(PyObject *Py_UNUSED(module), PyObject *args) {
     enum { DATA, INDICES, OFFSETS, OUT, N };
-    static const char *const names[N] = {"data", "indices", "offsets", "out"};
-    static const Py_ssize_t itemsizes[N] = {0, 4, 8, 8};
+    static const Argument arguments[N] = {
+        {"data", REAL, 2, INPUT}, {"indices", INT32, 1, INPUT}, {"offsets", INT64, 1, INPUT}, {"out", FLOAT64, 2, RESULT}};
     const char *name;
     PyObject *objects[N];
     Py_buffer views[N];
     if (!PyArg_ParseTuple(args, "sOOOO", &name, objects, objects + 1, objects + 2, objects + 3)) return NULL;
-    if (open_buffers(objects, views, N, names, itemsizes, 1, 0) < 0) return close_buffers(views, N);
-    const Reader reader = reader_of(&views[DATA]);
-    if (check_volumes(&views[DATA], &views[OUT], reader) < 0) return close_buffers(views, N);
+    if (open_arrays(objects, views, N, arguments) < 0) return close_arrays(views, N);
+    const Reader reader = readers[type_of(&views[DATA])];
     const Statistic statistic = statistic_of(name);
     const Py_ssize_t n_voxels = views[DATA].shape[1], n_regions = views[OUT].shape[1];
+    const Py_ssize_t n_entries = views[INDICES].shape[0];
     const int32_t *indices = views[INDICES].buf;
     const int64_t *offsets = views[OFFSETS].buf;
-    if (!statistic || views[OFFSETS].len / 8 != n_regions + 1 || offsets[n_regions] > views[INDICES].len / 4) {
-        PyErr_Format(PyExc_ValueError, "No `%s`, or `offsets` that don't fit `out` and `indices`.", name);
-        return close_buffers(views, N);
+    if (!statistic) PyErr_Format(PyExc_ValueError, "`name` must be variance, minimum, maximum or median, got %s.", name);
+    if (!statistic || check_volumes(&views[DATA], &views[OUT]) < 0) return close_arrays(views, N);
+    if (views[OFFSETS].shape[0] != n_regions + 1) {
+        PyErr_Format(PyExc_ValueError, "`offsets` must have one item more than the %zd regions of `out`, got %zd items.",
+                     n_regions, views[OFFSETS].shape[0]);
+        return close_arrays(views, N);
     }
+    if (check_offsets(offsets, n_regions + 1, n_entries) < 0) return close_arrays(views, N);
     int32_t first = 0, last = -1;
     int64_t largest = 1;
-    for (int64_t e = 0; e < offsets[n_regions]; e++) {
+    for (Py_ssize_t e = 0; e < n_entries; e++) {
         if (indices[e] < first) first = indices[e];
         if (indices[e] > last) last = indices[e];
     }
-    if (check_reach(first, last, n_voxels) < 0) return close_buffers(views, N);
+    if (first < 0 || last >= n_voxels) {
+        PyErr_Format(PyExc_ValueError, "`indices` must lie within the %zd voxels of `data`, got %d to %d.", n_voxels,
+                     (int)first, (int)last);
+        return close_arrays(views, N);
+    }
     for (Py_ssize_t r = 0; r < n_regions; r++)
         if (offsets[r + 1] - offsets[r] > largest) largest = offsets[r + 1] - offsets[r];
     double *values = malloc(3 * (size_t)largest * sizeof(double)), *out = views[OUT].buf;
     if (!values) {
         PyErr_NoMemory();
-        return close_buffers(views, N);
+        return close_arrays(views, N);
     }
     Py_BEGIN_ALLOW_THREADS
     for (Py_ssize_t t = 0; t < views[DATA].shape[0]; t++) {
@@ -369,12 +436,5 @@ static PyObject *statistics(PyObject *Py_UNUSED(module), PyObject *args) {
     }
     Py_END_ALLOW_THREADS
     free(values);
-    return close_buffers(views, N);
+    return close_arrays(views, N);
 }
-
-static PyMethodDef methods[] = {{"sums", sums, METH_VARARGS, "Add segments of volumes up, in blocks of voxels."},
-                                {"statistics", statistics, METH_VARARGS, "Take a statistic of segments of volumes."},
-                                {NULL, NULL, 0, NULL}};
-static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_segments", NULL, 0, methods, NULL, NULL, NULL, NULL};
-
-PyMODINIT_FUNC PyInit__segments(void) { return PyModuleDef_Init(&definition); }

@@ -1,10 +1,10 @@
-/* Cubic splines through volumes, evaluated at points; resampling.py is the only caller.
+/* Cubic splines through volumes, evaluated at points; called by resampling.py only.
 
    The coefficients of the spline come from a recursive filter along each axis (Unser, Aldroubi & Eden 1993), with the
    volume mirrored about the centres of its outermost voxels, as scipy.ndimage has it. Without fused multiply-adds the
-   bits depend neither on the processor nor on how many volumes come together. */
+   bits depend neither on the processor nor on the number of volumes in a call. */
 
-#include "_buffers.h"
+#include "arrays.h"
 
 #include <stdlib.h>
 
@@ -128,22 +128,21 @@ static double evaluate(const Spline *s, const double *at) {
 
 /* interpolate(volumes, coordinates, out): volumes of shape (k, z, y, x), of any real dtype; coordinates (3, n) in voxels
    along z, y, x; out (k, n), 0 at points outside. */
-static PyObject *interpolate(PyObject *Py_UNUSED(module), PyObject *args) {
+PyObject *interpolate(PyObject *Py_UNUSED(module), PyObject *args) {
     enum { VOLUMES, COORDINATES, OUT, N };
-    static const char *const names[N] = {"volumes", "coordinates", "out"};
-    static const Py_ssize_t itemsizes[N] = {0, 8, 8};
+    static const Argument arguments[N] = {
+        {"volumes", REAL, 4, INPUT}, {"coordinates", FLOAT64, 2, INPUT}, {"out", FLOAT64, 2, RESULT}};
     PyObject *objects[N];
     Py_buffer views[N], *volumes = &views[VOLUMES], *out = &views[OUT];
     if (!PyArg_ParseTuple(args, "OOO", objects, objects + 1, objects + 2)) return NULL;
-    if (open_buffers(objects, views, N, names, itemsizes, 1, 0) < 0) return close_buffers(views, N);
-    const int type = type_of(volumes->format, volumes->itemsize);
-    if (type < 0 || volumes->ndim != 4 || views[COORDINATES].ndim != 2 || out->ndim != 2 ||
-        views[COORDINATES].shape[0] != 3 || out->shape[1] != views[COORDINATES].shape[1] ||
+    if (open_arrays(objects, views, N, arguments) < 0) return close_arrays(views, N);
+    if (views[COORDINATES].shape[0] != 3 || out->shape[1] != views[COORDINATES].shape[1] ||
         out->shape[0] != volumes->shape[0]) {
-        PyErr_SetString(PyExc_TypeError, "`volumes` must be of real numbers in native order, shape (k, z, y, x), "
-                                         "`coordinates` (3, n) and `out` (k, n).");
-        return close_buffers(views, N);
+        PyErr_SetString(PyExc_ValueError,
+                        "`volumes` must have the shape (k, z, y, x), `coordinates` (3, n) and `out` (k, n).");
+        return close_arrays(views, N);
     }
+    const Convert convert = converters[type_of(volumes)];
     const double *coordinates = views[COORDINATES].buf;
     const Py_ssize_t n_points = out->shape[1];
     Spline spline = {.n = {volumes->shape[1], volumes->shape[2], volumes->shape[3]}};
@@ -154,7 +153,7 @@ static PyObject *interpolate(PyObject *Py_UNUSED(module), PyObject *args) {
     failed = !spline.values;
     for (int a = 0; a < 3; a++) failed |= !(spline.weights[a] = first_weights(spline.n[a]));
     for (Py_ssize_t t = 0; !failed && t < volumes->shape[0]; t++) {
-        find_coefficients(&spline, (const char *)volumes->buf + t * size * volumes->itemsize, converters[type],
+        find_coefficients(&spline, (const char *)volumes->buf + t * size * volumes->itemsize, convert,
                           volumes->itemsize);
         for (Py_ssize_t i = 0; i < n_points; i++) {
             const double at[3] = {coordinates[i], coordinates[n_points + i], coordinates[2 * n_points + i]};
@@ -165,11 +164,5 @@ static PyObject *interpolate(PyObject *Py_UNUSED(module), PyObject *args) {
     free(spline.values);
     Py_END_ALLOW_THREADS
     if (failed) PyErr_NoMemory();
-    return close_buffers(views, N);
+    return close_arrays(views, N);
 }
-
-static PyMethodDef methods[] = {{"interpolate", interpolate, METH_VARARGS, "Evaluate the splines of volumes at points."},
-                                {NULL, NULL, 0, NULL}};
-static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_resampling", NULL, 0, methods, NULL, NULL, NULL, NULL};
-
-PyMODINIT_FUNC PyInit__resampling(void) { return PyModuleDef_Init(&definition); }

@@ -1,10 +1,9 @@
-/* Compiling the weights of segments; weights.py is the only caller.
+/* Compiling the weights of segments; called by weights.py only.
 
    `fold` smooths the indicator of each region: three products with banded matrices in the box that they reach. */
 
-#include "_buffers.h"
-
-#include "_bands.h"
+#include "arrays.h"
+#include "bands.h"
 
 typedef struct {
     Py_ssize_t lo[3], hi[3];       /* of the region */
@@ -25,15 +24,25 @@ static Box box_of(const Axis *axes, const int32_t *voxels, Py_ssize_t n) {
     for (int a = 0; a < 3; a++) {
         box.first[a] = axes[a].n, box.last[a] = 0;
         for (Py_ssize_t i = box.lo[a]; i < box.hi[a]; i++) {
+            if (axes[a].first[i] == axes[a].last[i]) continue;
             if (axes[a].first[i] < box.first[a]) box.first[a] = axes[a].first[i];
             if (axes[a].last[i] > box.last[a]) box.last[a] = axes[a].last[i];
         }
+        if (box.first[a] > box.last[a]) box.first[a] = box.last[a]; /* rows of zeros only */
     }
     return box;
 }
 
 static size_t inner(const Box *b, int a) { return (size_t)(b->hi[a] - b->lo[a]); }
 static size_t outer(const Box *b, int a) { return (size_t)(b->last[a] - b->first[a]); }
+
+static size_t max_of(size_t a, size_t b) { return a > b ? a : b; }
+
+/* Values of the largest of a region's partial products: a matrix that reaches less than the region shrinks them. */
+static size_t room_of(const Box *b) {
+    const size_t x = max_of(inner(b, 2), outer(b, 2)), y = max_of(inner(b, 1), outer(b, 1));
+    return inner(b, 0) * y * x;
+}
 
 /* Multiplies along one axis: `from`, shape (before, hi - lo, after), to `to`, shape (before, last - first, after). */
 static void smooth(const Axis *axis, const Box *box, int a, size_t before, size_t after, const double *restrict from,
@@ -68,10 +77,11 @@ static void smooth_region(const Axis *axes, const Box *box, const int32_t *voxel
 }
 
 /* fold(indices, offsets, matrix_z, matrix_y, matrix_x, new_offsets) -> (new indices, weights), as bytearrays */
-static PyObject *fold(PyObject *Py_UNUSED(module), PyObject *args) {
+PyObject *fold(PyObject *Py_UNUSED(module), PyObject *args) {
     enum { INDICES, OFFSETS, Z, Y, X, NEW_OFFSETS, N };
-    static const char *const names[N] = {"indices", "offsets", "matrix_z", "matrix_y", "matrix_x", "new_offsets"};
-    static const Py_ssize_t itemsizes[N] = {4, 8, 8, 8, 8, 8};
+    static const Argument arguments[N] = {
+        {"indices", INT32, 1, INPUT},    {"offsets", INT64, 1, INPUT},    {"matrix_z", FLOAT64, 2, INPUT},
+        {"matrix_y", FLOAT64, 2, INPUT}, {"matrix_x", FLOAT64, 2, INPUT}, {"new_offsets", INT64, 1, RESULT}};
     PyObject *objects[N], *new_indices = NULL, *weights = NULL, *result = NULL;
     Py_buffer views[N];
     Axis axes[3] = {{0}};
@@ -79,20 +89,30 @@ static PyObject *fold(PyObject *Py_UNUSED(module), PyObject *args) {
     double *room = NULL;
     if (!PyArg_ParseTuple(args, "OOOOOO", objects, objects + 1, objects + 2, objects + 3, objects + 4, objects + 5))
         return NULL;
-    if (open_buffers(objects, views, N, names, itemsizes, 1, 0) < 0) return close_buffers(views, N);
+    if (open_arrays(objects, views, N, arguments) < 0) return close_arrays(views, N);
     const int32_t *indices = views[INDICES].buf;
     const int64_t *offsets = views[OFFSETS].buf;
-    const Py_ssize_t n_regions = views[OFFSETS].len / 8 - 1;
+    const Py_ssize_t n_entries = views[INDICES].shape[0], n_regions = views[OFFSETS].shape[0] - 1;
     Py_ssize_t n_voxels = 1;
+    if (check_offsets(offsets, n_regions + 1, n_entries) < 0) goto done;
+    if (views[NEW_OFFSETS].shape[0] != n_regions + 1) {
+        PyErr_SetString(PyExc_ValueError, "`new_offsets` must be as long as `offsets`.");
+        goto done;
+    }
     for (int a = 0; a < 3; a++) {
         axes[a].m = axes[a].n = views[Z + a].shape[0];
         axes[a].matrix = views[Z + a].buf;
+        if (views[Z + a].shape[1] != axes[a].n || axes[a].n > INT32_MAX || n_voxels * axes[a].n > INT32_MAX) {
+            PyErr_SetString(PyExc_ValueError, "The matrices must be square, for volumes of less than 2**31 voxels.");
+            goto done;
+        }
         n_voxels *= axes[a].n;
         if (measure(&axes[a]) < 0) goto no_memory;
     }
-    for (Py_ssize_t e = 0; e < offsets[n_regions]; e++)
+    for (Py_ssize_t e = 0; e < n_entries; e++)
         if (indices[e] < 0 || indices[e] >= n_voxels) {
-            PyErr_Format(PyExc_IndexError, "Entry %zd is voxel %d of %zd.", e, (int)indices[e], n_voxels);
+            PyErr_Format(PyExc_ValueError, "`indices` must be voxels of volumes of %zd voxels, got %d.", n_voxels,
+                         (int)indices[e]);
             goto done;
         }
     boxes = malloc((size_t)(n_regions + 1) * sizeof(Box));
@@ -103,8 +123,9 @@ static PyObject *fold(PyObject *Py_UNUSED(module), PyObject *args) {
         if (!count) continue;
         boxes[r] = box_of(axes, indices + offsets[r], count);
         const size_t size = outer(&boxes[r], 0) * outer(&boxes[r], 1) * outer(&boxes[r], 2);
-        if (size > largest) largest = size;
+        largest = max_of(largest, max_of(size, room_of(&boxes[r])));
         bound += size;
+        if (bound > PY_SSIZE_T_MAX / sizeof(double)) goto no_memory;
     }
     room = malloc(2 * largest * sizeof(double));
     new_indices = PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)(bound * sizeof(int32_t)));
@@ -149,12 +170,6 @@ done:
     free(room);
     Py_XDECREF(new_indices);
     Py_XDECREF(weights);
-    Py_XDECREF(close_buffers(views, N));
+    Py_XDECREF(close_arrays(views, N));
     return result;
 }
-
-static PyMethodDef methods[] = {{"fold", fold, METH_VARARGS, "Smooth the indicators of segments."},
-                                {NULL, NULL, 0, NULL}};
-static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_weights", NULL, 0, methods, NULL, NULL, NULL, NULL};
-
-PyMODINIT_FUNC PyInit__weights(void) { return PyModuleDef_Init(&definition); }

@@ -1,0 +1,16 @@
+/* The compiled inner loops of the CPU: the extension module gpumask.kernels._compiled. */
+
+#include "arrays.h"
+
+static PyMethodDef methods[] = {
+    {"blocks", blocks, METH_VARARGS, "Check blocks of voxels, for `sums`."},
+    {"fold", fold, METH_VARARGS, "Smooth the indicators of segments."},
+    {"interpolate", interpolate, METH_VARARGS, "Evaluate the cubic splines of volumes at points."},
+    {"multiply", multiply, METH_VARARGS, "Multiply volumes with a banded matrix per axis."},
+    {"statistics", statistics, METH_VARARGS, "Compute a statistic of segments of volumes."},
+    {"sums", sums, METH_VARARGS, "Sum segments of volumes, in blocks of voxels."},
+    {NULL, NULL, 0, NULL},
+};
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_compiled", NULL, 0, methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__compiled(void) { return PyModuleDef_Init(&definition); }
