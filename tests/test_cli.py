@@ -331,6 +331,19 @@ def test_importing_the_command_line_is_cheap():
     assert done.stdout.endswith("0\n[]\n")
 
 
+def test_extract_imports_only_what_it_needs():
+    heavy = ("sklearn", "scipy.signal", "scipy.stats", "scipy.interpolate", "pandas", "joblib", "nilearn", "matplotlib")
+    code = (
+        "import sys, gpumask.cli; print(gpumask.cli.main(sys.argv[1:])); "
+        f"print(sorted(set({heavy}) & set(sys.modules)))"
+    )
+    line = f"extract {BOLD} --atlas atlas-Toy_dseg.nii.gz --lut lut.tsv --detrend --standardize psc --device cpu"
+    command = [sys.executable, "-c", code, *line.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith(" s\n0\n[]\n")
+    assert done.stderr == ""
+
+
 def test_info_without_a_gpu(capsys, monkeypatch):
     monkeypatch.setattr(backend, "cuda_status", lambda: backend.CudaStatus(problem="none here", remedy="Buy one."))
     monkeypatch.setattr(backend, "driver_cuda_version", lambda: None)
