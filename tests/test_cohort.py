@@ -74,7 +74,7 @@ def test_good_runs_equal_single_runs_bit_for_bit_and_bad_ones_are_recorded(made)
         if record.status == "failed":
             continue
         run = record.run
-        table = read_table(run.confounds)
+        table = read_table(Path(run.confounds))
         kept = np.flatnonzero(~(table["framewise_displacement"] > 0.5))
         confounds = table[["trans_x", "trans_x_derivative1", "csf"]].bfill()
         for name in ("Toy", "Fine"):
