@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpumask import __version__
-from gpumask.bids.names import atlas_name, lookup_table_names, output_name
+from gpumask.bids.names import atlas_name, lookup_table_names, output_name, run_name
 from gpumask.bids.runs import Run
 from gpumask.choices import LINEAR
 from gpumask.extraction import Settings
@@ -157,11 +157,17 @@ def _hash(content):
 
 
 def check_names(configuration: Configuration, runs: list[Run]) -> None:
-    """Raise ValueError if two runs would be written to the same files."""
-    by_path = {}
+    """Raise ValueError if two runs have the same name: their records, or all their files, would be the same."""
+    by_name = {}
     for run in runs:
-        path = configuration.outputs(run, configuration.atlases[0])["timeseries"]
-        other = by_path.setdefault(path, run)
-        if other is not run:
-            msg = f"{other.path} and {run.path} would both be written to {path}. Give them different names or folders."
-            raise ValueError(msg)
+        name = run_name(run)
+        other = by_name.setdefault(name, run)
+        if other is run:
+            continue
+        paths = [configuration.outputs(one, configuration.atlases[0])["timeseries"] for one in (other, run)]
+        if paths[0] == paths[1]:
+            what, fix = f"to {paths[0]}", "Give them different names or folders."
+        else:
+            what, fix = f"as {name}", "Give them different names."
+        msg = f"{other.path} and {run.path} would both be written {what}. {fix}"
+        raise ValueError(msg)

@@ -89,17 +89,40 @@ def identities(run: Run) -> dict[str, Any]:
     return {path: [state.st_size, state.st_mtime_ns] for path, state in states.items()} | given
 
 
-def kept_outputs(configuration: Configuration, run: Run) -> list[Output]:
-    """What an earlier record has of a run: its outputs that are there, and were made from the same inputs."""
-    out = configuration.out_dir
+@dataclass(frozen=True)
+class Kept:
+    """Results of an earlier attempt at a run that are still valid; empty if there are none.
+
+    Attributes
+    ----------
+    outputs : tuple of Output
+        Existing files of the recorded sizes.
+    made : dict of str
+        How the outputs were made, by ``Output.made``.
+    atlases : dict
+        As in `Record`.
+    warnings : tuple of str
+    """
+
+    outputs: tuple[Output, ...] = ()
+    made: dict[str, dict[str, Any]] = field(default_factory=dict)
+    atlases: dict[str, dict[str, Any]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def kept(configuration: Configuration, run: Run) -> Kept:
+    """Read a run's record, if it was made from the same inputs, and look for its outputs."""
     try:
         record = json.loads(record_path(configuration, run).read_text("utf-8"))
         if record["status"] != "done" or record["inputs"] != identities(run):
-            return []
+            return Kept()
         outputs = [Output(str(o["path"]), int(o["size"]), str(o["made"])) for o in record["outputs"]]
-        return [output for output in outputs if _size(out / output.path) == output.size]
-    except (OSError, ValueError, KeyError, TypeError):  # what is wrong shows when the run is processed
-        return []
+        outputs = tuple(o for o in outputs if _size(configuration.out_dir / o.path) == o.size)
+        made = {output.made: dict(record["made"][output.made]) for output in outputs}
+        atlases = {str(how["atlas"]): dict(record["atlases"][how["atlas"]]) for how in made.values()}
+        return Kept(outputs, made, atlases, tuple(map(str, record["warnings"])) if outputs else ())
+    except (OSError, ValueError, KeyError, TypeError):  # an error of the run's files shows when it is processed
+        return Kept()
 
 
 def _size(path):
@@ -111,7 +134,7 @@ def _size(path):
 
 def unfinished(configuration: Configuration, run: Run) -> list[AtlasFile]:
     """Atlases of which a run's outputs are missing, or were made from other inputs or in another way."""
-    there = {(output.path, output.made) for output in kept_outputs(configuration, run)}
+    there = {(output.path, output.made) for output in kept(configuration, run).outputs}
 
     def is_there(path, atlas):
         return (path.relative_to(configuration.out_dir).as_posix(), configuration.made[atlas.name]) in there

@@ -25,13 +25,13 @@ from gpumask.cohort.record import (
     described,
     failed,
     identities,
-    kept_outputs,
+    kept,
     logged,
     record_path,
     unfinished,
 )
 from gpumask.confounds.fmriprep import fmriprep_confounds
-from gpumask.confounds.tables import read_table
+from gpumask.confounds.tables import confounds_matrix, read_table
 from gpumask.engine.regions import LabelRegions
 from gpumask.extraction import Plans, Prepared, Result, extract, prepare
 from gpumask.files import appearing_together, locked, write
@@ -83,7 +83,7 @@ def process(
             progress(done, total)
 
     try:
-        record = _attempt(run, lambda: _process(configuration, run, report))
+        record = _attempt(run, lambda messages: _process(configuration, run, report, messages))
     except _StoppedError:
         return Record(run, "stopped")
     return logged(configuration, record)
@@ -94,19 +94,19 @@ def write_run(configuration: Configuration, run: Run, progress: Callable[[int, i
 
     All files appear together or not at all. Existing ones are an error without ``configuration.overwrite``.
     """
-    return _attempt(run, lambda: _write_run(configuration, run, progress or (lambda done, total: None)))
+    return _attempt(run, lambda _: _write_run(configuration, run, progress or (lambda done, total: None)))
 
 
 def _attempt(run, work):
     with collect_warnings() as messages:
         try:
-            record = work()
+            record = work(messages)
         except Exception as error:
             record = failed(run, error)
     return replace(record, warnings=tuple(messages))
 
 
-def _process(configuration, run, progress):
+def _process(configuration, run, progress, messages):
     todo = configuration.atlases if configuration.overwrite else unfinished(configuration, run)
     if not todo:
         return Record(run, "skipped")
@@ -118,34 +118,42 @@ def _process(configuration, run, progress):
         if not todo:  # by now
             return Record(run, "skipped")
         started, inputs = time.perf_counter(), identities(run)
-        kept = kept_outputs(configuration, run)
+        earlier = kept(configuration, run)
         files, record = _extract(configuration, run, todo, progress, n_threads=1)
         if identities(run) != inputs:
             msg = f"{run.path}, or a file that goes with it, was changed while it was read. Run it again."
             raise OSError(msg)
 
-        def add_record(record):
-            new = {output.path for output in record.outputs}
-            every = [*(output for output in kept if output.path not in new), *record.outputs]
-            content = {
-                **described(record),
-                "configuration": configuration.hash,
-                "inputs": inputs,
-                "outputs": [vars(output) for output in every],
-                "made": {configuration.made[atlas.name]: configuration.described(atlas) for atlas in todo},
-                "host": platform.node(),
-                "pid": os.getpid(),
-            }
-            return json_lines(content)
+        record = replace(record, warnings=tuple(messages))
+        made = {configuration.made[atlas.name]: configuration.described(atlas) for atlas in todo}
 
-        return _write(configuration, files, record, started, run_name(run), last, add_record)
+        def content(record):
+            whole = {"configuration": configuration.hash, "inputs": inputs, **_with_earlier(record, made, earlier)}
+            return json_lines({**described(record), **whole, "host": platform.node(), "pid": os.getpid()})
+
+        return _write(configuration, files, record, started, run_name(run), last, content)
+
+
+def _with_earlier(record, made, earlier):
+    """What the files of a run are now: those of a record, and earlier ones that weren't replaced."""
+    new = {output.path for output in record.outputs}
+    outputs = [*(output for output in earlier.outputs if output.path not in new), *record.outputs]
+    used = {output.made for output in outputs}
+    made = {key: how for key, how in {**earlier.made, **made}.items() if key in used}
+    named = {how["atlas"] for how in made.values()}
+    still_used = len(outputs) > len(record.outputs)
+    return {
+        "outputs": [vars(output) for output in outputs],
+        "made": made,
+        "atlases": {name: found for name, found in {**earlier.atlases, **record.atlases}.items() if name in named},
+        "warnings": list(dict.fromkeys([*(earlier.warnings if still_used else ()), *record.warnings])),
+    }
 
 
 def _write_run(configuration, run, progress):
     started = time.perf_counter()
-    (atlas,) = configuration.atlases
-    table = configuration.outputs(run, atlas)["timeseries"]
-    for path in (table, table.with_suffix(".json")):
+    tables = [path for atlas in configuration.atlases for path in configuration.outputs(run, atlas).values()]
+    for path in (path for table in tables for path in (table, table.with_suffix(".json"))):
         if path.exists() and not configuration.overwrite:
             msg = f"{path} already exists. To replace it: overwrite=True (--overwrite)."
             raise FileExistsError(msg)
@@ -246,10 +254,10 @@ def _extract(configuration, run, atlases, progress, *, n_threads):
     report = functools.partial(_report, progress, volumes.n_volumes)
     report(0)
     regions = loaded.regions(run.mask or configuration.mask)
+    prepared = [
+        prepare(volumes, regions[atlas.name], settings, confounds, kept, plans=loaded.plans) for atlas in atlases
+    ]
     try:
-        prepared = [
-            prepare(volumes, regions[atlas.name], settings, confounds, kept, plans=loaded.plans) for atlas in atlases
-        ]
         results = extract(prepared, volumes, loaded.device, progress=report, n_threads=n_threads)
     except ValueError:
         _check_volumes(volumes, kept)  # which knows better what is wrong, if that is it
@@ -292,6 +300,11 @@ def _confounds(configuration, run, volumes):
     if confounds is not None and len(confounds) != volumes.n_volumes:
         msg = f"{run.confounds} has {len(confounds)} rows, but {run.path} has {volumes.n_volumes} volumes."
         raise ValueError(msg)
+    try:
+        confounds_matrix(confounds, volumes.n_volumes, kept)
+    except ValueError as error:
+        msg = f"{run.confounds}: {error}"
+        raise ValueError(msg) from error
     return confounds, kept
 
 
@@ -331,7 +344,7 @@ def _metadata(
 ) -> dict[str, Any]:
     settings = configuration.described_settings
     return sidecar(
-        run,
+        replace(run, mask=run.mask or configuration.mask),
         t_r=t_r.seconds,
         confounds=() if confounds is None else list(confounds),
         low_pass=settings["low_pass"],
