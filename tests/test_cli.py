@@ -139,7 +139,7 @@ def test_a_failed_run_is_1_and_the_others_are_written(folder, capsys):
     assert out.startswith(f"{TABLE}\t")
     first, second = err.splitlines()
     assert first.startswith("broken.nii.gz: error: broken.nii.gz is truncated")
-    assert second == "no.nii: error: There is no such file: no.nii"
+    assert second == "no.nii: error: No such file: no.nii"
     assert (folder / TABLE).exists()
 
 
@@ -311,7 +311,7 @@ def test_the_command_in_a_pipe(folder):
     done = subprocess.run([*command, *line], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stdout.startswith(f"{TABLE}\t40 volumes x 3 regions\t")
-    assert done.stderr == "no.nii: error: There is no such file: no.nii\n"
+    assert done.stderr == "no.nii: error: No such file: no.nii\n"
 
 
 def test_a_reader_that_leaves_early_gets_no_traceback():
@@ -329,6 +329,19 @@ def test_importing_the_command_line_is_cheap():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("0\n[]\n")
+
+
+def test_extract_imports_only_what_it_needs():
+    heavy = ("sklearn", "scipy.signal", "scipy.stats", "scipy.interpolate", "pandas", "joblib", "nilearn", "matplotlib")
+    code = (
+        "import sys, gpumask.cli; print(gpumask.cli.main(sys.argv[1:])); "
+        f"print(sorted(set({heavy}) & set(sys.modules)))"
+    )
+    line = f"extract {BOLD} --atlas atlas-Toy_dseg.nii.gz --lut lut.tsv --detrend --standardize psc --device cpu"
+    command = [sys.executable, "-c", code, *line.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith(" s\n0\n[]\n")
+    assert done.stderr == ""
 
 
 def test_info_without_a_gpu(capsys, monkeypatch):

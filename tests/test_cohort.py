@@ -74,7 +74,7 @@ def test_good_runs_equal_single_runs_bit_for_bit_and_bad_ones_are_recorded(made)
         if record.status == "failed":
             continue
         run = record.run
-        table = read_table(run.confounds)
+        table = read_table(Path(run.confounds))
         kept = np.flatnonzero(~(table["framewise_displacement"] > 0.5))
         confounds = table[["trans_x", "trans_x_derivative1", "csf"]].bfill()
         for name in ("Toy", "Fine"):
@@ -252,7 +252,7 @@ def test_another_atlas_is_extracted_alone(small, tmp_path, monkeypatch):
     assert record["made"].keys() == set(both.made.values())
     assert {key: how["atlas"] for key, how in record["made"].items()} == {key: name for name, key in both.made.items()}
     assert record["atlases"].keys() == {"Toy", "Fine"}
-    assert record["warnings"] == ["NaN or infinite voxels were left out of the regions' statistics."]
+    assert record["warnings"] == ["NaN or infinite voxels were excluded from the regions' statistics."]
     assert record["configuration"] == both.hash
     for configuration in (toy, fine, both):
         assert statuses(configuration, small) == {"skipped": 2}
@@ -447,7 +447,7 @@ def test_nan_voxels_are_left_out_and_told(small, tmp_path):
     nib.save(nib.Nifti1Image(data, img.affine, img.header, dtype=np.float32), run.path)
     record = process_in(configured(tmp_path, parameters={}, confounds={}), run)
     assert record.status == "done"
-    assert record.warnings == ("NaN or infinite voxels were left out of the regions' statistics.",)
+    assert record.warnings == ("NaN or infinite voxels were excluded from the regions' statistics.",)
     zeros = configured(tmp_path, "zeros", parameters={"nan_policy": "zero"}, confounds={})
     record = process_in(zeros, run)
     assert record.warnings == ("Non-finite values detected. These values will be replaced with zeros.",)

@@ -241,7 +241,7 @@ def test_one_bad_run_does_not_stop_the_rest(tmp_path, out, atlas, run, volumes):
     assert [record.run for record in records] == runs
     assert [record.status for record in records] == ["done", "failed", "failed", "done"]
     assert str(broken) in records[1].error
-    assert records[2].error == f"There is no such file: {tmp_path / 'no.nii'}"
+    assert records[2].error == f"No such file: {tmp_path / 'no.nii'}"
     assert records[0].warnings == ()
     assert records[3].warnings == ("Non-finite values detected. These values will be replaced with zeros.",)
     assert records[1].outputs == ()

@@ -1,4 +1,4 @@
-"""What came of a run: the record that says whether it is done and how each output was made, and the log of attempts."""
+"""Outcomes of runs: the record of a finished run and how its outputs were made, and the log of attempts."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from gpumask.files import append_line
 
 @dataclass(frozen=True)
 class Output:
-    """A file that was made of a run.
+    """A file made from a run.
 
     Attributes
     ----------
@@ -28,7 +28,7 @@ class Output:
     size : int
         In bytes.
     made : str
-        Which of ``Configuration.made`` it was made by.
+        Hash of how it was made, from ``Configuration.made``.
     """
 
     path: str
@@ -44,17 +44,17 @@ class Record:
     ----------
     run : Run
     status : str
-        "done", "failed", "skipped" (it was finished before), "taken" (another process has it) or "stopped".
+        "done", "failed", "skipped" (finished before), "taken" (locked by another process) or "stopped".
     n_volumes : int
         Of the image.
     seconds : dict
         Wall-clock seconds: "read" (the disk and decompressing), "reduce", "clean", "write" and "total".
     atlases : dict
-        For each atlas its number of "regions" and, if it was asked for, their median coverage, "coverage_median".
+        For each atlas its number of "regions" and, if coverage is written, its median, "coverage_median".
     outputs : tuple of Output
     warnings : tuple of str
     error, traceback : str
-        Why nothing was written; empty if it was.
+        Reason of a failure; otherwise empty.
     """
 
     run: Run
@@ -75,12 +75,12 @@ def failed(run: Run, error: BaseException, warnings: Iterable[str] = ()) -> Reco
 
 
 def record_path(configuration: Configuration, run: Run) -> Path:
-    """File that says that a run is done."""
+    """File of a run's record; it is written last, when the run is finished."""
     return configuration.out_dir / "logs" / f"{run_name(run)}.json"
 
 
 def identities(run: Run) -> dict[str, Any]:
-    """Size and modification time (ns) of each file that a run's outputs are made from, and the `t_r` it was given."""
+    """Size and modification time (ns) of each of a run's input files, and its `t_r` if one was given."""
     files = [run.path, run.confounds, run.mask, metadata_file(run)]
     if run.confounds and (described := Path(run.confounds).with_suffix(".json")).exists():
         files.append(described)
@@ -133,7 +133,7 @@ def _size(path):
 
 
 def unfinished(configuration: Configuration, run: Run) -> list[AtlasFile]:
-    """Atlases of which a run's outputs are missing, or were made from other inputs or in another way."""
+    """Atlases for which a run's outputs are missing, outdated, or made with another configuration."""
     there = {(output.path, output.made) for output in kept(configuration, run).outputs}
 
     def is_there(path, atlas):
@@ -144,12 +144,12 @@ def unfinished(configuration: Configuration, run: Run) -> list[AtlasFile]:
 
 
 def is_done(configuration: Configuration, run: Run) -> bool:
-    """Whether a run is finished: all its outputs are there, made in this way and from these inputs."""
+    """Whether a run is finished: all its outputs exist, made with this configuration from these inputs."""
     return not unfinished(configuration, run)
 
 
 def described(record: Record) -> dict[str, Any]:
-    """A record as logs have it."""
+    """A record as a JSON object, for logs."""
     names = ("seconds", "atlases", "warnings", "error", "traceback")
     return {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -162,7 +162,7 @@ def described(record: Record) -> dict[str, Any]:
 
 
 def logged(configuration: Configuration, record: Record) -> Record:
-    """Add a record to this process's log; if that fails, its error says so too."""
+    """Add a record to this process's log; if that fails, the record's error says so too."""
     line = json.dumps(described(record), ensure_ascii=False)
     try:
         append_line(configuration.out_dir / "logs" / f"runs-{platform.node()}-{os.getpid()}.jsonl", line)
