@@ -426,7 +426,7 @@ def test_choices(name, choices, values):
         (
             {"clean_args": {"fliter": "cosine"}},
             TypeError,
-            "clean() got an unexpected keyword argument 'fliter'. Known are its parameters and butterworth__order, "
+            "clean() got an unexpected keyword argument 'fliter'. Use its parameters or butterworth__order, "
             "butterworth__padtype, butterworth__padlen, butterworth__copy.",
         ),
         (

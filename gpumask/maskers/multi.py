@@ -1,6 +1,5 @@
 """MultiNiftiLabelsMasker: one masker for a list of runs."""
 
-import inspect
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -117,15 +116,68 @@ class MultiNiftiLabelsMasker(_ManyRuns, NiftiLabelsMasker):  # type: ignore[misc
         cores, so more than one only helps if memory and disk keep up.
     """
 
-    def __init__(self, *args, n_jobs=1, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        labels_img=None,
+        background_label=0,
+        mask_img=None,
+        smoothing_fwhm=None,
+        standardize=False,
+        detrend=False,
+        low_pass=None,
+        high_pass=None,
+        t_r=None,
+        resampling_target="data",
+        memory=None,
+        memory_level=1,
+        verbose=0,
+        *,
+        labels=None,
+        lut=None,
+        standardize_confounds=True,
+        high_variance_confounds=False,
+        dtype=None,
+        strategy="mean",
+        keep_masked_labels=False,
+        reports=True,
+        cmap=None,
+        clean_args=None,
+        device="auto",
+        min_coverage=None,
+        keep_all_regions=False,
+        nan_policy="zero",
+        n_jobs=1,
+    ):
+        super().__init__(
+            labels_img,
+            background_label,
+            mask_img,
+            smoothing_fwhm,
+            standardize,
+            detrend,
+            low_pass,
+            high_pass,
+            t_r,
+            resampling_target,
+            memory,
+            memory_level,
+            verbose,
+            labels=labels,
+            lut=lut,
+            standardize_confounds=standardize_confounds,
+            high_variance_confounds=high_variance_confounds,
+            dtype=dtype,
+            strategy=strategy,
+            keep_masked_labels=keep_masked_labels,
+            reports=reports,
+            cmap=cmap,
+            clean_args=clean_args,
+            device=device,
+            min_coverage=min_coverage,
+            keep_all_regions=keep_all_regions,
+            nan_policy=nan_policy,
+        )
         self.n_jobs = n_jobs
-
-
-# `help` shows the signature, and scikit-learn's `get_params` and `clone` read it.
-_PARAMETERS = inspect.signature(NiftiLabelsMasker.__init__).parameters.values()
-_N_JOBS = inspect.Parameter("n_jobs", inspect.Parameter.KEYWORD_ONLY, default=1)
-MultiNiftiLabelsMasker.__init__.__signature__ = inspect.Signature([*_PARAMETERS, _N_JOBS])  # type: ignore[attr-defined]
 
 
 def _as_runs(imgs):
