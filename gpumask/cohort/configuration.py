@@ -78,6 +78,12 @@ class Configuration:
         Whether tables of coverage, correlation matrices and figures are written too.
     overwrite : bool
         Whether finished runs are processed again.
+    dummy_scans : "auto" or int
+        Volumes to drop at the beginning; "auto": those that the confounds table marks as before the steady state.
+    min_time : float
+        Runs that censoring for motion leaves less of, in s, are errors. 0: none are.
+    min_dof : float or None
+        Runs that cleaning leaves fewer degrees of freedom are errors.
     allow_space_mismatch : bool
         Whether an atlas or mask whose name states another space than a run's is a warning and not an error.
     settings : Settings
@@ -107,6 +113,9 @@ class Configuration:
     relmat: bool = True
     figures: bool = False
     overwrite: bool = False
+    dummy_scans: str | int = "auto"
+    min_time: float = 240.0
+    min_dof: float | None = None
     allow_space_mismatch: bool = False
     settings: Settings = field(init=False)
     made: dict[str, str] = field(init=False)
@@ -143,6 +152,7 @@ class Configuration:
             "files": {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
             "settings": self.described_settings,
             "confounds": self.confounds,
+            "dummy_scans": self.dummy_scans,
         }
 
     def outputs(self, run: Run, atlas: AtlasFile) -> dict[str, Path]:

@@ -49,6 +49,10 @@ class Record:
         "done", "failed", "skipped" (finished before), "taken" (locked by another process) or "stopped".
     n_volumes : int
         Of the image.
+    n_kept, n_dummy_scans : int
+        Volumes that were kept, and that were dropped as dummy scans.
+    degrees_of_freedom : float or None
+        What cleaning leaves, see `gpumask.signal.Cleaner.degrees_of_freedom`.
     seconds : dict
         Wall-clock seconds: "read" (the disk and decompressing), "reduce", "clean", "write" and "total".
     atlases : dict
@@ -62,6 +66,9 @@ class Record:
     run: Run
     status: str
     n_volumes: int = 0
+    n_kept: int = 0
+    n_dummy_scans: int = 0
+    degrees_of_freedom: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     atlases: dict[str, dict[str, Any]] = field(default_factory=dict)
     outputs: tuple[Output, ...] = ()
@@ -101,6 +108,76 @@ def _identity(file):
     return [state.st_size, state.st_mtime_ns]
 
 
+def _recorded(configuration, run):
+    """The record of a run's last success, as it is on the disk; an empty one if there is none to make sense of."""
+    try:
+        record = json.loads(record_path(configuration, run).read_text("utf-8"))
+        outputs = [Output(str(o["path"]), int(o["size"]), str(o["made"])) for o in record["outputs"]]
+        made = {output.made: dict(record["made"][output.made]) for output in outputs}
+        if record["status"] != "done":
+            return {}, [], {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}, [], {}
+    return record, outputs, made
+
+
+def outdated(configuration: Configuration, run: Run, *, inputs_changed: bool) -> list[Path]:
+    """Recorded outputs that new ones make wrong: all if the inputs changed, else those of the same atlases."""
+    _, outputs, made = _recorded(configuration, run)
+    ours = {atlas.name for atlas in configuration.atlases}
+    paths = [output.path for output in outputs if inputs_changed or made[output.made].get("atlas") in ours]
+    return [configuration.out_dir / path for path in paths if not Path(path).is_absolute() and ".." not in path]
+
+
+def inputs_changed(configuration: Configuration, run: Run) -> bool:
+    """Whether a run has a record that was made from other inputs."""
+    record, _, _ = _recorded(configuration, run)
+    return bool(record) and record.get("inputs") != identities(run)
+
+
+def check_unchanged(configuration: Configuration, runs: Iterable[Run]) -> None:
+    """Raise ValueError if outputs of the same names exist that were made with other options or another atlas.
+
+    Another version of gpumask alone is no reason: such outputs are made again. With ``configuration.overwrite`` nothing
+    is checked.
+    """
+    if configuration.overwrite:
+        return
+    found = [difference for run in runs if (difference := _difference(configuration, run))]
+    if found:
+        more = f" So were outputs of {len(found) - 1} more runs." if len(found) > 1 else ""
+        msg = f"{found[0]}.{more} To replace them: --overwrite. To keep them: choose another output folder."
+        raise ValueError(msg)
+
+
+def _difference(configuration, run):
+    _, outputs, made = _recorded(configuration, run)
+    for atlas in configuration.atlases:
+        new = json.loads(json.dumps(configuration.described(atlas), default=str))
+        paths = configuration.outputs(run, atlas).values()
+        ours = {path.relative_to(configuration.out_dir).as_posix() for path in paths}
+        for output in outputs:
+            if output.path not in ours or output.made == configuration.made[atlas.name]:
+                continue
+            if not (configuration.out_dir / output.path).exists():
+                continue
+            if changes := _changes(made[output.made], new):
+                return f"{configuration.out_dir / output.path} was made with {'; '.join(changes)}"
+    return None
+
+
+def _changes(old, new):
+    """What differs between two descriptions of outputs, in words; nothing for the version."""
+    own = ("background_label", "confounds", "dummy_scans")
+    olds, news = ({key: how.get(key) for key in own} | how.get("settings", {}) for how in (old, new))
+    is_other = list(old.get("files", {}).values()) != list(new["files"].values())
+    return (["another atlas, look-up table or mask"] if is_other else []) + [
+        f"{name} {olds.get(name)!r}, now {news.get(name)!r}"
+        for name in dict.fromkeys([*olds, *news])
+        if olds.get(name) != news.get(name)
+    ]
+
+
 @dataclass(frozen=True)
 class Kept:
     """Results of an earlier attempt at a run that are still valid; empty if there are none.
@@ -124,13 +201,12 @@ class Kept:
 
 def kept(configuration: Configuration, run: Run) -> Kept:
     """Read a run's record, if it was made from the same inputs, and look for its outputs."""
+    record, outputs, made = _recorded(configuration, run)
     try:
-        record = json.loads(record_path(configuration, run).read_text("utf-8"))
-        if record["status"] != "done" or record["inputs"] != identities(run):
+        if not record or record["inputs"] != identities(run):
             return Kept()
-        outputs = [Output(str(o["path"]), int(o["size"]), str(o["made"])) for o in record["outputs"]]
         outputs = tuple(o for o in outputs if _size(configuration.out_dir / o.path) == o.size)
-        made = {output.made: dict(record["made"][output.made]) for output in outputs}
+        made = {output.made: made[output.made] for output in outputs}
         atlases = {str(how["atlas"]): dict(record["atlases"][how["atlas"]]) for how in made.values()}
         return Kept(outputs, made, atlases, tuple(map(str, record["warnings"])) if outputs else ())
     except (OSError, ValueError, KeyError, TypeError):  # an error of the run's files shows when it is processed
@@ -169,6 +245,9 @@ def described(record: Record) -> dict[str, Any]:
         "run": os.fspath(record.run.path),
         "name": run_name(record.run),
         "volumes": record.n_volumes,
+        "volumes_kept": record.n_kept,
+        "dummy_scans": record.n_dummy_scans,
+        "degrees_of_freedom": record.degrees_of_freedom,
         **{name: getattr(record, name) for name in names},
     }
 

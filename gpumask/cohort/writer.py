@@ -27,11 +27,14 @@ from gpumask.cohort.record import (
     described,
     failed,
     identities,
+    inputs_changed,
     kept,
     logged,
+    outdated,
     record_path,
     unfinished,
 )
+from gpumask.confounds.censoring import Censoring, censor, check_kept_time
 from gpumask.confounds.fmriprep import fmriprep_confounds
 from gpumask.confounds.tables import confounds_matrix, read_table
 from gpumask.engine.regions import LabelRegions
@@ -39,12 +42,13 @@ from gpumask.extraction import Plans, Prepared, Result, extract, prepare
 from gpumask.files import appearing_together, locked, write
 from gpumask.images.labels import load_atlas, load_mask
 from gpumask.images.lookup import read_lookup_table, region_names
-from gpumask.images.volumes import Volumes, open_volumes
+from gpumask.images.volumes import open_volumes
 from gpumask.process import collect_warnings, warn
 from gpumask.tables import json_lines, table_lines
 
 _LEAST_EXTENT = 0.5  # share of an atlas in a run's field of view, below which it may be in another space
 _SAMPLED = 10_000  # voxels of the atlas that the share is estimated from
+LOW_DOF_SHARE = 0.1  # of the kept volumes: with fewer degrees of freedom left, a run gets a warning
 _KEPT_MASKS = 64  # brain masks whose plans a process keeps; runs of a subject may share one
 
 
@@ -123,7 +127,10 @@ def _process(configuration, run, progress, messages):
         if not todo:  # finished meanwhile
             return Record(run, "skipped")
         started, inputs = time.perf_counter(), identities(run)
-        earlier = kept(configuration, run)
+        earlier, is_new = kept(configuration, run), inputs_changed(configuration, run)
+        if is_new:  # the run is done again whole
+            todo = configuration.atlases
+        old = outdated(configuration, run, inputs_changed=is_new) if is_new or configuration.overwrite else []
         files, record = _extract(configuration, run, todo, progress, n_threads=1)
         if identities(run) != inputs:
             msg = f"{run.path}, or a file that goes with it, was changed while it was read. Run it again."
@@ -136,7 +143,7 @@ def _process(configuration, run, progress, messages):
             whole = {"configuration": configuration.hash, "inputs": inputs, **_with_earlier(record, made, earlier)}
             return json_lines({**described(record), **whole, "host": platform.node(), "pid": os.getpid()})
 
-        return _write(configuration, files, record, started, run_name(run), last, content)
+        return _write(configuration, files, record, started, run_name(run), last, content, old)
 
 
 def _with_earlier(record, made, earlier):
@@ -169,12 +176,12 @@ def _write_run(configuration, run, progress):
     return _write(configuration, files, record, started)
 
 
-def _write(configuration, files, record, started, token=None, last=None, content=None):
+def _write(configuration, files, record, started, token=None, last=None, content=None, old=()):
     """Write files by path, each with its atlas and lines; then `last`, whose content is made from the record."""
     for folder in {path.parent for path in files}:
         folder.mkdir(parents=True, exist_ok=True)
     paths = [*files, *([last] if last else [])]
-    with appearing_together(paths, token) as parts:
+    with appearing_together(paths, token, old) as parts:
         writing = time.perf_counter()
         for part, (_, lines) in zip(parts, files.values(), strict=False):
             write(part, lines)
@@ -250,11 +257,15 @@ def _extract(configuration, run, atlases, progress, *, n_threads):
             "different affines. Use the mask of the same space and resolution."
         )
         raise ValueError(msg)
-    confounds, kept = _confounds(configuration, run, volumes)
+    confounds, sample_mask = _confounds(configuration, run, volumes)
+    censoring = censor(run.confounds, volumes.n_volumes, sample_mask, configuration.dummy_scans)
+    kept = censoring.kept
+    _check_confounds(run, confounds, volumes, kept)
     t_r = repetition_time(run, volumes.t_r, needed=configuration.settings.filters)
     for message in t_r.messages:
         warn(message)
     settings = replace(configuration.settings, t_r=t_r.seconds)
+    check_kept_time(censoring, t_r.seconds, configuration.min_time, os.fspath(run.path))
     report = functools.partial(_report, progress, volumes.n_volumes)
     report(0)
     for atlas in atlases:
@@ -263,6 +274,7 @@ def _extract(configuration, run, atlases, progress, *, n_threads):
     prepared = [
         prepare(volumes, regions[atlas.name], settings, confounds, kept, plans=loaded.plans) for atlas in atlases
     ]
+    freedom = _degrees_of_freedom(configuration, run, prepared[0], censoring)
     try:
         results = extract(prepared, volumes, loaded.device, progress=report, n_threads=n_threads)
     except ValueError:
@@ -277,7 +289,7 @@ def _extract(configuration, run, atlases, progress, *, n_threads):
     for atlas, one, result in zip(atlases, prepared, results, strict=True):
         names = region_names(one.regions.ids, loaded.tables[atlas.name])
         described = functools.partial(
-            _metadata, configuration, run, atlas, t_r, confounds, kept, volumes, one, loaded.device
+            _metadata, configuration, run, atlas, t_r, confounds, censoring, freedom, one, loaded.device
         )
         tables = _tables(configuration, run, atlas, one, result, names, described)
         if configuration.figures:
@@ -289,7 +301,8 @@ def _extract(configuration, run, atlases, progress, *, n_threads):
             summary[atlas.name]["coverage_median"] = float(np.median(one.regions.covered_share))
     seconds = {name: results[0].seconds[name] for name in ("read", "reduce")}
     seconds["clean"] = sum(result.seconds["clean"] for result in results)
-    return files, Record(run, "done", volumes.n_volumes, seconds, summary)
+    numbers = {"n_kept": censoring.n_kept, "n_dummy_scans": len(censoring.dummy_scans), "degrees_of_freedom": freedom}
+    return files, Record(run, "done", volumes.n_volumes, **numbers, seconds=seconds, atlases=summary)
 
 
 def _check_extent(atlas, labels, run, grid):
@@ -318,13 +331,31 @@ def _confounds(configuration, run, volumes):
         msg = f"{run.path} has no confounds table, but confounds were requested."
         raise ValueError(msg)
     table = run.confounds
-    confounds, kept = fmriprep_confounds(run.path, table, **configuration.confounds, n_volumes=volumes.n_volumes)
+    return fmriprep_confounds(run.path, table, **configuration.confounds, n_volumes=volumes.n_volumes)
+
+
+def _check_confounds(run, confounds, volumes, kept):
     try:
         confounds_matrix(confounds, volumes.n_volumes, kept)
     except ValueError as error:
-        msg = f"{table}: {error}"
+        msg = f"{run.confounds}: {error}"
         raise ValueError(msg) from error
-    return confounds, kept
+
+
+def _degrees_of_freedom(configuration, run, one, censoring):
+    """What cleaning leaves; ValueError if that is too little for any statistic."""
+    if censoring.n_volumes == 1:
+        return None
+    freedom, n_kept = one.cleaner.degrees_of_freedom(), censoring.n_kept
+    left = f"cleaning leaves {freedom:.1f} degrees of freedom of {n_kept} volumes of {run.path}"
+    remedy = "Remove fewer confounds, filter less, or exclude the run."
+    if freedom < max(configuration.min_dof or 0, 1):
+        expected = f"--min-dof {configuration.min_dof:g}" if (configuration.min_dof or 0) > 1 else "1"
+        msg = f"{left[0].upper()}{left[1:]}, fewer than {expected}. {remedy}"
+        raise ValueError(msg)
+    if freedom < LOW_DOF_SHARE * n_kept:
+        warn(f"{left[0].upper()}{left[1:]}, less than {LOW_DOF_SHARE:.0%}: correlations are unreliable. {remedy}")
+    return freedom
 
 
 def _tables(configuration, run, atlas, one, result, names, described) -> dict[Path, Any]:
@@ -355,8 +386,8 @@ def _metadata(
     atlas: AtlasFile,
     t_r: RepetitionTime,
     confounds: Any,
-    kept: np.ndarray | None,
-    volumes: Volumes,
+    censoring: Censoring,
+    freedom: float | None,
     one: Prepared,
     device: str,
     **more: Any,
@@ -373,8 +404,11 @@ def _metadata(
         configuration=configuration.made[atlas.name],
         out_dir=configuration.out_dir,
         RepetitionTimeSource=t_r.source,
-        NumberOfVolumes=volumes.n_volumes,
-        CensoredVolumes=None if kept is None else np.setdiff1d(np.arange(volumes.n_volumes), kept).tolist(),
+        NumberOfVolumes=censoring.n_volumes,
+        NumberOfVolumesKept=censoring.n_kept,
+        CensoredVolumes=None if censoring.kept is None else censoring.dropped.tolist(),
+        DummyScans=censoring.dummy_scans.tolist() or None,
+        DegreesOfFreedom=freedom and round(freedom, 2),
         ConfoundsOptions=configuration.confounds or None,
         MaskerParameters={"background_label": atlas.background, **settings},
         Plan=one.plan.explain().splitlines(),
