@@ -12,7 +12,7 @@ from gpumask.bids.names import atlas_name, lookup_table_names, output_name, run_
 from gpumask.bids.runs import Run
 from gpumask.bids.spaces import space_contradiction, stated_space
 from gpumask.choices import LINEAR
-from gpumask.confounds.fmriprep import check_options
+from gpumask.confounds.fmriprep import check_options, image_desc
 from gpumask.extraction import Settings
 
 _DEFAULTS = {"keep_all_regions": True, "min_coverage": 0.5, "nan_policy": "omit"}
@@ -136,6 +136,11 @@ class Configuration:
         fix("settings", Settings(**(_DEFAULTS | ({"nan_policy": "zero"} if smoothed else {}) | self.parameters)))
         fix("made", {atlas.name: _hash(self.described(atlas)) for atlas in self.atlases})
         fix("hash", _hash([*self.made.values(), self.coverage, self.relmat, self.figures]))
+
+    @property
+    def images(self) -> str:
+        """Label "desc" of the images that the confounds are for."""
+        return image_desc(self.confounds.get("strategy"))
 
     @property
     def described_settings(self) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from gpumask.bids.metadata import metadata_files
 from gpumask.bids.names import run_name
 from gpumask.bids.runs import Problem, Run
 from gpumask.cohort.configuration import AtlasFile, Configuration
-from gpumask.files import append_line
+from gpumask.files import append_line, replacing, write
+from gpumask.tables import json_lines
 
 
 @dataclass(frozen=True)
@@ -236,11 +237,15 @@ def is_done(configuration: Configuration, run: Run) -> bool:
     return not unfinished(configuration, run)
 
 
+def _now():
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
 def described(record: Record) -> dict[str, Any]:
     """A record as a JSON object, for logs."""
     names = ("seconds", "atlases", "warnings", "error", "traceback")
     return {
-        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "time": _now(),
         "status": record.status,
         "run": os.fspath(record.run.path),
         "name": run_name(record.run),
@@ -252,9 +257,9 @@ def described(record: Record) -> dict[str, Any]:
     }
 
 
-def logged(configuration: Configuration, record: Record) -> Record:
-    """Add a record to this process's log; if that fails, the record's error says so too."""
-    line = json.dumps(described(record), ensure_ascii=False)
+def logged(configuration: Configuration, record: Record, **more: object) -> Record:
+    """Add a record, and further facts, to this process's log; if that fails, the record's error says so too."""
+    line = json.dumps({**described(record), **more}, ensure_ascii=False)
     try:
         append_line(configuration.out_dir / "logs" / f"runs-{platform.node()}-{os.getpid()}.jsonl", line)
     except OSError as error:
@@ -262,7 +267,47 @@ def logged(configuration: Configuration, record: Record) -> Record:
     return record
 
 
-def log_problems(configuration: Configuration, problems: Iterable[Problem]) -> None:
-    """Add unusable runs to the log, as failed."""
+@dataclass(frozen=True)
+class Listing:
+    """Everything that can't be used in a data set, so that what was fixed can be told from what wasn't looked at.
+
+    Attributes
+    ----------
+    key : str
+        The data set, and how it was listed.
+    problems : list of Problem or None
+        None if only a part of the data set was listed.
+    """
+
+    key: str
+    problems: list[Problem] | None
+
+
+def log_problems(configuration: Configuration, problems: Iterable[Problem], listing: Listing | None = None) -> None:
+    """Add unusable runs to the log, as failed, under the names that they will have once they can be used.
+
+    The names of a whole `listing` are kept in ``logs/unusable``: earlier problems that aren't in it are no longer ones.
+    """
+    logs = configuration.out_dir / "logs"
+    known = unusable(logs)
+    if listing and listing.problems is not None and (listing.problems or listing.key in known):
+        names = [run_name(_run_of(problem)) for problem in listing.problems]
+        known[listing.key] = {"time": _now(), "names": names}
+        with replacing(logs / "unusable") as part:
+            write(part, json_lines(known))
+    more = {"listing": listing.key} if listing else {}
     for problem in problems:
-        logged(configuration, Record(Run(problem.path), "failed", error=problem.reason))
+        logged(configuration, Record(_run_of(problem), "failed", error=problem.reason), **more)
+
+
+def unusable(logs: Path) -> dict[str, dict[str, Any]]:
+    """The last whole listings by key: their "time" and the "names" of what couldn't be used; see `log_problems`."""
+    try:
+        listings = json.loads((logs / "unusable").read_text("utf-8"))
+        return {key: {"time": str(one["time"]), "names": list(map(str, one["names"]))} for key, one in listings.items()}
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
+        return {}
+
+
+def _run_of(problem):
+    return Run(problem.path, name=problem.name)

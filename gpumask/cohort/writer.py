@@ -169,6 +169,7 @@ def _write_run(configuration, run, progress):
         if path.exists() and not configuration.overwrite:
             msg = f"{path} already exists. To replace it: overwrite=True (--overwrite)."
             raise FileExistsError(msg)
+    check_content(run.path)
     if not Path(run.path).exists():  # a pattern would be read as one run of all its files
         msg = f"No such file: {run.path}"
         raise FileNotFoundError(msg)
