@@ -76,8 +76,8 @@ def _plan_cohort(args):
         overwrite=args.overwrite,
     )
     with collect_warnings() as messages:
-        load(configuration)
-    for message in messages:
+        loaded = load(configuration)
+    for message in (*messages, *loaded.notes, *(_renamed(loaded, configuration) if args.store else ())):
         tell(f"warning: {message}")
     if args.source.is_dir():
         chosen = {name: getattr(args, name) for name in CHOOSING}
@@ -90,6 +90,19 @@ def _plan_cohort(args):
                 raise ValueError(msg)
     first, n_shards = shard(args.shard)
     return configuration, runs[first::n_shards], problems[first::n_shards]
+
+
+def _renamed(loaded, configuration):
+    """Messages about regions that --store will rename; ValueError if it can't."""
+    from gpumask.cohort.parquet import column_names
+    from gpumask.text_tables import listed
+
+    for atlas in configuration.atlases:
+        ids, names = loaded.names(atlas)
+        changed = [(name, new) for name, new in zip(names, column_names(names, ids), strict=True) if name != new]
+        if changed:
+            shown = listed(dict.fromkeys(name for name, _ in changed))
+            yield f"{atlas.name}: {shown}: not unique, or reserved. Their columns in --store are {changed[0][1]!r} etc."
 
 
 def shard(text: str | None) -> tuple[int, int]:

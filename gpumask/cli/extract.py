@@ -76,8 +76,8 @@ def _start(args, progress):
         overwrite=args.overwrite,
     )
     with collect_warnings() as messages:
-        load(configuration)
-    for message in messages:
+        notes = load(configuration).notes
+    for message in (*messages, *notes):
         tell(f"{args.atlas}: warning: {message}")
     tables = args.confounds or [None] * len(args.runs)
     runs = [Run(path, confounds, t_r=args.t_r) for path, confounds in zip(args.runs, tables, strict=True)]

@@ -1,6 +1,9 @@
 """Confounds and censoring from fMRIPrep's tables: by columns, or by nilearn's strategies."""
 
+import contextlib
 import os
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,13 +12,16 @@ import numpy as np
 
 from gpumask.bids.names import image_of_confounds
 from gpumask.confounds.sample_masks import AllVolumesRemovedError
-from gpumask.confounds.tables import choose_columns, read_table
+from gpumask.confounds.tables import choose_columns, has_names, read_table
+from gpumask.process import warn
+from gpumask.text_tables import is_number, listed, read_text_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _STRATEGIES = ("simple", "scrubbing", "compcor", "ica_aroma")
 _AROMA = "smoothAROMAnonaggr"
+_FD = "framewise_displacement"
 
 
 def fmriprep_confounds(
@@ -70,19 +76,40 @@ def fmriprep_confounds(
     if strategy is not None:
         confounds, kept = _by_strategy(run_path, confounds_path, strategy, fd_threshold)
         n_volumes = len(confounds)
-    if columns is not None or (fd_threshold is not None and not _is_scrubbing(strategy)):
+    if columns is not None or fd_threshold is not None or _is_scrubbing(strategy):
         table = read_table(confounds_path).rename(columns=str)
         n_volumes = len(table)
         if columns is not None:
             confounds = _first_row_filled(choose_columns(table, columns, confounds_path))
-        if fd_threshold is not None:
-            displacement = choose_columns(table, ["framewise_displacement"], confounds_path).iloc[:, 0]
-            low = np.flatnonzero(~(displacement.to_numpy(np.float64) > fd_threshold))  # the first volume has none: NaN
+        if fd_threshold is not None or _is_scrubbing(strategy):
+            displacement = _displacement(table, confounds_path)
+        if fd_threshold is not None and not _is_scrubbing(strategy):
+            low = np.flatnonzero(~(displacement > fd_threshold))
             kept = low if kept is None else np.intersect1d(low, kept)
     if kept is not None and len(kept) == 0:
         msg = f"{confounds_path} censors all {n_volumes} volumes, as motion or non-steady state."
         raise AllVolumesRemovedError(msg)
     return confounds, None if kept is None or len(kept) == n_volumes else kept
+
+
+def _displacement(table, path):
+    """Framewise displacement in mm: float64, NaN for the first volume, which has none."""
+    column = choose_columns(table, [_FD], path)[_FD]
+    if column.dtype.kind not in "fi":
+        text = next(cell for cell in map(str, column) if not is_number(cell))
+        msg = f"{path}: the column {_FD} has the text {text!r}, expected numbers in mm."
+        raise ValueError(msg)
+    values = column.to_numpy(np.float64)
+    unknown = np.flatnonzero(np.isnan(values))
+    if len(unknown) == len(values):
+        msg = (
+            f"{path}: the column {_FD} has no number, so no volume can be censored by it. Expected mm per volume. "
+            "Use another table, or no threshold."
+        )
+        raise ValueError(msg)
+    if (later := unknown[unknown > 0]).size:
+        warn(f"{path}: the column {_FD} has no number for volume {listed(later)}: kept, whatever the motion.")
+    return values
 
 
 def _is_scrubbing(strategy):
@@ -113,10 +140,31 @@ def _by_strategy(run_path, confounds_path, strategy, fd_threshold):
     if fd_threshold is not None and _is_scrubbing(strategy):
         options["fd_threshold"] = fd_threshold
     try:
-        return load_confounds_strategy(str(confounds_path.with_name(image)), name, **options)
+        with _as_nilearn_reads(confounds_path) as path:
+            return load_confounds_strategy(str(path.with_name(image)), name, **options)
     except (ValueError, KeyError) as error:  # the latter if some columns of a kind are missing, but not all
         msg = f"{confounds_path} can't be used with the confounds strategy {strategy!r}: {error.args[0]}"
         raise ValueError(msg) from error
+
+
+@contextlib.contextmanager
+def _as_nilearn_reads(path):
+    """Path of a table as its name says: the file itself, or a copy if it is written in another way.
+
+    nilearn takes pandas' defaults, which shift the columns of a table whose rows end with a tab.
+    """
+    table = read_text_table(path, "fMRIPrep's table of confounds", has_names)
+    rows = [table.names, *table.rows] if table.names else table.rows
+    text = "".join("\t".join(row) + "\n" for row in rows).encode()
+    if path.read_bytes().replace(b"\r\n", b"\n") == text:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, path.name)
+        copy.write_bytes(text)
+        if (metadata := path.with_suffix(".json")).exists():
+            shutil.copyfile(metadata, copy.with_suffix(".json"))
+        yield copy
 
 
 def _first_row_filled(table):
