@@ -90,9 +90,9 @@ def by_gpumask(folder, out, n_procs):
     from gpumask.cohort.executors import run_cohort
 
     atlases = tuple(AtlasFile(folder / f"atlas-P{n_regions}_dseg.nii.gz") for n_regions in N_REGIONS)
-    work = Configuration(atlases, out, {**CLEANING, "min_coverage": None}, {"columns": ["c*"]}, device="cpu")
+    configuration = Configuration(atlases, out, {**CLEANING, "min_coverage": None}, {"columns": ["c*"]}, device="cpu")
     runs, problems = find_runs(folder / "d", require_confounds=True)
-    bad = [*problems, *(record.error for record in run_cohort(work, runs, n_procs=n_procs) if record.error)]
+    bad = [*problems, *(record.error for record in run_cohort(configuration, runs, n_procs=n_procs) if record.error)]
     if bad:
         raise SystemExit(f"not all runs are good: {bad[0]}")
 

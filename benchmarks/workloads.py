@@ -137,6 +137,7 @@ class Compilation(Workload):
         from gpumask import NiftiLabelsMasker
         from gpumask.engine.plan import compile_plan
         from gpumask.images.labels import load_atlas
+        from gpumask.kernels.segments import Segments
 
         path = str(inputs.atlas())
         atlas = load_atlas(path, 0)
@@ -145,7 +146,8 @@ class Compilation(Workload):
         options = {"smoothing_fwhm": self.fwhm, "standardize": None, "device": "cpu"}
 
         def compile_it():
-            _ = compile_plan(atlas.labels, ids, atlas.grid, smoothing_fwhm=self.fwhm).segments.blocks  # made when used
+            segments = Segments.from_labels(atlas.labels.ravel(order="F"), ids)
+            _ = compile_plan(segments, atlas.grid, smoothing_fwhm=self.fwhm).segments.blocks  # made when used
 
         def extract(run, **more):
             NiftiLabelsMasker(path, **options, **more).fit_transform(run)

@@ -5,22 +5,15 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
+
+from .helpers import save
 
 SPACE = "MNI152NLin2009cAsym"
 BAD = ("truncated", "empty", "wrong-grid", "no-confounds", "nan-volume")
 T_R = 2.0
 COLUMNS = ("trans_x", "trans_x_derivative1", "csf", "cosine00")
-
-
-def save(path, data, affine, t_r=None):
-    img = nib.Nifti1Image(data, affine)
-    if t_r:
-        img.header.set_xyzt_units("mm", "sec")
-        img.header["pixdim"][4] = t_r
-    nib.save(img, path)
 
 
 def make_cohort(root, n_runs=60, *, bad=True, shape=(9, 10, 8), n_volumes=40, suffix=".nii.gz"):

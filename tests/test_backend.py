@@ -414,15 +414,17 @@ for module in pkgutil.walk_packages(gpumask.__path__, "gpumask."):
         importlib.import_module(module.name)
 from gpumask.images.grid import Grid
 from gpumask.images.volumes import open_volumes
-from gpumask.engine.stream import extract
+from gpumask.engine.stream import run_plans
 from gpumask.engine.plan import compile_plan
+from gpumask.kernels.segments import Segments
 labels = np.arange(60).reshape(3, 4, 5) % 4
 image = nib.Nifti1Image(np.ones((3, 4, 5, 2), "f4"), np.eye(4))
 for strategy in ("mean", "median"):
     for target in (np.eye(4), np.eye(4) * 0.9):
-        plan = compile_plan(labels, [1, 2], Grid(labels.shape, target), grid=Grid(labels.shape, np.eye(4)),
+        segments = Segments.from_labels(labels.ravel(order="F"), [1, 2])
+        plan = compile_plan(segments, Grid(labels.shape, target), grid=Grid(labels.shape, np.eye(4)),
                             smoothing_fwhm=2.0, strategy=strategy)
-        extract(plan, open_volumes(image), device=gpumask.backend.resolve_device("cpu"))
+        run_plans([plan], open_volumes(image), device=gpumask.backend.resolve_device("cpu"))
 found = {name for name in sys.modules if name.partition(".")[0] in ("cupy", "cupyx", "cupy_backends", "nilearn")}
 assert not found, found
 """

@@ -12,6 +12,8 @@ from gpumask import NiftiLabelsMasker, backend
 from gpumask.confounds.sample_masks import AllVolumesRemovedError
 from gpumask.images.errors import DimensionError, ImageError
 
+from . import helpers
+
 N = 40
 AFFINE = np.diag([2.0, 2, 2, 1])
 FAR = AFFINE + np.array([[0, 0, 0, 900.0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
@@ -25,7 +27,7 @@ NUMBER = "float | numpy.floating | int | numpy.integer"
 
 
 def image(data, affine=AFFINE):
-    return nib.Nifti1Image(data, affine, dtype=data.dtype)
+    return helpers.image(data, affine)
 
 
 ATLAS = image(LABELS)

@@ -16,10 +16,10 @@ import pytest
 
 from gpumask import NiftiLabelsMasker, __version__, backend, choices, cli
 from gpumask.cli.parser import build_parser, number, positive
+from gpumask.extraction import Settings
 from gpumask.images import decoding
 from gpumask.kernels import compiled
 from gpumask.kernels.segments import STRATEGIES
-from gpumask.maskers import parameters
 
 BOLD = "sub-1_task-rest_desc-preproc_bold.nii.gz"
 TABLE = "sub-1_task-rest_atlas-Toy_stat-mean_timeseries.tsv"
@@ -75,27 +75,28 @@ def test_every_option_reaches_the_masker(folder):
     )
     assert run(line) == 0
     path = folder / "a" / "b" / TABLE.replace("mean", "sum")
-    parameters = json.loads(path.with_suffix(".json").read_text())["parameters"]
+    sidecar = json.loads(path.with_suffix(".json").read_text())
     expected = {
-        "labels_img": str(folder / "atlas-Toy_dseg.nii.gz"),
-        "lut": str(folder / "lut.tsv"),
-        "mask_img": str(folder / "mask.nii.gz"),
         "smoothing_fwhm": 2.5,
         "low_pass": 0.2,
         "high_pass": 0.02,
-        "t_r": 1.5,
         "detrend": True,
         "standardize": "psc",
         "strategy": "sum",
         "resampling_target": "labels",
         "background_label": 7,
-        "device": "cpu",
     }
-    assert {name: parameters[name] for name in expected} == expected
+    assert {name: sidecar["MaskerParameters"][name] for name in expected} == expected
+    assert (sidecar["RepetitionTime"], sidecar["RepetitionTimeSource"], sidecar["Device"]) == (1.5, "given", "cpu")
+    files = {"labels_img": "atlas-Toy_dseg.nii.gz", "lut": "lut.tsv", "mask_img": "mask.nii.gz"}
+    assert sorted(sidecar["Sources"]) == sorted(
+        (folder / name).as_uri() for name in (BOLD, "confounds.tsv", *files.values())
+    )
+    assert sidecar["NuisanceParameters"] == ["csf", "trans_x"]
     assert path.read_text().splitlines()[0] == "left"
     confounds = pd.read_table("confounds.tsv")[["csf", "trans_x"]]
     # 3 is the only region: 7 is the background, and 12 is not in the mask.
-    reference = NiftiLabelsMasker(**{name: value for name, value in expected.items() if name != "device"})
+    reference = NiftiLabelsMasker(**files, **expected, t_r=1.5)
     with pytest.warns(UserWarning, match="following labels were removed"):
         expected = reference.fit_transform(BOLD, confounds=confounds)[:, 0]
     assert expected.dtype == np.float32
@@ -109,19 +110,27 @@ def test_every_option_reaches_the_masker(folder):
         ("--resampling-target data", {"resampling_target": "data"}),
         ("--background-label 7.5", {"background_label": 7.5}),
         ("--background-label -1", {"background_label": -1}),
-        ("", {"standardize": None, "detrend": False, "t_r": 2.0, "resampling_target": "data", "device": "auto"}),
+        ("", {"standardize": None, "detrend": False, "resampling_target": "data"}),
     ],
 )
 def test_how_options_are_read(folder, options, parameters):
     assert run(f"extract {BOLD} --atlas atlas-Toy_dseg.nii.gz {options}") == 0
     sidecar = json.loads((folder / TABLE).with_suffix(".json").read_text())
-    assert {name: sidecar["parameters"][name] for name in parameters} == parameters
+    assert {name: sidecar["MaskerParameters"][name] for name in parameters} == parameters
+    assert (sidecar["RepetitionTime"], sidecar["RepetitionTimeSource"]) == (2.0, "header")
 
 
-def test_choices_are_the_masker_s():
-    assert tuple(name for name in parameters._CHOICES["standardize"] if isinstance(name, str)) == choices.STANDARDIZE
+def test_choices_are_those_of_the_settings():
     assert tuple(STRATEGIES) == choices.STRATEGIES
-    assert set(parameters._CHOICES["resampling_target"]) == set(choices.TARGETS)
+    options = build_parser()._subparsers._group_actions[0].choices["extract"]._option_string_actions
+    for name in ("standardize", "strategy", "resampling_target"):
+        with pytest.raises(ValueError, match=f"'{name}' must be one of") as error:
+            Settings(**{name: "other"})
+        offered = {None if text == "none" else text for text in options[f"--{name.replace('_', '-')}"].choices}
+        (listed,) = re.findall(r"\(.*?\)", str(error.value))
+        assert offered - {None} == set(re.findall(r"'(\w+)'", listed))
+        for choice in offered:
+            Settings(**{name: choice})
 
 
 def test_a_failed_run_is_1_and_the_others_are_written(folder, capsys):
@@ -130,7 +139,7 @@ def test_a_failed_run_is_1_and_the_others_are_written(folder, capsys):
     assert out.startswith(f"{TABLE}\t")
     first, second = err.splitlines()
     assert first.startswith("broken.nii.gz: error: broken.nii.gz is truncated")
-    assert second == "no.nii: error: There is no such file: no.nii"
+    assert second == "no.nii: error: No such file: no.nii"
     assert (folder / TABLE).exists()
 
 
@@ -139,7 +148,7 @@ def test_existing_outputs_fail_unless_overwritten(folder, capsys):
     before = (folder / TABLE).read_bytes()
     assert run(f"extract {BOLD} --atlas atlas-Toy_dseg.nii.gz --detrend") == 1
     assert capsys.readouterr().err == (
-        f"{BOLD}: error: {TABLE} exists already, and was left as it is. To replace it: overwrite=True (--overwrite).\n"
+        f"{BOLD}: error: {folder / TABLE} already exists. To replace it: overwrite=True (--overwrite).\n"
     )
     assert (folder / TABLE).read_bytes() == before
     assert run(f"extract {BOLD} --atlas atlas-Toy_dseg.nii.gz --detrend --overwrite") == 0
@@ -152,16 +161,30 @@ def test_existing_outputs_fail_unless_overwritten(folder, capsys):
         ("--confounds-columns csf tran_x", "confounds.tsv has no column tran_x. Its 3 columns include trans_x."),
         (
             "--confounds-columns fd",
-            "Confounds must be finite numbers; NaN, infinite values or text are in column 'fd' (volume 0). fMRIPrep "
-            "writes n/a in the first volumes of derivatives",
+            "confounds.tsv: Confounds must be finite numbers; NaN, infinite values or text are in column 'fd' "
+            "(volume 0, 1). fMRIPrep writes n/a in the first volumes of derivatives",
         ),
-        ("", "Confounds must be finite numbers; NaN, infinite values or text are in column 'fd' (volume 0). File: con"),
+        (
+            "",
+            "confounds.tsv: Confounds must be finite numbers; NaN, infinite values or text are in column 'fd' "
+            "(volume 0, 1).",
+        ),
     ],
 )
 def test_bad_confounds_fail_their_run(capsys, options, message):
+    table = pd.read_table("confounds.tsv")
+    table.loc[1, "fd"] = np.nan
+    table.to_csv("confounds.tsv", sep="\t", index=False, na_rep="n/a")
     line = f"extract {BOLD} --atlas atlas-Toy_dseg.nii.gz --confounds confounds.tsv {options}"
     assert run(line) == 1
     assert capsys.readouterr().err.startswith(f"{BOLD}: error: {message}")
+
+
+def test_a_first_volume_without_derivatives_is_filled_as_in_a_cohort(folder):
+    assert run(f"extract {BOLD} --atlas atlas-Toy_dseg.nii.gz --confounds confounds.tsv") == 0
+    confounds = pd.read_table("confounds.tsv").bfill()
+    expected = NiftiLabelsMasker("atlas-Toy_dseg.nii.gz").fit_transform(BOLD, confounds=confounds)
+    assert np.array_equal(values(TABLE), expected)
 
 
 @pytest.mark.parametrize(
@@ -170,15 +193,15 @@ def test_bad_confounds_fail_their_run(capsys, options, message):
         (f"{BOLD} --atlas no.nii", "--atlas: no such file: no.nii"),
         (f"{BOLD} --mask no.nii", "--mask: no such file: no.nii"),
         (f"{BOLD} --lut no.tsv", "--lut: no such file: no.tsv"),
-        (f"{BOLD} --lut confounds.tsv", "confounds.tsv must have the columns 'index' and 'name'"),
+        (f"{BOLD} --lut confounds.tsv", "{folder}/confounds.tsv must have the columns 'index' and 'name'"),
         (f"{BOLD} --atlas broken.nii.gz", "Input data has incompatible dimensionality: Expected dimension is 3D"),
-        (f"{BOLD} --atlas lut.tsv", "lut.tsv can't be read as an image"),
+        (f"{BOLD} --atlas lut.tsv", "{folder}/lut.tsv can't be read as an image"),
         (f"{BOLD} --device gpu", "`device` must be 'auto', 'cpu', 'cuda' or 'cuda:N'"),
         (f"{BOLD} --device cuda", "device='cuda' was requested, but no GPU can be used: none here. Buy one. Or use"),
         (f"{BOLD} other.nii --confounds c.tsv", "--confounds: expected one table per run, got 1 for 2 run(s)"),
         (f"{BOLD} --confounds-columns csf", "--confounds-columns: requires --confounds"),
         (f"{BOLD} --low-pass 0.1 --high-pass 0.1", "--high-pass (0.1 Hz) must be lower than --low-pass (0.1 Hz)"),
-        (f"{BOLD} {BOLD}", f"{BOLD} and {BOLD} would both be written to {TABLE}. Write them to two folders."),
+        (f"{BOLD} {BOLD}", f"{BOLD} and {BOLD} would both be written to {{folder}}/{TABLE}. Give them different"),
         (f"{BOLD} --out lut.tsv", "[Errno 17] File exists: 'lut.tsv'"),
     ],
 )
@@ -189,7 +212,7 @@ def test_wrong_usage_is_2_before_anything_runs(folder, capsys, monkeypatch, opti
     before = set(folder.iterdir())
     assert run(f"extract {options} {atlas}") == 2
     out, err = capsys.readouterr()
-    assert err.startswith(f"gpumask extract: error: {message}")
+    assert err.startswith(f"gpumask extract: error: {message.replace('{folder}', str(folder))}")
     assert err.count("\n") == 1
     assert out == ""
     assert set(folder.iterdir()) == before
@@ -288,7 +311,7 @@ def test_the_command_in_a_pipe(folder):
     done = subprocess.run([*command, *line], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stdout.startswith(f"{TABLE}\t40 volumes x 3 regions\t")
-    assert done.stderr == "no.nii: error: There is no such file: no.nii\n"
+    assert done.stderr == "no.nii: error: No such file: no.nii\n"
 
 
 def test_a_reader_that_leaves_early_gets_no_traceback():
@@ -306,6 +329,19 @@ def test_importing_the_command_line_is_cheap():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("0\n[]\n")
+
+
+def test_extract_imports_only_what_it_needs():
+    heavy = ("sklearn", "scipy.signal", "scipy.stats", "scipy.interpolate", "pandas", "joblib", "nilearn", "matplotlib")
+    code = (
+        "import sys, gpumask.cli; print(gpumask.cli.main(sys.argv[1:])); "
+        f"print(sorted(set({heavy}) & set(sys.modules)))"
+    )
+    line = f"extract {BOLD} --atlas atlas-Toy_dseg.nii.gz --lut lut.tsv --detrend --standardize psc --device cpu"
+    command = [sys.executable, "-c", code, *line.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith(" s\n0\n[]\n")
+    assert done.stderr == ""
 
 
 def test_info_without_a_gpu(capsys, monkeypatch):

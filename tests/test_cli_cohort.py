@@ -15,7 +15,7 @@ from gpumask import cli
 from gpumask.bids import Run, find_runs
 from gpumask.cli.cohort import shard
 from gpumask.cli.progress import CohortProgress
-from gpumask.cohort import Record
+from gpumask.cohort.record import Record
 
 from . import cohorts
 
@@ -68,7 +68,7 @@ def test_all_done_is_0(folder, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_options_reach_the_work(folder):
+def test_options_reach_the_configuration(folder):
     line = (
         "d out participant --participant_label sub-02 --run-id 2 --task_id rest --space MNI152NLin2009cAsym "
         "--atlas atlas-Toy_dseg.nii.gz --lut atlas-Toy_dseg.tsv --strategy median --min_coverage 0.1 --detrend "
@@ -86,7 +86,7 @@ def test_options_reach_the_work(folder):
     assert names(folder / "out", "*relmat*") == []
 
 
-def test_smoothing_and_strategies_of_confounds_reach_the_work(folder, capsys):
+def test_smoothing_and_strategies_of_confounds_reach_the_configuration(folder, capsys):
     line = f"d out participant --participant-label 03 {ATLASES} --smoothing-fwhm 4 --confounds-strategy simple"
     assert run(line) == 1  # the made tables have too few columns for it
     assert capsys.readouterr().err.count("error: ") == 2
@@ -219,12 +219,12 @@ def test_every_option_is_in_the_help(capsys):
 
 
 def test_an_error_that_ends_all_runs_is_1_with_what_was_done(capsys, monkeypatch):
-    def lost(work, runs, **options):
+    def lost(configuration, runs, **options):
         yield Record(runs[0], "done", 40, {"total": 1.0})
         raise RuntimeError("all workers are lost")
 
     monkeypatch.setattr("gpumask.cohort.executors.run_cohort", lost)
-    monkeypatch.setattr("gpumask.cohort.log_problems", lambda *args: None)
+    monkeypatch.setattr("gpumask.cohort.record.log_problems", lambda *args: None)
     assert run(f"d out participant {ATLASES}") == 1
     out, err = capsys.readouterr()
     assert err.startswith("gpumask cohort: error: all workers are lost\n")
@@ -287,13 +287,22 @@ def test_extract_and_cohort_filter_with_the_same_repetition_time(folder, inherit
     cohorts.save(image, np.asanyarray(data.dataobj), data.affine, t_r=1.0)
     if inherited:
         image.with_name(f"{run_name}_desc-preproc_bold.json").rename(folder / "d" / "task-rest_bold.json")
-    options = "--atlas atlas-Toy_dseg.nii.gz --low-pass 0.1 --high-pass 0.04"
-    assert run(f"d out participant --participant-label 02 --run-id 1 --min-coverage 0 {options}") == 0
-    table = f"{run_name}_atlas-Toy_stat-mean_timeseries.tsv"
-    of_cohort = pd.read_table(next((folder / "out").rglob(table))).dropna(axis=1, how="all")
     mask = next(image.parent.glob(f"{run_name}_desc-brain_mask.nii.gz"))
-    assert cli.main(shlex.split(f"extract {image} --mask {mask} --lut atlas-Toy_dseg.tsv --out single {options}")) == 0
-    of_extract = pd.read_table(folder / "single" / table)
-    pd.testing.assert_frame_equal(of_cohort, of_extract, check_exact=True)
-    sidecar = json.loads((folder / "single" / table).with_suffix(".json").read_text())
-    assert (sidecar["t_r"], sidecar["t_r_from"]) == (2.0, "JSON")
+    labels = np.zeros(data.shape[:3], np.int16)
+    labels[2:4, 3:], labels[5:7, 3:, 4:] = 1, 2
+    cohorts.save("atlas-Seen_dseg.nii.gz", labels, data.affine)  # all regions are in the mask
+    pd.DataFrame({"index": [1, 2], "name": ["a", "b"]}).to_csv("atlas-Seen_dseg.tsv", sep="\t", index=False)
+    tables = {}
+    for atlas in ("Toy", "Seen"):
+        options = f"--atlas atlas-{atlas}_dseg.nii.gz --low-pass 0.1 --high-pass 0.04 --detrend --standardize psc"
+        assert run(f"d {atlas} participant --participant-label 02 --run-id 1 --min-coverage 0 {options}") == 0
+        words = f"extract {image} --mask {mask} --lut atlas-{atlas}_dseg.tsv --out single {options}"
+        assert cli.main(shlex.split(words)) == 0
+        table = f"{run_name}_atlas-{atlas}_stat-mean_timeseries.tsv"
+        tables[atlas] = next((folder / atlas).rglob(table)), folder / "single" / table
+    of_cohort, of_extract = tables["Seen"]
+    assert of_cohort.read_bytes() == of_extract.read_bytes()
+    of_cohort, of_extract = map(pd.read_table, tables["Toy"])  # a cohort keeps the column of a region in no mask
+    pd.testing.assert_frame_equal(of_cohort.dropna(axis=1, how="all"), of_extract, check_exact=True)
+    sidecar = json.loads(tables["Toy"][1].with_suffix(".json").read_text())
+    assert (sidecar["RepetitionTime"], sidecar["RepetitionTimeSource"]) == (2.0, "JSON")

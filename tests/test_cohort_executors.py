@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 import pytest
 
 from gpumask.bids import find_runs
-from gpumask.cohort import executors as spread
+from gpumask.cohort import executors
 from gpumask.cohort.configuration import AtlasFile, Configuration
 from gpumask.cohort.executors import run_cohort
 
@@ -31,11 +31,11 @@ def made(tmp_path_factory):
     cohorts.make_cohort(folder / "d", N_RUNS)
     cohorts.make_atlases(folder)
     runs, _ = find_runs(folder / "d", require_confounds=True)
-    records = list(run_cohort(work_on(folder, "one"), runs, in_flight=1))
+    records = list(run_cohort(configured(folder, "one"), runs, in_flight=1))
     return folder, runs, Counter(record.status for record in records), cohorts.outputs(folder / "one")
 
 
-def work_on(folder, out):
+def configured(folder, out):
     atlases = tuple(AtlasFile(folder / f"atlas-{name}_dseg.nii.gz") for name in ("Toy", "Fine"))
     return Configuration(atlases, folder / out, device="cpu", **OPTIONS)
 
@@ -59,7 +59,7 @@ def test_an_executor_of_the_caller_is_left_open(made):
 
 def check(made, out, **options):
     folder, runs, statuses, files = made
-    records = list(run_cohort(work_on(folder, out), runs, **options))
+    records = list(run_cohort(configured(folder, out), runs, **options))
     assert Counter(record.status for record in records) == statuses
     assert cohorts.outputs(folder / out) == files
     assert cohorts.left_over(folder / out) == []
@@ -153,17 +153,17 @@ def test_no_scheduler_is_an_error(made, tmp_path):
 DYING = """
 import os, signal, time
 from pathlib import Path
-from gpumask import cohort
+from gpumask.cohort import writer
 
-ALIVE = cohort.process
+ALIVE = writer.process
 KILLS = Path(__file__).parent / "kills"
 
 
-def process(work, run):
+def process(configuration, run):
     if "sub-01" in str(run.path) and len(list(KILLS.iterdir())) < {times}:
         (KILLS / str(time.time_ns())).touch()
         os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory is short
-    return ALIVE(work, run)
+    return ALIVE(configuration, run)
 """
 
 
@@ -174,17 +174,17 @@ def test_a_worker_process_that_dies_costs_its_run_at_most(made, tmp_path, monkey
     (tmp_path / f"dying{times}.py").write_text(DYING.format(times=times))
     monkeypatch.syspath_prepend(tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr(spread, "_process_in_worker", importlib.import_module(f"dying{times}").process)
-        records = list(run_cohort(work_on(folder, f"dying {times}"), runs, n_procs=2))
+        patched.setattr(executors, "_process_in_worker", importlib.import_module(f"dying{times}").process)
+        records = list(run_cohort(configured(folder, f"dying {times}"), runs, n_procs=2))
     counts = Counter(record.status for record in records)
     # A run that another process had just done when the pool broke down is found to be done.
     assert counts["done"] + counts["skipped"] == statuses["done"] - lost
     assert counts["failed"] == 4 + lost
     errors = [record.error for record in records if "sub-01" in str(record.run.path)]
-    assert [error.startswith("The process died twice while it worked") for error in errors] == [lost > 0] * 2
+    assert [error.startswith("The process died twice during this run") for error in errors] == [lost > 0] * 2
     ours = cohorts.outputs(folder / f"dying {times}")
     assert ours.items() <= files.items()
-    rest = list(run_cohort(work_on(folder, f"dying {times}"), runs))
+    rest = list(run_cohort(configured(folder, f"dying {times}"), runs))
     assert Counter(record.status for record in rest)["skipped"] == statuses["done"] - lost
     assert cohorts.outputs(folder / f"dying {times}") == files
     assert cohorts.left_over(folder / f"dying {times}") == []
@@ -194,10 +194,10 @@ def test_an_executor_whose_worker_dies_says_so(made):
     folder, runs, *_ = made
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         pool.submit(os._exit, 1)
-        with pytest.raises(RuntimeError, match=r"takes no more work|terminated abruptly"):
-            list(run_cohort(work_on(folder, "lost"), runs, executor=pool, in_flight=2))
+        with pytest.raises(RuntimeError, match=r"accepts no more work|terminated abruptly"):
+            list(run_cohort(configured(folder, "lost"), runs, executor=pool, in_flight=2))
         with pytest.raises(RuntimeError, match="terminated abruptly"):
-            list(run_cohort(work_on(folder, "lost"), runs, executor=pool))
+            list(run_cohort(configured(folder, "lost"), runs, executor=pool))
 
 
 def test_processes_that_cannot_start_are_one_error(made, tmp_path):
@@ -207,8 +207,8 @@ def test_processes_that_cannot_start_are_one_error(made, tmp_path):
         "from gpumask.cohort.configuration import *; from gpumask.cohort.executors import run_cohort\n"
         "from gpumask.bids import find_runs\n"
         f"runs = find_runs({str(folder / 'd')!r})[0]\n"
-        f"work = Configuration((AtlasFile({str(folder / 'atlas-Toy_dseg.nii.gz')!r}),), {str(tmp_path / 'o')!r})\n"
-        "list(run_cohort(work, runs, n_procs=2))\n"
+        f"atlas = AtlasFile({str(folder / 'atlas-Toy_dseg.nii.gz')!r})\n"
+        f"list(run_cohort(Configuration((atlas,), {str(tmp_path / 'o')!r}), runs, n_procs=2))\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 1
@@ -218,14 +218,13 @@ def test_processes_that_cannot_start_are_one_error(made, tmp_path):
 
 CUTTING = """
 import os
-from gpumask import cohort
-from gpumask.maskers import labels as masker
+from gpumask.cohort import writer
 
-ALIVE, EXTRACT = cohort.process, masker.extract_together
+ALIVE, EXTRACT = writer.process, writer.extract
 
 
-def process(work, run):
-    def extract(plans, volumes, **options):
+def process(configuration, run):
+    def extract(prepared, volumes, *args, **options):
         chunks = volumes.chunks
 
         def cut_after_the_first(*args):
@@ -235,22 +234,22 @@ def process(work, run):
 
         if "sub-01" in str(run.path):
             volumes.chunks = cut_after_the_first
-        return EXTRACT(plans, volumes, **options)
+        return EXTRACT(prepared, volumes, *args, **options)
 
-    masker.extract_together = extract
-    return ALIVE(work, run)
+    writer.extract = extract
+    return ALIVE(configuration, run)
 """
 
 
 def test_a_mapped_file_that_is_cut_costs_its_run_at_most(tmp_path, monkeypatch):
-    """The system kills who reads behind the end of a mapped file (SIGBUS)."""
+    """Reading past the end of a mapped file kills the process (SIGBUS)."""
     cohorts.make_cohort(tmp_path / "d", 3, bad=False, suffix=".nii")
     cohorts.make_atlases(tmp_path)
     runs, _ = find_runs(tmp_path / "d", runs=["1"])
     (tmp_path / "cutting.py").write_text(CUTTING)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(spread, "_process_in_worker", importlib.import_module("cutting").process)
-    records = {record.run: record for record in run_cohort(work_on(tmp_path, "out"), runs, n_procs=2)}
+    monkeypatch.setattr(executors, "_process_in_worker", importlib.import_module("cutting").process)
+    records = {record.run: record for record in run_cohort(configured(tmp_path, "out"), runs, n_procs=2)}
     assert records[runs[0]].status == "failed"
     assert records[runs[1]].status in ("done", "skipped")  # it may have been done just before
     assert "truncated" in records[runs[0]].error  # seen when the run was tried once more

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from gpumask import cohort
 from gpumask import files as outputs
 from gpumask.bids import find_runs
+from gpumask.cohort import writer
 from gpumask.cohort.configuration import AtlasFile, Configuration
 from gpumask.cohort.executors import run_cohort
 from gpumask.cohort.writer import process
@@ -34,11 +34,11 @@ def made(tmp_path_factory):
     cohorts.make_cohort(folder / "d", 60 if HEAVY else 30)
     cohorts.make_atlases(folder)
     runs, _ = find_runs(folder / "d")
-    list(run_cohort(work_on(folder, "undisturbed"), runs))
+    list(run_cohort(configured(folder, "undisturbed"), runs))
     return folder, runs, cohorts.outputs(folder / "undisturbed")
 
 
-def work_on(folder, out, **options):
+def configured(folder, out, **options):
     atlases = tuple(AtlasFile(folder / f"atlas-{name}_dseg.nii.gz") for name in ("Toy", "Fine"))
     return Configuration(atlases, folder / out, {"detrend": True}, device="cpu", **options)
 
@@ -51,8 +51,8 @@ def few(tmp_path):
     return find_runs(tmp_path / "d")[0]
 
 
-def statuses(work, runs, **options):
-    return Counter(record.status for record in run_cohort(work, runs, **options))
+def statuses(configuration, runs, **options):
+    return Counter(record.status for record in run_cohort(configuration, runs, **options))
 
 
 def check_whole(out, files, runs):
@@ -74,12 +74,12 @@ from gpumask.cohort.executors import run_cohort
 
 folder, out = Path(sys.argv[1]), sys.argv[2]
 atlases = tuple(AtlasFile(folder / f"atlas-{name}_dseg.nii.gz") for name in ("Toy", "Fine"))
-work = Configuration(atlases, folder / out, {"detrend": True}, device="cpu")
+configuration = Configuration(atlases, folder / out, {"detrend": True}, device="cpu")
 runs, _ = find_runs(folder / "d")
 for _ in sys.stdin:
     pid = os.fork()
     if not pid:
-        for record in run_cohort(work, runs):
+        for record in run_cohort(configuration, runs):
             pass
         os._exit(0)
     print(pid, flush=True)
@@ -120,7 +120,7 @@ def test_a_killed_driver_takes_its_processes_along(made):
     driver.kill()
     driver.wait()
     wait_for(lambda: not any(alive(pid) for pid in processes), 10)
-    list(run_cohort(work_on(folder, "orphans"), runs))
+    list(run_cohort(configured(folder, "orphans"), runs))
     check_whole(folder / "orphans", files, runs)
 
 
@@ -178,7 +178,7 @@ def test_signals_end_a_cohort_cleanly(made, number, code, n_procs):
     assert stderr.splitlines()[-1] == "gpumask cohort: interrupted. Repeat the command to continue."
     assert "Traceback" not in stderr
     assert cohorts.left_over(folder / out) == []
-    assert statuses(work_on(folder, out), runs)["skipped"] == n_done
+    assert statuses(configured(folder, out), runs)["skipped"] == n_done
     check_whole(folder / out, files, runs)
 
 
@@ -196,17 +196,17 @@ def test_two_drivers_at_once(made):
 
 
 def test_two_threads_at_one_run(few, tmp_path, monkeypatch):
-    work = work_on(tmp_path, "o")
+    configuration = configured(tmp_path, "o")
     (tmp_path / "o" / "logs").mkdir(parents=True)
     inner = []
-    extract = cohort._extract
+    extract = writer.extract
 
-    def extract_while_another_tries(*args):
-        inner.append(process(work, few[0]))
-        return extract(*args)
+    def extract_while_another_tries(*args, **options):
+        inner.append(process(configuration, few[0]))
+        return extract(*args, **options)
 
-    monkeypatch.setattr(cohort, "_extract", extract_while_another_tries)
-    assert process(work, few[0]).status == "done"
+    monkeypatch.setattr(writer, "extract", extract_while_another_tries)
+    assert process(configuration, few[0]).status == "done"
     assert inner[0].status == "taken"
     assert inner[0].error == ""
     assert [line["status"] for line in cohorts.log_lines(tmp_path / "o")] == ["taken", "done"]
@@ -225,18 +225,18 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk(few, tmp_path, small_disk):
-    work = work_on(tmp_path, small_disk / "o")
+    configuration = configured(tmp_path, small_disk / "o")
     filler = small_disk / "filler"
     filler.write_bytes(bytes(390 * 1024))
-    records = list(run_cohort(work, few, in_flight=1))
+    records = list(run_cohort(configuration, few, in_flight=1))
     counts = Counter(record.status for record in records)
     assert counts["failed"] > 0
     assert all("No space left on device" in record.error for record in records if record.status == "failed")
     assert cohorts.left_over(small_disk) == []
     filler.unlink()
-    rest = Counter(record.status for record in run_cohort(work, few, in_flight=1))
+    rest = Counter(record.status for record in run_cohort(configuration, few, in_flight=1))
     assert rest == {"skipped": counts["done"], "done": counts["failed"]}
-    list(run_cohort(work_on(tmp_path, "large"), few))
+    list(run_cohort(configured(tmp_path, "large"), few))
     check_whole(small_disk / "o", cohorts.outputs(tmp_path / "large"), few)
 
 
@@ -251,7 +251,7 @@ def test_a_limit_on_the_size_of_files(few, tmp_path):
     assert "4 failed" in done.stdout.splitlines()[-1]
     assert done.stderr.count("error: [Errno 27] File too large") >= 4
     assert cohorts.left_over(tmp_path / "out") == []
-    assert statuses(work_on(tmp_path, "out"), few) == {"done": 4}
+    assert statuses(configured(tmp_path, "out"), few) == {"done": 4}
 
 
 @pytest.mark.parametrize("failing", [1, 2, 7, 12, 13, 14])  # 14 is that of the folder
@@ -264,23 +264,23 @@ def test_a_disk_that_fills_while_files_are_written(few, tmp_path, monkeypatch, f
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return fsync(number)
 
-    work = work_on(tmp_path, "o")
+    configuration = configured(tmp_path, "o")
     (tmp_path / "o" / "logs").mkdir(parents=True)
     monkeypatch.setattr(outputs.os, "fsync", full)
-    record = process(work, few[0])
+    record = process(configuration, few[0])
     assert record.error == f"[Errno {errno.ENOSPC}] No space left on device"
     assert not (tmp_path / "o" / "logs" / f"{few[0].name}.json").exists()
     assert cohorts.left_over(tmp_path / "o") == []
-    assert process(work, few[0]).status == "done"
+    assert process(configuration, few[0]).status == "done"
 
 
 def test_a_log_that_cannot_be_written_is_told(few, tmp_path, monkeypatch):
-    work = work_on(tmp_path, "o")
+    configuration = configured(tmp_path, "o")
     (tmp_path / "o" / "logs").mkdir(parents=True)
-    process(work, few[0])
+    process(configuration, few[0])
     with monkeypatch.context() as patched:
         patched.setattr(outputs.os, "write", lambda number, data: 0)
-        record = process(work, few[1])
+        record = process(configuration, few[1])
     assert record.status == "done"
     assert record.error.startswith("The log can't be written: [Errno 28] No space left on device")
 
@@ -308,8 +308,8 @@ def test_a_folder_that_cannot_be_written_to(few, tmp_path):
 
 @pytest.mark.skipif(os.name != "nt" and os.geteuid() != 0, reason="chattr needs root")
 def test_a_read_only_folder(few, tmp_path):
-    work = work_on(tmp_path, "o")
-    assert statuses(work, few[:1]) == {"done": 1}
+    configuration = configured(tmp_path, "o")
+    assert statuses(configuration, few[:1]) == {"done": 1}
     command = ["chattr", "+i", tmp_path / "o", tmp_path / "o" / "logs", tmp_path / "o" / "sub-01" / "func"]
     if shutil.which("chattr") is None or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("this file system has no immutable folders")
@@ -321,11 +321,11 @@ def test_a_read_only_folder(few, tmp_path):
         assert cohorts.outputs(tmp_path / "o") == before
     finally:
         subprocess.run([command[0], "-i", *command[2:]], check=True)
-    assert statuses(work, few) == {"skipped": 1, "done": 3}
+    assert statuses(configuration, few) == {"skipped": 1, "done": 3}
 
 
 def test_a_folder_that_becomes_read_only(few, tmp_path, monkeypatch):
-    work = work_on(tmp_path, "o")
+    configuration = configured(tmp_path, "o")
     make = Path.mkdir
 
     def mkdir(self, *args, **keywords):
@@ -335,25 +335,25 @@ def test_a_folder_that_becomes_read_only(few, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "mkdir", mkdir)
-        records = list(run_cohort(work, few))
+        records = list(run_cohort(configuration, few))
     assert {record.error.split("'")[0] for record in records} == {"[Errno 30] Read-only file system: "}
-    assert statuses(work, few) == {"done": 4}
+    assert statuses(configuration, few) == {"done": 4}
 
 
 def test_a_file_that_disappears_while_it_is_read(few, tmp_path, monkeypatch):
-    work = work_on(tmp_path, "o")
-    together = cohort.transform_together
+    configuration = configured(tmp_path, "o")
+    extract = writer.extract
 
-    def lose(maskers, path, *args, **keywords):
-        signals = together(maskers, path, *args, **keywords)
-        if path == few[0].path:
-            Path(path).unlink()
-        if path == few[1].path:
-            os.utime(path)
-        return signals
+    def lose(prepared, volumes, *args, **keywords):
+        results = extract(prepared, volumes, *args, **keywords)
+        if volumes.name == str(few[0].path):
+            Path(few[0].path).unlink()
+        if volumes.name == str(few[1].path):
+            os.utime(few[1].path)
+        return results
 
-    monkeypatch.setattr(cohort, "transform_together", lose)
-    errors = {record.run: record.error for record in run_cohort(work, few)}
+    monkeypatch.setattr(writer, "extract", lose)
+    errors = {record.run: record.error for record in run_cohort(configuration, few)}
     assert errors[few[0]] == f"[Errno 2] No such file or directory: '{few[0].path}'"
     assert errors[few[1]] == (
         f"{few[1].path}, or a file that goes with it, was changed while it was read. Run it again."
@@ -366,7 +366,7 @@ def test_a_file_that_disappears_while_it_is_read(few, tmp_path, monkeypatch):
 def test_a_file_that_is_cut_while_it_is_read(few, tmp_path, monkeypatch):
     run = few[0]
     size = Path(run.path).stat().st_size
-    open_volumes = cohort.open_volumes
+    open_volumes = writer.open_volumes
 
     def cut(path):
         volumes = open_volumes(path)
@@ -374,14 +374,14 @@ def test_a_file_that_is_cut_while_it_is_read(few, tmp_path, monkeypatch):
             os.truncate(path, size // 2)
         return volumes
 
-    monkeypatch.setattr(cohort, "open_volumes", cut)
-    records = {record.run: record for record in run_cohort(work_on(tmp_path, "o"), few)}
+    monkeypatch.setattr(writer, "open_volumes", cut)
+    records = {record.run: record for record in run_cohort(configured(tmp_path, "o"), few)}
     assert "truncated or corrupt" in records[run].error
     assert Counter(record.status for record in records.values()) == {"failed": 1, "done": 3}
 
 
 def test_what_killed_processes_left_is_removed(few, tmp_path):
-    work = work_on(tmp_path, "o")
+    configuration = configured(tmp_path, "o")
     logs, func = tmp_path / "o" / "logs", tmp_path / "o" / few[0].folder
     logs.mkdir(parents=True)
     func.mkdir(parents=True)
@@ -392,20 +392,20 @@ def test_what_killed_processes_left_is_removed(few, tmp_path):
     (logs / f".{few[0].name}.lock").touch()
     (logs / ".gone.lock").touch()
     with outputs.locked(logs / ".busy.lock"):
-        assert statuses(work, few) == {"done": 4}
+        assert statuses(configuration, few) == {"done": 4}
         assert {path.name for path in cohorts.left_over(tmp_path / "o")} == {other.name, ".busy.lock"}
 
 
 def test_a_bug_is_one_failed_run_with_its_traceback(few, tmp_path, monkeypatch):
-    extract = cohort._extract
+    extract = writer.extract
 
-    def buggy(work, run, stop_asked):
-        if run == few[0]:
+    def buggy(prepared, volumes, *args, **options):
+        if volumes.name == str(few[0].path):
             raise AttributeError("what a bug")
-        return extract(work, run, stop_asked)
+        return extract(prepared, volumes, *args, **options)
 
-    monkeypatch.setattr(cohort, "_extract", buggy)
-    assert statuses(work_on(tmp_path, "o"), few) == {"failed": 1, "done": 3}
+    monkeypatch.setattr(writer, "extract", buggy)
+    assert statuses(configured(tmp_path, "o"), few) == {"failed": 1, "done": 3}
     (line,) = (line for line in cohorts.log_lines(tmp_path / "o") if line["status"] == "failed")
     assert line["error"] == "what a bug"
     assert line["traceback"].splitlines()[-1] == "AttributeError: what a bug"
@@ -415,7 +415,7 @@ def test_a_bug_is_one_failed_run_with_its_traceback(few, tmp_path, monkeypatch):
 def test_an_old_record_never_vouches_for_new_files(few, tmp_path, monkeypatch):
     """Killed between the renames: the record of the earlier configuration is gone by then."""
     (tmp_path / "o" / "logs").mkdir(parents=True)
-    assert process(work_on(tmp_path, "o"), few[0]).status == "done"
+    assert process(configured(tmp_path, "o"), few[0]).status == "done"
     replace = Path.replace
 
     def killed(self, target):
@@ -426,6 +426,6 @@ def test_an_old_record_never_vouches_for_new_files(few, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(Path, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
-            process(work_on(tmp_path, "o", confounds={"columns": ["csf"]}), few[0])
+            process(configured(tmp_path, "o", confounds={"columns": ["csf"]}), few[0])
     assert list((tmp_path / "o" / "logs").glob("*.json")) == []
-    assert statuses(work_on(tmp_path, "o"), few[:1]) == {"done": 1}
+    assert statuses(configured(tmp_path, "o"), few[:1]) == {"done": 1}

@@ -109,7 +109,8 @@ class Cohort:
             cells = ["n/a" if np.isnan(share) else f"{share}" for share in shares]
             rows = zip(nodes or [f"r{k}" for k in range(len(cells))], cells, strict=True)
             path.write_text("Node\tcoverage\n" + "".join(f"{node}\t{cell}\n" for node, cell in rows), "utf-8")
-            outputs.append([path.relative_to(self.out).as_posix(), path.stat().st_size])
+            size = path.stat().st_size
+            outputs.append({"path": path.relative_to(self.out).as_posix(), "size": size, "made": "m1"})
         record = {
             **content,
             "configuration": "c1",

@@ -1,5 +1,6 @@
 """What is beyond nilearn: coverage, columns that stay, non-finite voxels left out, several atlases in one pass."""
 
+import functools
 import itertools
 import math
 import warnings
@@ -14,7 +15,10 @@ import gpumask.engine.plan
 import gpumask.images.volumes
 from gpumask import NiftiLabelsMasker, transform_together
 
-AFFINE = np.array([[-2.0, 0, 0, 10], [0, 2.5, 0, -8], [0, 0, 3, -6], [0, 0, 0, 1]])
+from . import helpers
+from .helpers import AFFINE, image
+
+blocks = functools.partial(helpers.blocks, wide=(9,))
 IDS = [1, 2, 5, 9]
 N = 40
 STRATEGIES = {
@@ -26,17 +30,6 @@ STRATEGIES = {
     "variance": np.nanvar,
     "standard_deviation": np.nanstd,
 }
-
-
-def image(data, affine=AFFINE):
-    return nib.Nifti1Image(np.asarray(data), affine, dtype=np.asarray(data).dtype)
-
-
-def blocks(ids=IDS, dtype="i2"):
-    labels = np.zeros((6, 7, 8), dtype)
-    for i, (x, y) in zip(ids, itertools.product((0, 3), (1, 4)), strict=True):
-        labels[x : x + 2 + (i == 9), y : y + 3, 1:6] = i
-    return labels
 
 
 def moved(*voxels, scale=(1, 1, 1)):

@@ -14,14 +14,15 @@ import sklearn
 import gpumask.signal
 from gpumask import NiftiLabelsMasker
 
+from . import helpers
+
 AFFINE = np.diag([2.0, 2, 3, 1])
 N = 60
 T_R = {"high_pass": 0.01, "low_pass": 0.1, "t_r": 2.0}
 
 
 def image(data, affine=AFFINE):
-    data = np.asarray(data)
-    return nib.Nifti1Image(data, affine, dtype=data.dtype)
+    return helpers.image(data, affine)
 
 
 def label_data(dtype="i2", ids=(1, 2, 5)):

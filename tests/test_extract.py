@@ -5,7 +5,6 @@ import os
 import re
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,6 +15,8 @@ from gpumask.cohort import writer
 from gpumask.cohort.configuration import AtlasFile, Configuration, check_names
 from gpumask.cohort.writer import write_run
 from gpumask.tables import shortest, table_lines
+
+from .helpers import save
 
 PLAIN = {"keep_all_regions": False, "min_coverage": None, "nan_policy": "zero"}
 
@@ -40,15 +41,6 @@ def extract_run(atlas, run, out, **options):
 
 def table_of(record, out):
     return out / record.outputs[0].path
-
-
-def save(path, data, affine=None, t_r=None):
-    img = nib.Nifti1Image(data, np.eye(4) if affine is None else affine)
-    if t_r is not None:
-        img.header.set_xyzt_units("mm", "sec")
-        img.header["pixdim"][4] = t_r
-    nib.save(img, path)
-    return path
 
 
 @pytest.fixture
@@ -249,7 +241,7 @@ def test_one_bad_run_does_not_stop_the_rest(tmp_path, out, atlas, run, volumes):
     assert [record.run for record in records] == runs
     assert [record.status for record in records] == ["done", "failed", "failed", "done"]
     assert str(broken) in records[1].error
-    assert records[2].error == f"There is no such file: {tmp_path / 'no.nii'}"
+    assert records[2].error == f"No such file: {tmp_path / 'no.nii'}"
     assert records[0].warnings == ()
     assert records[3].warnings == ("Non-finite values detected. These values will be replaced with zeros.",)
     assert records[1].outputs == ()

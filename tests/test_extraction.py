@@ -13,7 +13,13 @@ import gpumask
 from gpumask import NiftiLabelsMasker, extraction, process, transform_together
 from gpumask.images.volumes import open_volumes
 
+from . import helpers
+
 AFFINE = np.diag([2.0, 2, 3, 1])
+
+
+def image(data, affine=AFFINE):
+    return helpers.image(data, affine)
 
 
 def moved(by):
@@ -26,10 +32,6 @@ def blocks(fill=2):
     labels = np.zeros((8, 8, 8), "i2")
     labels[1:4], labels[4:7] = 1, fill
     return labels
-
-
-def image(data, affine=AFFINE):
-    return nib.Nifti1Image(data, affine)
 
 
 def volumes(seed=0, affine=AFFINE, n=30):

@@ -117,9 +117,9 @@ def test_segments_on_a_device_are_checked_at_first_use(put, name):
     """Shapes and dtypes at once; values where the host has to wait for the device anyway."""
     indices, offsets, weights, message = UNFIT[name]
     indices, offsets = as_arrays(indices, offsets)
-    if {np.asarray(part).dtype.kind for part in (indices, weights)} & set("OM") - {"O" if weights is None else ""}:
-        pytest.skip("not a dtype of the array API")
-    if not isinstance(weights, float | None):
+    if any(isinstance(part, np.ndarray) and part.dtype.kind in "OMc" for part in (indices, weights)):
+        pytest.skip("not a dtype that every library has")
+    if isinstance(weights, np.ndarray):
         weights = put(weights)
     with pytest.raises(ValueError, match=exactly(message)):
         _ = Segments(put(indices), put(offsets), weights).counts

@@ -1,7 +1,6 @@
 """The estimator's contract: parameters, fitted attributes, caching, outputs; on small images, against plain NumPy."""
 
 import inspect
-import itertools
 import os
 import pickle
 import threading
@@ -22,22 +21,10 @@ from sklearn.preprocessing import StandardScaler
 import gpumask.images.volumes
 from gpumask import NiftiLabelsMasker
 
-AFFINE = np.array([[-2.0, 0, 0, 10], [0, 2.5, 0, -8], [0, 0, 3, -6], [0, 0, 0, 1]])
+from .helpers import AFFINE, blocks, image
+
 IDS = [1, 2, 5, 9]
 N = 40
-
-
-def image(data, affine=AFFINE):
-    data = np.asarray(data)
-    return nib.Nifti1Image(data, affine, dtype=data.dtype)
-
-
-def blocks(ids=IDS, dtype="i2", shape=(6, 7, 8)):
-    """Label volume: a block per region, background between them."""
-    labels = np.zeros(shape, dtype)
-    for i, (x, y) in zip(ids, itertools.product((0, 3), (1, 4)), strict=False):
-        labels[x : x + 2, y : y + 3, 1:6] = i
-    return labels
 
 
 def region_means(data, labels, ids=IDS):

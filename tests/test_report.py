@@ -16,13 +16,15 @@ from sklearn.exceptions import NotFittedError
 
 from gpumask import MultiNiftiLabelsMasker, NiftiLabelsMasker
 
+from . import helpers
+
 pyplot = pytest.importorskip("matplotlib.pyplot")
 
 AFFINE = np.diag([-2.0, 2, 3, 1])
 
 
 def image(data, affine=AFFINE):
-    return nib.Nifti1Image(data, affine)
+    return helpers.image(data, affine)
 
 
 def labels(ids=(1, 2, 5), dtype="i2"):

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gpumask import cohort
 from gpumask.cli import main
+from gpumask.reports import figures
 from gpumask.reports.figures import draw_carpet, draw_connectivity, draw_cuts, new_figure, run_figure, to_png
 
 from .cohorts import SPACE, make_atlases, make_cohort
@@ -208,7 +208,7 @@ def test_figures_of_a_cohort(tmp_path, monkeypatch):
     atlases = make_atlases(tmp_path)
     given = []
     monkeypatch.setattr(
-        cohort, "run_figure", lambda *arrays, **rest: given.append((arrays, rest)) or new_figure((1, 1))
+        figures, "run_figure", lambda *arrays, **rest: given.append((arrays, rest)) or new_figure((1, 1))
     )
     words = ["cohort", tmp_path / "d", tmp_path / "out", "participant", "--device", "cpu", "--figures"]
     words += ["--atlas", atlases[1], "--confounds-columns", "csf", "--fd-threshold", "0.5"]

@@ -19,7 +19,7 @@ REGIONS = ["LH_Vis", 'a "quoted" one', "it's, 50 %"]
 KEYS = ["participant_id", "session", "task", "run", "space", "name"]
 
 
-def write_run(out, name, values, *, regions=REGIONS, atlas="A", stat="mean", configuration="c1", **sidecar):
+def write_run(out, name, values, *, regions=REGIONS, atlas="A", stat="mean", made="c1", **sidecar):
     """Outputs and record of a run, as `gpumask cohort` leaves them."""
     head, _, tail = name.partition("_res-")
     stem = f"{head}_atlas-{atlas}{'_res-' * bool(tail)}{tail}_stat-{stat}_timeseries"
@@ -30,8 +30,9 @@ def write_run(out, name, values, *, regions=REGIONS, atlas="A", stat="mean", con
     out.joinpath(f"{stem}.json").write_text(json.dumps({"RepetitionTime": 2.0, "TaskName": "rest", **sidecar}))
     record = out / "logs" / f"{name}.json"
     outputs = json.loads(record.read_text())["outputs"] if record.exists() else []
-    outputs += [[f"{stem}.tsv", table.stat().st_size], [f"{stem}.json", 1], ["x_stat-coverage_bold.tsv", 1]]
-    record.write_text(json.dumps({"status": "done", "configuration": configuration, "outputs": outputs}))
+    sizes = {f"{stem}.tsv": table.stat().st_size, f"{stem}.json": 1, "x_stat-coverage_bold.tsv": 1}
+    outputs += [{"path": path, "size": size, "made": made} for path, size in sizes.items()]
+    record.write_text(json.dumps({"status": "done", "configuration": "c", "outputs": outputs}))
     return table
 
 
@@ -82,7 +83,8 @@ def test_numbers_of_singles_and_extremes(tmp_path):
     lines = ["\t".join(row) for row in singles.astype("U").tolist()]
     table.write_text("\n".join(["\t".join(REGIONS), *lines, ""]))
     record = tmp_path / "logs" / f"{named(1)}.json"
-    record.write_text(json.dumps({"configuration": "c", "outputs": [[table.name, table.stat().st_size]]}))
+    output = {"path": table.name, "size": table.stat().st_size, "made": "c1"}
+    record.write_text(json.dumps({"configuration": "c", "outputs": [output]}))
     write_store(tmp_path, path)
     assert pd.read_parquet(path)[REGIONS].to_numpy().astype("f4").tobytes() == singles.tobytes()
 
@@ -130,7 +132,7 @@ def test_refused_runs(tmp_path):
     for number in range(4):
         write_run(tmp_path, named(number), random_values(number))
     other = write_run(tmp_path, named(4), random_values(4), regions=["LH_Vis", "b", "c"])
-    older = write_run(tmp_path, named(5), random_values(5), configuration="c0")
+    older = write_run(tmp_path, named(5), random_values(5), made="c0")
     text = write_run(tmp_path, named(6), random_values(6))
     cell = repr(float(random_values(6)[3, 1]))
     text.write_text(text.read_text().replace(cell, "x" * len(cell)))
@@ -139,7 +141,7 @@ def test_refused_runs(tmp_path):
     short = write_run(tmp_path, named(8), random_values(8))
     short.write_text(short.read_text()[:-9])
     kept = write_run(tmp_path, named(9), random_values(9), NumberOfVolumes=9, CensoredVolumes=[1])
-    (tmp_path / "logs" / "sub-90.json").write_text('{"outputs": [["x')
+    (tmp_path / "logs" / "sub-90.json").write_text('{"outputs": [{"path": "x')
     unfinished = write_run(tmp_path, named(10), random_values(10))
     (tmp_path / "logs" / f"{named(10)}.json").unlink()
     path = tmp_path / "s.parquet"

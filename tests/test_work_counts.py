@@ -4,17 +4,21 @@ import gzip
 import threading
 import tracemalloc
 from collections import Counter
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from gpumask.extract import Run, extract_runs
 
 import gpumask.engine.stream
 import gpumask.extraction
 import gpumask.kernels.segments
 from gpumask import MultiNiftiLabelsMasker, NiftiLabelsMasker, transform_together
+from gpumask.bids import Run
+from gpumask.cohort.configuration import AtlasFile, Configuration
+from gpumask.cohort.executors import run_cohort
+from gpumask.cohort.writer import write_run as extract_run
 from gpumask.images.decoding import Decoder
 from gpumask.images.volumes import Volumes
 
@@ -161,8 +165,10 @@ def test_wrong_confounds_read_no_volume(tmp_path, packed, atlas, events, decoded
     extractor = masker(atlas).fit(str(packed))
     with pytest.raises(ValueError, match=str(N_VOLUMES)):
         extractor.transform(str(packed), confounds=str(path))
-    (record,) = extract_runs(extractor, [Run(packed, path)], tmp_path)
-    assert str(N_VOLUMES) in record.error
+    configuration = Configuration((AtlasFile(atlas),), tmp_path, confounds={"columns": ["*"]}, device="cpu")
+    record = extract_run(configuration, Run(packed, path))
+    assert f"has {N_VOLUMES - 1} rows, but" in record.error
+    assert f"has {N_VOLUMES} volumes" in record.error
     assert reads_of(events) == []
     assert str(packed) not in decoded
 
@@ -205,7 +211,14 @@ def test_one_plan_for_a_list_of_runs(tmp_path, atlas, events):
 
 def test_one_plan_for_a_cohort(tmp_path, atlas, events):
     runs = [Run(write_run(tmp_path / f"sub-{k}_bold.nii.gz", seed=k)) for k in range(4)]
-    records = list(extract_runs(masker(atlas, smoothing_fwhm=6).fit(), runs, tmp_path / "out"))
+    configuration = Configuration((AtlasFile(atlas),), tmp_path / "out", {"smoothing_fwhm": 6}, device="cpu")
+    records = list(run_cohort(configuration, runs))
+    assert [record.error for record in records] == [""] * 4
+    assert events.count("compile") == 1
+    assert Counter(reads_of(events)) == dict.fromkeys(range(N_VOLUMES), 4)  # several threads read at a time
+    events.clear()
+    configuration = replace(configuration, out_dir=tmp_path / "single", parameters={"smoothing_fwhm": 5})
+    records = [extract_run(configuration, run) for run in runs]
     assert [record.error for record in records] == [""] * 4
     assert events.count("compile") == 1
     assert reads_of(events) == [*range(N_VOLUMES)] * 4

@@ -30,7 +30,7 @@ def command(args: argparse.Namespace) -> int:
                 continue
             (atlas,) = record.atlases.values()
             size = f"{record.n_volumes} volumes x {atlas['regions']} regions"
-            print(record.run.path, size, f"{record.seconds['total']:.2f} s", sep="\t", flush=True)
+            print(args.out / record.outputs[0].path, size, f"{record.seconds['total']:.2f} s", sep="\t", flush=True)
     finally:
         progress.close()
     return 1 if failed else 0

@@ -1,1 +1,1 @@
-"""Many runs: what is made of them, their records, the processes that share them out, and what sums them up."""
+"""Many runs: configuration, extraction to files, records, processes, and summaries."""

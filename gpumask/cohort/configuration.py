@@ -1,4 +1,4 @@
-"""What is made of each run, and the hashes that tell outputs of one configuration from those of another."""
+"""Configuration of a cohort: which outputs each run gets, and hashes of how they are made."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpumask import __version__
-from gpumask.bids.names import atlas_name, lookup_table_of, output_name
+from gpumask.bids.names import atlas_name, lookup_table_of, output_name, run_name
 from gpumask.bids.runs import Run
 from gpumask.choices import LINEAR
 from gpumask.extraction import Settings
@@ -27,9 +27,9 @@ class AtlasFile:
     lut : str, path-like or None
         Look-up table with the columns "index" and "name". None: the one that `lut_beside` finds.
     name : str or None
-        Of the entity "atlas". None: from the name of the image.
+        Label of the entity "atlas". None: from the name of the image.
     background : int or float
-        Label of the voxels of no region.
+        Label of the voxels outside all regions.
     find_lut : bool
         Whether a look-up table is looked for next to the image.
     """
@@ -72,7 +72,7 @@ def lut_beside(path: str | os.PathLike) -> Path | None:
 
 @dataclass(frozen=True)
 class Configuration:
-    """What is made of each run; small, and can be pickled.
+    """Which outputs each run gets, and how they are made; small, and can be pickled.
 
     Attributes
     ----------
@@ -86,7 +86,7 @@ class Configuration:
     confounds : dict
         Keywords of `gpumask.confounds.fmriprep.fmriprep_confounds`. Empty: confounds aren't used.
     mask : str, path-like or None
-        Mask for runs that have none of their own.
+        Mask for runs without one.
     device : str
         As `gpumask.NiftiLabelsMasker` accepts it; resolved where a run is processed.
     coverage, relmat, figures : bool
@@ -98,12 +98,12 @@ class Configuration:
     made : dict of str
         For each atlas, a hash of everything that decides its signals: version, settings, confounds, contents of files.
     hash : str
-        Hash of everything that decides what is written.
+        Hash of everything that decides the contents of the output folder.
 
     Raises
     ------
     TypeError, ValueError
-        If a parameter can't be used, there is no atlas, or two have the same name.
+        If a parameter is unusable, or atlases are missing or share a name.
     OSError
         If an atlas can't be read.
     """
@@ -139,7 +139,7 @@ class Configuration:
 
     @property
     def described_settings(self) -> dict[str, Any]:
-        """The settings that decide the signals; the repetition time is each run's."""
+        """The settings that decide the signals, without the repetition time: each run has its own."""
         return {name: value for name, value in asdict(self.settings).items() if name != "t_r"}
 
     def described(self, atlas: AtlasFile) -> dict[str, Any]:
@@ -155,7 +155,7 @@ class Configuration:
         }
 
     def outputs(self, run: Run, atlas: AtlasFile) -> dict[str, Path]:
-        """Paths of the tables that are made of a run with an atlas: "timeseries", "coverage", "relmat", "figure"."""
+        """Paths of a run's outputs for an atlas: "timeseries", and if wanted "coverage", "relmat" and "figure"."""
         folder, stat = self.out_dir / run.folder, self.settings.strategy
         paths = {"timeseries": folder / output_name(run, atlas.name, stat)}
         if self.coverage:
@@ -168,17 +168,23 @@ class Configuration:
 
 
 def _hash(content):
-    if isinstance(content, dict):  # where files lie doesn't matter
+    if isinstance(content, dict):  # only contents of files count, not their paths
         content = {**content, "files": list(content["files"].values())}
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def check_names(configuration: Configuration, runs: list[Run]) -> None:
-    """Raise ValueError if two runs would be written to the same files."""
-    by_path = {}
+    """Raise ValueError if two runs have the same name: their records, or all their files, would be the same."""
+    by_name = {}
     for run in runs:
-        path = configuration.outputs(run, configuration.atlases[0])["timeseries"]
-        other = by_path.setdefault(path, run)
-        if other is not run:
-            msg = f"{other.path} and {run.path} would both be written to {path}. Give them different names or folders."
-            raise ValueError(msg)
+        name = run_name(run)
+        other = by_name.setdefault(name, run)
+        if other is run:
+            continue
+        paths = [configuration.outputs(one, configuration.atlases[0])["timeseries"] for one in (other, run)]
+        if paths[0] == paths[1]:
+            what, fix = f"to {paths[0]}", "Give them different names or folders."
+        else:
+            what, fix = f"as {name}", "Give them different names."
+        msg = f"{other.path} and {run.path} would both be written {what}. {fix}"
+        raise ValueError(msg)

@@ -1,4 +1,4 @@
-"""Many runs of a cohort, spread over threads, processes or any executor; and what happens when one of these dies."""
+"""Runs of a cohort, spread over threads, processes or any executor; recovers from processes that die."""
 
 import contextlib
 import multiprocessing
@@ -38,22 +38,22 @@ def run_cohort(
     """Process many runs; one that fails doesn't stop the rest.
 
     Leaving the iterator early (``close``, an exception, Ctrl-C) abandons running runs within a few volumes (those of an
-    `executor` go on), and returns when all is quiet. Finished runs are skipped.
+    `executor` go on), and returns when the others have ended. Finished runs are skipped.
 
     Parameters
     ----------
     configuration : Configuration
     runs : iterable of Run
     n_procs : int, default=1
-        Processes. With 1, threads of this process share out the runs, one per core. With more, new processes do, each
-        one run at a time. A process that is killed is replaced, and its run tried once more, alone.
+        Processes. With 1, threads of this process share the runs, one thread per core. With more, new processes do,
+        each with one run at a time. A killed process is replaced, and its run is retried once, alone.
     executor : concurrent.futures.Executor, optional
-        What processes the runs instead, such as ``client.get_executor(pure=False)`` of dask.distributed. Only paths and
-        records travel through it. It is not shut down.
+        Processes the runs instead, such as ``client.get_executor(pure=False)`` of dask.distributed. Only paths and
+        records are sent through it. It isn't shut down.
     in_flight : int, optional
-        Most runs that are submitted at a time. If None, two per thread or process; 64 for an `executor`.
+        Maximum number of runs submitted at a time. If None, two per thread or process; 64 for an `executor`.
     progress : callable, optional
-        Called with a run and the share of its volumes that is done, from the thread that reads it. Processes and
+        Called with a run and the share of its volumes that are done, from the thread that reads it. Processes and
         executors don't call it.
 
     Returns
@@ -68,7 +68,7 @@ def run_cohort(
     OSError
         If the output folder can't be written to.
     RuntimeError
-        If no process can be started.
+        If processes can't be started.
     """
     runs = list(runs)
     check_names(configuration, runs)
@@ -85,7 +85,7 @@ def run_cohort(
 
 
 def _remove_left_locks(logs):
-    """Remove the locks that killed processes have left; without a process they lock nothing."""
+    """Remove lock files left by killed processes; their locks are gone already."""
     for path in logs.glob(".*.lock"):
         with locked(path):
             pass
@@ -98,7 +98,7 @@ def _spread(configuration, runs, pool, in_flight):
     def finished():
         done, _ = wait(waiting, return_when=FIRST_COMPLETED)
         if any(_broken(future) for future in done):
-            done, _ = wait(waiting)  # all end with the pool
+            done, _ = wait(waiting)  # all futures end with the pool
         suspects = []
         for future in done:
             run = waiting.pop(future)
@@ -107,10 +107,10 @@ def _spread(configuration, runs, pool, in_flight):
                 continue
             try:
                 record = future.result()
-            except Exception as error:  # of the executor: a worker was lost, nothing was logged
+            except Exception as error:  # the executor lost a worker; nothing was logged
                 record = logged(configuration, failed(run, error))
             yield record
-        if suspects:  # any of them may be why a process died: each has one try alone
+        if suspects:  # any of them may have killed the process: retry each alone
             pool.restart()
             for suspect in suspects:
                 yield _alone(configuration, suspect, pool)
@@ -118,7 +118,7 @@ def _spread(configuration, runs, pool, in_flight):
     with one_blas_thread, every_warning:
         try:
             for run in runs:
-                if not configuration.overwrite and is_done(configuration, run):  # spares the way through the executor
+                if not configuration.overwrite and is_done(configuration, run):  # saves submitting it
                     yield logged(configuration, Record(run, "skipped"))
                     continue
                 while len(waiting) >= in_flight:
@@ -164,7 +164,7 @@ class _CallersExecutor:
 
 
 class _Threads:
-    """Threads of this process: decompression and sums run outside of the interpreter's lock."""
+    """Threads of this process: decompression and sums release the GIL."""
 
     def __init__(self, n, progress):
         self._stop, self._progress = threading.Event(), progress
@@ -180,29 +180,29 @@ class _Threads:
 
 
 class _Processes:
-    """New processes, each one run at a time."""
+    """New processes, each with one run at a time."""
 
     def __init__(self, n):
         self._n, self._context = n, multiprocessing.get_context("spawn")
-        self._stop = self._context.RawValue("b", 0)  # no lock that a killed process could keep
+        self._stop = self._context.RawValue("b", 0)  # without a lock, which a killed process could keep
         self._start()
 
     def _start(self):
         self._executor = ProcessPoolExecutor(self._n, self._context, _begin_worker, (self._stop,))
         signals = {signal.SIGINT, signal.SIGTERM}
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # for new processes, until they can ignore them
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # inherited until they are ignored
         try:
-            begun = [self._executor.submit(os.getpid) for _ in range(self._n)]
+            started = [self._executor.submit(os.getpid) for _ in range(self._n)]
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         try:
-            next(as_completed(begun)).result()
+            next(as_completed(started)).result()
         except BrokenProcessPool as error:
             msg = 'No process can be started. A script must call this below `if __name__ == "__main__":`.'
             raise RuntimeError(msg) from error
 
     def restart(self):
-        """Replace processes of which one has died."""
+        """Replace all processes after one has died."""
         self._executor.shutdown()
         self._start()
 
@@ -219,7 +219,7 @@ class _Processes:
         self._executor.shutdown()
 
 
-_stop = None  # of a worker process: not 0 once it is to stop
+_stop = None  # in a worker process: nonzero when it must stop
 
 
 def _process_in_worker(configuration, run):
@@ -227,29 +227,29 @@ def _process_in_worker(configuration, run):
 
 
 def _begin_worker(stop):
-    """Make this worker process stop when asked to by its parent, and only then, and end with it."""
+    """Make this worker process stop only at its parent's request, and end with its parent."""
     global _stop
     _stop = stop
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a terminal or job: the parent decides
+    for number in (signal.SIGINT, signal.SIGTERM):  # a terminal or job sends them to all processes: the parent decides
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent():
     multiprocessing.parent_process().join()
-    os._exit(1)  # the parent was killed; nobody would ever give this process work, or end it
+    os._exit(1)  # the parent was killed; nothing else would end this process
 
 
 @contextlib.contextmanager
 def dask_executor(address):
-    """Executor of a dask.distributed cluster, and a number of runs that keeps its workers busy.
+    """Executor of a dask.distributed cluster, and the number of runs to submit that keeps its workers busy.
 
     Raises
     ------
     ImportError
         If dask.distributed isn't installed.
     OSError
-        If there is no scheduler at the address.
+        If the address has no scheduler.
     """
     try:
         from distributed import Client
@@ -257,5 +257,5 @@ def dask_executor(address):
         msg = "A Dask scheduler needs the package distributed: pip install 'gpumask[dask]'."
         raise ImportError(msg) from error
     with Client(address, set_as_default=False) as client:
-        # A result depends on the files too, not only on the arguments: each task is a new one ("pure" ones aren't).
+        # Results depend on files too, not only on the arguments. So each task must run: Dask would reuse "pure" ones.
         yield client.get_executor(pure=False), max(2 * sum(client.nthreads().values()), 64)

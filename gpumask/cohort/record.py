@@ -1,4 +1,4 @@
-"""What came of a run: the record that says whether it is done and how each output was made, and the log of attempts."""
+"""Outcomes of runs: the record of a finished run and how its outputs were made, and the log of attempts."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from gpumask.files import append_line
 
 @dataclass(frozen=True)
 class Output:
-    """A file that was made of a run.
+    """A file made from a run.
 
     Attributes
     ----------
@@ -28,7 +28,7 @@ class Output:
     size : int
         In bytes.
     made : str
-        Which of ``Configuration.made`` it was made by.
+        Hash of how it was made, from ``Configuration.made``.
     """
 
     path: str
@@ -44,17 +44,17 @@ class Record:
     ----------
     run : Run
     status : str
-        "done", "failed", "skipped" (it was finished before), "taken" (another process has it) or "stopped".
+        "done", "failed", "skipped" (finished before), "taken" (locked by another process) or "stopped".
     n_volumes : int
         Of the image.
     seconds : dict
         Wall-clock seconds: "read" (the disk and decompressing), "reduce", "clean", "write" and "total".
     atlases : dict
-        For each atlas its number of "regions" and, if it was asked for, their median coverage, "coverage_median".
+        For each atlas its number of "regions" and, if coverage is written, its median, "coverage_median".
     outputs : tuple of Output
     warnings : tuple of str
     error, traceback : str
-        Why nothing was written; empty if it was.
+        Reason of a failure; otherwise empty.
     """
 
     run: Run
@@ -75,12 +75,12 @@ def failed(run: Run, error: BaseException, warnings: Iterable[str] = ()) -> Reco
 
 
 def record_path(configuration: Configuration, run: Run) -> Path:
-    """File that says that a run is done."""
+    """File of a run's record; it is written last, when the run is finished."""
     return configuration.out_dir / "logs" / f"{run_name(run)}.json"
 
 
 def identities(run: Run) -> dict[str, Any]:
-    """Size and modification time (ns) of each file that a run's outputs are made from, and the `t_r` it was given."""
+    """Size and modification time (ns) of each of a run's input files, and its `t_r` if one was given."""
     files = [run.path, run.confounds, run.mask, metadata_file(run)]
     if run.confounds and (described := Path(run.confounds).with_suffix(".json")).exists():
         files.append(described)
@@ -89,17 +89,40 @@ def identities(run: Run) -> dict[str, Any]:
     return {path: [state.st_size, state.st_mtime_ns] for path, state in states.items()} | given
 
 
-def kept_outputs(configuration: Configuration, run: Run) -> list[Output]:
-    """What an earlier record has of a run: its outputs that are there, and were made from the same inputs."""
-    out = configuration.out_dir
+@dataclass(frozen=True)
+class Kept:
+    """Results of an earlier attempt at a run that are still valid; empty if there are none.
+
+    Attributes
+    ----------
+    outputs : tuple of Output
+        Existing files of the recorded sizes.
+    made : dict of str
+        How the outputs were made, by ``Output.made``.
+    atlases : dict
+        As in `Record`.
+    warnings : tuple of str
+    """
+
+    outputs: tuple[Output, ...] = ()
+    made: dict[str, dict[str, Any]] = field(default_factory=dict)
+    atlases: dict[str, dict[str, Any]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def kept(configuration: Configuration, run: Run) -> Kept:
+    """Read a run's record, if it was made from the same inputs, and look for its outputs."""
     try:
         record = json.loads(record_path(configuration, run).read_text("utf-8"))
         if record["status"] != "done" or record["inputs"] != identities(run):
-            return []
+            return Kept()
         outputs = [Output(str(o["path"]), int(o["size"]), str(o["made"])) for o in record["outputs"]]
-        return [output for output in outputs if _size(out / output.path) == output.size]
-    except (OSError, ValueError, KeyError, TypeError):  # what is wrong shows when the run is processed
-        return []
+        outputs = tuple(o for o in outputs if _size(configuration.out_dir / o.path) == o.size)
+        made = {output.made: dict(record["made"][output.made]) for output in outputs}
+        atlases = {str(how["atlas"]): dict(record["atlases"][how["atlas"]]) for how in made.values()}
+        return Kept(outputs, made, atlases, tuple(map(str, record["warnings"])) if outputs else ())
+    except (OSError, ValueError, KeyError, TypeError):  # an error of the run's files shows when it is processed
+        return Kept()
 
 
 def _size(path):
@@ -110,8 +133,8 @@ def _size(path):
 
 
 def unfinished(configuration: Configuration, run: Run) -> list[AtlasFile]:
-    """Atlases of which a run's outputs are missing, or were made from other inputs or in another way."""
-    there = {(output.path, output.made) for output in kept_outputs(configuration, run)}
+    """Atlases for which a run's outputs are missing, outdated, or made with another configuration."""
+    there = {(output.path, output.made) for output in kept(configuration, run).outputs}
 
     def is_there(path, atlas):
         return (path.relative_to(configuration.out_dir).as_posix(), configuration.made[atlas.name]) in there
@@ -121,12 +144,12 @@ def unfinished(configuration: Configuration, run: Run) -> list[AtlasFile]:
 
 
 def is_done(configuration: Configuration, run: Run) -> bool:
-    """Whether a run is finished: all its outputs are there, made in this way and from these inputs."""
+    """Whether a run is finished: all its outputs exist, made with this configuration from these inputs."""
     return not unfinished(configuration, run)
 
 
 def described(record: Record) -> dict[str, Any]:
-    """A record as logs have it."""
+    """A record as a JSON object, for logs."""
     names = ("seconds", "atlases", "warnings", "error", "traceback")
     return {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -139,7 +162,7 @@ def described(record: Record) -> dict[str, Any]:
 
 
 def logged(configuration: Configuration, record: Record) -> Record:
-    """Add a record to this process's log; if that fails, its error says so too."""
+    """Add a record to this process's log; if that fails, the record's error says so too."""
     line = json.dumps(described(record), ensure_ascii=False)
     try:
         append_line(configuration.out_dir / "logs" / f"runs-{platform.node()}-{os.getpid()}.jsonl", line)

@@ -1,4 +1,4 @@
-"""The one writer of a run: what is extracted from it, its files, and its record."""
+"""The one writer of a run: extracts its signals, and writes its files and record."""
 
 import functools
 import os
@@ -25,13 +25,13 @@ from gpumask.cohort.record import (
     described,
     failed,
     identities,
-    kept_outputs,
+    kept,
     logged,
     record_path,
     unfinished,
 )
 from gpumask.confounds.fmriprep import fmriprep_confounds
-from gpumask.confounds.tables import read_table
+from gpumask.confounds.tables import confounds_matrix, read_table
 from gpumask.engine.regions import LabelRegions
 from gpumask.extraction import Plans, Prepared, Result, extract, prepare
 from gpumask.files import appearing_together, locked, write
@@ -45,7 +45,7 @@ _KEPT_MASKS = 64  # brain masks whose plans a process keeps; runs of a subject m
 
 
 class _StoppedError(BaseException):
-    """The cohort is being stopped; no error of the run."""
+    """The cohort is being stopped; the run hasn't failed."""
 
 
 def process(
@@ -54,12 +54,13 @@ def process(
     stop_asked: Callable[[], bool] | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Record:
-    """Extract one run of a cohort and write its files: the whole task, which any process on any machine can do.
+    """Extract one run of a cohort and write its files; any process on any machine can do this.
 
     All files appear together or not at all. The run is locked meanwhile. Outputs depend only on the run and the
-    configuration, to the bit. The last file is ``logs/<name>.json``: a run is finished if that has all outputs, made in
-    this way and from these inputs, and they are there in their sizes. Outputs that it has of other atlases stay, if
-    they were made from the same inputs. A line about the attempt is added to ``logs/runs-<host>-<pid>.jsonl``.
+    configuration, to the bit. The record ``logs/<name>.json`` is written last. A run is finished if its record lists
+    all outputs, made with this configuration from these inputs, and they exist in these sizes. Only unfinished atlases
+    are extracted; the record keeps the outputs of others that were made from the same inputs. The attempt is logged as
+    a line of ``logs/runs-<host>-<pid>.jsonl``.
 
     Parameters
     ----------
@@ -68,12 +69,12 @@ def process(
     stop_asked : callable, optional
         Called while the run is read; True abandons the run.
     progress : callable, optional
-        Called with the number of volumes done, and of all.
+        Called with the number of volumes done and the total.
 
     Returns
     -------
     Record
-        Errors are in it, they aren't raised.
+        Errors are recorded in it, not raised.
     """
 
     def report(done, total):
@@ -83,30 +84,30 @@ def process(
             progress(done, total)
 
     try:
-        record = _attempt(run, lambda: _process(configuration, run, report))
+        record = _attempt(run, lambda messages: _process(configuration, run, report, messages))
     except _StoppedError:
         return Record(run, "stopped")
     return logged(configuration, record)
 
 
 def write_run(configuration: Configuration, run: Run, progress: Callable[[int, int], object] | None = None) -> Record:
-    """Extract one run and write its files, without lock and record; see `process` for the parameters.
+    """Extract one run and write its files, without lock or record; see `process` for the parameters.
 
-    All files appear together or not at all. Existing ones are an error without ``configuration.overwrite``.
+    All files appear together or not at all. Existing files are an error without ``configuration.overwrite``.
     """
-    return _attempt(run, lambda: _write_run(configuration, run, progress or (lambda done, total: None)))
+    return _attempt(run, lambda _: _write_run(configuration, run, progress or (lambda done, total: None)))
 
 
 def _attempt(run, work):
     with collect_warnings() as messages:
         try:
-            record = work()
+            record = work(messages)
         except Exception as error:
             record = failed(run, error)
     return replace(record, warnings=tuple(messages))
 
 
-def _process(configuration, run, progress):
+def _process(configuration, run, progress, messages):
     todo = configuration.atlases if configuration.overwrite else unfinished(configuration, run)
     if not todo:
         return Record(run, "skipped")
@@ -115,49 +116,57 @@ def _process(configuration, run, progress):
         if not mine:
             return Record(run, "taken")
         todo = configuration.atlases if configuration.overwrite else unfinished(configuration, run)
-        if not todo:  # by now
+        if not todo:  # finished meanwhile
             return Record(run, "skipped")
         started, inputs = time.perf_counter(), identities(run)
-        kept = kept_outputs(configuration, run)
+        earlier = kept(configuration, run)
         files, record = _extract(configuration, run, todo, progress, n_threads=1)
         if identities(run) != inputs:
             msg = f"{run.path}, or a file that goes with it, was changed while it was read. Run it again."
             raise OSError(msg)
 
-        def add_record(record):
-            new = {output.path for output in record.outputs}
-            every = [*(output for output in kept if output.path not in new), *record.outputs]
-            content = {
-                **described(record),
-                "configuration": configuration.hash,
-                "inputs": inputs,
-                "outputs": [vars(output) for output in every],
-                "made": {configuration.made[atlas.name]: configuration.described(atlas) for atlas in todo},
-                "host": platform.node(),
-                "pid": os.getpid(),
-            }
-            return json_lines(content)
+        record = replace(record, warnings=tuple(messages))
+        made = {configuration.made[atlas.name]: configuration.described(atlas) for atlas in todo}
 
-        return _write(configuration, files, record, started, run_name(run), last, add_record)
+        def content(record):
+            whole = {"configuration": configuration.hash, "inputs": inputs, **_with_earlier(record, made, earlier)}
+            return json_lines({**described(record), **whole, "host": platform.node(), "pid": os.getpid()})
+
+        return _write(configuration, files, record, started, run_name(run), last, content)
+
+
+def _with_earlier(record, made, earlier):
+    """The part of a record about its files: its own, and earlier ones that weren't replaced."""
+    new = {output.path for output in record.outputs}
+    outputs = [*(output for output in earlier.outputs if output.path not in new), *record.outputs]
+    used = {output.made for output in outputs}
+    made = {key: how for key, how in {**earlier.made, **made}.items() if key in used}
+    named = {how["atlas"] for how in made.values()}
+    still_used = len(outputs) > len(record.outputs)
+    return {
+        "outputs": [vars(output) for output in outputs],
+        "made": made,
+        "atlases": {name: found for name, found in {**earlier.atlases, **record.atlases}.items() if name in named},
+        "warnings": list(dict.fromkeys([*(earlier.warnings if still_used else ()), *record.warnings])),
+    }
 
 
 def _write_run(configuration, run, progress):
     started = time.perf_counter()
-    (atlas,) = configuration.atlases
-    table = configuration.outputs(run, atlas)["timeseries"]
-    for path in (table, table.with_suffix(".json")):
+    tables = [path for atlas in configuration.atlases for path in configuration.outputs(run, atlas).values()]
+    for path in (path for table in tables for path in (table, table.with_suffix(".json"))):
         if path.exists() and not configuration.overwrite:
             msg = f"{path} already exists. To replace it: overwrite=True (--overwrite)."
             raise FileExistsError(msg)
     if not Path(run.path).exists():  # a pattern would be read as one run of all its files
-        msg = f"There is no such file: {run.path}"
+        msg = f"No such file: {run.path}"
         raise FileNotFoundError(msg)
     files, record = _extract(configuration, run, configuration.atlases, progress, n_threads=None)
     return _write(configuration, files, record, started)
 
 
 def _write(configuration, files, record, started, token=None, last=None, content=None):
-    """Write files by path, each with its atlas and lines; then `last`, whose content is made of the record."""
+    """Write files by path, each with its atlas and lines; then `last`, whose content is made from the record."""
     for folder in {path.parent for path in files}:
         folder.mkdir(parents=True, exist_ok=True)
     paths = [*files, *([last] if last else [])]
@@ -178,7 +187,7 @@ def _write(configuration, files, record, started, token=None, last=None, content
 
 
 class _Loaded:
-    """The atlases of a configuration as this process has loaded them, with the plans compiled from them.
+    """The atlases of a configuration, loaded once per process, and the plans compiled from them.
 
     Attributes
     ----------
@@ -211,7 +220,7 @@ class _Loaded:
         return ids.tolist(), region_names(ids, self.tables[atlas.name])
 
     def regions(self, mask: str | os.PathLike | None) -> dict[str, LabelRegions]:
-        """Regions by atlas, in a mask; the same for the same file."""
+        """Regions by atlas, within a mask; the same objects for the same mask file."""
         key = mask and (os.fspath(mask), os.stat(mask).st_mtime_ns)  # noqa: PTH116
         with self._lock:
             if key not in self._regions:
@@ -223,7 +232,7 @@ class _Loaded:
             return self._regions[key]
 
 
-_loaded: dict[tuple, _Loaded] = {}  # the last configuration alone
+_loaded: dict[tuple, _Loaded] = {}  # only the last configuration
 _loading = threading.Lock()
 
 
@@ -233,7 +242,7 @@ def load(configuration: Configuration) -> _Loaded:
     Raises
     ------
     ValueError, OSError
-        If an atlas, look-up table or device can't be used.
+        If an atlas, look-up table or device is unusable.
     """
     key = configuration.hash, configuration.device
     with _loading:
@@ -245,7 +254,7 @@ def load(configuration: Configuration) -> _Loaded:
 
 
 def _extract(configuration, run, atlases, progress, *, n_threads):
-    """All files of a run by path, each with its atlas and its lines (or bytes), and its record."""
+    """Files of a run by path, each with its atlas and its lines (or bytes), and the run's record."""
     loaded = load(configuration)
     volumes = open_volumes(run.path)
     if volumes.is_3d and configuration.relmat:
@@ -254,7 +263,7 @@ def _extract(configuration, run, atlases, progress, *, n_threads):
     if run.mask and not (grid := open_volumes(run.mask).grid).matches(volumes.grid):
         msg = (
             f"The mask {run.mask} has another grid than {run.path}: shapes {grid.shape} and {volumes.grid.shape}, or "
-            "other affines. Give the mask of the same space and resolution."
+            "different affines. Use the mask of the same space and resolution."
         )
         raise ValueError(msg)
     confounds, kept = _confounds(configuration, run, volumes)
@@ -269,18 +278,18 @@ def _extract(configuration, run, atlases, progress, *, n_threads):
     report = functools.partial(_report, progress, volumes.n_volumes)
     report(0)
     regions = loaded.regions(run.mask or configuration.mask)
+    prepared = [
+        prepare(volumes, regions[atlas.name], settings, confounds, kept, plans=loaded.plans) for atlas in atlases
+    ]
     try:
-        prepared = [
-            prepare(volumes, regions[atlas.name], settings, confounds, kept, plans=loaded.plans) for atlas in atlases
-        ]
         results = extract(prepared, volumes, loaded.device, progress=report, n_threads=n_threads)
     except ValueError:
-        _check_volumes(volumes, kept)  # which knows better what is wrong, if that is it
+        _check_volumes(volumes, kept)  # has a clearer message if volumes are empty
         raise
     if any(result.non_finite for result in results):
         _check_volumes(volumes, kept)
         if settings.nan_policy == "omit":
-            warn("NaN or infinite voxels were left out of the regions' statistics.")
+            warn("NaN or infinite voxels were excluded from the regions' statistics.")
     mean = _mean(volumes, report) if configuration.figures else None
     files, summary = {}, {}
     for atlas, one, result in zip(atlases, prepared, results, strict=True):
@@ -315,6 +324,11 @@ def _confounds(configuration, run, volumes):
     if confounds is not None and len(confounds) != volumes.n_volumes:
         msg = f"{run.confounds} has {len(confounds)} rows, but {run.path} has {volumes.n_volumes} volumes."
         raise ValueError(msg)
+    try:
+        confounds_matrix(confounds, volumes.n_volumes, kept)
+    except ValueError as error:
+        msg = f"{run.confounds}: {error}"
+        raise ValueError(msg) from error
     return confounds, kept
 
 
@@ -354,7 +368,7 @@ def _metadata(
 ) -> dict[str, Any]:
     settings = configuration.described_settings
     return sidecar(
-        run,
+        replace(run, mask=run.mask or configuration.mask),
         t_r=t_r.seconds,
         confounds=() if confounds is None else list(confounds),
         low_pass=settings["low_pass"],
@@ -376,7 +390,7 @@ def _metadata(
 
 
 def _mean(volumes, progress):
-    """Mean of all volumes, which takes reading the run once more: ndarray, shape (x, y, z)."""
+    """Mean of all volumes, shape (x, y, z); reads the run once more."""
     total = 0.0
     for chunk in volumes.chunks(8):
         total = total + chunk.scaled().sum(axis=0)
@@ -408,7 +422,7 @@ def _figure(
 
 
 def _check_volumes(volumes, kept):
-    """Raise ValueError if a volume that is used has nothing but NaN, infinite values and 0; reads the run again."""
+    """Raise ValueError if a kept volume has only NaN, infinite values and 0; reads the run again."""
     if volumes.dtype.kind != "f":
         return
     empty = []
@@ -424,7 +438,7 @@ def _check_volumes(volumes, kept):
 
 @functools.cache
 def versions(*, cupy: bool = False) -> dict[str, str]:
-    """Versions of Python and of the packages that the numbers come from; of CuPy too if asked for."""
+    """Versions of Python and of the packages that decide the numbers; CuPy's if requested."""
     # One module, many distributions: cupy-cuda12x, cupy-cuda13x, ... Several at once are a broken installation.
     cupys = metadata.packages_distributions().get("cupy", []) if cupy else []
     names = ("gpumask", "numpy", "scipy", "nibabel", *cupys)

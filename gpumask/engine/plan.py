@@ -122,7 +122,7 @@ class Plan:
             if may_be_missing:
                 _ = self.resampling and self.resampling.nearest, self.smoothing and self.smoothing.voxels
         elif self.strategy in LINEAR:
-            _ = self.segments.blocks, self.segments.totals
+            self.segments.prepare()
 
     def reduce(
         self, data: Array, slope: float = 1.0, inter: float = 0.0, clip: tuple[float, float] | None = None

@@ -1,7 +1,7 @@
 """The numerical kernels: arrays in, arrays out, in the same library and on the same device.
 
-They take NumPy, CuPy and any other array that follows the array-API standard, know no file and no image, and can be
-used alone. Time runs along the first axis and voxels along the last, flat in the order in which NIfTI stores them.
+They accept arrays of NumPy, CuPy and any other library that follows the array-API standard, need no files or images,
+and can be used alone. Time is the first axis and voxels the last, flat in the order in which NIfTI stores them.
 """
 
 from gpumask.kernels.cleaning import (

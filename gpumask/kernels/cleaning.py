@@ -9,7 +9,6 @@ import warnings
 
 import numpy as np
 from scipy import linalg
-from scipy.interpolate import CubicSpline
 
 from gpumask import backend
 
@@ -197,6 +196,8 @@ def interpolate_censored(signals, kept, *, extrapolate=False):
 @functools.lru_cache(maxsize=2)  # a run's signals and confounds share them; 0.1 s at 1000 volumes
 def _spline_weights(knots, times, block=256):
     """Matrix (n_times, n_knots) that takes values at the knots to their cubic spline at `times`."""
+    from scipy.interpolate import CubicSpline  # slow to import: only if volumes are censored
+
     weights = np.empty((len(times), len(knots)))
     for start in range(0, len(knots), block):  # a spline has 4 coefficients per knot and column: bounds the memory
         columns = np.eye(len(knots), min(block, len(knots) - start), -start)

@@ -6,8 +6,6 @@ Arrays in, arrays out, of the same library and on the same device. Filters are d
 import warnings
 
 import numpy as np
-from scipy.fft import next_fast_len
-from scipy.signal import butter, sosfilt
 
 from gpumask import backend
 
@@ -59,6 +57,8 @@ def butterworth_sos(t_r, low_pass=None, high_pass=None, order=5):
         )
         warnings.warn(msg, stacklevel=2)
         return None
+    from scipy.signal import butter  # takes longer to import than NumPy: only if it is needed
+
     kind = "band" if len(cutoffs) == 2 else "low" if high_pass is None else "high"
     return butter(order, cutoffs if kind == "band" else cutoffs[0], kind, output="sos", fs=sampling_rate)
 
@@ -88,6 +88,8 @@ def fft_length(n: int) -> int:
     For odd lengths cuFFT transforms two rows as one, and they leak into each other. On an H100, a column of zeros next
     to noise came out as 5e-17, which standardizing turned into a z-score.
     """
+    from scipy.fft import next_fast_len
+
     return 2 * next_fast_len((n + 1) // 2, real=True)
 
 
@@ -120,6 +122,8 @@ def fft_filtfilt(signals, sos, *, padtype="odd", padlen=None):
     ValueError
         If `padtype` is unknown or the signals aren't longer than `padlen`.
     """
+    from scipy.signal import sosfilt
+
     xp = backend.array_namespace(signals)
     n_volumes = signals.shape[0]
     n_pad = _pad_length(sos, n_volumes, padtype, padlen)

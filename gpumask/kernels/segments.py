@@ -165,6 +165,10 @@ class Segments:
             self._is_checked = True
         return offsets
 
+    def prepare(self) -> None:
+        """Make everything that sums on NumPy need, once: otherwise, several workers might make it at the same time."""
+        _ = self.totals, self.n_needed, self.blocks if compiled.library is None else self.checked_blocks
+
     def require_no_weights(self, statistic: str) -> None:
         """Raise ValueError if these segments have weights, which `statistic` (its name) can't use."""
         if self.weights is not None:

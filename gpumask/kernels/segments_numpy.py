@@ -144,7 +144,7 @@ def _sum_scipy(data, blocks, sums):
 
 
 def _full(segments):
-    """Regions that have voxels, with their starts and counts: `reduceat` knows no empty segment."""
+    """Regions that have voxels, with their starts and counts: `reduceat` can't handle empty segments."""
     full = np.flatnonzero(segments.counts)
     return full, segments.offsets[full], segments.counts[full]
 

@@ -35,8 +35,8 @@ static double *first_weights(Py_ssize_t n) {
     return weights;
 }
 
-/* Filters `width` lines at once: value i of line k lies at lines[i * step + k * apart]. Inlined, as what is constant in a
-   call decides how it is vectorised. */
+/* Filters `width` lines at once: value i of line k lies at lines[i * step + k * apart]. Inlined, since the constants of
+   a call decide how it is vectorised. */
 static inline __attribute__((always_inline)) void filter(double *lines, Py_ssize_t n, Py_ssize_t step, Py_ssize_t width,
                                                          Py_ssize_t apart, const double *weights) {
     double start[STRIP];
@@ -86,7 +86,7 @@ static void find_coefficients(const Spline *s, const char *volume, Convert conve
 
 typedef double two __attribute__((vector_size(16), aligned(8)));
 
-/* The four coefficients along an axis that a point's value comes from, and their weights; `at` >= 0. */
+/* The four coefficients along an axis that determine a point's value, and their weights; `at` >= 0. */
 static void taps_of(double at, Py_ssize_t n, Py_ssize_t *places, double *weights) {
     const Py_ssize_t below = (Py_ssize_t)at, period = n > 1 ? 2 * (n - 1) : 1;
     const double t = at - (double)below;

@@ -140,7 +140,7 @@ static int add_up(const Blocks *b, const Volumes *v, Reader reader) {
     return 0;
 }
 
-/* The statistics of one region's values. They may reorder `values`; `spare` has twice as much room. */
+/* The statistics of one region's values. They may reorder `values`; `spare` has room for twice as many. */
 
 #define PARALLEL 8 /* independent partial results, so that additions needn't wait for each other; in a fixed order */
 
@@ -159,7 +159,7 @@ static double variance(double *restrict values, Py_ssize_t n, double *Py_UNUSED(
     return total(values, n) / (double)n;
 }
 
-/* Where any is NaN, so is the result. */
+/* NaN if any value is. */
 static void range_of(const double *restrict values, Py_ssize_t n, double *lowest, double *highest) {
     double low[PARALLEL], high[PARALLEL];
     int unordered = 0;

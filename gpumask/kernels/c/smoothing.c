@@ -74,7 +74,7 @@ static Sums widest(void) {
     return (Sums){sum_lines_2, sum_shifted_2};
 }
 
-/* What one thread works with. */
+/* The buffers of one call. */
 typedef struct {
     Py_ssize_t width;        /* of a padded row of results along x */
     Py_ssize_t left, reach;  /* zeros before a line along x; diagonals of the x matrix */
@@ -107,7 +107,7 @@ static int furnish(Room *room, const Axis *z, const Axis *y, const Axis *x) {
     room->width = (x->m + STEP - 1) / STEP * STEP;
     room->left = -lowest;
     room->reach = highest - lowest + 1;
-    /* The ring holds what any later row still reaches of the planes that were read. */
+    /* The ring holds those of the planes read so far that any later row still reaches. */
     Py_ssize_t read = 0;
     for (Py_ssize_t j = 0; j < z->m; j++) {
         Py_ssize_t needed = z->n;
