@@ -213,7 +213,7 @@ def _split(lines: Sequence[str], separator: str) -> tuple[list[list[str]], Seque
         starts = range(len(lines))
     if any(" " in line or "\xa0" in line for line in lines):
         rows = [[cell.strip() for cell in row] for row in rows]
-    return rows, starts
+    return rows, starts[: len(rows)]
 
 
 def _text(path, expected):

@@ -168,7 +168,8 @@ def column_names(names: Sequence[str], ids: Sequence[float] | None) -> list[str]
     """
     counts = Counter([*_OWN, *names])
     if ids is not None:
-        names = [f"{n} [{label:g}]" if counts[n] > 1 else n for n, label in zip(names, ids, strict=True)]
+        labels = [int(label) if label == int(label) else label for label in ids]
+        names = [f"{n} [{label}]" if counts[n] > 1 else n for n, label in zip(names, labels, strict=True)]
         counts = Counter([*_OWN, *names])
     if twice := [name for name, count in counts.items() if count > 1]:
         msg = (

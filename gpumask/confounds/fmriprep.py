@@ -61,7 +61,8 @@ def fmriprep_confounds(
     Raises
     ------
     ValueError
-        If `strategy` and `columns` are both given, or unknown; columns or files are missing; or no volume is kept.
+        If `strategy` and `columns` are both given, or unknown; columns or files are missing; rows have too many or too
+        few cells; volumes are to be censored, but no displacement is known; or no volume is kept.
     ImportError
         If a strategy is given and nilearn isn't installed.
     """
@@ -72,10 +73,7 @@ def fmriprep_confounds(
     if fd_threshold is not None and not fd_threshold > 0:
         msg = f"fd_threshold must be a positive number of mm, got {fd_threshold!r}."
         raise ValueError(msg)
-    confounds = kept = None
-    if strategy is not None:
-        confounds, kept = _by_strategy(run_path, confounds_path, strategy, fd_threshold)
-        n_volumes = len(confounds)
+    confounds = kept = displacement = None
     if columns is not None or fd_threshold is not None or _is_scrubbing(strategy):
         table = read_table(confounds_path).rename(columns=str)
         n_volumes = len(table)
@@ -83,9 +81,12 @@ def fmriprep_confounds(
             confounds = _first_row_filled(choose_columns(table, columns, confounds_path))
         if fd_threshold is not None or _is_scrubbing(strategy):
             displacement = _displacement(table, confounds_path)
-        if fd_threshold is not None and not _is_scrubbing(strategy):
-            low = np.flatnonzero(~(displacement > fd_threshold))
-            kept = low if kept is None else np.intersect1d(low, kept)
+    if strategy is not None:
+        confounds, kept = _by_strategy(run_path, confounds_path, strategy, fd_threshold)
+        n_volumes = len(confounds)
+    if fd_threshold is not None and not _is_scrubbing(strategy):
+        low = np.flatnonzero(~(displacement > fd_threshold))
+        kept = low if kept is None else np.intersect1d(low, kept)
     if kept is not None and len(kept) == 0:
         msg = f"{confounds_path} censors all {n_volumes} volumes, as motion or non-steady state."
         raise AllVolumesRemovedError(msg)

@@ -43,7 +43,7 @@ def _are_names(value):
 
 def checked_names(labels: Any, lut: Any) -> list[str] | None:
     """The parameter `labels` as a list of names, or None; TypeError or ValueError if it can't be used."""
-    if isinstance(labels, np.ndarray) or hasattr(labels, "to_list"):  # a Series or an Index, of pandas or polars
+    if hasattr(labels, "ndim") or hasattr(labels, "to_list"):  # arrays; Series of polars
         if getattr(labels, "ndim", 1) != 1:
             msg = f"'labels' must be a list. Got: {type(labels).__name__} of {labels.ndim} dimensions"
             raise TypeError(msg)
