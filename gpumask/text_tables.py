@@ -181,7 +181,7 @@ def read_rows(path: Path, expected: str, separators: str = "\t,;| ") -> Rows:
     if kind := next((kind for begin, kind in _OTHER_KINDS.items() if first.startswith(begin)), None):
         msg = f"{path}, line {numbered[0][1]}: is {kind}. Expected {expected}."
         raise ValueError(msg)
-    lines, numbers = zip(*numbered, strict=True)
+    lines, numbers = [line for line, _ in numbered], [number for _, number in numbered]
     separator = next((s for s in separators if s in first), None)
     if separator is None:
         lines = [line.strip() for line in lines]
@@ -200,7 +200,8 @@ def read_rows(path: Path, expected: str, separators: str = "\t,;| ") -> Rows:
 
 def _split(lines: Sequence[str], separator: str) -> tuple[list[list[str]], Sequence[int]]:
     """Cells of each row, and the index of its first line."""
-    rows, starts = [], [0]
+    rows: list[list[str]] = []
+    starts = [0]
     try:
         if not any('"' in line for line in lines):
             raise csv.Error
@@ -210,7 +211,7 @@ def _split(lines: Sequence[str], separator: str) -> tuple[list[list[str]], Seque
             starts.append(reader.line_num)
     except csv.Error:  # no quotes, or one that isn't closed, or is closed within a cell
         rows = [line.split(None if separator == " " else separator) for line in lines]
-        starts = range(len(lines))
+        starts = list(range(len(lines)))
     if any(" " in line or "\xa0" in line for line in lines):
         rows = [[cell.strip() for cell in row] for row in rows]
     return rows, starts[: len(rows)]
@@ -242,6 +243,6 @@ def _text(path, expected):
 
 def listed(items: Iterable[object], most: int = 5) -> str:
     """The first items, and how many more there are: "1, 2, 3, 4, 5 and 7 more"."""
-    items = [str(item) for item in items]
-    shown = ", ".join(items[:most])
-    return shown if len(items) <= most else f"{shown} and {len(items) - most} more"
+    words = [str(item) for item in items]
+    shown = ", ".join(words[:most])
+    return shown if len(words) <= most else f"{shown} and {len(words) - most} more"

@@ -151,12 +151,12 @@ def lookup_table_of(image: str, names: Iterable[str]) -> str | None:
     for stem in (image_stem(image), image.removesuffix(".gz").rpartition(".")[0]):
         if f"{stem}.tsv" in names:
             return f"{stem}.tsv"
-    of_image = parse_name(image)
-    numbers = {}
-    for name in sorted(names) if of_image else ():
+    of_image, numbers = parse_name(image), {}
+    for name in sorted(names):
         parsed = parse_name(name)
         if (
             parsed
+            and of_image
             and (parsed.suffix, parsed.extension) == (of_image.suffix, ".tsv")
             and parsed.entities.items() <= of_image.entities.items()
             and ("atlas" in parsed.entities) == ("atlas" in of_image.entities)

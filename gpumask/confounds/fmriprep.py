@@ -73,7 +73,8 @@ def fmriprep_confounds(
     if fd_threshold is not None and not fd_threshold > 0:
         msg = f"fd_threshold must be a positive number of mm, got {fd_threshold!r}."
         raise ValueError(msg)
-    confounds = kept = displacement = None
+    confounds = kept = None
+    displacement = np.empty(0)
     if columns is not None or fd_threshold is not None or _is_scrubbing(strategy):
         table = read_table(confounds_path).rename(columns=str)
         n_volumes = len(table)
