@@ -103,7 +103,7 @@ def test_other_tables(tmp_path, text, expected):
         ("1\n2\n", ", line 1: has no name after the index: 1."),
         ("A\nB\n", " must have the columns 'index' and 'name', but lacks ['index', 'name']; it has ['A']."),
         ("index\tname\tname\n1\tA\tB\n", " has several columns called name. Expected a look-up table"),
-        ("index\tname\n1\tA\n01\tB\n", " has several rows for [1]. Each region's index must be there once."),
+        ("index\tname\n1\tA\n01\tB\n", " has several rows for [1]. Each region's index must occur once."),
         ("1 A\n1 B\n", " has several rows for [1]."),
     ],
 )

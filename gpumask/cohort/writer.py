@@ -192,7 +192,7 @@ class _Loaded:
     Attributes
     ----------
     notes : list of str
-        What the user should know of the regions' names: where image and look-up table disagree, or there is no table.
+        Messages about the regions' names: image and look-up table disagree, or an atlas has no table.
     """
 
     def __init__(self, configuration):
@@ -204,7 +204,7 @@ class _Loaded:
         self._regions, self._lock = {}, threading.Lock()
 
     def _notes(self, atlas):
-        """What is odd about an atlas's names; ValueError if its look-up table is another atlas's."""
+        """Messages about an atlas's names; ValueError if no row of its look-up table matches a label."""
         loaded, table = self.atlases[atlas.name], self.tables[atlas.name]
         if table is None:
             return [f"{atlas.path}: no look-up table found: regions are named by their labels."] * atlas.find_lut

@@ -21,30 +21,30 @@ UNKNOWN = "unknown"
 
 
 def read_lookup_table(path: str | Path) -> dict[str, list]:
-    """Columns of a look-up table in a file.
+    """Read the columns of a look-up table from a file.
 
     Parameters
     ----------
     path : str or path-like
-        Text separated by tabs, commas, semicolons, bars or blanks (see `gpumask.text_tables`), with a row of names
-        above: "index", "name" (or "label" instead) and any others. Or without that row: index, name, and more that is
-        ignored, as in tables of Schaefer's atlas and FreeSurfer ("4 Left-Lateral-Ventricle 120 18 134 0").
+        Text separated by tabs, commas, semicolons, bars or blanks; see `gpumask.text_tables`. The first line names the
+        columns: "index", "name" (or "label") and any others. Without such a line, the first two columns are index and
+        name, and others are ignored, as in FreeSurfer's tables ("4 Left-Lateral-Ventricle 120 18 134 0").
 
     Returns
     -------
     dict of list
-        Whole numbers as int, others as float where the whole column has numbers; else str. Names are str; rows whose
-        name is empty or "n/a" are left out. An empty cell of another column is NaN.
+        Columns of numbers as int, or as float if not all are integers; other columns and names as str. Empty cells are
+        NaN. Rows whose name is empty or "n/a" are skipped.
 
     Raises
     ------
     ValueError
-        If there is no such file, it isn't a table, it lacks one of the two columns, or an index isn't a number or there
-        twice; the message names the file.
+        If the file doesn't exist, isn't a table, lacks one of the two columns, has an index that isn't a number, or
+        repeats an index; the message names the file.
     """
     path = Path(path)
     if not path.is_file():
-        msg = f"`lut` is {path}, and there is no such file. Expected a table with the columns 'index' and 'name'."
+        msg = f"`lut` is {path}, but no such file exists. Expected a table with the columns 'index' and 'name'."
         raise ValueError(msg)
     table = read_text_table(path, _EXPECTED, _has_names, keep_empty_rows=False)
     if table.names is None:
@@ -129,7 +129,7 @@ def checked_columns(columns: Any, name: str) -> Any:
 
 def _check_unique(index, name):
     if twice := [label for label, count in Counter(list(index)).items() if count > 1]:
-        msg = f"{name} has several rows for {twice}. Each region's index must be there once."
+        msg = f"{name} has several rows for {twice}. Each region's index must occur once."
         raise ValueError(msg)
 
 
@@ -139,7 +139,7 @@ _NO_REGION = {"background", "unknown", "???", "none", "air", "clear label"}
 
 @dataclass(frozen=True)
 class Disagreement:
-    """What an image and its look-up table don't have in common.
+    """Labels without a row in the look-up table, and rows without a label.
 
     Attributes
     ----------
@@ -194,7 +194,7 @@ def _counted(items, what):
 
 
 def region_names(ids: np.ndarray, lut: dict[str, list] | None) -> list[str]:
-    """Names of regions: those of the look-up table, "unknown" where it has none; without a table, their labels.
+    """Return the names of regions: from the look-up table, "unknown" if missing there; without a table, their labels.
 
     Parameters
     ----------
@@ -203,7 +203,7 @@ def region_names(ids: np.ndarray, lut: dict[str, list] | None) -> list[str]:
         See `read_lookup_table`.
     """
     if lut is None:
-        return [str(number) for number in ids]  # float32 0.1 is "0.1"; as a Python number it isn't
+        return [str(number) for number in ids]  # float32 0.1 is "0.1"; converted to a Python float it isn't
     names = dict(zip(lut["index"], lut["name"], strict=True))
     return [str(names.get(label, UNKNOWN)) for label in ids.tolist()]
 
@@ -215,56 +215,57 @@ def lookup_table(
     names: Sequence[str] | None = None,
     lut: "pd.DataFrame | str | Path | None" = None,
 ) -> "pd.DataFrame":
-    """Table of the regions of an atlas.
+    """Return the table of an atlas's regions.
 
     Parameters
     ----------
     values : ndarray
-        Labels that occur in the image, sorted, maybe with the background.
+        Labels that occur in the image, sorted, with or without the background.
     background : number
-        Its row is named "Background".
+        Label to ignore; its row is named "Background".
     names : list of str, optional
         Names of the regions in ascending order of their labels, with or without the background's.
     lut : DataFrame or path, optional
-        With the columns "index" and "name" (or "label" instead of "name"); a file as `read_lookup_table` takes it.
+        With the columns "index" and "name" (or "label"); a file as for `read_lookup_table`.
 
     Returns
     -------
     pandas.DataFrame
-        Columns "index", "name" and the others of `lut`; a row for each of `values`, in ascending order. Regions
+        Columns "index", "name" and the others of `lut`; one row for each of `values`, in ascending order. Regions
         without a name are called "unknown", or by their label if neither `names` nor `lut` is given.
 
     Raises
     ------
     ValueError
-        If `lut` lacks one of the columns.
+        If `lut` doesn't exist, isn't a table, lacks one of the columns, or repeats an index.
+    TypeError
+        If `lut` has another type.
     """
     import pandas as pd
 
-    numbers, values = values, values.tolist()
+    labels = values.tolist()
     if lut is not None:
         table = loaded_lookup_table(lut)
     else:
-        named = (
-            [str(number) for number in numbers]  # float32 0.1 is "0.1"; as a Python number it isn't
-            if names is None
-            else ["Background" if n == "background" else n for n in names]
-        )
-        if names is not None and background in values and "Background" not in named:
-            named.insert(values.index(background), "Background")
-        if len(named) < len(values):
+        if names is None:
+            named = region_names(values, None)
+        else:
+            named = ["Background" if name == "background" else name for name in names]
+            if background in labels and "Background" not in named:
+                named.insert(labels.index(background), "Background")
+        if len(named) < len(labels):
             warn("Too many indices for the names. Padding 'names' with 'unknown'.")
-            named += [UNKNOWN] * (len(values) - len(named))
-        if len(named) > len(values):
+            named += [UNKNOWN] * (len(labels) - len(named))
+        if len(named) > len(labels):
             warn("Too many names for the indices. Dropping excess names values.")
-            named = named[: len(values)]
-        table = pd.DataFrame({"index": values, "name": named})
-    table = table[table["index"].isin(values)].copy()
-    missing = sorted(set(values) - set(table["index"]))
+            named = named[: len(labels)]
+        table = pd.DataFrame({"index": labels, "name": named})
+    table = table[table["index"].isin(labels)].copy()
+    missing = sorted(set(labels) - set(table["index"]))
     if missing:
         rows = pd.DataFrame({"index": missing, "name": [UNKNOWN] * len(missing)})
         if "color" in table.columns:
-            rows["color"] = ["FFFFFF" if value == background else np.nan for value in missing]
+            rows["color"] = ["FFFFFF" if label == background else np.nan for label in missing]
         table = pd.concat([table, rows], ignore_index=True)
     table.loc[table["index"] == background, "name"] = "Background"
     return table.sort_values("index", kind="stable").reset_index(drop=True)

@@ -1,4 +1,4 @@
-"""The parameters that maskers have beyond `gpumask.extraction.Settings`: their types, and names of regions."""
+"""Checks of the parameters that maskers have beyond `gpumask.extraction.Settings`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import joblib
 import numpy as np
 
-from gpumask.extraction import check_type
+from gpumask.choices import check_type
 
 _INTEGER = int | np.integer
 _TYPES = {
@@ -20,7 +20,7 @@ _TYPES = {
 
 
 def check_parameters(parameters: Mapping[str, Any]) -> None:
-    """Raise TypeError for the first of a masker's own parameters that can't be used."""
+    """Raise TypeError for the first of a masker's own parameters that has a wrong type."""
     for name, value in parameters.items():
         if name not in _TYPES:
             continue
@@ -42,7 +42,7 @@ def _are_names(value):
 
 
 def checked_names(labels: Any, lut: Any) -> list[str] | None:
-    """The parameter `labels` as a list of names, or None; TypeError or ValueError if it can't be used."""
+    """Return the parameter `labels` as a list of names, or None; TypeError or ValueError if it is invalid."""
     if hasattr(labels, "ndim") or hasattr(labels, "to_list"):  # arrays; Series of polars
         if getattr(labels, "ndim", 1) != 1:
             msg = f"'labels' must be a list. Got: {type(labels).__name__} of {labels.ndim} dimensions"
