@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
@@ -158,11 +158,43 @@ def atlas_name(path: str | os.PathLike | None) -> str:
     return _alphanumeric("".join(_OF_AN_ATLAS.findall(stem)) or stem) or "atlas"
 
 
-def lookup_table_names(path: str | os.PathLike) -> tuple[str, ...]:
-    """File names that the look-up table of a label image may have: the same, or without "res-" as in TemplateFlow."""
-    stem = Path(path).name.removesuffix(".gz").rpartition(".")[0]
-    without = "_".join(part for part in stem.split("_") if not part.startswith("res-"))
-    return f"{stem}.tsv", f"{without}.tsv"
+def lookup_table_of(image: str, names: Iterable[str]) -> str | None:
+    """Name of the look-up table of a label image, among the names in a folder, or None.
+
+    Parameters
+    ----------
+    image : str
+        File name of the image.
+    names : iterable of str
+        The TSV file of the image's name is its table. Else, by BIDS's inheritance principle, the one with the image's
+        suffix and some of its entities, and the most of those that there are: ``atlas-A_dseg.tsv`` for
+        ``tpl-T_atlas-A_res-2_dseg.nii.gz``. A table without "atlas" isn't one of an atlas.
+
+    Raises
+    ------
+    ValueError
+        If several have the most entities.
+    """
+    names = {name for name in names if name.endswith(".tsv")}
+    for stem in (image_stem(image), image.removesuffix(".gz").rpartition(".")[0]):
+        if f"{stem}.tsv" in names:
+            return f"{stem}.tsv"
+    of_image, numbers = parse_name(image), {}
+    for name in sorted(names):
+        parsed = parse_name(name)
+        if (
+            parsed
+            and of_image
+            and (parsed.suffix, parsed.extension) == (of_image.suffix, ".tsv")
+            and parsed.entities.items() <= of_image.entities.items()
+            and ("atlas" in parsed.entities) == ("atlas" in of_image.entities)
+        ):
+            numbers[name] = len(parsed.entities)
+    best = [name for name, number in numbers.items() if number == max(numbers.values())]
+    if len(best) > 1:
+        msg = f"{image} has {len(best)} candidates for its look-up table, expected one: {', '.join(best)}"
+        raise ValueError(msg)
+    return best[0] if best else None
 
 
 def image_of_confounds(name: str, desc: str) -> str | None:

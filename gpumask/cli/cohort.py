@@ -89,12 +89,25 @@ def _plan_cohort(args):
         for message in messages:
             tell(f"warning: {message}")
     with collect_warnings() as messages:
-        load(configuration)
-    for message in messages:
+        loaded = load(configuration)
+    for message in (*messages, *loaded.notes, *(_renamed(loaded, configuration) if args.store else ())):
         tell(f"warning: {message}")
     of_some = any(chosen[name] for name in CHOOSING if name != "space")
     listing = Listing(f"{args.source.resolve()} {args.space or ''}".strip(), None if of_some else problems)
     return configuration, runs[first::n_shards], problems[first::n_shards], listing
+
+
+def _renamed(loaded, configuration):
+    """Messages about regions that --store will rename; ValueError if it can't."""
+    from gpumask.cohort.parquet import column_names
+    from gpumask.text_tables import listed
+
+    for atlas in configuration.atlases:
+        ids, names = loaded.names(atlas)
+        changed = [(name, new) for name, new in zip(names, column_names(names, ids), strict=True) if name != new]
+        if changed:
+            shown = listed(dict.fromkeys(name for name, _ in changed))
+            yield f"{atlas.name}: {shown}: not unique, or reserved. Their columns in --store are {changed[0][1]!r} etc."
 
 
 def shard(text: str | None) -> tuple[int, int]:

@@ -112,8 +112,8 @@ def _start(args, progress):
     check_names(configuration, runs)
     check_spaces(configuration, runs)
     with collect_warnings() as messages:
-        load(configuration)
-    for message in messages:
+        notes = load(configuration).notes
+    for message in (*messages, *notes):
         tell(f"{', '.join(args.atlas)}: warning: {message}")
     args.out.mkdir(parents=True, exist_ok=True)
     return (write_run(configuration, run, functools.partial(progress, run)) for run in runs)

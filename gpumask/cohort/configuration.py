@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpumask import __version__
-from gpumask.bids.names import atlas_name, lookup_table_names, output_name, run_name
+from gpumask.bids.names import atlas_name, lookup_table_of, output_name, run_name
 from gpumask.bids.runs import Run
 from gpumask.bids.spaces import space_contradiction, stated_space
 from gpumask.choices import LINEAR
@@ -27,7 +27,7 @@ class AtlasFile:
     path : str or path-like
         Label image.
     lut : str, path-like or None
-        Look-up table with the columns "index" and "name". None: the file next to the image, see `lut_beside`.
+        Look-up table with the columns "index" and "name". None: the one that `lut_beside` finds.
     name : str or None
         Label of the entity "atlas". None: from the name of the image.
     background : int or float
@@ -50,9 +50,26 @@ class AtlasFile:
 
 
 def lut_beside(path: str | os.PathLike) -> Path | None:
-    """Look-up table next to a label image, or None; see `gpumask.bids.names.lookup_table_names`."""
-    candidates = (Path(path).with_name(name) for name in lookup_table_names(path))
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
+    """Look-up table of a label image, or None: see `gpumask.bids.names.lookup_table_of`.
+
+    It is in the image's folder, or else in the nearest one above that has it, up to the root of a BIDS data set.
+
+    Raises
+    ------
+    ValueError
+        If several tables apply equally.
+    """
+    folder = Path(os.path.abspath(path)).parent  # noqa: PTH100 - data sets are trees of links
+    above = [folder, *folder.parents]
+    root = next((k for k, place in enumerate(above) if (place / "dataset_description.json").is_file()), 0)
+    for place in above[: root + 1]:
+        try:
+            if name := lookup_table_of(Path(path).name, os.listdir(place)):  # noqa: PTH208 - names alone
+                return place / name
+        except ValueError as error:
+            msg = f"{place}: {error}. Choose one: lut (--lut)."
+            raise ValueError(msg) from error
+    return None
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ from gpumask.engine.regions import LabelRegions
 from gpumask.extraction import Plans, Prepared, Result, extract, prepare
 from gpumask.files import appearing_together, locked, write
 from gpumask.images.labels import load_atlas, load_mask
-from gpumask.images.lookup import read_lookup_table, region_names
+from gpumask.images.lookup import disagreement, read_lookup_table, region_names
 from gpumask.images.volumes import open_volumes
 from gpumask.process import collect_warnings, warn
 from gpumask.tables import json_lines, table_lines
@@ -199,14 +199,37 @@ def _write(configuration, files, record, started, token=None, last=None, content
 
 
 class _Loaded:
-    """The atlases of a configuration, loaded once per process, and the plans compiled from them."""
+    """The atlases of a configuration, loaded once per process, and the plans compiled from them.
+
+    Attributes
+    ----------
+    notes : list of str
+        Messages about the regions' names: image and look-up table disagree, or an atlas has no table.
+    """
 
     def __init__(self, configuration):
         self.device = backend.resolve_device(configuration.device)
         self.atlases = {a.name: load_atlas(a.path, a.background) for a in configuration.atlases}
         self.tables = {a.name: read_lookup_table(a.lut) if a.lut else None for a in configuration.atlases}
+        self.notes = [note for a in configuration.atlases for note in self._notes(a)]
         self.plans = Plans(n_kept=_KEPT_MASKS * len(self.atlases))
         self._regions, self._lock = {}, threading.Lock()
+
+    def _notes(self, atlas):
+        """Messages about an atlas's names; ValueError if no row of its look-up table matches a label."""
+        loaded, table = self.atlases[atlas.name], self.tables[atlas.name]
+        if table is None:
+            return [f"{atlas.path}: no look-up table found: regions are named by their labels."] * atlas.find_lut
+        found = disagreement(loaded.values, loaded.background, table, image=str(atlas.path), table=str(atlas.lut))
+        if found and found.nothing_matches:
+            raise ValueError(found.message)
+        return [found.message] if found else []
+
+    def names(self, atlas: AtlasFile) -> tuple[list[float], list[str]]:
+        """Label and name of each region of an atlas."""
+        values = self.atlases[atlas.name].values
+        ids = values[values != atlas.background]
+        return ids.tolist(), region_names(ids, self.tables[atlas.name])
 
     def regions(self, mask: str | os.PathLike | None) -> dict[str, LabelRegions]:
         """Regions by atlas, within a mask; the same objects for the same mask file."""
@@ -370,10 +393,10 @@ def _tables(configuration, run, atlas, one, result, names, described) -> dict[Pa
         mask = run.mask or configuration.mask
         sources = [path for path in (run.path, mask, atlas.path, atlas.lut) if path]
         lines = table_lines(["Node", "coverage"], shares, names)
-        tables.append((paths["coverage"], lines, described(sources=sources)))
+        tables.append((paths["coverage"], lines, described(sources=sources, Regions=index)))
     if "relmat" in paths:
         lines = table_lines(["Node", *names], correlations(result.signals), names)
-        tables.append((paths["relmat"], lines, described(sources=[paths["timeseries"]])))
+        tables.append((paths["relmat"], lines, described(sources=[paths["timeseries"]], Regions=index)))
     files = {}
     for path, lines, content in tables:
         files[path] = lines

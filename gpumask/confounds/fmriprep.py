@@ -1,7 +1,10 @@
 """Confounds and censoring from fMRIPrep's tables: by columns, or by nilearn's strategies."""
 
+import contextlib
 import importlib.util
 import os
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +14,9 @@ import numpy as np
 from gpumask.bids.content import check_content
 from gpumask.bids.names import image_of_confounds
 from gpumask.confounds.sample_masks import AllVolumesRemovedError
-from gpumask.confounds.tables import choose_columns, read_table
+from gpumask.confounds.tables import choose_columns, has_names, read_table
+from gpumask.process import warn
+from gpumask.text_tables import is_number, listed, read_text_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
 _STRATEGIES = ("simple", "scrubbing", "compcor", "ica_aroma")
 _AROMA = "smoothAROMAnonaggr"
 _NEEDS_NILEARN = "needs nilearn 0.13 or later: pip install 'gpumask[fmriprep]'"
+_FD = "framewise_displacement"
 
 
 def fmriprep_confounds(
@@ -62,7 +68,8 @@ def fmriprep_confounds(
     ------
     ValueError
         If `strategy` and `columns` are both given, or unknown; columns or files are missing; the table has another
-        number of rows than `n_volumes`; or no volume is kept.
+        number of rows than `n_volumes`; rows have too many or too few cells; volumes are to be censored, but no
+        displacement is known; or no volume is kept.
     ImportError
         If a strategy is given and nilearn isn't installed.
     """
@@ -70,20 +77,22 @@ def fmriprep_confounds(
     check_options(strategy=strategy, columns=columns, fd_threshold=fd_threshold)
     confounds = kept = None
     check_content(confounds_path)
-    if strategy is not None:
-        confounds, kept = _by_strategy(run_path, confounds_path, strategy, fd_threshold)
-        _check_length(confounds, confounds_path, run_path, n_volumes)
-        n_volumes = len(confounds)
-    if columns is not None or (fd_threshold is not None and not _is_scrubbing(strategy)):
+    displacement = np.empty(0)
+    if columns is not None or fd_threshold is not None or _is_scrubbing(strategy):
         table = read_table(confounds_path).rename(columns=str)
         _check_length(table, confounds_path, run_path, n_volumes)
         n_volumes = len(table)
         if columns is not None:
             confounds = _first_row_filled(choose_columns(table, columns, confounds_path))
-        if fd_threshold is not None:
-            displacement = choose_columns(table, ["framewise_displacement"], confounds_path).iloc[:, 0]
-            low = np.flatnonzero(~(displacement.to_numpy(np.float64) > fd_threshold))  # the first volume has none: NaN
-            kept = low if kept is None else np.intersect1d(low, kept)
+        if fd_threshold is not None or _is_scrubbing(strategy):
+            displacement = _displacement(table, confounds_path)
+    if strategy is not None:
+        confounds, kept = _by_strategy(run_path, confounds_path, strategy, fd_threshold)
+        _check_length(confounds, confounds_path, run_path, n_volumes)
+        n_volumes = len(confounds)
+    if fd_threshold is not None and not _is_scrubbing(strategy):
+        low = np.flatnonzero(~(displacement > fd_threshold))
+        kept = low if kept is None else np.intersect1d(low, kept)
     if kept is not None and len(kept) == 0:
         msg = f"{confounds_path} censors all {n_volumes} volumes, as motion or non-steady state."
         raise AllVolumesRemovedError(msg)
@@ -122,6 +131,26 @@ def _check_length(table, path, run_path, n_volumes):
         raise ValueError(msg)
 
 
+def _displacement(table, path):
+    """Framewise displacement in mm: float64, NaN for the first volume, which has none."""
+    column = choose_columns(table, [_FD], path)[_FD]
+    if column.dtype.kind not in "fi":
+        text = next(cell for cell in map(str, column) if not is_number(cell))
+        msg = f"{path}: the column {_FD} has the text {text!r}, expected numbers in mm."
+        raise ValueError(msg)
+    values = column.to_numpy(np.float64)
+    unknown = np.flatnonzero(np.isnan(values))
+    if len(unknown) == len(values):
+        msg = (
+            f"{path}: the column {_FD} has no number, so no volume can be censored by it. Expected mm per volume. "
+            "Use another table, or no threshold."
+        )
+        raise ValueError(msg)
+    if (later := unknown[unknown > 0]).size:
+        warn(f"{path}: the column {_FD} has no number for volume {listed(later)}: kept, whatever the motion.")
+    return values
+
+
 def _is_scrubbing(strategy):
     return strategy is not None and strategy.removesuffix("+gsr") == "scrubbing"
 
@@ -148,10 +177,31 @@ def _by_strategy(run_path, confounds_path, strategy, fd_threshold):
     if name == "compcor":
         check_content(confounds_path.with_suffix(".json"))
     try:
-        return load_confounds_strategy(str(confounds_path.with_name(image)), name, **options)
+        with _as_nilearn_reads(confounds_path) as path:
+            return load_confounds_strategy(str(path.with_name(image)), name, **options)
     except (ValueError, KeyError) as error:  # the latter if some columns of a kind are missing, but not all
         msg = f"{confounds_path} can't be used with the confounds strategy {strategy!r}: {error.args[0]}"
         raise ValueError(msg) from error
+
+
+@contextlib.contextmanager
+def _as_nilearn_reads(path):
+    """Path of a table as its name says: the file itself, or a copy if it is written in another way.
+
+    nilearn takes pandas' defaults, which shift the columns of a table whose rows end with a tab.
+    """
+    table = read_text_table(path, "fMRIPrep's table of confounds", has_names)
+    rows = [table.names, *table.rows] if table.names else table.rows
+    text = "".join("\t".join(row) + "\n" for row in rows).encode()
+    if path.read_bytes().replace(b"\r\n", b"\n") == text:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, path.name)
+        copy.write_bytes(text)
+        if (metadata := path.with_suffix(".json")).exists():
+            shutil.copyfile(metadata, copy.with_suffix(".json"))
+        yield copy
 
 
 def _first_row_filled(table):
