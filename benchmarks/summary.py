@@ -1,8 +1,8 @@
-"""The README's tables, from result files: ``python -m benchmarks.summary`` writes them anew.
+"""Tables of the READMEs, from result files: ``python -m benchmarks.summary`` writes them anew.
 
 A line such as ``<!-- targets: 2026-11-26T0130_abc1234 2026-11-22T2231_14ac934 -->`` precedes each table. It names the
 kind of table and its columns' files in `benchmarks/results`; of files joined by "+", which make one column, the last
-one that has a row counts, and the last one names the column.
+one that has a row counts, and the last one names the column. A GPU's tables have one file, in `results/gpu`.
 """
 
 import json
@@ -17,7 +17,22 @@ from benchmarks.rows import all_rows
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-_TABLE = re.compile(r"<!-- (targets|growth|tools): (.+) -->\n(?:\|.*\n)*")
+DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+SPEED = (
+    "mean, .nii.gz",
+    "6 mm + cleaning, .nii.gz",
+    "5 atlases in one pass, .nii.gz",
+    "6 mm + cleaning, .nii",
+    "cubic resampling to the labels, oblique, .nii, 40 volumes",
+)
+GPU = (
+    ("mean", ".nii.gz"),
+    ("6 mm + cleaning", ".nii.gz"),
+    ("6 mm + cleaning", ".nii"),
+    ("to labels, aligned", ".nii"),
+    ("to labels, oblique", ".nii"),
+)
+TABLE = re.compile(r"<!-- (\w+): (.+) -->\n(?:\|.*\n)*")
 
 
 class Results:
@@ -98,6 +113,64 @@ def tools(first, *more):
             yield _line([tool, *(f"{_ratio(one)} as fast" if one else "" for one in found), _memory(measured, tool)])
 
 
+def speed(results):
+    """The first page's rows: milliseconds a volume, once the plan is compiled."""
+    yield from _head(["work", "nilearn", OURS, "speedup", "time / decoding", "memory, nilearn", "memory, gpumask"])
+    for name in SPEED:
+        measured = results.rows["targets", name]
+        found, decoding = (_find(results, ("targets", name), "next", tool) for tool in ("nilearn", "decoding"))
+        ours, theirs = _per_volume(measured, found)
+        memory = [_memory(measured, "nilearn") if found["per_volume"] is None else "", _memory(measured, OURS)]
+        share = f"{decoding['ratio'][0]:.2f}" if decoding else ""
+        yield _line([name.removesuffix(", 40 volumes"), theirs, ours, _ratio(found), share, *memory])
+
+
+def _per_volume(measured, found):
+    """Milliseconds a volume of gpumask and of nilearn, which may have read fewer volumes."""
+    times = found["seconds"][0], found["their_seconds"][0]
+    volumes = measured.row.ours.n_volumes, measured.row.against["nilearn"].workload.n_volumes
+    return [f"{time / n * 1e3:#.3g} ms".replace(". ", " ") for time, n in zip(times, volumes, strict=True)]
+
+
+def gpu(document):
+    """Some whole runs on a GPU and on the CPU of the same machine: seconds."""
+    n_cores = document["machine"][0]["cores"]
+    yield from _head(["work, 200 volumes", "file", "GPU", f"CPU, {n_cores} cores"])
+    for key in GPU:
+        on_gpu, on_cpu = _whole_runs(document)[key]
+        yield _line([*key, f"{on_gpu['s']:.2f} s", f"{on_cpu['s']:.2f} s"])
+
+
+def gpu_runs(document):
+    """All whole runs, and where a GPU's time goes."""
+    steps = ("read", "upload", "reduce", "clean")
+    n_cores = document["machine"][0]["cores"]
+    yield from _head(["work", "file", "GPU, first", "GPU", *steps, f"CPU, {n_cores} cores", "difference"])
+    for key, (on_gpu, on_cpu) in _whole_runs(document).items():
+        times = [f"{on_gpu[name]:.3f} s" for name in ("first", "s", "read")]
+        times += [f"{on_gpu[name] * 1e3:.1f} ms" for name in steps[1:]]
+        yield _line([*key, *times, f"{on_cpu['s']:.3f} s", f"{on_cpu['difference']:g}"])
+
+
+def gpu_cohort(document):
+    """Runs a minute of a cohort."""
+    columns = {("cuda:0", 1): "GPU, 1 process", ("cuda:0", 4): "GPU, 4 processes", ("cpu", 1): "CPU, 1 process"}
+    yield from _head(["work", *columns.values()])
+    found = {}
+    for one in document["cohort"]:
+        found.setdefault(one["work"], {})[one["device"], one["processes"]] = one["runs/min"]
+    for work, rates in found.items():
+        yield _line([work, *(f"{rates[key]:.0f}" for key in columns)])
+
+
+def _whole_runs(document):
+    """Runs on the GPU and on the CPU, by work and file."""
+    runs = {}
+    for one in document["runs"]:
+        runs.setdefault((one["work"], one["file"]), []).append(one)
+    return runs
+
+
 def _of(results, group=None):
     return [(key, measured) for key, measured in results.rows.items() if group in (None, key[0])]
 
@@ -139,16 +212,23 @@ def written(text):
 
     def table(match):
         kind, files = match.groups()
-        lines = {"targets": targets, "growth": growth, "tools": tools}[kind](*map(Results, files.split()))
+        if kind in _GPU_KINDS:
+            lines = _GPU_KINDS[kind](json.loads((RESULTS / "gpu" / f"{files}.json").read_text()))
+        else:
+            lines = _KINDS[kind](*map(Results, files.split()))
         return "\n".join([f"<!-- {kind}: {files} -->", *lines, ""])
 
-    return _TABLE.sub(table, text)
+    return TABLE.sub(table, text)
+
+
+_KINDS = {"speed": speed, "targets": targets, "growth": growth, "tools": tools}
+_GPU_KINDS = {"gpu": gpu, "gpu_runs": gpu_runs, "gpu_cohort": gpu_cohort}
 
 
 def main():
-    """Write the README's tables."""
-    readme = ROOT / "README.md"
-    readme.write_text(written(readme.read_text("utf-8")), "utf-8")
+    """Write the tables of all documents."""
+    for path in DOCUMENTS:
+        path.write_text(written(path.read_text("utf-8")), "utf-8")
     return 0
 
 

@@ -1,8 +1,7 @@
-"""Array libraries and devices: the only module that names NumPy and CuPy.
+"""Array libraries and devices: the only module that imports CuPy.
 
-Kernels ask it for the namespace and the device of their arguments, the masker asks it which device to use, and the
-pipelines move arrays with it: at once, or through page-locked buffers, streams and events. CuPy is imported on first
-use of a GPU, never before.
+It returns the namespace and the device of an array, selects the device that a user requests, and moves arrays: at once,
+or through page-locked buffers, streams and events. CuPy is imported on the first use of a GPU.
 """
 
 import contextlib
@@ -14,6 +13,7 @@ import os
 import re
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,16 +34,16 @@ class DeviceError(RuntimeError):
 
 @dataclass(frozen=True)
 class CudaStatus:
-    """What CuPy can reach on this machine.
+    """The usable GPUs of this machine, or why none is usable.
 
     Attributes
     ----------
     devices : tuple of str
-        Names of the usable CUDA devices, in CuPy's order; empty if there is none.
+        Names of the CUDA devices, in CuPy's order; empty unless all are usable.
     problem : str
-        Why no CUDA device can be used; empty if there is one.
+        Why CUDA can't be used; empty if it can.
     remedy : str
-        What to do about it; empty if there is nothing to mend.
+        How to fix the problem; empty without one.
     """
 
     devices: tuple[str, ...] = ()
@@ -51,10 +51,10 @@ class CudaStatus:
     remedy: str = ""
 
 
-def driver_cuda_version():
-    """CUDA version that the NVIDIA driver supports, as (major, minor), or None without a driver.
+def driver_cuda_version() -> tuple[int, int] | None:
+    """Return the CUDA version that the NVIDIA driver supports, as (major, minor), or None without a driver.
 
-    Asks ``cuDriverGetVersion`` of the driver's own library, so it needs neither CuPy nor a CUDA toolkit.
+    The driver's own library reports it (``cuDriverGetVersion``), so neither CuPy nor a CUDA toolkit is needed.
     """
     for name in ("libcuda.so.1", "nvcuda.dll"):
         try:
@@ -68,7 +68,7 @@ def driver_cuda_version():
 
 
 def _install_line(version):
-    """What to install for a driver that supports CUDA `version`, which is None without a driver."""
+    """Installation hint for a driver that supports CUDA `version`; None means no driver."""
     if version is None:
         return (
             "Install an NVIDIA driver, then pip install 'gpumask[cuda13]' (driver 580 or newer) "
@@ -80,14 +80,14 @@ def _install_line(version):
 
 
 def _no_driver(version):
-    """Why no CuPy could work with the driver; empty if one could."""
+    """Why CuPy can't work with the driver; empty if it can."""
     if version is None:
         return "no NVIDIA driver was found"
     return f"the NVIDIA driver is too old: it supports CUDA {version[0]}.{version[1]}" if version[0] < 12 else ""
 
 
 def _installed_cupy():
-    """The packages of CuPy that are installed, such as ["cupy-cuda13x"]; each brings the same module."""
+    """Installed CuPy packages, such as ["cupy-cuda13x"]. All of them install the same module."""
     found = []
     for name in ("cupy", "cupy-cuda11x", "cupy-cuda12x", "cupy-cuda13x"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -96,11 +96,10 @@ def _installed_cupy():
     return found
 
 
-def cuda_status():
+def cuda_status() -> CudaStatus:
     """Probe the GPUs by computing on each of them.
 
-    A device count alone proves little: a missing NVRTC or a full device shows only when a kernel is compiled and
-    launched, so one is.
+    Counting devices isn't enough: a missing NVRTC or a full device shows only when a kernel is compiled and launched.
 
     Returns
     -------
@@ -121,7 +120,7 @@ def cuda_status():
                     problem = f"CUDA device {index} computes wrong results"
                     return CudaStatus(problem=problem, remedy="Check it with nvidia-smi, and update driver and CuPy.")
             names.append(cupy.cuda.runtime.getDeviceProperties(index)["name"].decode())
-    except Exception as error:  # whatever CuPy, CUDA's libraries or the loader of a broken wheel raise
+    except Exception as error:  # CuPy, the CUDA libraries and the loader of a broken wheel raise different classes
         problem, remedy = _diagnosis(error, version)
         return CudaStatus(problem=problem, remedy=remedy)
     if not names:
@@ -148,7 +147,7 @@ def _first_line(error):
 
 
 def _diagnosis(error, version):
-    """Cause and remedy of what CuPy raised on a machine whose driver supports CUDA `version`."""
+    """Cause and remedy of an error from CuPy, on a machine whose driver supports CUDA `version`."""
     text, line = str(error), _first_line(error)
     packages = _installed_cupy()
     built_for = max((int(name[9:11]) for name in packages if name != "cupy"), default=None)
@@ -173,10 +172,10 @@ def _diagnosis(error, version):
         if newer:
             return f"CuPy is built for a newer CUDA, but {supported}", f"Update the driver, or {install}"
     if "gpu-architecture" in text:
-        return f"CuPy's compiler doesn't know this GPU ({line})", f"Update CuPy. {_install_line(version)}"
+        return f"CuPy's compiler doesn't support this GPU ({line})", f"Update CuPy. {_install_line(version)}"
     if "nvrtc" in text.lower():
         return f"NVRTC, the CUDA runtime compiler, is missing ({line})", _install_line(version)
-    if isinstance(error, OSError) and error.filename:  # CuPy makes the folder when it is imported
+    if isinstance(error, OSError) and error.filename:  # CuPy creates the folder when it is imported
         remedy = "Set CUPY_CACHE_DIR to a writable folder, or CUPY_CACHE_IN_MEMORY=1."
         return f"CuPy can't write its kernel cache ({line})", remedy
     if "cupy" not in sys.modules:
@@ -184,13 +183,13 @@ def _diagnosis(error, version):
     return f"CuPy fails ({line})", "Compare nvidia-smi with the output of: python -c 'import cupy; cupy.show_config()'"
 
 
-def resolve_device(device):
-    """Turn a user's ``device`` into the one that is used, and never into another.
+def resolve_device(device: str) -> str:
+    """Resolve a user's `device`. A requested GPU is never replaced by another device.
 
     Parameters
     ----------
     device : {"auto", "cpu", "cuda", "cuda:N"}
-        "auto" takes the first CUDA device that can compute, else the CPU. "cuda" is "cuda:0".
+        "auto" selects the first GPU if the GPUs are usable, else the CPU. "cuda" means "cuda:0".
 
     Returns
     -------
@@ -202,7 +201,7 @@ def resolve_device(device):
     ValueError
         For any other value.
     DeviceError
-        If a CUDA device was asked for and can't be used; the message names cause and remedy.
+        If a requested CUDA device is unusable; the message states cause and remedy.
     """
     if device == "cpu":
         return "cpu"
@@ -211,7 +210,7 @@ def resolve_device(device):
         msg = f"`device` must be 'auto', 'cpu', 'cuda' or 'cuda:N' with N a device number, got {device!r}."
         raise ValueError(msg)
     if device == "auto" and "cupy" not in sys.modules and driver_cuda_version() is None:
-        return "cpu"  # importing CuPy to learn that there is no driver takes 0.15 s
+        return "cpu"  # importing CuPy only to find no driver takes 0.15 s
     status = cuda_status()
     if device == "auto":
         return "cuda:0" if status.devices else "cpu"
@@ -221,7 +220,7 @@ def resolve_device(device):
             "Or use device='cpu', or 'auto' to let gpumask choose."
         )
         raise DeviceError(msg)
-    index = int(cuda[1] or 0)
+    index = int(cuda[1] or 0) if cuda else 0
     if index >= len(status.devices):
         found = ", ".join(f"cuda:{i} ({name})" for i, name in enumerate(status.devices))
         msg = f"device={device!r} was requested, but this machine has {len(status.devices)} CUDA device(s): {found}."
@@ -229,7 +228,7 @@ def resolve_device(device):
     return f"cuda:{index}"
 
 
-_process = None  # the one that uses CUDA: what was initialised there is broken in its forks
+_process: int | None = None  # id of the process that uses CUDA: forks of it can't
 
 
 def _check_process():
@@ -238,8 +237,14 @@ def _check_process():
 
 
 @contextlib.contextmanager
-def using(device):
-    """Make `device` ("cpu" or "cuda:N") the current device of this thread inside the block."""
+def using(device: str) -> Iterator[None]:
+    """Make `device` ("cpu" or "cuda:N") the current device of this thread inside the block.
+
+    Raises
+    ------
+    DeviceError
+        In a fork of a process that uses CUDA.
+    """
     if device == "cpu":
         yield
         return
@@ -253,13 +258,13 @@ def using(device):
 
 
 @contextlib.contextmanager
-def device_errors(device):
-    """Turn what CuPy raises inside the block into a `DeviceError`: a GPU that was lost, a library that is missing."""
+def device_errors(device: str) -> Iterator[None]:
+    """Convert errors of CuPy inside the block (a lost GPU, full memory, a missing library) to `DeviceError`."""
     try:
         yield
     except Exception as error:
         failed = "failed"
-        if isinstance(error, ImportError):  # a library of CUDA that CuPy loads when it is first needed
+        if isinstance(error, ImportError):  # CuPy loads a CUDA library when it first needs it
             remedy = _install_line(driver_cuda_version())
         elif is_out_of_memory(error):
             failed, remedy = "is out of memory", _STOP_OTHERS
@@ -272,20 +277,20 @@ def device_errors(device):
 
 
 def _is_of_cupy(error):
-    """Whether CuPy raised it for CUDA, one of its libraries, or the lack of one."""
+    """Whether the error's class is one of CuPy or of the CUDA libraries."""
     return type(error).__module__.partition(".")[0] in ("cupy", "cupy_backends", "cupyx", "cuda")
 
 
-def is_out_of_memory(error):
-    """Whether CuPy raised it since a GPU's memory is full (or that of the host, for page-locked memory)."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether CuPy raised the error because memory is full: a GPU's, or page-locked memory of the host."""
     full = ("cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY", "ALLOC_FAILED")
     return _is_of_cupy(error) and (isinstance(error, MemoryError) or any(name in str(error) for name in full))
 
 
-def device_memory():
-    """Bytes that can be allocated on the current device, and bytes that it has.
+def device_memory() -> tuple[int, int]:
+    """Return the free bytes and all bytes of the current device.
 
-    What CuPy's pool holds unused counts as free; where the pool has a limit, no more than that does.
+    Unused memory of CuPy's pool counts as free. If the pool has a limit, at most its unused part is free.
     """
     import cupy
 
@@ -296,26 +301,26 @@ def device_memory():
     return (min(free, limit - pool.used_bytes()) if limit else free), total
 
 
-def release_memory():
-    """Give back the memory of the current device that CuPy's pool holds unused."""
+def release_memory() -> None:
+    """Free the unused memory of CuPy's pool on the current device."""
     import cupy
 
     cupy.get_default_memory_pool().free_all_blocks()
 
 
-def device_dtype(dtype):
-    """The dtype in which values of `dtype` are stored on a GPU: in native byte order, and none beyond 64 bits."""
+def device_dtype(dtype: Any) -> np.dtype:
+    """Return the dtype that holds values of `dtype` on a GPU: native byte order, float64 for more than 64 bits."""
     dtype = np.dtype(dtype)
     return np.dtype(np.float64) if dtype.itemsize > 8 else dtype.newbyteorder("=")
 
 
-def pinned_empty(shape, dtype):
-    """Page-locked NumPy array, which a GPU can copy from while the processor goes on; its values are arbitrary.
+def pinned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Return an uninitialized page-locked NumPy array. A GPU can copy from it while the CPU continues.
 
     Raises
     ------
     DeviceError
-        If the memory can't be had. Ordinary memory is no substitute: copies from it would wait in secret.
+        If the memory can't be allocated. Pageable memory won't do: copies from it block silently.
     """
     import cupy
 
@@ -337,43 +342,44 @@ def pinned_empty(shape, dtype):
 _streams = threading.local()
 
 
-def stream(name):
-    """The stream of that name (a queue of copies and kernels) that this thread has on the current device.
+def stream(name: str) -> Any:
+    """Return this thread's stream (a queue of copies and kernels) of that name on the current device.
 
-    It is kept: CuPy's pool gives memory that was used in one stream only to the same stream again.
+    Streams are kept, because CuPy's pool reuses memory only within the stream that it was allocated in.
     """
     import cupy
 
+    kept: dict[Any, Any] = vars(_streams)
     key = name, cupy.cuda.runtime.getDevice()
-    if key not in vars(_streams):
-        vars(_streams)[key] = cupy.cuda.Stream(non_blocking=True)
-    return vars(_streams)[key]
+    if key not in kept:
+        kept[key] = cupy.cuda.Stream(non_blocking=True)
+    return kept[key]
 
 
-def new_event():
-    """A mark in a stream, with its time."""
+def new_event() -> Any:
+    """Return a CUDA event: recorded in a stream, it marks a position and its time."""
     import cupy
 
     return cupy.cuda.Event()
 
 
-def seconds_between(first, last):
-    """Seconds of device time between two events that were reached."""
+def seconds_between(first: Any, last: Any) -> float:
+    """Return the seconds of device time between two completed events."""
     import cupy
 
     return cupy.cuda.get_elapsed_time(first, last) / 1000
 
 
-def upload(source, target, stream):
-    """Queue a copy of `source`, page-locked and not to be changed until it is done, to `target` on the device."""
+def upload(source: np.ndarray, target: Array, stream: Any) -> None:
+    """Queue a copy of `source` to `target` on the device.
+
+    `source` must be page-locked, and mustn't be modified before the copy has finished.
+    """
     target.set(source, stream=stream)
 
 
-def to_device(array, device):
-    """Copy a NumPy array to `device` ("cpu" or "cuda:N"), keeping its dtype; a no-op for "cpu".
-
-    A big-endian array arrives in native byte order, which is all that a GPU knows.
-    """
+def to_device(array: np.ndarray, device: str) -> Array:
+    """Copy a NumPy array to `device` ("cpu" or "cuda:N"), in `device_dtype`; "cpu" returns the array itself."""
     if device == "cpu":
         return array
     import cupy
@@ -382,8 +388,11 @@ def to_device(array, device):
         return cupy.asarray(array.astype(device_dtype(array.dtype), copy=False))
 
 
-def to_host(array):
-    """The array as a NumPy array: itself if it is one, else a copy (on a GPU this waits for the device)."""
+def to_host(array: Array) -> np.ndarray:
+    """Return the array as a NumPy array: a NumPy array unchanged, a CuPy array as a copy (waits for the device).
+
+    Arrays of other libraries are converted by DLPack, without a copy where possible.
+    """
     if is_numpy(array):
         return array
     if is_cupy(array):
@@ -391,8 +400,8 @@ def to_host(array):
     return np.from_dlpack(array)
 
 
-def like(values, array):
-    """`values` (a NumPy array or a nested list) as an array of the library and on the device of `array`."""
+def like(values: Any, array: Array) -> Array:
+    """Convert `values` (a NumPy array or a nested list) to the library and device of `array`."""
     return array_namespace(array).asarray(values, device=device_of(array))
 
 
@@ -404,8 +413,8 @@ def _cuda_kernel(source, name, options, device):
     return module.get_function(name)
 
 
-def cuda_kernel(source, name, options=()):
-    """Compile a templated CUDA kernel for the current device, once.
+def cuda_kernel(source: str, name: str, options: tuple[str, ...] = ()) -> Any:
+    """Compile a templated CUDA kernel for the current device. Compiled kernels are cached.
 
     Parameters
     ----------
@@ -414,7 +423,7 @@ def cuda_kernel(source, name, options=()):
     name : str
         Name expression of the instance, such as ``"scale<float>"``.
     options : tuple of str
-        Compiler options beside the language standard.
+        Compiler options in addition to the language standard.
 
     Returns
     -------

@@ -1,7 +1,17 @@
-"""The choices that users have, by name. It imports nothing, so ``--help`` stays quick."""
+"""Names of the choices that users have, and the check of a parameter's type; imports nothing slow, for ``--help``."""
+
+from typing import Any
 
 STRATEGIES = ("mean", "sum", "median", "minimum", "maximum", "variance", "standard_deviation")
 LINEAR = ("mean", "sum")  # the strategies that are linear in the voxels
 STANDARDIZE = ("zscore_sample", "zscore", "psc")
 TARGETS = ("labels", "data", None)
 NAN_POLICIES = ("zero", "omit")
+
+
+def check_type(name: str, value: Any, types: Any) -> None:
+    """Raise TypeError, with nilearn's message, if a parameter has another type; bool doesn't count as a number."""
+    members = getattr(types, "__args__", (types,))
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in members):
+        msg = f"'{name}' must be of type(s): '{types}'.\nGot: '{type(value).__name__}'"
+        raise TypeError(msg)

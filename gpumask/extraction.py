@@ -1,7 +1,7 @@
-"""From opened volumes and regions to cleaned signals: values only, no estimator and no chunk.
+"""From opened volumes and regions to cleaned signals.
 
-`prepare` finds out all that can be known, and be wrong, before a volume is read. `extract` reads a run once for any
-number of prepared extractions.
+`prepare` checks all arguments and compiles the plan before a volume is read. `extract` reads a run once for any number
+of prepared extractions.
 """
 
 import threading
@@ -15,7 +15,7 @@ import numpy as np
 import scipy
 
 from gpumask import __version__
-from gpumask.choices import NAN_POLICIES, STANDARDIZE, STRATEGIES, TARGETS
+from gpumask.choices import NAN_POLICIES, STANDARDIZE, STRATEGIES, TARGETS, check_type
 from gpumask.confounds.high_variance import high_variance_confounds
 from gpumask.engine.plan import Plan, compile_plan
 from gpumask.engine.regions import Regions, RegionsOnGrid
@@ -29,7 +29,6 @@ from gpumask.signal import Cleaner
 if TYPE_CHECKING:
     import joblib
 
-_INTEGER = int | np.integer
 _REAL = float | np.floating | int | np.integer
 _TYPES = {
     "smoothing_fwhm": _REAL | None,
@@ -51,25 +50,14 @@ _CHOICES = {
 }
 
 
-def check_type(name: str, value: Any, types: Any) -> None:
-    """Raise TypeError, with nilearn's message, if a parameter is of another type; a bool is no number."""
-    if not isinstance(value, types) or (isinstance(value, bool) and types is not bool and bool not in _members(types)):
-        msg = f"'{name}' must be of type(s): '{types}'.\nGot: '{type(value).__name__}'"
-        raise TypeError(msg)
-
-
-def _members(types):
-    return getattr(types, "__args__", (types,))
-
-
 @dataclass(frozen=True)
 class Settings:
-    """How signals are extracted and cleaned; as `gpumask.NiftiLabelsMasker` documents its parameters.
+    """How signals are extracted and cleaned. `gpumask.NiftiLabelsMasker` documents each parameter.
 
     Raises
     ------
     TypeError, ValueError
-        For the first one that can't be used, with nilearn's messages.
+        For the first parameter with a wrong type or value; with nilearn's message where nilearn has the parameter.
     """
 
     smoothing_fwhm: float | None = None
@@ -115,23 +103,23 @@ class Settings:
 
     @classmethod
     def of(cls, parameters: Mapping[str, Any]) -> "Settings":
-        """The settings among the parameters of a masker."""
+        """Choose the settings among the parameters of a masker."""
         return cls(**{setting.name: parameters[setting.name] for setting in fields(cls) if setting.name in parameters})
 
     @property
     def filters(self) -> bool:
-        """Whether there is a cut-off frequency, so that `t_r` is needed."""
+        """Whether a cut-off frequency is set. Filtering needs `t_r`."""
         return any(cutoff not in (None, False) for cutoff in (self.low_pass, self.high_pass))
 
     @property
     def in_space(self) -> dict[str, Any]:
-        """The settings that decide a plan's bits; with the regions and the grid, a plan depends on nothing else."""
+        """The settings that a plan depends on. Apart from them it depends only on the regions and the grid."""
         keep = "all" if self.keep_all_regions else "masked" if self.keep_masked_labels else "found"
         own = ("smoothing_fwhm", "strategy", "nan_policy")
         return {"target": self.resampling_target, "keep": keep} | {name: getattr(self, name) for name in own}
 
     def cleaner(self, n_volumes: int, confounds: Any = None, sample_mask: Any = None) -> Cleaner:
-        """What cleans the signals; wrong confounds or cut-offs show here."""
+        """Prepare the cleaning of a run; raises the errors of `gpumask.signal.Cleaner`."""
         return Cleaner(
             n_volumes,
             detrend=self.detrend,
@@ -148,7 +136,7 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """One extraction of a run, before it is read.
+    """One extraction from a run, before the run is read.
 
     Attributes
     ----------
@@ -157,9 +145,10 @@ class Prepared:
     plan : Plan
     cleaner : Cleaner
     key : tuple
-        Everything that decides the bits of the uncleaned signals, apart from the run and the device.
+        Cache key: everything that the uncleaned signals depend on, except the run and the device. Empty without
+        `memory`.
     memory : joblib.Memory or None
-        Where signals are looked for, and kept.
+        Cache of the uncleaned signals.
     """
 
     settings: Settings
@@ -177,11 +166,11 @@ class Result:
     Attributes
     ----------
     signals : ndarray, shape (n_kept, n_regions)
-        Cleaned, of the dtype that was asked for.
+        Cleaned; the dtype is that of `signal_dtype`.
     non_finite : bool
         Whether a voxel of a region is NaN or infinite.
     seconds : dict
-        As `gpumask.engine.stream.Extraction.seconds`, with "clean".
+        `gpumask.engine.stream.Extraction.seconds` and "clean"; "total" includes the cleaning.
     """
 
     signals: np.ndarray
@@ -194,34 +183,44 @@ def _versions():
 
 
 def _plan_key(regions, grid, settings):
-    """Everything that decides the bits of a plan: versions, regions, grid of the runs, settings."""
+    """Everything that a plan depends on: versions, regions, grid of the runs, settings."""
     return _versions(), regions.identity, grid.shape, grid.affine.tobytes(), tuple(settings.in_space.items())
 
 
 class Plans:
-    """Regions on grids and their plans, compiled once and kept for the next run; threads may share it.
+    """Regions on grids and their plans, compiled once and kept for the next run. Safe to share between threads.
 
     Parameters
     ----------
     n_kept : int
-        Number of plans that are kept, the latest ones.
+        Number of plans to keep. The oldest one is dropped first.
     """
 
     def __init__(self, n_kept: int = 4):
-        self._n_kept, self._kept, self._lock = n_kept, {}, threading.Lock()
+        self._n_kept, self._lock = n_kept, threading.Lock()
+        self._kept: dict[tuple, tuple[RegionsOnGrid, Plan]] = {}
 
     def get(
         self, regions: Regions, grid: Grid, settings: Settings, memory: "joblib.Memory | None" = None
     ) -> tuple[RegionsOnGrid, Plan]:
-        """Regions on the grid of a run, and the plan compiled from them.
+        """Return the regions on the grid of a run and the plan for them, compiling it if necessary.
+
+        Parameters
+        ----------
+        regions : Regions
+        grid : Grid
+            Grid of the run.
+        settings : Settings
+        memory : joblib.Memory, optional
+            Cache of compiled plans on disk.
 
         Raises
         ------
         ValueError
-            If no region is left, or the settings don't fit.
+            If no region is left, the grids differ and `resampling_target` is None, or `nan_policy` doesn't fit.
         """
         key = regions, grid.shape, grid.affine.tobytes(), tuple(settings.in_space.items())
-        with self._lock:  # who waits would compile the same
+        with self._lock:  # waiting threads would compile the same plan
             if key not in self._kept:
                 made = _place(regions, grid, settings, memory)
                 while len(self._kept) >= self._n_kept:
@@ -236,10 +235,10 @@ class Plans:
 def _place(regions, grid, settings, memory):
     chosen = settings.in_space
     on_grid = regions.on(grid, chosen["target"], chosen["keep"])
-    compiled = _compile
-    if memory is not None:
-        compiled = memory.cache(_compile, ignore=["on_grid", "settings"])
-    return on_grid, compiled(_plan_key(regions, grid, settings) if memory else None, on_grid=on_grid, settings=settings)
+    if memory is None:
+        return on_grid, _compile(None, on_grid=on_grid, settings=settings)
+    compiled = memory.cache(_compile, ignore=["on_grid", "settings"])
+    return on_grid, compiled(_plan_key(regions, grid, settings), on_grid=on_grid, settings=settings)
 
 
 def _compile(key, *, on_grid, settings):
@@ -264,7 +263,7 @@ def prepare(
     plans: Plans | None = None,
     memory: "joblib.Memory | None" = None,
 ) -> Prepared:
-    """Find out all that can be known before a volume is read: what to extract, and how to clean it.
+    """Check the arguments, compile the plan and prepare the cleaning, before a volume is read.
 
     Parameters
     ----------
@@ -274,13 +273,13 @@ def prepare(
     confounds, sample_mask
         As `gpumask.signal.clean` takes them.
     plans : Plans, optional
-        Where compiled plans are looked for, and kept.
+        Compiled plans of earlier runs. If None, the plan is compiled.
     memory : joblib.Memory, optional
-        Where plans, signals and high-variance confounds are looked for, and kept.
+        Cache of plans, signals and high-variance confounds on disk.
 
     Raises
     ------
-    TypeError, ValueError
+    TypeError, ValueError, IndexError
         If confounds, masks, settings or grids don't fit.
     """
     if settings.high_variance_confounds:
@@ -308,7 +307,7 @@ def _with_high_variance(volumes, confounds, memory):
 
 
 def _high_variance_confounds(key, *, volumes):
-    """Confounds from a run itself; cached by `key`."""
+    """Confounds computed from the run; cached by `key`."""
     return high_variance_confounds(volumes)
 
 
@@ -326,26 +325,35 @@ def extract(
     Parameters
     ----------
     prepared : sequence of Prepared
-        For `volumes`. A single one is looked for in its `memory`.
+        For `volumes`. If it is a single one, its `memory` is used for the signals.
     volumes : Volumes
     device : str
         "cpu" or "cuda:N", from `gpumask.backend.resolve_device`.
     progress : callable, optional
-        Called with the number of volumes done, from the calling thread; what it raises ends the extraction.
+        Called with the number of volumes done so far, in the calling thread. An exception from it ends the extraction.
     n_threads : int, optional
-        Threads that reduce volumes on the CPU, beside the calling one, which reads. If None, one per core. The bits
-        don't depend on it.
+        Threads that reduce volumes on the CPU, in addition to the calling thread, which reads. If None, one per core.
+        Results don't depend on it.
     on_cleaning : callable, optional
-        Called when all volumes are read.
+        Called after the last volume has been read, before cleaning.
 
     Returns
     -------
     list of Result
-        For each of `prepared`, with the same bits as if it were alone.
+        One for each of `prepared`, bit for bit as if extracted alone.
+
+    Raises
+    ------
+    ImageError
+        If the run is truncated or corrupt.
+    DeviceError
+        If the GPU fails or runs out of memory.
+    ValueError
+        If signals of an integer dtype would have to hold NaN.
     """
     started = time.perf_counter()
     plans = [one.plan for one in prepared]
-    options = {"device": device, "progress": progress, "n_threads": n_threads}
+    options: dict[str, Any] = {"device": device, "progress": progress, "n_threads": n_threads}
     memory = prepared[0].memory if len(prepared) == 1 else None
     if memory is not None:
         key = prepared[0].key, volumes.identity(), device
@@ -368,32 +376,35 @@ def _run(key, *, plans, volumes, options):
 
 
 def _finished(prepared: Prepared, extraction: Extraction, volumes, started, *, keep):
-    """Clean the signals, and give them their dtype."""
+    """Clean the signals and convert them to their dtype."""
     settings, plan, signals = prepared.settings, prepared.plan, extraction.signals
     zeroed = extraction.non_finite and settings.nan_policy == "zero"
     if zeroed and (settings.smoothing_fwhm is None or plan.resampling is not None):  # as nilearn does
         warn("Non-finite values detected. These values will be replaced with zeros.")
     lost = plan.counts == 0
-    if not settings.keep_all_regions:  # what has a column without a voxel is there by `keep_masked_labels`
+    if not settings.keep_all_regions:  # an empty column is then one that `keep_masked_labels` keeps: zeros
         signals = np.where(lost, 0.0, signals) if lost.any() else signals
         lost = np.zeros_like(lost)
     if settings.min_coverage is not None:
         lost = lost | (prepared.regions.covered_share < settings.min_coverage)
     cleaning = time.perf_counter()
     with one_blas_thread:
-        signals = _cleaned(signals, lost, prepared.cleaner, copy=keep)  # what `memory` holds may be a mapped file
+        signals = _cleaned(signals, lost, prepared.cleaner, copy=keep)  # signals from `memory` may be a mapped file
     done = time.perf_counter()
     seconds = {**extraction.seconds, "clean": done - cleaning, "total": done - started}
     smoothed, resampled = settings.smoothing_fwhm is not None, plan.resampling is not None
     dtype = signal_dtype(settings.dtype, volumes.loaded_dtype, smoothed=smoothed, resampled=resampled)
     if dtype.kind != "f" and np.isnan(signals).any():
-        msg = f"NaN marks the regions without data, and dtype={settings.dtype!r} can't hold it: use a float dtype."
+        msg = f"dtype={settings.dtype!r} can't hold NaN, which marks regions without data. Use a float dtype."
         raise ValueError(msg)
     return Result(signals.astype(dtype, copy=False), extraction.non_finite, seconds)
 
 
 def _cleaned(signals, lost, cleaner, *, copy):
-    """Signals cleaned, those of `lost` regions NaN; "psc" looks at all at once, so NaN must not be among them."""
+    """Clean the signals; those of `lost` regions become NaN.
+
+    Non-finite signals are cleaned apart from the others: "psc" makes one decision for all signals that it gets.
+    """
     finite = np.isfinite(signals).all(axis=0) & ~lost
     if finite.all():
         return cleaner(signals, copy=copy)
@@ -401,33 +412,34 @@ def _cleaned(signals, lost, cleaner, *, copy):
     result = np.full((len(signals) if kept is None else len(kept), len(lost)), np.nan)
     for columns in (finite, ~finite & ~lost):
         if columns.any():
-            # In the order that the signals have without the others: it decides the bits.
+            # In C order, as without the other columns: the bits depend on the memory order.
             result[:, columns] = cleaner(np.ascontiguousarray(signals[:, columns]))
     return result
 
 
 def asked_dtype(asked: Any, source: np.dtype) -> np.dtype | None:
-    """What the setting `dtype` makes of data of the dtype `source`; None if it says nothing."""
+    """Resolve the setting `dtype` for data of the dtype `source`; None if the setting is None."""
     if isinstance(asked, str) and asked == "auto":
         return np.dtype(np.int32 if source.kind == "i" else np.float32)
     return None if asked is None else np.dtype(asked)
 
 
 def signal_dtype(asked: Any, loaded: np.dtype, *, smoothed: bool, resampled: bool) -> np.dtype:
-    """The signals' dtype: what nilearn's chain of casts makes of a run's.
+    """Return the dtype of the signals, by nilearn's rules.
 
     Parameters
     ----------
     asked : dtype, "auto" or None
         The setting `dtype`.
     loaded : numpy.dtype
-        Of the run's values as nibabel loads them.
+        Dtype of the run's values as nibabel loads them.
     smoothed, resampled : bool
-        Whether nilearn would smooth or resample the volumes; either turns integers into floats.
+        Whether nilearn would smooth or resample the volumes. Smoothing turns integers into floats, resampling only
+        signed ones.
     """
     dtype = np.dtype(loaded)
-    if asked is not None:
-        return asked_dtype(asked, dtype)
+    if (chosen := asked_dtype(asked, dtype)) is not None:
+        return chosen
     if (resampled and dtype.kind == "i") or (smoothed and dtype.kind in "iu"):
         dtype = np.dtype(np.float64 if dtype.itemsize == 8 else np.float32)
     return np.dtype(np.float32 if dtype == np.float32 and dtype.isnative else np.float64)

@@ -1,4 +1,4 @@
-"""State that a process has one of: BLAS threads and warning filters, with their users counted; and its cores."""
+"""Process-wide state: the number of BLAS threads and the warning filters, with their users counted; and the cores."""
 
 import contextlib
 import functools
@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 
 
 class Counted:
-    """A process-wide state that the first user sets and the last one restores, whatever their order.
+    """A process-wide state: the first user sets it, and the last user restores the former one, in any order.
 
     Parameters
     ----------
@@ -20,7 +20,7 @@ class Counted:
     """
 
     def __init__(self, make: Callable[[], AbstractContextManager]):
-        self._make, self._lock, self._users, self._undo = make, threading.Lock(), 0, None
+        self._make, self._lock, self._users = make, threading.Lock(), 0
 
     def __enter__(self):
         with self._lock:
@@ -38,10 +38,10 @@ class Counted:
 
 @functools.cache
 def _blas_libraries():
-    import scipy.linalg  # noqa: F401 - loads a BLAS of its own, which the search of the next line has to find
+    import scipy.linalg  # noqa: F401 - loads SciPy's own BLAS, so that the search finds it
     from threadpoolctl import ThreadpoolController
 
-    # A search through all loaded libraries: 3 to 10 ms.
+    # Searching all loaded libraries takes 3 to 10 ms.
     return ThreadpoolController().select(user_api="blas").lib_controllers
 
 
@@ -57,8 +57,8 @@ def _one_blas_thread():
 
 def _set_blas_threads(numbers):
     for library, number in zip(_blas_libraries(), numbers, strict=True):
-        # From 3.8 on, threadpoolctl ignores all threads but the first that set a number, until that one has ended:
-        # whoever is last here must be able to, and so must a user's limit around us.
+        # From 3.8 on, threadpoolctl ignores all threads but the first one that sets a number, until that thread ends.
+        # Here, any thread may be the last one, and a user may have set a limit around this call.
         release = getattr(library, "clear_controlling_thread", lambda **_: None)
         release(force=True)
         library.set_num_threads(number)
@@ -82,11 +82,11 @@ def _every_warning():
 
 
 every_warning = Counted(_every_warning)
-"""Context in which no warning is suppressed because it was shown before; `collect_warnings` needs it."""
+"""Context in which repeated warnings are issued again; `collect_warnings` needs it."""
 
 
 def _show_warning(elsewhere, message, *args, **keywords):
-    """Keep a warning of a thread that collects them."""
+    """Keep the warning if this thread collects warnings, otherwise show it."""
     if (messages := getattr(_messages, "of_thread", None)) is None:
         elsewhere(message, *args, **keywords)
     elif str(message) not in messages:
@@ -95,8 +95,9 @@ def _show_warning(elsewhere, message, *args, **keywords):
 
 @contextlib.contextmanager
 def collect_warnings() -> Iterator[list[str]]:
-    """Yield a list that gets each different message that this thread warns of in the block; none are shown."""
-    messages, outer = [], getattr(_messages, "of_thread", None)
+    """Yield a list that collects the distinct warnings of this thread inside the block, instead of showing them."""
+    messages: list[str] = []
+    outer = getattr(_messages, "of_thread", None)
     with every_warning:
         _messages.of_thread = messages
         try:
@@ -106,13 +107,13 @@ def collect_warnings() -> Iterator[list[str]]:
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn, as from the line outside of gpumask (and of the libraries that call it back) that led here."""
-    frame, level = sys._getframe(1), 2
+    """Warn, pointing at the innermost caller outside gpumask and scikit-learn (which wraps `transform`)."""
+    frame, level = sys._getframe().f_back, 2
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("gpumask", "sklearn"):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
 
 
 def n_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,8 +1,12 @@
 """Temporal cleaning of region signals, equal to ``nilearn.signal.clean`` (0.14.1), on any array library and device."""
 
+from typing import Any
+
 import numpy as np
 
 from gpumask import backend
+from gpumask.backend import Array
+from gpumask.choices import check_type
 from gpumask.confounds.sample_masks import kept_volumes
 from gpumask.confounds.tables import confounds_matrix
 from gpumask.kernels import cleaning, filtering
@@ -20,83 +24,84 @@ _STANDARDIZE = {
 
 
 def clean(
-    signals,
-    runs=None,
-    detrend=True,
-    standardize="zscore_sample",
-    sample_mask=None,
-    confounds=None,
-    standardize_confounds=True,
-    filter="butterworth",
-    low_pass=None,
-    high_pass=None,
-    t_r=2.5,
-    ensure_finite=False,
-    extrapolate=False,
-    **kwargs,
-):
+    signals: Array,
+    runs: Any = None,
+    detrend: bool = True,
+    standardize: str | bool | None = "zscore_sample",
+    sample_mask: Any = None,
+    confounds: Any = None,
+    standardize_confounds: bool = True,
+    filter: str | bool = "butterworth",
+    low_pass: float | None = None,
+    high_pass: float | None = None,
+    t_r: float | None = 2.5,
+    ensure_finite: bool = False,
+    extrapolate: bool = False,
+    **kwargs: Any,
+) -> Array:
     """Clean signals: censor, detrend, filter, remove confounds, standardize; in this order.
 
-    Confounds are detrended and filtered like the signals, so that removing them brings back no filtered frequency
-    (Lindquist et al. 2019). Butterworth filtering needs even sampling: censored volumes are first replaced by a cubic
-    spline and removed again after filtering. Without it they are removed at the start.
+    Confounds are detrended and filtered like the signals, so removing them doesn't bring back filtered frequencies
+    (Lindquist et al. 2019). The Butterworth filter needs even sampling: censored volumes are first replaced by a cubic
+    spline, and removed after filtering. Without a Butterworth filter, they are removed at the start.
 
     Parameters
     ----------
     signals : array, shape (n_volumes, n_signals), real
-        Of any array library. Computed in float64 on its device; not modified.
+        An array of any library, or a list. Computed in float64 on its device; not modified.
     runs : array-like, shape (n_volumes,), default=None
-        Run of each volume. Runs are cleaned separately and returned one after the other, sorted by their label.
+        Run of each volume. Runs are cleaned separately and concatenated, sorted by their label.
     detrend : bool, default=True
-        Remove mean and linear trend.
+        Whether to remove mean and linear trend.
     standardize : {"zscore_sample", "zscore", "psc", True, False, None}, default="zscore_sample"
-        See `gpumask.kernels.cleaning.standardize`. True is "zscore_sample".
+        See `gpumask.kernels.cleaning.standardize`. True means "zscore_sample".
     sample_mask : array-like of int or bool, or list of these, default=None
-        Volumes to keep, as indices or as a boolean per volume. With `runs`, a list of one mask per run.
+        Volumes to keep, as indices or as one boolean per volume. With `runs`, a list of one mask per run.
     confounds : array, DataFrame, Series, path, sequence of numbers, or list of these, default=None
-        Nuisance signals of `n_volumes` rows, see `confounds_matrix`.
+        Nuisance signals with `n_volumes` rows; see `gpumask.confounds.tables.confounds_matrix`.
     standardize_confounds : bool, default=True
-        Z-score the confounds. If not, they are only scaled, and constant ones remove the signals' mean.
+        Whether to z-score the confounds. If False, they are only scaled; constant ones then remove the signals' mean,
+        unless `detrend` did.
     filter : {"butterworth", "cosine", False}, default="butterworth"
-        "cosine" removes slow cosines with the confounds, and knows no `low_pass`. Without cut-off there is no
-        Butterworth filter.
+        "butterworth" filters if there is a cut-off frequency. "cosine" adds slow cosines to the confounds, and ignores
+        `low_pass` with a warning.
     low_pass, high_pass : float or None, default=None
         Cut-off frequencies, in Hz.
     t_r : float or None, default=2.5
         Repetition time, in seconds.
     ensure_finite : bool, default=False
-        Replace NaN and infinite values of the signals by 0.
+        Whether to replace NaN and infinite values of the signals by 0.
     extrapolate : bool, default=False
-        With the Butterworth filter, extrapolate censored volumes at both ends for filtering. Otherwise they are left
-        out of it.
+        Whether the Butterworth filter gets extrapolated values for censored volumes at both ends of a run. If False,
+        these volumes are excluded from filtering.
     **kwargs
         ``butterworth__order``, ``butterworth__padtype``, ``butterworth__padlen`` and ``butterworth__copy``.
 
     Returns
     -------
     array, shape (n_kept, n_signals)
-        Of the library and on the device of `signals`. float32 for float32 and for integers of less than 64 bits, else
-        float64 (also for float32 filtered with ``butterworth__copy=True``).
+        In the library and on the device of `signals`. float32 for float32, booleans and integers of less than 64 bits,
+        else float64; always float64 if filtered with ``butterworth__copy=True``.
 
     Raises
     ------
     TypeError, ValueError, IndexError
-        As nilearn, with its messages, for options, confounds or masks that can't be used.
+        For invalid options, confounds or masks; with nilearn's messages where nilearn raises an error.
 
     Notes
     -----
-    Where nilearn 0.14.1 is wrong, the results differ:
+    The results differ where nilearn 0.14.1 is wrong:
 
-    - With a Butterworth filter and `sample_mask` nilearn interpolates other volumes than the censored ones (it inverts
-      the indices bitwise, ``volumes[~sample_mask]``). Censored values can so leak into their neighbours, and wrong
-      volumes can be returned. Here the censored volumes, and only they, are interpolated.
-    - Signals that are constant, or that the confounds explain in full, get z-scores of 0, and confounds that are
-      constant or a pure trend are left out. In nilearn their rounding noise is scaled to unit variance.
-    - nilearn can modify the caller's `sample_mask`; here no argument is written to.
+    - With a Butterworth filter and `sample_mask`, nilearn interpolates other volumes than the censored ones (it inverts
+      the indices bitwise, ``volumes[~sample_mask]``). Censored values can leak into their neighbours, and wrong volumes
+      can be returned. Here exactly the censored volumes are interpolated.
+    - Signals that are constant, or fully explained by the confounds, get z-scores of 0, and confounds that are constant
+      or a pure trend are ignored. nilearn scales their rounding noise to unit variance.
+    - nilearn can modify the caller's `sample_mask`; here no argument is modified.
     - nilearn rejects lists of indices, Series, tuples, lists of numbers and polars frames; here they are accepted.
     - With `runs`, nilearn ignores `standardize_confounds`, `extrapolate` and ``butterworth__*``, and `sample_mask`
-      requires runs labelled 0, 1, ...; here all of them hold.
-    - Unknown keywords are errors, and no FutureWarning about `standardize` is given.
+      requires runs labelled 0, 1, ...; here all of them work.
+    - Unknown keywords are errors, and there is no FutureWarning about `standardize`.
 
     As in nilearn, "psc" decides once for all signals whether their means are put back: see
     `gpumask.kernels.cleaning.standardize`.
@@ -126,16 +131,16 @@ def clean(
 
 
 class Cleaner:
-    """What `clean` does, checked and prepared before there are any signals: filter, confounds, censored volumes.
+    """The cleaning of one run (or of several), prepared before the signals exist: filter, confounds, censored volumes.
 
-    Whatever is wrong with a run's confounds or with the filter shows here, before a volume is read.
+    Invalid confounds and filters are found here, before a volume is read.
 
     Parameters
     ----------
     n_volumes : int
-        Rows of the signals to come.
+        Rows of the signals.
     **options
-        Those of `clean`, with its defaults.
+        As for `clean`, with its defaults.
 
     Raises
     ------
@@ -145,26 +150,26 @@ class Cleaner:
 
     def __init__(
         self,
-        n_volumes,
+        n_volumes: int,
         *,
-        runs=None,
-        detrend=True,
-        standardize="zscore_sample",
-        sample_mask=None,
-        confounds=None,
-        standardize_confounds=True,
-        filter="butterworth",
-        low_pass=None,
-        high_pass=None,
-        t_r=2.5,
-        ensure_finite=False,
-        extrapolate=False,
-        **kwargs,
-    ):
-        _check_type("detrend", detrend, bool)
-        _check_type("standardize_confounds", standardize_confounds, bool)
+        runs: Any = None,
+        detrend: bool = True,
+        standardize: str | bool | None = "zscore_sample",
+        sample_mask: Any = None,
+        confounds: Any = None,
+        standardize_confounds: bool = True,
+        filter: str | bool = "butterworth",
+        low_pass: float | None = None,
+        high_pass: float | None = None,
+        t_r: float | None = 2.5,
+        ensure_finite: bool = False,
+        extrapolate: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        check_type("detrend", detrend, bool)
+        check_type("standardize_confounds", standardize_confounds, bool)
         for name, value in (("low_pass", low_pass), ("high_pass", high_pass), ("t_r", t_r)):
-            _check_type(name, value, _SCALAR)
+            check_type(name, value, _SCALAR)
         _check_choice("standardize", standardize, tuple(_STANDARDIZE))
         if confounds is not None and not detrend and not standardize_confounds:
             msg = (
@@ -177,11 +182,12 @@ class Cleaner:
         self.filter = _checked_filter(filter, low_pass, high_pass, t_r)
         order, self.padding, copy = _butterworth_options(**kwargs)
         self.detrend, self.standardize, self.extrapolate = detrend, _STANDARDIZE[standardize], extrapolate
-        self.n_volumes, self.in_runs = n_volumes, runs is not None
+        self.in_runs = runs is not None
         self.run_rows = _rows_of_runs(runs, n_volumes)
         self.kept = kept_volumes(sample_mask, [rows.size for rows in self.run_rows])
-        used = [rows if kept is None else rows[kept] for rows, kept in zip(self.run_rows, self.kept, strict=True)]
-        confounds = confounds_matrix(confounds, n_volumes, np.concatenate(used))
+        kept_rows = [rows if kept is None else rows[kept] for rows, kept in zip(self.run_rows, self.kept, strict=True)]
+        used: Any = np.concatenate(kept_rows)
+        confounds = confounds_matrix(confounds, n_volumes, used)
         _check_choice("ensure_finite", ensure_finite, [True, False])
         self.ensure_finite = ensure_finite
         butterworth = self.filter == "butterworth"
@@ -196,14 +202,14 @@ class Cleaner:
                 of_run = _with_drifts(of_run, cleaning.cosine_drifts(len(rows), t_r, high_pass))
             self.bases.append(self._basis(of_run, kept, standardize_confounds))
 
-    def __call__(self, signals, *, copy=True):
+    def __call__(self, signals: Array, *, copy: bool = True) -> Array:
         """Clean signals.
 
         Parameters
         ----------
         signals : array, shape (n_volumes, n_signals), real
         copy : bool
-            Whether signals that nothing is done to are copied.
+            Whether to return a copy even if no step applies. If False, `signals` itself may be returned.
 
         Returns
         -------
@@ -236,7 +242,7 @@ class Cleaner:
         return cleaning.standardize(signals, self.standardize, original_mean=mean, noise=noise)
 
     def _prepared(self, x, kept, *, with_levels=True):
-        """`x` censored, detrended and filtered; its mean and rounding noise before the latter two, or None."""
+        """Censor, detrend and filter `x`; also return its mean and rounding noise after censoring, or None."""
         butterworth = self.filter == "butterworth"
         if kept is not None:
             x = cleaning.interpolate_censored(x, kept, extrapolate=self.extrapolate) if butterworth else _rows(x, kept)
@@ -252,7 +258,7 @@ class Cleaner:
         return x, mean, noise
 
     def _basis(self, confounds, kept, standardized):
-        """Orthonormal basis of one run's confounds after the steps that the signals go through, on the host."""
+        """Orthonormal basis of one run's confounds, censored, detrended and filtered as the signals; on the host."""
         if confounds is None or not confounds.shape[1]:
             return None
         confounds, _, noise = self._prepared(confounds, kept)
@@ -269,7 +275,7 @@ def _rows(x, indices):
 
 
 def _result_dtype(xp, dtype, widened):
-    """The dtype that nilearn returns for signals of a dtype; its filter widens to float64 when told to copy."""
+    """The dtype that nilearn returns for signals of a dtype; its filter returns float64 if it copies."""
     if xp.isdtype(dtype, "real floating"):
         single = dtype == xp.float32
     else:
@@ -296,12 +302,6 @@ def _with_drifts(confounds, drifts):
     return np.hstack((confounds, drifts))
 
 
-def _check_type(name, value, allowed):
-    if not isinstance(value, allowed) or (isinstance(value, bool) and allowed is not bool):
-        msg = f"'{name}' must be of type(s): '{allowed}'.\nGot: '{type(value).__name__}'"
-        raise TypeError(msg)
-
-
 def _check_choice(name, value, allowed):
     if value not in allowed:
         msg = f"'{name}' must be one of {allowed}.\n'{value}' was provided."
@@ -309,7 +309,7 @@ def _check_choice(name, value, allowed):
 
 
 def _checked_filter(filter, low_pass, high_pass, t_r):
-    """The filter that will be used: "butterworth", "cosine" or False."""
+    """Return the filter that applies: "butterworth", "cosine" or False."""
     if filter not in ("butterworth", "cosine", False):
         msg = f"Filter method {filter} not implemented."
         raise ValueError(msg)
@@ -336,13 +336,13 @@ def _checked_filter(filter, low_pass, high_pass, t_r):
 
 
 def _butterworth_options(**kwargs):
-    """Order, padding and copy of ``butterworth__*`` keywords."""
+    """Return order, padding and copy from ``butterworth__*`` keywords."""
     options = {"order": 5, "padtype": "odd", "padlen": None, "copy": False}
     for key, value in kwargs.items():
         name = key.removeprefix("butterworth__")
         if name == key or name not in options:
             known = ", ".join(f"butterworth__{option}" for option in options)
-            msg = f"clean() got an unexpected keyword argument '{key}'. Known are its parameters and {known}."
+            msg = f"clean() got an unexpected keyword argument '{key}'. Use its parameters or {known}."
             raise TypeError(msg)
         options[name] = value
     return options["order"], {"padtype": options["padtype"], "padlen": options["padlen"]}, options["copy"]

@@ -24,10 +24,10 @@ LAYERS = {
     "engine": {"engine", "images", "kernels", "backend", "choices", "process"},
     "bids": {"bids", "files", "tables"},
     "confounds": {"confounds", "bids", "images", "kernels", "backend"},
-    "signal": {"confounds", "kernels", "backend", "process"},
+    "signal": {"confounds", "kernels", "backend", "choices", "process"},
     "extraction": {"engine", "signal", "confounds", "images", "choices", "process"},
     "reports": {"reports", "images"},
-    "maskers": {"maskers", "extraction", "engine", "reports", "images", "backend", "process"},
+    "maskers": {"maskers", "extraction", "engine", "reports", "images", "backend", "choices", "process"},
     "cohort": {
         *("cohort", "extraction", "engine", "confounds", "images", "reports", "bids"),
         *("files", "tables", "choices", "process", "backend"),

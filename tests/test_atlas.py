@@ -368,6 +368,6 @@ def test_table_that_lacks_a_column(tmp_path):
 
 def test_table_that_is_not_there(tmp_path):
     path = tmp_path / "none.tsv"
-    message = f"`lut` is {path}, and there is no such file. Expected a table with the columns 'index' and 'name'."
+    message = f"`lut` is {path}, but no such file exists. Expected a table with the columns 'index' and 'name'."
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         lookup_table(np.array([0, 1]), 0, lut=path)

@@ -224,7 +224,7 @@ ERRORS = {
     "architecture": (
         CompileError("nvrtc: error: invalid value for --gpu-architecture (-arch)"),
         (12, 2),
-        "CuPy's compiler doesn't know this GPU (CompileError: nvrtc: error: invalid value for --gpu-architecture "
+        "CuPy's compiler doesn't support this GPU (CompileError: nvrtc: error: invalid value for --gpu-architecture "
         "(-arch))",
         "Update CuPy. Run: pip install 'gpumask[cuda12]'.",
     ),

@@ -411,7 +411,7 @@ def test_choices(name, choices, values):
         (
             {"lut": "missing.tsv"},
             ValueError,
-            "`lut` is missing.tsv, and there is no such file. Expected a table with the columns 'index' and 'name'.",
+            "`lut` is missing.tsv, but no such file exists. Expected a table with the columns 'index' and 'name'.",
         ),
         (
             {"lut": pd.DataFrame({"index": [1], "colour": ["red"]})},
@@ -421,12 +421,12 @@ def test_choices(name, choices, values):
         (
             {"lut": pd.DataFrame({"index": [1, 2, 1], "name": list("abc")})},
             ValueError,
-            "`lut` has several rows for [1]. Each region's index must be there once.",
+            "`lut` has several rows for [1]. Each region's index must occur once.",
         ),
         (
             {"clean_args": {"fliter": "cosine"}},
             TypeError,
-            "clean() got an unexpected keyword argument 'fliter'. Known are its parameters and butterworth__order, "
+            "clean() got an unexpected keyword argument 'fliter'. Use its parameters or butterworth__order, "
             "butterworth__padtype, butterworth__padlen, butterworth__copy.",
         ),
         (

@@ -285,7 +285,7 @@ def test_integers_cannot_hold_nan(atlas, options):
     masker = NiftiLabelsMasker(atlas, dtype="i4", **options)
     with pytest.raises(ValueError) as error:
         masker.fit_transform(run)
-    assert str(error.value) == ("NaN marks the regions without data, and dtype='i4' can't hold it: use a float dtype.")
+    assert str(error.value) == ("dtype='i4' can't hold NaN, which marks regions without data. Use a float dtype.")
     floats = masker.set_params(dtype="f4").fit_transform(run)
     assert floats.dtype == np.float32
     assert np.isnan(floats).any(axis=0).tolist() == [False, True, False, False]
@@ -402,10 +402,10 @@ def test_where_omit_is_not_defined(atlas, strategy, kind):
         return
     with pytest.raises(ValueError) as error:
         quietly(masker.transform, run)
-    what = f"the {strategy} of smoothed volumes" if kind == "smoothed" else "resampled volumes"
-    assert str(error.value) == (
-        f"nan_policy='omit' isn't defined for {what}: use nan_policy='zero', or resampling_target='data'."
-    )
+    what, other = "resampled volumes", "resampling_target='data'"
+    if kind == "smoothed":
+        what, other = f"the {strategy} of smoothed volumes", "strategy='mean'"
+    assert str(error.value) == f"nan_policy='omit' isn't defined for {what}: use nan_policy='zero', or {other}."
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -506,7 +506,7 @@ def test_together_with_policies_of_their_own(atlas):
 
 def test_together_needs_maskers_that_fit(atlas):
     zero = NiftiLabelsMasker(atlas, device="cpu").fit()
-    start = "`maskers` must be at least one, and share the device, got "
+    start = "`maskers` must hold at least one masker, all on one device, got the devices "
     with pytest.raises(ValueError) as error:
         transform_together([], run_of())
     assert str(error.value) == f"{start}[]."

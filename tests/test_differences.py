@@ -1,6 +1,8 @@
 """Where gpumask differs from nilearn 0.14.1: nilearn's answer and ours, side by side."""
 
+import re
 import warnings
+from pathlib import Path
 
 import nibabel as nib
 import nilearn.maskers
@@ -345,7 +347,7 @@ def test_no_report(fitted):
     assert any("report" in str(w.message).lower() for w in record)
     assert "</section>" in str(report)
     masker = ours(reports=not fitted)
-    with pytest.raises(ValueError, match=r"No report can be made|not fitted yet"):  # NotFittedError is a ValueError
+    with pytest.raises(ValueError, match=r"needs reports=True|not fitted yet"):  # NotFittedError is a ValueError
         (masker.fit() if fitted else masker).generate_report()
 
 
@@ -378,3 +380,13 @@ def test_3d_images_after_set_output_default(call):
         if call != "default":
             masker.set_output(transform="pandas")
         assert masker.set_output(transform="default").fit_transform(volume).shape == shape
+
+
+def test_table_names_every_test():
+    table = Path(__file__).with_name("DIFFERENCES.md").read_text("utf-8")
+    rows = re.findall(r"^\|.*\|$", table, re.M)
+    named = {name for row in rows for name in re.findall("`(.+?)`", row.split("|")[-2])}
+    files = {name for name in named if name.endswith(".py")}
+    assert all(Path(__file__).with_name(name).is_file() for name in files)
+    here = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    assert named - files == here - {"table_names_every_test"}

@@ -92,7 +92,7 @@ def test_any_allocation_may_fail_once(run, plans):
 
 FULL = (
     r"^cuda:0 is out of memory, with a single volume of \d+\.\d MiB at a time: Out of memory allocating [\d,]+ bytes "
-    r"\(allocated so far: 0 bytes\)\. Of its \d+ MiB, \d+ are free\. Stop other processes that use it \(see "
+    r"\(allocated so far: 0 bytes\)\. \d+ of its \d+ MiB are free\. Stop other processes that use it \(see "
     r"nvidia-smi\), or use device='cpu'\.$"
 )
 

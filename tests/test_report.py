@@ -212,7 +212,7 @@ def test_why_there_is_no_report(run, monkeypatch):
     assert str(error.value) == "`engine` must be 'matplotlib', got 'brainsprite'."
     with pytest.raises(ValueError) as error:
         NiftiLabelsMasker(labels(), reports=False).fit(run).generate_report()
-    assert str(error.value) == "No report can be made: the masker has reports=False."
+    assert str(error.value) == "generate_report needs reports=True, but the masker has reports=False."
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)

@@ -117,7 +117,7 @@ def test_runs(put):
 
 
 def test_runs_take_all_options():
-    """nilearn drops these options for runs, and knows sample masks only for runs that are labelled 0, 1, ..."""
+    """nilearn ignores these options for runs, and supports sample masks only for runs labelled 0, 1, ..."""
     runs = np.repeat([3, 7], [60, 40])
     signals, confounds = bold(100), motion(100)
     masks = [np.delete(np.arange(60), [0, 20]), np.delete(np.arange(40), [5, 39])]

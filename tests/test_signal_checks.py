@@ -89,7 +89,7 @@ def test_same_errors(options):
         (
             {"higpass": 0.01},
             TypeError,
-            "clean() got an unexpected keyword argument 'higpass'. Known are its parameters and butterworth__order, "
+            "clean() got an unexpected keyword argument 'higpass'. Use its parameters or butterworth__order, "
             "butterworth__padtype, butterworth__padlen, butterworth__copy.",
         ),
         (

@@ -1,52 +1,59 @@
 """Runs plans over a stream of volumes on a GPU: page-locked buffers, two streams, one download.
 
-The calling thread decodes a chunk straight into a page-locked buffer while the GPU works on the one before: one stream
-copies the stored values to the device, another reduces them there. All plans share a chunk's copy. The thread waits for
-the GPU only to use a buffer again, and signals and flags stay on the device until the run is over. (Clipping resampled
-values to the run's range is the exception: what lies outside of a chunk's is fetched at once.)
+The calling thread decodes a chunk straight into a page-locked buffer while the GPU processes the previous chunk: one
+stream copies the stored values to the device, another reduces them there. All plans share a chunk's copy. The thread
+waits for the GPU only before it reuses a buffer, and signals and flags stay on the device until the end of the run.
+(Exception: resampled values outside their chunk's range are downloaded at once, to clip them to the run's range.)
 """
 
 import contextlib
 import itertools
 import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from gpumask import backend
 from gpumask.engine.overshoots import Overshoots
+from gpumask.engine.plan import Plan
+from gpumask.images.volumes import Volumes
 
-_BUFFERS = 2  # one is filled while the other is emptied, on the host as on the device
-_WORKSPACE = 48  # bytes per voxel while a volume is scaled, filled in and resampled or smoothed, in float64
+_BUFFERS = 2  # one is filled while the other is emptied, on the host and on the device
+_WORKSPACE = 48  # bytes per voxel while a volume is scaled, filled and resampled or smoothed, in float64
 
 
-def stream(plans, volumes, clips, size, device, progress):
-    """Region signals of a run by several plans.
+def stream(
+    plans: Sequence[Plan],
+    volumes: Volumes,
+    clips: Sequence[tuple[float, float] | None],
+    size: int,
+    device: str,
+    progress: Callable[[int], object] | None,
+) -> tuple[list[tuple[np.ndarray, bool]], dict[str, float]]:
+    """Extract the region signals of several plans.
 
     Parameters
     ----------
-    plans : sequence of Plan
-    volumes : Volumes
-        Read once, in order.
-    clips : sequence of tuples of two floats, or None
-        What each plan's resampled values are clipped to. If None, to the range of the run.
+    plans, volumes, clips
+        As for `gpumask.engine.host.stream`.
     size : int
-        Volumes in a buffer. They are reduced fewer at a time, with the same result, where the device lacks memory.
+        Volumes in a buffer. If the device lacks memory, fewer are reduced at a time, with the same result.
     device : str
         "cuda:N".
     progress : callable or None
-        Called with the number of volumes handed to the GPU so far.
+        Called with the number of volumes submitted to the GPU so far.
 
     Returns
     -------
     results : list of (ndarray of float64 with shape (n_volumes, n_regions), bool)
-        Signals of each plan, and whether non-finite voxels were among its regions'.
+        As from `gpumask.engine.host.stream`.
     seconds : dict
-        "read", decoding into the buffers, in wall-clock time; "upload" and "reduce" in the device's.
+        Wall-clock seconds in "read" (decoding into the buffers), and seconds of device time in "upload" and "reduce".
 
     Raises
     ------
     DeviceError
-        If the device, its memory or page-locked memory fails.
+        If the device fails, or its memory or page-locked memory runs out.
     """
     with backend.device_errors(device), backend.using(device):
         run = _GpuRun(plans, volumes, clips, size, device)
@@ -59,7 +66,7 @@ def stream(plans, volumes, clips, size, device, progress):
 
 
 class _Pinned:
-    """A page-locked buffer; `copied` is the event after which it may be filled again."""
+    """A page-locked buffer, which may be filled again after the event `copied`."""
 
     def __init__(self, shape, dtype):
         self.array = backend.pinned_empty(shape, dtype)
@@ -67,9 +74,10 @@ class _Pinned:
 
 
 class _OnDevice:
-    """A buffer on the device; `reduced` is the event after which it may be filled (again).
+    """A buffer on the device, which may be filled (again) after the event `reduced`.
 
-    Its memory may be that of an array which the reducing stream still works on: filling it has to wait for that, too.
+    The pool may give it memory of an array that queued work of the reducing stream still uses, so the first filling
+    waits for that work.
     """
 
     def __init__(self, xp, shape, dtype, device, reducing):
@@ -79,7 +87,7 @@ class _OnDevice:
 
 
 class _GpuRun:
-    """A run on its way through a GPU: `allocate`, `read`, then `results` and `seconds`; `drain` in any case."""
+    """A run on a GPU: call `allocate`, `read`, then `results` and `seconds`, and `drain` even after an error."""
 
     def __init__(self, plans, volumes, clips, size, device):
         self.plans, self.volumes, self.clips, self.device = plans, volumes, clips, device
@@ -92,7 +100,7 @@ class _GpuRun:
         self.events = []  # start and end of each upload, start and end of each reduction
 
     def allocate(self):
-        """Everything that lasts for the run: plans and results on the device, page-locked buffers."""
+        """Allocate everything that lasts for the run: plans and results on the device, page-locked buffers."""
         while self.there is None:
             try:
                 with self.reducing:
@@ -114,7 +122,7 @@ class _GpuRun:
         n_volumes = self.volumes.n_volumes
         shapes = [(n_volumes, len(plan.counts)) for plan in self.plans] + [(len(self.plans), n_volumes)]
         bounds = np.cumsum([0] + [rows * columns for rows, columns in shapes])
-        # Signals of all plans, then flags: one array, so that one copy brings them to the host.
+        # Signals of all plans, then flags: one array, so that one copy downloads them.
         self.out = self.xp.empty(int(bounds[-1]), dtype=self.xp.float64, device=self.device_of)
         self.parts = list(zip(itertools.pairwise(bounds.tolist()), shapes, strict=True))
         *self.signals, self.flags = self._parts(self.out)
@@ -128,7 +136,7 @@ class _GpuRun:
         return [flat[start:stop].reshape(shape) for (start, stop), shape in self.parts]
 
     def _affordable(self):
-        """Volumes that a buffer on the device can hold, by the memory that is free now."""
+        """Volumes that fit in a buffer on the device, given its free memory."""
         n_voxels = self.volumes.grid.n_voxels
         free, _ = backend.device_memory()
         free -= _WORKSPACE * n_voxels * any(plan.uses_products for plan in self.plans)
@@ -137,7 +145,7 @@ class _GpuRun:
         return max(free // per_volume, 1)
 
     def _make_room(self, problem):
-        """After `problem`: free what can be freed, and let half as many volumes on the device."""
+        """Free what can be freed, and halve the volumes on the device; `problem` is the memory error's message."""
         self.drain()
         self.on_device = None
         backend.release_memory()
@@ -146,15 +154,15 @@ class _GpuRun:
             volume = self.volumes.grid.n_voxels * self.dtype.itemsize / 2**20
             msg = (
                 f"{self.device} is out of memory, with a single volume of {volume:.1f} MiB at a time: {problem}. "
-                f"Of its {total:.0f} MiB, {free:.0f} are free. Stop other processes that use it (see nvidia-smi), "
+                f"{free:.0f} of its {total:.0f} MiB are free. Stop other processes that use it (see nvidia-smi), "
                 "or use device='cpu'."
             )
             raise backend.DeviceError(msg)
         self.step //= 2
 
     def read(self, progress):
-        """Read all volumes and hand them to the GPU."""
-        # Other values than the GPU takes (in foreign byte order, of 128 bits) pass through an ordinary buffer.
+        """Read all volumes and submit them to the GPU."""
+        # Values that the GPU can't store (foreign byte order, 128 bits) pass through an ordinary buffer.
         take, shape = self._take, (self.size, self.volumes.grid.n_voxels)
         if self.volumes.dtype != self.dtype:
             ordinary = np.empty(shape, self.volumes.dtype)
@@ -173,7 +181,7 @@ class _GpuRun:
                     progress(chunk.start + len(chunk.data))
 
     def _take(self):
-        """The next page-locked buffer, to be filled."""
+        """Wait until the next page-locked buffer may be filled, and return it."""
         start = time.perf_counter()
         self.filled = next(self.pinned)
         self.filled.copied.synchronize()
@@ -190,7 +198,7 @@ class _GpuRun:
             except Exception as error:
                 if not backend.is_out_of_memory(error):
                     raise
-                problem = str(error).rstrip(".")  # and not the error: its frames hold arrays
+                problem = str(error).rstrip(".")  # not the error itself: its frames hold arrays
             else:
                 done += k
                 continue
@@ -222,13 +230,13 @@ class _GpuRun:
         for plan, clip, signals, flags in zip(self.there, self.clips, self.signals, self.flags, strict=True):
             signals[rows], flags[rows], overshoot = plan.reduce(data, slope, inter, clip)
             overshoots.append(overshoot)
-        # Only now: a lack of memory may have these volumes reduced once more.
+        # Only after all plans: if memory runs out before, these volumes are reduced again.
         for kept, overshoot in zip(self.overshoots, overshoots, strict=True):
             if overshoot is not None:
                 kept.add(overshoot._replace(volumes=overshoot.volumes + start))
 
     def results(self):
-        """Signals of each plan, and whether non-finite voxels were found: the one download."""
+        """Download the signals of each plan, and whether a voxel of its regions is NaN or infinite."""
         self.reducing.synchronize()
         with self.reducing:
             *signals, flags = self._parts(backend.to_host(self.out))
@@ -242,7 +250,7 @@ class _GpuRun:
         return {"read": self.read_seconds, "upload": uploads, "reduce": reductions}
 
     def drain(self):
-        """Wait until the GPU touches no buffer any more, whatever became of its work."""
+        """Wait until the GPU no longer uses any buffer, even if its work failed."""
         for queue in (self.copying, self.reducing):
-            with contextlib.suppress(Exception):  # of work that failed; the error was raised where it was met
+            with contextlib.suppress(Exception):  # an error of queued work, which was raised before
                 queue.synchronize()

@@ -3,16 +3,26 @@
 import contextlib
 import queue
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from gpumask.engine.overshoots import Overshoots
+from gpumask.engine.plan import Plan
+from gpumask.images.volumes import Volumes
 from gpumask.process import one_blas_thread
 
 
-def stream(plans, volumes, clips, size, n_threads, progress):
-    """Region signals of a run by several plans.
+def stream(
+    plans: Sequence[Plan],
+    volumes: Volumes,
+    clips: Sequence[tuple[float, float] | None],
+    size: int,
+    n_threads: int,
+    progress: Callable[[int], object] | None,
+) -> tuple[list[tuple[np.ndarray, bool]], dict[str, float]]:
+    """Extract the region signals of several plans.
 
     Parameters
     ----------
@@ -20,30 +30,30 @@ def stream(plans, volumes, clips, size, n_threads, progress):
     volumes : Volumes
         Read once, in order.
     clips : sequence of tuples of two floats, or None
-        What each plan's resampled values are clipped to. If None, to the range of the run.
+        Range that each plan's resampled values are clipped to. If None, the range of the run, afterwards.
     size : int
         Volumes in a chunk. At most `n_threads` + 1 chunks are in memory.
     n_threads : int
-        Threads that reduce, beside the calling one, which reads.
+        Threads that reduce, in addition to the calling thread, which reads.
     progress : callable or None
         Called with the number of volumes done so far.
 
     Returns
     -------
     results : list of (ndarray of float64 with shape (n_volumes, n_regions), bool)
-        Signals of each plan, and whether non-finite voxels were among its regions'.
+        Signals of each plan, and whether a voxel of its regions is NaN or infinite.
     seconds : dict
         Wall-clock seconds in "read" and, summed over the threads, "reduce".
     """
     outputs = [_Output(plan, volumes, clip) for plan, clip in zip(plans, clips, strict=True)]
-    # Our own threads share out the volumes.
+    # The worker threads already use all cores.
     with one_blas_thread if any(plan.uses_products for plan in plans) else contextlib.nullcontext():
         seconds = _share_out(outputs, volumes, size, n_threads, progress)
         return [output.result() for output in outputs], seconds
 
 
 class _Output:
-    """The signals of a run by one plan; `add` may run in several threads at once."""
+    """The signals of one plan; `add` may run in several threads at once."""
 
     def __init__(self, plan, volumes, clip):
         self.plan, self.clip = plan, clip
@@ -53,13 +63,13 @@ class _Output:
         self.overshoots = Overshoots(plan)
 
     def prepare(self):
-        """Prepare the plan; returns the seconds that it took."""
+        """Prepare the plan, and return the seconds it took."""
         start = time.perf_counter()
         self.plan.prepare(may_be_missing=self.may_be_missing)
         return time.perf_counter() - start
 
     def add(self, chunk):
-        """Reduce a `Chunk` of the run; any order will do."""
+        """Reduce a `Chunk` of the run, in any order."""
         rows = slice(chunk.start, chunk.start + len(chunk.data))
         reduced = self.plan.reduce(chunk.data, chunk.slope, chunk.inter, self.clip)
         self.signals[rows], self.found[rows] = reduced.signals, reduced.found

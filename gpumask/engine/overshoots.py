@@ -1,9 +1,12 @@
-"""Clipping of resampled values to the range of a run, which is known at its end only."""
+"""Clipping of resampled values to the range of a run, which is known only at its end."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import scipy.sparse
+
+if TYPE_CHECKING:
+    from gpumask.engine.plan import Plan
 
 
 class Overshoot(NamedTuple):
@@ -26,23 +29,23 @@ class Overshoot(NamedTuple):
 
 
 class Overshoots:
-    """What clipping resampled values to the range of a run takes from its signals.
+    """Corrects a run's signals for the clipping of resampled values to the run's range.
 
-    A cubic spline overshoots. Only values outside the range of their own chunk can lie outside that of the run, so
-    these are kept while all are reduced as they are.
+    A cubic spline overshoots. Only values outside the range of their own chunk can lie outside that of the run, so all
+    values are reduced unclipped, and these few are kept to correct the signals.
 
     Parameters
     ----------
     plan : Plan
-        Linear.
+        A linear one.
     """
 
-    def __init__(self, plan):
+    def __init__(self, plan: "Plan") -> None:
         self._plan = plan
-        self._chunks = []
+        self._chunks: list[Overshoot] = []
 
     def add(self, overshoot: Overshoot) -> None:
-        """Keep what a chunk has."""
+        """Keep the overshoots of a chunk."""
         self._chunks.append(overshoot)
 
     def clip(self, signals: np.ndarray) -> None:

@@ -1,10 +1,10 @@
-"""Extraction plans: regions, a smoothing and an image grid, compiled into what is done to each volume.
+"""Extraction plans: regions, smoothing and image grid, compiled into the steps for each volume.
 
 Averaging is linear, and so is smoothing. Because the Gaussian with mirrored borders is a symmetric operator, the mean
 of a smoothed volume over a region is the raw volume weighted by the smoothed region. A plan therefore *folds* the
-smoothing into the weights, once, and no volume is ever smoothed. Where that is wrong (the median of a smoothed volume
-isn't linear in the raw one) or slower (tens of thousands of small regions, each blurred into thousands of voxels), the
-plan is *staged*: it smooths volume by volume, only the box around the regions.
+smoothing into the weights, once, and no volume is ever smoothed. Where folding is invalid (the median of a smoothed
+volume isn't linear in the raw one) or slower (tens of thousands of small regions, each smoothed into thousands of
+voxels), the plan is *staged*: it smooths each volume, but only the box around the regions.
 """
 
 from collections.abc import Iterable
@@ -24,15 +24,15 @@ from gpumask.kernels.segments import FoldedSegments, Segments, reduce
 from gpumask.kernels.smoothing import fwhm_to_sigma, smoothing_matrix
 from gpumask.kernels.weights import fold
 
-# Nanoseconds measured on one core of a Xeon with AVX-512 (banded products: of an EPYC with AVX2); only their ratio
-# decides between folded and staged.
+# Nanoseconds on one core of a Xeon with AVX-512 (banded products: of an EPYC with AVX2). Only their ratios matter: they
+# decide between folded and staged.
 _NS_PER_WEIGHT = 0.12  # one weight times one of 16 volumes
-_NS_PER_GATHER = 0.6  # one voxel read, converted and laid beside those of 15 other volumes
+_NS_PER_GATHER = 0.6  # one voxel read, converted and stored next to those of 15 other volumes
 _NS_PER_MULTIPLY = 0.04  # one multiply-add of a dense float64 product by BLAS
-_NS_PER_BANDED = 0.17  # one of a banded product
+_NS_PER_BANDED = 0.17  # one multiply-add of a banded product
 _MAX_WEIGHTS = 12_000_000  # 14 bytes each
 _SAMPLED_REGIONS = 64
-_SMOOTHED = 4  # volumes that are smoothed, and held in float64, at once on the CPU
+_SMOOTHED = 4  # volumes that are smoothed at once on the CPU, in float64
 
 
 class Reduced(NamedTuple):
@@ -44,7 +44,8 @@ class Reduced(NamedTuple):
     found : array of bool, shape (n_volumes,)
         Whether a voxel that enters a region's statistic is NaN or infinite.
     overshoot : Overshoot or None
-        What clipping to the range of the run may change; `Overshoot.volumes` count within these volumes.
+        Resampled values that clipping to the run's range may change; `Overshoot.volumes` are counted from the first of
+        these volumes.
     """
 
     signals: Array
@@ -54,29 +55,29 @@ class Reduced(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What is done to each volume; compiled by `compile_plan`.
+    """The steps for each volume; compiled by `compile_plan`.
 
     Attributes
     ----------
     grid : Grid
-        Of the volumes that the plan takes.
+        Grid of the volumes that the plan reduces.
     strategy : str
         One of `gpumask.choices.STRATEGIES`.
     nan_policy : {"zero", "omit"}
-        Whether NaN and infinite voxels count as 0, or are left out.
+        Whether NaN and infinite voxels count as 0, or are omitted.
     segments : Segments
-        The regions' entries into whatever the steps before deliver: voxels of `grid`, resampled points or smoothed
-        voxels. With `folded`, the smoothing is in their weights, which may be still to be folded.
+        The regions' entries into the result of the preceding steps: voxels of `grid`, resampled points or smoothed
+        voxels. If `folded`, their weights include the smoothing, and may be folded only on first use.
     counts : ndarray of int64, shape (n_regions,)
         Voxels of each region.
     folded : bool
-        Whether a smoothing is folded into the weights.
+        Whether the smoothing is folded into the weights.
     resampling : Resampling or None
         First step.
     smoothing : Smoothing or None
         Second step.
     estimate : dict
-        Milliseconds per volume and core expected of each way considered.
+        Expected milliseconds per volume and core, for each way that was considered.
     """
 
     grid: Grid
@@ -96,12 +97,12 @@ class Plan:
 
     @property
     def linear(self) -> bool:
-        """Whether the result is a weighting of the voxels, so that parts of it may be corrected afterwards."""
+        """Whether signals are weighted sums of resampled voxels, so clipping can be corrected in the signals."""
         return self.strategy in LINEAR and self.smoothing is None
 
     @property
     def uses_products(self) -> bool:
-        """Whether volumes go through matrix products (BLAS; on the CPU, those with narrow bands don't)."""
+        """Whether volumes are multiplied with matrices: by BLAS, or on the CPU over narrow bands only."""
         return self.resampling is not None or self.smoothing is not None
 
     def like(self, array: Array) -> "Plan":
@@ -116,7 +117,13 @@ class Plan:
         )
 
     def prepare(self, *, may_be_missing: bool) -> None:
-        """Make what every `reduce` needs, now and once; on a GPU, making it waits for the device."""
+        """Compute the values that every `reduce` needs and keep them; on a GPU, this waits for the device.
+
+        Parameters
+        ----------
+        may_be_missing : bool
+            Whether volumes may hold NaN or infinite values.
+        """
         if backend.is_cupy(self.segments.indices):
             _ = self.segments.layout, self.segments.totals
             if may_be_missing:
@@ -127,7 +134,7 @@ class Plan:
     def reduce(
         self, data: Array, slope: float = 1.0, inter: float = 0.0, clip: tuple[float, float] | None = None
     ) -> Reduced:
-        """Region signals of stored volumes.
+        """Compute the region signals of stored volumes.
 
         Parameters
         ----------
@@ -136,12 +143,12 @@ class Plan:
         slope, inter : float
             The volumes' values are ``slope * data + inter``.
         clip : tuple of two floats, optional
-            What resampled values are clipped to. If None, to nothing: see `Reduced.overshoot`.
+            Range that resampled values are clipped to. If None, they aren't clipped: see `Reduced.overshoot`.
 
         Returns
         -------
         Reduced
-            A volume's row has the same bits whatever volumes it comes with.
+            A volume's row is bit-identical whichever other volumes are in `data`.
         """
         if self.resampling is not None:
             return self._resampled(data, slope, inter, clip)
@@ -151,7 +158,7 @@ class Plan:
         return Reduced(*reduce(data, self.segments, self.strategy, slope=slope, inter=inter, non_finite=policy))
 
     def _statistic(self, points, slope=1.0, inter=0.0):
-        """Signals of finite volumes that are smoothed, if they have to be, a few at a time."""
+        """Signals of finite volumes, which are smoothed a few at a time if the plan smooths."""
         if self.smoothing is None:
             return reduce(points, self.segments, self.strategy, slope=slope, inter=inter)[0]
         smoothed = (self.smoothing.apply(points[rows, :]) for rows in _few_at_a_time(points, _SMOOTHED))
@@ -163,7 +170,7 @@ class Plan:
         n_volumes = data.shape[0]
         if not _may_be_missing(data):
             return self._statistic(data, slope, inter), _falses(data)
-        if not backend.is_numpy(data):  # to look at the values first would wait for the device
+        if not backend.is_numpy(data):  # looking at the values first would wait for the device
             parts = [self._staged_of_finite(data[rows, :], slope, inter) for rows in _few_at_a_time(data, 1)]
             return tuple(xp.concat(arrays) for arrays in zip(*parts, strict=True))
         holed = ~np.isfinite(data).all(axis=1)
@@ -207,7 +214,7 @@ class Plan:
         return Reduced(self._statistic(points), found, Overshoot(float(low), float(high), *outside))
 
     def _sampled_of_finite(self, values):
-        """Points, whether a region has a hole, and the range of the volumes once their holes are filled."""
+        """Resampled points, whether a region has a hole, and the range of the volumes with holes filled."""
         xp = backend.array_namespace(values)
         missing = ~xp.isfinite(values)
         if not backend.is_numpy(values):
@@ -221,18 +228,18 @@ class Plan:
         if holed.any():
             points[holed], holes, filled = self.resampling.apply_to_finite(values[holed].astype(float), missing[holed])
             found[holed] = self._enter(holes)
-        # The range is widened to 0 in any case.
+        # The range always includes 0.
         return points, found, min(filled.min(), whole.min(initial=0)), max(filled.max(), whole.max(initial=0))
 
     def _enter(self, holes):
-        """Whether any of the points that are holes enters a region's statistic, for each volume."""
+        """Whether a hole enters a region's statistic, for each volume."""
         xp = backend.array_namespace(holes)
         if self.smoothing is not None:
             holes = xp.take(holes, self.smoothing.voxels, axis=1)
         return xp.any(holes, axis=1)
 
     def explain(self) -> str:
-        """What is done to each volume and why, in a few lines for the user."""
+        """Describe the steps for each volume, and why they were chosen, in a few lines."""
         x, y, z = self.grid.shape
         lines = [f"{len(self.counts)} regions, {int(self.counts.sum()):,} voxels of a {x} x {y} x {z} grid"]
         if self.resampling is not None:
@@ -264,7 +271,7 @@ def _falses(data):
 
 
 def _few_at_a_time(data, n_on_host) -> Iterable[slice]:
-    """Slices of volumes: on a GPU one at a time, since float64 takes several times the memory of the stored values."""
+    """Slices of volumes: on a GPU one at a time, because float64 needs several times the memory of stored values."""
     n = n_on_host if backend.is_numpy(data) else 1
     return [slice(start, stop) for start, stop in pairwise([*range(0, data.shape[0], n), data.shape[0]])]
 
@@ -287,16 +294,16 @@ def compile_plan(
         Voxels of each region, flat in Fortran order on `region_grid`.
     region_grid : Grid
     grid : Grid, optional
-        Grid of the volumes. If None or matching `region_grid`, they are taken as they are; otherwise they are
-        resampled to `region_grid` with cubic splines.
+        Grid of the volumes. If it is given and differs from `region_grid`, volumes are resampled to `region_grid` with
+        cubic splines.
     smoothing_fwhm : float, optional
-        Full width at half maximum, in mm.
+        FWHM of the Gaussian kernel, in mm.
     strategy : str
         One of `gpumask.choices.STRATEGIES`.
     nan_policy : {"zero", "omit"}
-        Whether NaN and infinite voxels count as 0, or are left out.
+        Whether NaN and infinite voxels count as 0, or are omitted.
     way : {"folded", "staged"}, optional
-        How to smooth. If None, the way that is expected to be faster.
+        How to smooth. If None, the expected faster way. Strategies other than "mean" and "sum" are always staged.
 
     Returns
     -------
@@ -305,14 +312,16 @@ def compile_plan(
     Raises
     ------
     ValueError
-        If non-finite voxels can't be left out of the statistic.
+        If `nan_policy` is unknown, or "omit" with resampling or a smoothed statistic other than mean and sum.
     """
-    counts, folded, smoothing, estimate = segments.counts, False, None, {}
+    counts, folded = segments.counts, False
+    smoothing: Smoothing | None = None
+    estimate: dict[str, float] = {}
     if smoothing_fwhm:
         sigmas = zip(region_grid.shape, fwhm_to_sigma(smoothing_fwhm, region_grid.voxel_sizes), strict=True)
         matrices = [smoothing_matrix(n, sigma) for n, sigma in sigmas][::-1]
         shape = region_grid.shape[::-1]
-        smoothing, entries = Smoothing.compile(segments, shape, matrices)
+        smoothing, smoothed = Smoothing.compile(segments, shape, matrices)
         ns = smoothing.multiplications * (_NS_PER_BANDED if smoothing.multiplies_bands else _NS_PER_MULTIPLY)
         estimate["staged"] = float(ns + len(segments.indices) * _NS_PER_GATHER) * 1e-6
         if strategy in LINEAR:
@@ -320,14 +329,14 @@ def compile_plan(
             estimate["folded"] = float(n_weights * _NS_PER_WEIGHT + n_voxels * _NS_PER_GATHER) * 1e-6
             pays = n_weights <= _MAX_WEIGHTS and estimate["folded"] <= estimate["staged"]
             folded = way == "folded" or (way is None and pays)
-        segments, smoothing = (FoldedSegments(segments, matrices), None) if folded else (entries, smoothing)
+        segments, smoothing = (FoldedSegments(segments, matrices), None) if folded else (smoothed, smoothing)
     else:
         estimate["direct"] = len(segments.indices) * (_NS_PER_WEIGHT + _NS_PER_GATHER) * 1e-6
     resampling = None
     if grid is not None and not grid.matches(region_grid):
         if smoothing is not None:
             smoothing, points = smoothing.cropped()
-        else:  # at no more points than the regions have
+        else:  # only at the points that the regions use
             points, entries = np.unique(segments.indices, return_inverse=True)
             segments = Segments(entries.astype(np.int32), segments.offsets, segments.weights)
         resampling = Resampling.compile(grid, region_grid, points)
@@ -341,13 +350,16 @@ def _check_nan_policy(plan):
         msg = f"`nan_policy` must be 'zero' or 'omit', got {plan.nan_policy!r}."
         raise ValueError(msg)
     if plan.nan_policy == "omit" and (plan.resampling or (plan.smoothing and plan.strategy not in LINEAR)):
-        what = "resampled volumes" if plan.resampling else f"the {plan.strategy} of smoothed volumes"
-        msg = f"nan_policy='omit' isn't defined for {what}: use nan_policy='zero', or resampling_target='data'."
+        if plan.resampling:
+            what, other = "resampled volumes", "resampling_target='data'"
+        else:
+            what, other = f"the {plan.strategy} of smoothed volumes", "strategy='mean'"
+        msg = f"nan_policy='omit' isn't defined for {what}: use nan_policy='zero', or {other}."
         raise ValueError(msg)
 
 
 def _expected_weights(segments, shape, matrices):
-    """Expected number of folded weights and of voxels with any, from a sample of the regions."""
+    """Expected number of folded weights, and of voxels with a weight, from a sample of the regions."""
     full = np.flatnonzero(segments.counts)
     sample = full[np.linspace(0, len(full) - 1, min(_SAMPLED_REGIONS, len(full))).astype(int)]
     some = [segments.indices[slice(*segments.bounds[region : region + 2])] for region in sample]

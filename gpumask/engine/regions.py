@@ -1,4 +1,4 @@
-"""Regions, and what they become on the grid of a run."""
+"""Regions, and the regions on the grid of a run."""
 
 import hashlib
 from dataclasses import dataclass
@@ -12,45 +12,40 @@ from gpumask.images.grid import Grid
 from gpumask.images.labels import Atlas, covered_voxels
 from gpumask.kernels.segments import Segments
 
-KEEP = ("found", "masked", "all")  # regions with a column: those with voxels; those the mask covers too; all
-
 
 class Regions(Protocol):
-    """What the engine needs of a kind of regions; a new kind is a class with these.
+    """The interface of a kind of regions for the engine."""
 
-    Attributes
-    ----------
-    grid : Grid
-        Where the regions are defined.
-    identity : str
-        Hash of everything that decides the regions, for keys of caches.
-    """
+    @property
+    def grid(self) -> Grid:
+        """The grid that the regions are defined on."""
 
-    grid: Grid
-    identity: str
+    @property
+    def identity(self) -> str:
+        """Hash of everything that defines the regions, for cache keys."""
 
     def on(self, grid: Grid, target: str | None, keep: str) -> "RegionsOnGrid":
-        """Bring the regions to the grid where they meet runs on `grid`."""
+        """Return the regions on the grid on which volumes of the grid `grid` are reduced."""
 
 
 @dataclass(frozen=True, eq=False)
 class RegionsOnGrid:
-    """What is extracted from the runs of one grid.
+    """The regions to extract from the runs on one grid.
 
     Attributes
     ----------
     run_grid : Grid
-        Of the runs.
+        Grid of the runs.
     grid : Grid
-        Where regions and runs meet.
+        Grid on which volumes are reduced: that of the runs, or that of the labels.
     segments : Segments
         Voxels of each region, flat in Fortran order on `grid`.
     ids : ndarray, shape (n_regions,)
         Label of each column.
     resampled : tuple of str
-        What had to be resampled: "labels", "mask", "images".
+        What must be resampled: "labels", "mask", "images".
     notes : list of (message, category)
-        Warnings about regions that were lost.
+        Warnings about lost regions.
     """
 
     run_grid: Grid
@@ -62,12 +57,12 @@ class RegionsOnGrid:
 
     @property
     def image(self) -> nib.Nifti1Image:
-        """The regions as they are applied, for figures and reports."""
+        """The regions as applied to the runs, for figures and reports."""
         raise NotImplementedError
 
     @property
     def coverage(self) -> tuple[np.ndarray, np.ndarray]:
-        """Voxels of each region in its own grid, and of these the ones that mask and field of view cover.
+        """Number of voxels of each region on its own grid, and how many of them lie inside mask and field of view.
 
         Two ndarrays of int64, shape (n_regions,).
         """
@@ -75,19 +70,19 @@ class RegionsOnGrid:
 
     @property
     def covered_share(self) -> np.ndarray:
-        """Share of each region's voxels that mask and field of view cover: float64, shape (n_regions,)."""
+        """Share of each region's voxels inside mask and field of view: float64, shape (n_regions,)."""
         voxels, covered = self.coverage
         return covered / np.maximum(voxels, 1)
 
 
 @dataclass(frozen=True, eq=False)
 class _LabelsOnGrid(RegionsOnGrid):
-    atlas: Atlas  # as it is applied
+    atlas: Atlas  # as applied to the runs
     given: Atlas
 
     @cached_property
     def image(self):
-        """The labels as they are applied, masked: of int32, or of their own dtype where that can't hold them."""
+        """The labels as applied, masked: int32, or their own dtype if int32 can't hold them."""
         masked = self.atlas.masked_labels
         fits = masked.min() >= -(2**31) and masked.max() < 2**31
         if fits and np.array_equal(masked, masked.astype(np.int32)):
@@ -106,9 +101,9 @@ class LabelRegions:
     Attributes
     ----------
     atlas : Atlas
-        As fitted: with its mask, maybe resampled to a grid that runs are expected on.
+        The fitted atlas: with its mask, and possibly resampled to the grid of the run that `fit` got.
     given : Atlas
-        As the user gave it.
+        The user's atlas.
     """
 
     atlas: Atlas
@@ -121,7 +116,7 @@ class LabelRegions:
 
     @cached_property
     def identity(self) -> str:
-        """Hash of labels, grid, background, mask, and the labels that the user gave."""
+        """Hash of labels, grid, background, mask, and the labels of the user's atlas."""
         digest, atlas = hashlib.blake2b(digest_size=16), self.atlas
         for array in (atlas.labels, atlas.grid.affine, np.asarray(atlas.background), self.given.values, atlas.mask):
             digest.update(repr(None if array is None else (array.dtype.str, array.shape)).encode())
@@ -130,16 +125,17 @@ class LabelRegions:
         return digest.hexdigest()
 
     def on(self, grid: Grid, target: str | None, keep: str) -> RegionsOnGrid:
-        """Bring labels and mask to the grid where they meet the runs.
+        """Return the regions with labels and mask on the grid on which the runs are reduced.
 
         Parameters
         ----------
         grid : Grid
-            Of the runs.
+            Grid of the runs.
         target : {"data", "labels", None}
-            What is resampled to what.
+            The grid to resample to: "data" resamples labels and mask, "labels" mask and runs. None: neither.
         keep : {"found", "masked", "all"}
-            Regions that have a column: those with voxels; also those that the mask covers; all of the given atlas.
+            Regions that have a column. "found": those with voxels. "masked": also those entirely outside the mask.
+            "all": every label of the user's atlas.
 
         Raises
         ------
@@ -164,7 +160,7 @@ class LabelRegions:
         meeting = grid if target == "data" else atlas.grid
         if not atlas.grid.matches(meeting):
             atlas = atlas.resampled(meeting, note)
-        if atlas.mask is not None and not atlas.mask_grid.matches(meeting):
+        if atlas.mask_grid is not None and not atlas.mask_grid.matches(meeting):
             atlas = atlas.with_mask_resampled(meeting)
             atlas.check_mask()
         if keep == "all":
@@ -173,7 +169,7 @@ class LabelRegions:
             ids = atlas.columns(keep_masked=keep == "masked", warn=note)
         return _LabelsOnGrid(
             grid,
-            # Of two grids that match, the run's decides the voxel sizes that it is smoothed by.
+            # If both grids match, the run's voxel sizes are used for smoothing.
             grid if atlas.grid.matches(grid) else atlas.grid,
             _segments(atlas, ids),
             ids,
@@ -194,7 +190,7 @@ def _segments(atlas, ids):
 
 
 def check_same_grids(lead: str, labels: Grid, **others: Grid | None) -> None:
-    """Raise ValueError, beginning with `lead`, if a grid differs from that of the labels; says in what."""
+    """Raise ValueError if a grid differs from that of the labels: `lead`, then a list of the differences."""
     errors = []
     for name, grid in others.items():
         if grid is None or grid.matches(labels):

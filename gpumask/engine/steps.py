@@ -1,4 +1,4 @@
-"""What a plan does to volumes before it reduces them: resampling and smoothing, on any array library and device."""
+"""The steps of a plan before the reduction: resampling and smoothing, on any array library and device."""
 
 import math
 from dataclasses import dataclass, replace
@@ -17,14 +17,14 @@ from gpumask.kernels.weights import reach
 
 @dataclass(frozen=True, eq=False)
 class Resampling:
-    """Cubic resampling of the runs to the regions' grid, at the voxels that are needed.
+    """Cubic resampling of the runs to the regions' grid, at the needed voxels only.
 
     Attributes
     ----------
     source, target : Grid
-        Of the runs and of the regions.
+        Grids of the runs and of the regions.
     points : ndarray of int, shape (n_points,)
-        Wanted voxels of `target`, flat in Fortran order; on the host.
+        Needed voxels of `target`, flat in Fortran order; on the host.
     cubic : CubicResampling
     """
 
@@ -45,7 +45,7 @@ class Resampling:
 
     @cached_property
     def nearest(self):
-        """Source voxel nearest to each point, counted from 1, in the library of the step; 0 outside the source."""
+        """Source voxel nearest to each point, counted from 1; 0 outside the source. In the library of the step."""
         numbers = np.arange(1, self.source.n_voxels + 1).reshape(self.source.shape, order="F")
         nearest = resample_nearest(numbers, self.source, self.target).ravel(order="F")[self.points]
         return backend.like(nearest, self.cubic.matrices[0])
@@ -54,11 +54,11 @@ class Resampling:
         """Resample finite volumes: array of float64, shape (n_volumes, n_points)."""
         return resample_cubic(values, self.cubic)
 
-    def apply_to_finite(self, values: Array, missing: Array) -> tuple[Array, Array]:
+    def apply_to_finite(self, values: Array, missing: Array) -> tuple[Array, Array, Array]:
         """Resample volumes with missing voxels, as nilearn does.
 
-        A missing voxel becomes the mean of its finite face neighbours; a second shell likewise, from the first; the
-        rest 0. Points whose nearest source voxel is missing are 0 afterwards.
+        A missing voxel is filled with the mean of its finite face neighbours. Missing voxels next to filled ones are
+        filled in a second step, and the others become 0. Points whose nearest source voxel is missing are 0.
 
         Parameters
         ----------
@@ -69,8 +69,9 @@ class Resampling:
         -------
         points : array of float64, shape (n_volumes, n_points)
         holes : array of bool, of the same shape
-            Where a point's nearest voxel is missing.
+            Whether a point's nearest voxel is missing.
         filled : array of float64, shape (n_volumes, n_voxels)
+            The volumes without missing voxels.
         """
         xp = backend.array_namespace(values)
         shape = self.source.shape[::-1]
@@ -111,13 +112,13 @@ class Smoothing:
     Attributes
     ----------
     shape : tuple of int
-        Of the volumes that are smoothed: z, y, x.
+        Shape of the volumes before smoothing: z, y, x.
     box : tuple of slices
-        What is cut out of a volume before smoothing.
-    matrices : sequence of arrays
-        Smoothing along z, y, x from the cut-out to the regions' bounding box.
+        The part of a volume that reaches the regions; the rest is cut off before smoothing.
+    matrices : list of arrays
+        Smoothing along z, y, x, from the box to the regions' bounding box.
     entries : ndarray of int
-        The regions' entries into what `apply` returns, on the host.
+        The regions' entries into the result of `apply`, on the host.
     """
 
     shape: tuple[int, ...]
@@ -134,9 +135,9 @@ class Smoothing:
         Parameters
         ----------
         segments : Segments
-            Of whole volumes.
+            Entries into whole volumes.
         shape : tuple of int
-            Of whole volumes: z, y, x.
+            Shape of whole volumes: z, y, x.
         matrices : list of ndarray
             `gpumask.kernels.smoothing.smoothing_matrix` along each axis.
 
@@ -144,7 +145,7 @@ class Smoothing:
         -------
         Smoothing
         Segments
-            Their entries into what `apply` returns.
+            The same regions, with entries into the result of `apply`.
         """
         coordinates = np.array(np.unravel_index(segments.indices, shape))
         tight = [(c.min(), c.max() + 1) if len(c) else (0, 1) for c in coordinates]
@@ -160,7 +161,7 @@ class Smoothing:
         return cls(shape, box, matrices, entries), Segments(entries, segments.offsets)
 
     def cropped(self) -> tuple["Smoothing", np.ndarray]:
-        """The same smoothing of volumes that have been cut to the box, and the box's voxels in whole volumes."""
+        """Return the same smoothing for volumes already cut to the box, and the box's voxels in whole volumes."""
         box = np.arange(math.prod(self.shape)).reshape(self.shape)[self.box]
         return replace(self, shape=box.shape, box=(slice(None),) * 3), box.ravel()
 
@@ -172,7 +173,7 @@ class Smoothing:
 
     @cached_property
     def voxels(self):
-        """Voxels of a volume that reach any region, in the library of the step: array of int64."""
+        """Voxels of a volume that affect any region: array of int64, in the library of the step."""
         matrices = [backend.to_host(matrix) for matrix in self.matrices]
         inside = np.zeros([len(matrix) for matrix in matrices])
         inside.ravel()[self.entries] = 1.0
@@ -182,19 +183,19 @@ class Smoothing:
         return backend.like(np.ravel_multi_index(at, self.shape), self.matrices[0])
 
     def apply(self, points: Array) -> Array:
-        """Smooth volumes, shape (n_volumes, n_points), of any real dtype: float64, shape (n_volumes, n_entries)."""
+        """Smooth volumes of any real dtype, shape (n_volumes, n_voxels): float64, shape (n_volumes, n_smoothed)."""
         xp = backend.array_namespace(points)
         volumes = xp.reshape(points, (points.shape[0], *self.shape))[(slice(None), *self.box)]
         return xp.reshape(apply_separable(self.matrices, volumes), (points.shape[0], -1))
 
     @property
     def multiplies_bands(self) -> bool:
-        """Whether the CPU multiplies the matrices' bands alone, instead of by BLAS."""
+        """Whether the CPU multiplies only the bands of the matrices, instead of using BLAS."""
         return multiplies_bands(self.matrices)
 
     @property
     def multiplications(self) -> float:
-        """Number of multiplications that a volume takes on the CPU."""
+        """Number of multiplications per volume on the CPU."""
         bands = self.multiplies_bands
         points, total = float(math.prod(matrix.shape[1] for matrix in self.matrices)), 0.0
         for matrix in reversed(self.matrices):

@@ -1,8 +1,8 @@
 """Runs plans over a stream of volumes: one pass, a few chunks in memory, reading overlapped with reducing.
 
 The calling thread reads chunks of stored volumes (isal decompresses without the interpreter lock), while worker threads
-(`engine.host`) or a GPU (`engine.cuda`) reduce them. A chunk's rows of the result depend on nothing but its own
-volumes, so the result has the same bits for any chunk size and any number of threads.
+(`engine.host`) or a GPU (`engine.cuda`) reduce them. A volume's row of the result depends only on that volume, so the
+result is bit-identical for any chunk size and any number of threads.
 """
 
 import time
@@ -16,14 +16,14 @@ from gpumask.engine.plan import Plan
 from gpumask.images.volumes import Volumes
 from gpumask.process import n_cores
 
-# A sparse product with 16 volumes at once reads each weight once for all of them; more volumes only cost memory.
+# A product with 16 volumes reads each weight once for all of them; more volumes only cost memory.
 _CHUNK_VOLUMES = 16
 _CHUNK_BYTES = 48 * 2**20
 
 
 @dataclass
 class Extraction:
-    """Region signals of one run, and what they cost.
+    """Region signals of one run, and the seconds they took.
 
     Attributes
     ----------
@@ -33,8 +33,8 @@ class Extraction:
         Whether a voxel of a region is NaN or infinite.
     seconds : dict
         Wall-clock seconds in "read" (the calling thread, waiting for the disk or decompressing), "reduce" (summed over
-        the workers, with what they prepare: folding, cutting) and "total". On a GPU, "upload" and "reduce" are its own
-        times, by its clock.
+        the workers, including their preparation: folding, cutting) and "total". On a GPU, its own clock measures
+        "upload" and "reduce".
     """
 
     signals: np.ndarray
@@ -51,27 +51,27 @@ def run_plans(
     chunk: int | None = None,
     n_threads: int | None = None,
 ) -> list[Extraction]:
-    """Region signals of a run by several plans, in one pass over the run.
+    """Extract the region signals of several plans in one pass over a run.
 
     Parameters
     ----------
     plans : sequence of Plan
         For the grid of `volumes`.
     volumes : Volumes
-        Read once, in order; twice where a resampled, non-linear plan must know the run's range of values beforehand.
+        Read once, in order; read twice if a resampled, non-linear plan needs the run's range of values beforehand.
     device : str
         "cpu" or "cuda:N", from `backend.resolve_device`.
     progress : callable, optional
-        Called with the number of volumes done so far (on a GPU: handed to it), from the calling thread.
+        Called with the number of volumes done so far (on a GPU: submitted to it), in the calling thread.
     chunk : int, optional
-        Volumes per chunk. If None, 16, or fewer where they would not fit in 48 MiB.
+        Volumes per chunk. If None, at most 16 that fit in 48 MiB.
     n_threads : int, optional
-        Worker threads on the CPU. If None, as many as the process may use cores. Unused on a GPU.
+        Worker threads on the CPU. If None, one per core that the process may use. Unused on a GPU.
 
     Returns
     -------
     list of Extraction
-        One per plan, with the same bits as if it were alone. All have the times of the whole.
+        One per plan, bit for bit as if it ran alone. The seconds are those of the whole pass.
     """
     started = time.perf_counter()
     clip = _range(volumes) if any(plan.resampling is not None and not plan.linear for plan in plans) else None
@@ -91,7 +91,7 @@ def _chunk_size(volumes):
 
 
 def _range(volumes):
-    """Smallest and largest finite value of a run, 0 included."""
+    """Smallest and largest finite value of a run, including 0."""
     low = high = 0.0
     for chunk in volumes.chunks(_chunk_size(volumes)):
         data = chunk.data

@@ -1,1 +1,1 @@
-"""Images on the host: streams of stored volumes, voxel grids, atlases and masks. Knows no array library but NumPy."""
+"""Images on the host, in NumPy arrays: streams of stored volumes, voxel grids, atlases and masks."""

@@ -1,9 +1,9 @@
-"""What can be wrong with an image that a user passes."""
+"""Errors of the images that a user passes."""
 
 
 class ImageError(ValueError):
-    """An image is broken or of a kind that can't be used; the message names it, what is wrong and what was expected."""
+    """An image is broken or unsupported; the message names the image, the problem and what was expected."""
 
 
 class DimensionError(TypeError):
-    """An image, or a list of images, has another number of dimensions than expected."""
+    """An image, or a list of images, has the wrong number of dimensions."""

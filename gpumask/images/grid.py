@@ -1,4 +1,4 @@
-"""The voxel grid of an image: shape and affine, and how label and mask volumes change from one grid to another."""
+"""The voxel grid of an image (shape and affine), and nearest-voxel resampling of label and mask volumes."""
 
 import math
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from gpumask.images.errors import ImageError
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Where the voxels of an image lie.
+    """Positions of an image's voxels.
 
     Parameters
     ----------
@@ -20,12 +20,12 @@ class Grid:
     affine : numpy.ndarray, shape (4, 4), float64
         Voxel indices to world coordinates in mm. Copied and made read-only.
     name : str, optional
-        What messages call the image.
+        Name of the image in messages.
 
     Raises
     ------
     ImageError
-        A ValueError, if the affine is not 4 x 4, not finite or singular.
+        If the affine isn't 4 x 4, isn't finite or is singular.
     """
 
     shape: tuple[int, int, int]
@@ -49,30 +49,30 @@ class Grid:
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
 
     @property
-    def n_voxels(self):
+    def n_voxels(self) -> int:
         """Number of voxels of one volume."""
         return math.prod(self.shape)
 
     @property
-    def voxel_sizes(self):
-        """Distance in mm between neighbouring voxels along x, y and z, as a float64 array of 3."""
+    def voxel_sizes(self) -> np.ndarray:
+        """Distance in mm between neighbouring voxels along x, y and z: ndarray of float64, shape (3,)."""
         return np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))
 
-    def matches(self, other):
-        """Whether voxels of equal index lie at the same place, up to the rounding of image headers.
+    def matches(self, other: "Grid") -> bool:
+        """Whether voxels with equal indices lie at the same position, up to the rounding of image headers.
 
-        Shapes must be equal and the affines agree within 1e-5 relative or 1e-5 mm. This one answer decides whether to
-        resample and whether an image is accepted, where nilearn asks two questions with two tolerances: it does not
-        resample affines that agree within 1e-5 relative, but then refuses those that differ by more than 1.2e-4. The
-        relative part is nilearn's own, so that nothing is resampled which nilearn takes as it is. The absolute part
-        (nilearn: 1e-8) accepts zeros that came out as 1e-7 where a header's float32 quaternion was converted; for them
-        nilearn would resample, and lose the outermost voxels to coordinates like -1e-8.
+        Shapes must be equal, and affines must agree within 1e-5 relative or 1e-5 mm. This test decides both whether to
+        resample and whether to accept an image. nilearn has two tests: it doesn't resample affines that agree within
+        1e-5 relative, but then rejects those that differ by more than 1.2e-4. The relative tolerance here is nilearn's,
+        so images that nilearn uses unchanged aren't resampled. The absolute tolerance (nilearn: 1e-8) accepts zeros
+        that became 1e-7 when a header's float32 quaternion was converted. nilearn resamples such images, and loses the
+        outermost voxels to coordinates like -1e-8.
         """
         return self.shape == other.shape and np.allclose(self.affine, other.affine, rtol=1e-5, atol=1e-5)
 
 
-def voxel_mapping(source, target):
-    """Affine map from target voxel indices to source voxel coordinates, rounded as nilearn rounds it.
+def voxel_mapping(source: Grid, target: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """Return the affine map from target voxel indices to source voxel coordinates, rounded as in nilearn.
 
     Parameters
     ----------
@@ -81,9 +81,9 @@ def voxel_mapping(source, target):
     Returns
     -------
     matrix : numpy.ndarray, float64, shape (3, 3), or (3,) where it is diagonal
-        A (3,) matrix means coordinates ``(k + offset / matrix) * matrix``, a (3, 3) one ``offset + matrix @ k``: equal
-        but for the last bit, which decides which voxels lie outside the view. `scipy.ndimage.affine_transform` makes
-        the same distinction.
+        With a (3,) matrix, coordinates are ``(k + offset / matrix) * matrix``, with a (3, 3) one
+        ``offset + matrix @ k``, as in `scipy.ndimage.affine_transform`. Both differ only in the last bit, but this bit
+        decides which voxels lie outside the field of view.
     offset : numpy.ndarray, float64, shape (3,)
         In source voxels.
     """
@@ -95,12 +95,12 @@ def voxel_mapping(source, target):
     return (diagonal.copy() if np.array_equal(np.diag(diagonal), matrix) else matrix), offset
 
 
-def resample_nearest(volume, source, target):
-    """Values of the nearest voxels, for labels and masks.
+def resample_nearest(volume: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
+    """Resample labels or a mask to the nearest voxels.
 
-    Equals ``nilearn.image.resample_img(interpolation="nearest")`` bit for bit, its treatment of the borders included:
-    target voxels whose centre lies outside the outermost source voxel centres become 0, and matching grids give a
-    copy. Unlike there, a target that misses the source altogether is all 0 and no error.
+    Equals ``nilearn.image.resample_img(interpolation="nearest")`` bit for bit, including the borders: target voxels
+    become 0 if their centre lies outside the outermost source voxel centres, and matching grids give a copy. But a
+    target entirely outside the source becomes all 0, which is an error in nilearn.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def resample_nearest(volume, source, target):
     Returns
     -------
     numpy.ndarray, shape `target.shape`, Fortran order
-        Of the volume's dtype in native byte order; shares no memory with `volume`.
+        A new array of the volume's dtype, in native byte order.
     """
     dtype = volume.dtype.newbyteorder("=")
     if source.matches(target):
@@ -121,7 +121,7 @@ def resample_nearest(volume, source, target):
     if matrix.ndim == 2:
         ndimage.affine_transform(volume, matrix, offset, target.shape, resampled, order=0)
     else:
-        # The axes don't mix, so three lookup tables replace a coordinate per voxel.
+        # The axes are parallel, so three look-up tables replace one coordinate per voxel.
         coordinates = [(np.arange(n) + b / a) * a for n, a, b in zip(target.shape, matrix, offset, strict=True)]
         inside = [(c >= 0) & (c <= n - 1) for c, n in zip(coordinates, source.shape, strict=True)]
         nearest = [np.floor(c[k] + 0.5).astype(np.intp) for c, k in zip(coordinates, inside, strict=True)]

@@ -1,8 +1,9 @@
-"""Atlases: label volumes, and the masks over them."""
+"""Atlases: label volumes and their masks."""
 
 import contextlib
 import math
 import mmap
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,14 +12,14 @@ import numpy as np
 
 from gpumask import process
 from gpumask.images.grid import Grid, resample_nearest
-from gpumask.images.volumes import load_volume, open_volumes
+from gpumask.images.volumes import ImageLike, load_volume, open_volumes
 
-_HUGE = 4 << 20  # bytes from which on NumPy asks for huge pages
+_HUGE = 4 << 20  # bytes from which on NumPy requests huge pages
 
 
 @dataclass(frozen=True, eq=False)
 class Atlas:
-    """A label volume on its grid, with the mask that covers it.
+    """A label volume on its grid, and its mask.
 
     Attributes
     ----------
@@ -26,10 +27,9 @@ class Atlas:
         Label of each voxel.
     grid : Grid
     background : number
-        Label of the voxels of no region.
+        Label to ignore.
     mask : ndarray of bool, shape (x, y, z), or None
-        Voxels outside of it belong to no region. May lie on another grid than the labels until `on_grid` or
-        `with_mask_resampled` brings them together.
+        Voxels outside the mask belong to no region. Until `with_mask_resampled`, its grid may differ from the labels'.
     mask_grid : Grid or None
     """
 
@@ -40,24 +40,28 @@ class Atlas:
     mask_grid: Grid | None = None
 
     @cached_property
-    def values(self):
-        """Labels that occur, the background among them, sorted; what isn't finite counts as 0."""
+    def values(self) -> np.ndarray:
+        """Finite labels that occur, including the background, sorted."""
         return unique_labels(self.labels)
 
     @property
-    def masked_labels(self):
-        """The labels with the background outside the mask."""
+    def masked_labels(self) -> np.ndarray:
+        """The labels, with the background outside the mask, which must be on the same grid."""
         return self.labels if self.mask is None else np.where(self.mask, self.labels, self.background)
 
-    def resampled(self, grid, warn=process.warn):
+    def resampled(self, grid: Grid, warn: Callable[..., object] = process.warn) -> "Atlas":
         """Return the atlas with its labels on another grid (nearest voxel).
 
-        Calls `warn` with message and category about labels that vanish.
+        Parameters
+        ----------
+        grid : Grid
+        warn : callable
+            Called with a message and a category if labels disappear.
 
         Raises
         ------
         ValueError
-            If none is left.
+            If no label is left.
         """
         before, labels = self.values, resample_nearest(self.labels, self.grid, grid)
         after = unique_labels(labels)
@@ -77,30 +81,38 @@ class Atlas:
             warn(msg, UserWarning)
         return replace(self, labels=labels, grid=replace(grid, name=self.grid.name))
 
-    def with_mask_resampled(self, grid):
-        """Return the atlas with its mask on another grid (nearest voxel); ValueError if it is empty there."""
+    def with_mask_resampled(self, grid: Grid) -> "Atlas":
+        """Return the atlas with its mask on another grid (nearest voxel); ValueError if the mask is empty there."""
+        assert self.mask is not None
+        assert self.mask_grid is not None
         mask = resample_nearest(self.mask.view(np.uint8), self.mask_grid, grid).astype(bool)
         _check_mask(mask, self.mask_grid.name)
         return replace(self, mask=mask, mask_grid=replace(grid, name=self.mask_grid.name))
 
-    def check_mask(self):
-        """Raise ValueError if the mask leaves no label."""
+    def check_mask(self) -> None:
+        """Raise ValueError if no label but the background lies inside the mask."""
         if self.mask is not None and not np.any(self.labels[self.mask] != self.background):
             raise ValueError(_NO_LABEL_IN_MASK)
 
-    def columns(self, *, keep_masked, warn=process.warn):
-        """Ids of the output's columns, in ascending order.
+    def columns(self, *, keep_masked: bool, warn: Callable[..., object] = process.warn) -> np.ndarray:
+        """Return the labels of the output's columns, in ascending order.
 
         Parameters
         ----------
         keep_masked : bool
-            Whether labels that the mask covers entirely keep a column. If not, `warn` is called about them.
+            Whether labels that lie entirely outside the mask keep a column.
         warn : callable
-            Takes a message and a category.
+            Called with a message and a category: about labels that the mask removes, or nilearn's FutureWarning about
+            `keep_masked`.
 
         Returns
         -------
         ndarray, shape (n_regions,)
+
+        Raises
+        ------
+        ValueError
+            If no label is left.
         """
         before = self.values
         if keep_masked:
@@ -121,8 +133,8 @@ class Atlas:
                 warn(msg, UserWarning)
         return after[after != self.background]
 
-    def painted(self, ids, signals, *, n_threads=1):
-        """Region signals as volumes on the labels' grid: 0 outside the mask and in other regions than `ids`.
+    def painted(self, ids: Sequence[float] | np.ndarray, signals: np.ndarray, *, n_threads: int = 1) -> np.ndarray:
+        """Paint region signals into volumes on the labels' grid: 0 outside the mask and outside the regions `ids`.
 
         Parameters
         ----------
@@ -130,15 +142,15 @@ class Atlas:
             Label of each column of `signals`.
         signals : ndarray, shape (n_regions,) or (n_volumes, n_regions)
         n_threads : int
-            Threads that share out the volumes. What takes time is the system's handing out of memory.
+            Threads, each painting some of the volumes. Most of the time goes into the system's allocation of memory.
 
         Returns
         -------
         ndarray, shape (x, y, z) or (x, y, z, n_volumes), Fortran order
-            Of the signals' dtype.
+            In the signals' dtype.
         """
         atlas = self
-        if self.mask is not None and not self.mask_grid.matches(self.grid):
+        if self.mask_grid is not None and not self.mask_grid.matches(self.grid):
             atlas = self.with_mask_resampled(self.grid)
         labels, ids = atlas.masked_labels.ravel(order="F"), np.asarray(ids)
         voxels = np.arange(len(labels)) if 0 in ids else np.flatnonzero(labels)
@@ -157,29 +169,29 @@ class Atlas:
 
 
 def _zeros(shape, dtype):
-    """Zeros, of which a page takes memory when it is written to, and not before.
+    """Zeros whose pages take memory only once they are written to.
 
-    For large arrays NumPy asks for huge pages (2 MiB), of which any region's voxel fills a whole one: volumes took 2.3
-    times the memory, and on a virtual machine up to 4 times the time.
+    For large arrays NumPy requests huge pages (2 MiB), and a single voxel of a region fills a whole one: volumes took
+    2.3 times the memory, and on a virtual machine up to 4 times the time.
     """
     n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
     if n_bytes >= _HUGE and hasattr(mmap, "MADV_NOHUGEPAGE"):
-        with contextlib.suppress(OSError):  # no huge pages, or too little memory: NumPy will say how much was asked for
+        with contextlib.suppress(OSError):  # no huge pages, or too little memory: NumPy's error states the size
             pages = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             pages.madvise(mmap.MADV_NOHUGEPAGE)
             return np.frombuffer(pages, dtype).reshape(shape)
     return np.zeros(shape, dtype)
 
 
-def covered_voxels(given, placed, grid, ids):
-    """Voxels of each region, and how many of them the data cover.
+def covered_voxels(given: Atlas, placed: Atlas, grid: Grid, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Count the voxels of each region, and those inside the run's field of view and the mask.
 
     Parameters
     ----------
     given : Atlas
         On its own grid, where voxels are counted.
     placed : Atlas
-        As it meets the run: its mask, if it has one, is what the data must lie in.
+        As applied to the run: its mask, if any, is the one that counts.
     grid : Grid
         Field of view of the run.
     ids : ndarray, shape (n_regions,)
@@ -190,7 +202,7 @@ def covered_voxels(given, placed, grid, ids):
     """
     inside = np.ones(given.grid.shape, bool)
     covers = [(np.ones(grid.shape, np.uint8), grid)]
-    if placed.mask is not None:
+    if placed.mask is not None and placed.mask_grid is not None:
         covers.append((placed.mask.view(np.uint8), placed.mask_grid))
     for cover, there in covers:
         if not there.matches(given.grid):
@@ -210,10 +222,10 @@ _NON_FINITE = "Non-finite values detected. These values will be replaced with ze
 _NO_LABEL_IN_MASK = "No label left after applying mask to the labels image."
 
 
-def unique_labels(labels):
-    """Sorted distinct finite values of a label volume: ndarray of its dtype in native byte order.
+def unique_labels(labels: np.ndarray) -> np.ndarray:
+    """Return the sorted distinct finite values of a label volume, in its dtype and native byte order.
 
-    Whole numbers in a small range are counted, which costs a tenth of the sort that others need.
+    Integers in a small range are counted, in a tenth of the time of the sort that other values need.
     """
     flat = labels.ravel(order="K")
     flat = flat.astype(flat.dtype.newbyteorder("="), copy=False)
@@ -229,7 +241,7 @@ def unique_labels(labels):
     return np.unique(flat)
 
 
-def load_atlas(labels_img, background=0):
+def load_atlas(labels_img: ImageLike, background: float = 0) -> Atlas:
     """Load a label image.
 
     Parameters
@@ -237,19 +249,19 @@ def load_atlas(labels_img, background=0):
     labels_img : path or nibabel image
         3D, or 4D with one volume.
     background : number
-        Label of the voxels of no region.
+        Label to ignore.
 
     Returns
     -------
     Atlas
-        Without a mask. Labels that aren't finite are 0, with a warning.
+        Without a mask. Non-finite labels become 0, with a warning.
 
     Raises
     ------
     ValueError
-        If there is no label but the background, or the file can't be read as an image.
+        If the image only has the background, or the file is missing or can't be read as an image.
     TypeError
-        If it is no image, or has several volumes.
+        If `labels_img` isn't an image, or has several volumes.
     """
     volume = load_volume(labels_img)
     if np.all(volume.data == background):
@@ -262,8 +274,8 @@ def load_atlas(labels_img, background=0):
     return Atlas(labels, volume.grid, background)
 
 
-def load_mask(mask_img):
-    """Load a mask: True where every volume of the image is neither 0 nor non-finite.
+def load_mask(mask_img: ImageLike | Iterable[ImageLike]) -> tuple[np.ndarray, Grid]:
+    """Load a mask: True where every volume of the image is finite and not 0.
 
     Parameters
     ----------
@@ -274,6 +286,13 @@ def load_mask(mask_img):
     -------
     mask : ndarray of bool, shape (x, y, z)
     grid : Grid
+
+    Raises
+    ------
+    ValueError
+        If the mask is empty, or a file is missing or can't be read as an image.
+    TypeError
+        If `mask_img` isn't an image, or has the wrong number of dimensions.
     """
     volumes = open_volumes(mask_img)
     mask = np.ones(volumes.grid.n_voxels, bool)

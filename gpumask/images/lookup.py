@@ -18,28 +18,28 @@ UNKNOWN = "unknown"
 
 
 def read_lookup_table(path: str | Path) -> dict[str, list]:
-    """Columns of a look-up table in a file.
+    """Read the columns of a look-up table from a file.
 
     Parameters
     ----------
     path : str or path-like
-        Text separated by tabs, commas, semicolons, bars or blanks, with a line of names above: "index", "name" (or
-        "label" instead) and any others.
+        Text separated by tabs, commas, semicolons, bars or blanks. The first line names the columns: "index", "name"
+        (or "label") and any others.
 
     Returns
     -------
     dict of list
-        Whole numbers as int, others as float where the whole column has numbers; else str. An empty cell is NaN, a
-        name as it is.
+        Columns of numbers as int, or as float if not all are integers; other columns and names as str. Empty cells are
+        NaN, except names.
 
     Raises
     ------
     ValueError
-        If there is no such file, it isn't a table, or it lacks one of the two columns.
+        If the file doesn't exist, isn't a table, lacks one of the two columns, or repeats an index.
     """
     path = Path(path)
     if not path.is_file():
-        msg = f"`lut` is {path}, and there is no such file. Expected a table with the columns 'index' and 'name'."
+        msg = f"`lut` is {path}, but no such file exists. Expected a table with the columns 'index' and 'name'."
         raise ValueError(msg)
     lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     separator = next((s for s in "\t,;|" if lines and s in lines[0]), None)
@@ -47,7 +47,7 @@ def read_lookup_table(path: str | Path) -> dict[str, list]:
     names = [name.strip() for name in rows[0]] if rows else []
     for number, row in enumerate(rows, start=1):
         if len(row) != len(names):
-            msg = f"{path}: row {number} has {len(row)} cells, expected {len(names)}, as in the line of names."
+            msg = f"{path}: row {number} has {len(row)} cells, expected {len(names)}, as in the header."
             raise ValueError(msg)
     columns = dict(zip(names, zip(*rows[1:], strict=True) if len(rows) > 1 else ([] for _ in names), strict=True))
     return checked_lookup_table({n: list(c) if n in _NAMES else _numbers(c) for n, c in columns.items()}, str(path))
@@ -66,13 +66,13 @@ def _numbers(cells):
 
 
 def checked_lookup_table(columns: Any, name: str) -> Any:
-    """The columns with "name" for "label"; ValueError if one is missing or an index is there twice.
+    """Return the columns, with "label" renamed to "name"; ValueError if one is missing or an index repeats.
 
     Parameters
     ----------
     columns : dict of list, or DataFrame
     name : str
-        What messages call the table.
+        Name of the table in messages.
     """
     if "name" not in columns and "label" in columns:
         renamed = {"label": "name"}
@@ -85,13 +85,13 @@ def checked_lookup_table(columns: Any, name: str) -> Any:
         msg = f"{name} must have the columns 'index' and 'name', but lacks {lacking}; it has {list(columns)}."
         raise ValueError(msg)
     if twice := [label for label, count in Counter(list(columns["index"])).items() if count > 1]:
-        msg = f"{name} has several rows for {twice}. Each region's index must be there once."
+        msg = f"{name} has several rows for {twice}. Each region's index must occur once."
         raise ValueError(msg)
     return columns
 
 
 def region_names(ids: np.ndarray, lut: dict[str, list] | None) -> list[str]:
-    """Names of regions: those of the look-up table, "unknown" where it has none; without a table, their labels.
+    """Return the names of regions: from the look-up table, "unknown" if missing there; without a table, their labels.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def region_names(ids: np.ndarray, lut: dict[str, list] | None) -> list[str]:
         See `read_lookup_table`.
     """
     if lut is None:
-        return [str(number) for number in ids]  # float32 0.1 is "0.1"; as a Python number it isn't
+        return [str(number) for number in ids]  # float32 0.1 is "0.1"; converted to a Python float it isn't
     names = dict(zip(lut["index"], lut["name"], strict=True))
     return [str(names.get(label, UNKNOWN)) for label in ids.tolist()]
 
@@ -112,56 +112,57 @@ def lookup_table(
     names: Sequence[str] | None = None,
     lut: "pd.DataFrame | str | Path | None" = None,
 ) -> "pd.DataFrame":
-    """Table of the regions of an atlas.
+    """Return the table of an atlas's regions.
 
     Parameters
     ----------
     values : ndarray
-        Labels that occur in the image, sorted, maybe with the background.
+        Labels that occur in the image, sorted, with or without the background.
     background : number
-        Its row is named "Background".
+        Label to ignore; its row is named "Background".
     names : list of str, optional
         Names of the regions in ascending order of their labels, with or without the background's.
     lut : DataFrame or path, optional
-        With the columns "index" and "name" (or "label" instead of "name"); a file as `read_lookup_table` takes it.
+        With the columns "index" and "name" (or "label"); a file as for `read_lookup_table`.
 
     Returns
     -------
     pandas.DataFrame
-        Columns "index", "name" and the others of `lut`; a row for each of `values`, in ascending order. Regions
+        Columns "index", "name" and the others of `lut`; one row for each of `values`, in ascending order. Regions
         without a name are called "unknown", or by their label if neither `names` nor `lut` is given.
 
     Raises
     ------
     ValueError
-        If `lut` lacks one of the columns.
+        If `lut` doesn't exist, isn't a table, lacks one of the columns, or repeats an index.
+    TypeError
+        If `lut` has another type.
     """
     import pandas as pd
 
-    numbers, values = values, values.tolist()
+    labels = values.tolist()
     if lut is not None:
         table = pd.DataFrame(_checked(lut))
     else:
-        named = (
-            [str(number) for number in numbers]  # float32 0.1 is "0.1"; as a Python number it isn't
-            if names is None
-            else ["Background" if n == "background" else n for n in names]
-        )
-        if names is not None and background in values and "Background" not in named:
-            named.insert(values.index(background), "Background")
-        if len(named) < len(values):
+        if names is None:
+            named = region_names(values, None)
+        else:
+            named = ["Background" if name == "background" else name for name in names]
+            if background in labels and "Background" not in named:
+                named.insert(labels.index(background), "Background")
+        if len(named) < len(labels):
             warn("Too many indices for the names. Padding 'names' with 'unknown'.")
-            named += [UNKNOWN] * (len(values) - len(named))
-        if len(named) > len(values):
+            named += [UNKNOWN] * (len(labels) - len(named))
+        if len(named) > len(labels):
             warn("Too many names for the indices. Dropping excess names values.")
-            named = named[: len(values)]
-        table = pd.DataFrame({"index": values, "name": named})
-    table = table[table["index"].isin(values)].copy()
-    missing = sorted(set(values) - set(table["index"]))
+            named = named[: len(labels)]
+        table = pd.DataFrame({"index": labels, "name": named})
+    table = table[table["index"].isin(labels)].copy()
+    missing = sorted(set(labels) - set(table["index"]))
     if missing:
         rows = pd.DataFrame({"index": missing, "name": [UNKNOWN] * len(missing)})
         if "color" in table.columns:
-            rows["color"] = ["FFFFFF" if value == background else np.nan for value in missing]
+            rows["color"] = ["FFFFFF" if label == background else np.nan for label in missing]
         table = pd.concat([table, rows], ignore_index=True)
     table.loc[table["index"] == background, "name"] = "Background"
     return table.sort_values("index", kind="stable").reset_index(drop=True)

@@ -1,7 +1,8 @@
-"""One image as it is stored: its volumes in order, in their stored dtype, from a file or from memory."""
+"""The stored volumes of one image, in order and in their stored dtype, from a file or from memory."""
 
 import hashlib
 import mmap
+from collections.abc import Callable, Generator, Hashable
 from pathlib import Path
 
 import nibabel as nib
@@ -11,22 +12,32 @@ from gpumask.images.decoding import Decoder, check_size, is_compressed
 from gpumask.images.errors import DimensionError, ImageError
 from gpumask.images.grid import Grid
 
+Take = Callable[[], np.ndarray]
+Blocks = Generator[np.ndarray, None, None]
+
 _SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
 
 
-def stored(img, name):
-    """Wrap a nibabel image by where its data lie.
+def stored(img: nib.spatialimages.SpatialImage, name: str) -> "Stored":
+    """Wrap a nibabel image in the reader for the place of its data: file, compressed file, memory or nibabel's proxy.
 
     Parameters
     ----------
     img : nibabel.spatialimages.SpatialImage
         3D or 4D.
     name : str
-        What messages call it.
+        Name of the image in messages.
 
     Returns
     -------
     Stored
+
+    Raises
+    ------
+    DimensionError
+        If the image isn't 3D or 4D.
+    ImageError
+        If it is empty, has no valid affine, isn't of real numbers, or its file is truncated.
     """
     dataobj = img.dataobj
     if not nib.is_proxy(dataobj):
@@ -48,13 +59,15 @@ class Stored:
         1 for a 3D image.
     grid : Grid
     dtype : numpy.dtype
-        Of the stored values, in their byte order.
+        Dtype of the stored values, in their byte order.
     slope, inter : float
         Scaled values are ``slope * stored + inter``.
     header : nibabel header
     """
 
-    def __init__(self, img, name):
+    dtype: np.dtype
+
+    def __init__(self, img: nib.spatialimages.SpatialImage, name: str) -> None:
         self.name = name
         self.shape = tuple(img.shape)
         self.ndim = len(self.shape)
@@ -71,7 +84,8 @@ class Stored:
             msg = f"{name} has no affine: expected a 4 x 4 matrix from voxels to mm."
             raise ImageError(msg)
         self.n_volumes = self.shape[3] if self.ndim == 4 else 1
-        self.grid = Grid(self.shape[:3], img.affine, name)
+        x, y, z = self.shape[:3]
+        self.grid = Grid((x, y, z), img.affine, name)
         self.header = img.header
         self.slope, self.inter = 1.0, 0.0
         self._img = img
@@ -81,43 +95,39 @@ class Stored:
             raise ImageError(msg)
 
     def _bind(self, dataobj):
-        """Set `dtype`, and what else tells how the values are stored."""
+        """Set `dtype`, and the other attributes that describe how the values are stored."""
         raise NotImplementedError
 
     @property
-    def coding(self):
-        """dtype, slope and intercept: images with equal ones can share a buffer."""
+    def coding(self) -> tuple[np.dtype, float, float]:
+        """Dtype, slope and intercept. Images with equal ones can share a buffer."""
         return self.dtype, self.slope, self.inter
 
     @property
-    def is_scaled(self):
-        """Whether stored values aren't the image's values."""
-        return (self.slope, self.inter) != (1.0, 0.0)
-
-    @property
-    def loaded_dtype(self):
+    def loaded_dtype(self) -> np.dtype:
         """The dtype of ``np.asanyarray(img.dataobj)``."""
-        return np.result_type(self.dtype, np.float64) if self.is_scaled else self.dtype
+        scaled = (self.slope, self.inter) != (1.0, 0.0)
+        return np.result_type(self.dtype, np.float64) if scaled else self.dtype
 
     @property
-    def t_r(self):
-        """Repetition time in s by the header, or None."""
+    def t_r(self) -> float | None:
+        """Repetition time in seconds from the header, or None."""
         zooms = self.header.get_zooms()
         if len(zooms) < 4:
             return None
         try:
             unit = "msec" if isinstance(self.header, nib.freesurfer.MGHImage.header_class) else self._time_unit()
-        except (AttributeError, KeyError):  # a format without units, or a code that NIfTI doesn't know
+        except (AttributeError, KeyError):  # a format without units, or a code that NIfTI doesn't define
             return None
-        # By way of its shortest decimal, so that float32 0.8 is 0.8 and not 0.800000011920929.
+        # Through the shortest decimal, so that float32 0.8 becomes 0.8 and not 0.800000011920929.
         t_r = float(str(zooms[3])) * _SECONDS.get(unit, 0)
         return t_r if 0 < t_r < np.inf else None
 
     def _time_unit(self):
         return self.header.get_xyzt_units()[1]
 
-    def identity(self):
-        """Hashable value that changes when the image's values or its grid do."""
+    def identity(self) -> Hashable:
+        """Return a hashable value that changes with the image's values or its grid."""
         files = [Path(file).resolve() for file in sorted(self._files()) if Path(file).exists()]
         data = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files) or self._digest()
         return self.shape, self.grid.affine.tobytes(), data
@@ -131,8 +141,11 @@ class Stored:
             digest.update(block.view(np.uint8))
         return digest.hexdigest()
 
-    def blocks(self, n, take=None):
-        """Iterate over up to `n` volumes at a time as arrays of shape (k, n_voxels), x fastest."""
+    def blocks(self, n: int, take: Take | None = None) -> Blocks:
+        """Iterate over up to `n` volumes at a time, as arrays of shape (k, n_voxels) with x fastest.
+
+        `take` returns the array to fill, where one is needed; see `gpumask.images.volumes.Volumes.chunks`.
+        """
         raise NotImplementedError
 
     def _buffer(self, n, take):
@@ -151,24 +164,24 @@ class _OnFile(Stored):
 
 
 class _Mapped(_OnFile):
-    """Views into the file itself: nothing is copied, and the system forgets the pages as blocks are dropped."""
+    """An uncompressed file: blocks are views of it, without a copy. Each block has its own mapping."""
 
-    def blocks(self, n, take=None):
+    def blocks(self, n: int, take: Take | None = None) -> Blocks:
         with Path(self._path).open("rb", buffering=0) as file:
             for start in range(0, self.n_volumes, n):
                 k = min(n, self.n_volumes - start)
                 first = self._offset + start * self._volume_bytes
                 lead = first % mmap.ALLOCATIONGRANULARITY
                 length = lead + k * self._volume_bytes
-                check_size(self._path, first + k * self._volume_bytes)  # it may have been cut since it was opened
+                check_size(self._path, first + k * self._volume_bytes)  # it may have been truncated since it was opened
                 mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=first - lead)
                 yield np.frombuffer(mapped, self.dtype, k * self.grid.n_voxels, lead).reshape(k, -1)
 
 
 class _Compressed(_OnFile):
-    """Decoded into the buffers that `take` returns."""
+    """A compressed file, decoded into the arrays that `take` returns."""
 
-    def blocks(self, n, take=None):
+    def blocks(self, n: int, take: Take | None = None) -> Blocks:
         with Decoder(self._path) as decoder:
             decoder.skip(self._offset)
             for start in range(0, self.n_volumes, n):
@@ -180,7 +193,7 @@ class _Compressed(_OnFile):
 
 
 class _InMemory(Stored):
-    """An array of the user's: views where its volumes lie as in a file, else copies."""
+    """An array in memory: blocks are views if its volumes are in Fortran order, else copies."""
 
     def _bind(self, dataobj):
         self._array = np.asarray(dataobj)
@@ -189,9 +202,9 @@ class _InMemory(Stored):
         self.dtype = self._array.dtype
 
     def _files(self):
-        return set()  # the array may differ from the file that it was once loaded from
+        return set()  # the array may differ from the file that it was loaded from
 
-    def blocks(self, n, take=None):
+    def blocks(self, n: int, take: Take | None = None) -> Blocks:
         for start in range(0, self.n_volumes, n):
             part = self._array[..., start : start + n]
             if part.flags.f_contiguous:
@@ -204,7 +217,7 @@ class _InMemory(Stored):
 
 
 class _Proxied(Stored):
-    """Formats that only nibabel can read (MINC, AFNI, PAR/REC) and open streams: values as it scales them."""
+    """Formats that only nibabel can read (MINC, AFNI, PAR/REC) and open streams; nibabel scales the values."""
 
     def _bind(self, dataobj):
         self.dtype = self._load(0, 1).dtype
@@ -213,7 +226,7 @@ class _Proxied(Stored):
         dataobj = self._img.dataobj
         return np.asanyarray(dataobj[..., start:stop] if self.ndim == 4 else dataobj).reshape((*self.shape[:3], -1))
 
-    def blocks(self, n, take=None):
+    def blocks(self, n: int, take: Take | None = None) -> Blocks:
         for start in range(0, self.n_volumes, n):
             part = self._load(start, start + n)
             block = self._buffer(n, take)[: part.shape[3]]
@@ -221,12 +234,12 @@ class _Proxied(Stored):
             yield block
 
 
-def copy_volumes(volumes, rows):
+def copy_volumes(volumes: np.ndarray, rows: np.ndarray) -> None:
     """Copy `volumes`, shape (x, y, z, k) in any memory order, to `rows`, shape (k, x * y * z) with x fastest."""
     n_x, n_y, n_z, k = volumes.shape
     target = rows.reshape(k, n_z, n_y, n_x)
-    # Blocks that fit in the cache, as reading and writing stride against each other: 2 to 3 times as fast as one
-    # assignment for arrays in C order (4 ns a voxel).
+    # Reading and writing have opposite strides. Blocks that fit in the cache are 2 to 3 times as fast as one assignment
+    # for arrays in C order (4 ns per voxel).
     for x in range(0, n_x, 32):
         for y in range(n_y):
             target[:, :, y, x : x + 32] = volumes[x : x + 32, y].transpose(2, 1, 0)

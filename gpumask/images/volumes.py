@@ -1,10 +1,11 @@
-"""A stream of the stored volumes of everything that a user calls an image."""
+"""A stream of the stored volumes of an image: a file, files that match a pattern, an image in memory, or a list."""
 
 import contextlib
 import glob
 import os
+from collections.abc import Generator, Hashable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -12,7 +13,9 @@ import numpy as np
 from gpumask.images.decoding import require_decoder
 from gpumask.images.errors import DimensionError, ImageError
 from gpumask.images.grid import Grid
-from gpumask.images.readers import stored
+from gpumask.images.readers import Stored, Take, stored
+
+ImageLike = str | os.PathLike | nib.spatialimages.SpatialImage
 
 
 class Chunk(NamedTuple):
@@ -23,7 +26,7 @@ class Chunk(NamedTuple):
     start : int
         Index of the first volume.
     data : numpy.ndarray, shape (k, n_voxels), C-contiguous
-        Stored values, a volume a row with x fastest. May be a read-only view of a file or of the user's array.
+        Stored values, one volume per row with x fastest. May be a read-only view of a file or of the user's array.
     slope, inter : float
         The image's values are ``slope * data + inter``.
     """
@@ -33,29 +36,28 @@ class Chunk(NamedTuple):
     slope: float
     inter: float
 
-    def scaled(self):
-        """The image's values as float64, in new memory: ndarray, shape (k, n_voxels)."""
+    def scaled(self) -> np.ndarray:
+        """Return the image's values as float64, in new memory: ndarray, shape (k, n_voxels)."""
         return _scaled(self, np.empty(self.data.shape))
 
 
 class Volume(NamedTuple):
-    """One loaded 3D image: `data`, shape (x, y, z) with scaled values; its `grid`, nibabel `header` and `name`."""
+    """One loaded 3D image: `data`, shape (x, y, z) with scaled values, its `grid` and its `name`."""
 
     data: np.ndarray
     grid: Grid
-    header: nib.spatialimages.SpatialHeader
     name: str
 
 
-def open_volumes(imgs):
+def open_volumes(imgs: "ImageLike | Iterable[ImageLike] | Volumes") -> "Volumes":
     """Open an image, or a list of 3D images, as one stream of volumes; reads headers only.
 
     Parameters
     ----------
     imgs : str, path-like, nibabel.spatialimages.SpatialImage, or an iterable of these
-        A 3D or 4D image in any format that nibabel reads; NIfTI, Analyze and MGH are read without it. ``~`` is
-        expanded, and a pattern (``*``, ``?``, ``[]``) stands for the files that match it, sorted. The images of an
-        iterable must be 3D (or 4D with one volume) and share a grid.
+        A 3D or 4D image in any format that nibabel reads; the volumes of NIfTI, Analyze and MGH are read without
+        nibabel. ``~`` is expanded, and a pattern (``*``, ``?``, ``[]``) stands for its matching files, sorted. The
+        images of an iterable must be 3D (or 4D with one volume) and share a grid.
 
     Returns
     -------
@@ -65,28 +67,31 @@ def open_volumes(imgs):
     Raises
     ------
     ImageError
-        A ValueError: the file is broken, or not an image of real numbers.
+        If a file is broken, or isn't an image of real numbers.
     ValueError
-        If a file isn't found, a pattern matches none, or the images of a list differ in their grids.
+        If a file isn't found, a pattern has no match, or the images of a list differ in their grids.
     DimensionError
-        A TypeError: not 3D or 4D, or a list of 4D images.
+        If an image isn't 3D or 4D, or one in a list has several volumes.
     TypeError
-        If it is no image at all.
+        If `imgs` isn't an image, or is an empty list.
+    ImportError
+        If a package is missing to decompress a file.
     """
     if isinstance(imgs, Volumes):
         return imgs
     single = isinstance(imgs, (str, os.PathLike, nib.spatialimages.SpatialImage))
     if not single and (isinstance(imgs, np.ndarray) or not hasattr(imgs, "__iter__")):
         raise _not_an_image(imgs)
-    items = _resolve(imgs) if single else [one for item in imgs for one in _resolve(item)]
+    given: Any = [imgs] if single else imgs
+    items = [one for item in given for one in _resolve(item)]
     if not items:
         msg = "Cannot concatenate empty objects: the list of images is empty."
         raise TypeError(msg)
     return Volumes([_open(item) for item in items], is_list=not single or len(items) > 1)
 
 
-def load_volume(img):
-    """Load one 3D image, or a 4D one with a single volume, such as an atlas or a mask.
+def load_volume(img: ImageLike) -> Volume:
+    """Load a 3D image such as an atlas, or a 4D one with a single volume.
 
     Parameters
     ----------
@@ -95,8 +100,8 @@ def load_volume(img):
     Returns
     -------
     Volume
-        Its data are a new array in Fortran order with scaled values and nibabel's dtype for them, in native byte order:
-        the stored one, or float64 where the header scales.
+        Its data are a new array in Fortran order. They have nibabel's dtype for scaled values, in native byte order:
+        the stored dtype, or float64 if the header scales.
 
     Raises
     ------
@@ -114,11 +119,11 @@ def load_volume(img):
         raise DimensionError(msg)
     (chunk,) = volumes.chunks(1)
     data = _scaled(chunk, np.empty(chunk.data.shape, volumes.loaded_dtype.newbyteorder("=")))
-    return Volume(data.reshape(volumes.grid.shape, order="F"), volumes.grid, volumes.header, volumes.name)
+    return Volume(data.reshape(volumes.grid.shape, order="F"), volumes.grid, volumes.name)
 
 
 class Volumes:
-    """The volumes of one image or of several 3D images, in order; made by `open_volumes`.
+    """The volumes of one image or of several 3D images, in order; created by `open_volumes`.
 
     Attributes
     ----------
@@ -127,20 +132,19 @@ class Volumes:
     is_3d : bool
         Whether a single 3D image was given: its result has no time axis.
     dtype : numpy.dtype
-        Of the chunks, maybe in foreign byte order: the stored one, or float64 for a list of images that differ in
-        dtype or scaling.
+        Dtype of the chunks, in any byte order: the stored dtype, or float64 for a list of images that differ in dtype
+        or scaling.
     loaded_dtype : numpy.dtype
-        Of the values as nibabel and nilearn load them: float64 if the header scales, else `dtype`. For a list of
-        images of several such dtypes it is float64, where nilearn casts all to the first image's (integers, maybe).
+        Dtype of the values as nibabel and nilearn load them: float64 if the header scales, else `dtype`. For a list of
+        images that differ in dtype or scaling it is float64, but nilearn casts all to the first image's dtype, which
+        may be an integer.
     name : str
         The path, or "in-memory image"; for messages.
     t_r : float or None
-        Repetition time in s by the header; None for 3D images and where the header has none or no unit of time.
-    header : nibabel header
-        Of the first image; not to be modified.
+        Repetition time in seconds from the header; None for 3D images, and if the header has none or no time unit.
     """
 
-    def __init__(self, images, *, is_list):
+    def __init__(self, images: Sequence[Stored], *, is_list: bool) -> None:
         first = images[0]
         self._images = images
         if is_list:
@@ -153,26 +157,26 @@ class Volumes:
         self.loaded_dtype = first.loaded_dtype if self._alike else np.dtype(np.float64)
         self.name = first.name if len(images) == 1 else f"{first.name} and {len(images) - 1} more"
         self.t_r = first.t_r
-        self.header = first.header
 
-    def identity(self):
-        """Hashable value that stands for the data and grid in a cache key.
+    def identity(self) -> tuple[Hashable, ...]:
+        """Return a hashable value that identifies data and grid in a cache key.
 
-        Files count by path, size and modification time and aren't read; arrays in memory by their content.
+        Files are identified by path, size and modification time, without reading them; arrays in memory by their
+        content.
         """
         return tuple(image.identity() for image in self._images)
 
-    def chunks(self, n, take=None):
+    def chunks(self, n: int, take: Take | None = None) -> Generator[Chunk, None, None]:
         """Read all volumes once, up to `n` at a time.
 
         Parameters
         ----------
         n : int
-            Volumes a chunk; the last may have fewer.
+            Volumes per chunk; the last chunk may have fewer.
         take : callable, optional
-            Returns a C-contiguous array of shape (n, n_voxels) and `dtype` to fill and to hand on as a chunk's data. If
-            None, a new array is made each time. Not called for data that need no copy: uncompressed files and arrays
-            in Fortran order.
+            Returns a C-contiguous array of shape (n, n_voxels) and `dtype`, which becomes a chunk's data. If None, a
+            new array is allocated for each chunk. Not called for a single image whose data need no copy: uncompressed
+            files and arrays in Fortran order.
 
         Yields
         ------
@@ -186,7 +190,7 @@ class Volumes:
         start = 0
         if len(self._images) == 1:
             image = self._images[0]
-            with contextlib.closing(image.blocks(n, take)) as blocks:  # some Pythons leave it open
+            with contextlib.closing(image.blocks(n, take)) as blocks:  # some Python versions leave it open
                 for block in blocks:
                     yield Chunk(start, block, image.slope, image.inter)
                     start += len(block)
@@ -227,7 +231,7 @@ def _not_an_image(item):
 
 
 def _resolve(item):
-    """Turn an image, a path or a pattern into a list of images and existing paths."""
+    """Resolve an image, a path or a pattern to a list of images and existing paths."""
     if isinstance(item, nib.spatialimages.SpatialImage):
         return [item]
     if not isinstance(item, (str, os.PathLike)):
@@ -257,7 +261,7 @@ def _open(item):
     require_decoder(item)
     try:
         img = nib.load(item)
-    except Exception as error:  # nibabel and the decoders raise whatever they stumble over
+    except Exception as error:  # nibabel and the decoders raise many classes
         msg = f"{item} can't be read as an image: {type(error).__name__}: {error}. Expected NIfTI, Analyze or MGH."
         raise ImageError(msg) from error
     if not isinstance(img, nib.spatialimages.SpatialImage):

@@ -1,4 +1,4 @@
-"""What all maskers of volumes share: scikit-learn's manners, and the way from a run to its signals."""
+"""Base class of the maskers of volumes: scikit-learn's interface, and the steps from a run to its signals."""
 
 import time
 from collections.abc import Callable
@@ -38,14 +38,14 @@ class _ImageTags(InputTags):
 
 
 class VolumesMasker(TransformerMixin, BaseEstimator):
-    """Base of the maskers of volumes.
+    """Base class of the maskers of volumes.
 
-    A subclass has a constructor and `fit`, which calls `_begin_fit` and sets `_regions` (of
+    A subclass defines a constructor and `fit`, which calls `_begin_fit` and sets `_regions` (a
     `gpumask.engine.regions.Regions`).
     """
 
     def _begin_fit(self, imgs):
-        """Check the parameters, choose memory and device; returns the opened run, or None."""
+        """Check the parameters, choose memory and device, and return the opened run, or None."""
         parameters = self.get_params(deep=False)
         check_parameters(parameters)
         Settings.of(parameters)
@@ -74,25 +74,29 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         imgs : path, nibabel image, list of 3D images or Volumes
             A run.
         confounds : array, DataFrame, Series, path to a table, or list of these, default=None
-            Nuisance signals to remove, a row per volume; see `gpumask.confounds.tables.confounds_matrix`.
+            Nuisance signals to remove, one row per volume; see `gpumask.confounds.tables.confounds_matrix`.
         sample_mask : array-like of int or bool, default=None
-            Volumes to keep, as indices or as a boolean per volume; see `gpumask.signal.clean`.
+            Volumes to keep, as indices or as one boolean per volume; see `gpumask.signal.clean`.
 
         Returns
         -------
-        ndarray, shape (n_volumes, n_regions)
-            A column per label that is left, in ascending order of the labels. Of shape (n_regions,) for a 3D image.
+        ndarray, shape (n_kept, n_regions)
+            One column per remaining label, in ascending order of the labels. Of shape (n_regions,) for a 3D image.
 
         Raises
         ------
         ValueError
-            If a file is missing or broken, a parameter is out of range, or grids don't fit.
+            If a file is missing or broken, a value is out of range, no region is left, or grids don't fit.
+        TypeError
+            If a parameter has the wrong type, or an image the wrong number of dimensions.
+        IndexError
+            If `sample_mask` doesn't fit the run.
         """
         check_is_fitted(self)
         return self.transform_single_imgs(imgs, confounds, sample_mask)
 
     def fit_transform(self, imgs: Any, y: None = None, confounds: Any = None, sample_mask: Any = None) -> np.ndarray:
-        """Fit to a run and transform it; see `fit` and `transform`."""
+        """Fit the masker to a run and transform the run; see `fit` and `transform`."""
         return self.fit(imgs).transform(imgs, confounds=confounds, sample_mask=sample_mask)
 
     def transform_single_imgs(
@@ -102,7 +106,7 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         sample_mask: Any = None,
         progress: Callable[[int], object] | None = None,
     ) -> np.ndarray:
-        """As `transform`, reporting the volumes done to `progress` (a callable taking their number)."""
+        """Transform a run as `transform` does; `progress` is called with the number of volumes done so far."""
         check_is_fitted(self)
         started = time.perf_counter()
         self._log(f"Loading data from {described(imgs)}", "transform")
@@ -115,7 +119,7 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         return self.finish(prepared, result, volumes)
 
     def prepare(self, volumes: Volumes, confounds: Any = None, sample_mask: Any = None) -> Prepared:
-        """All that can be known, and be wrong, before a volume is read; see `gpumask.extraction.prepare`."""
+        """Check the arguments and compile the plan, before a volume is read; see `gpumask.extraction.prepare`."""
         parameters = self.get_params(deep=False)
         check_parameters(parameters)
         memory = self.memory_ if self.memory_.location is not None else None
@@ -137,7 +141,7 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         return prepared
 
     def finish(self, prepared: Prepared, result: Result, volumes: Volumes) -> np.ndarray:
-        """Keep what describes the run, and give the signals their shape."""
+        """Set the attributes that describe the run, and return the signals in their final shape."""
         self.plan_, self.seconds_, self._on_grid = prepared.plan, result.seconds, prepared.regions
         shares = ", ".join(f"{step} {seconds:.3f} s" for step, seconds in self.seconds_.items())
         self._log(f"{volumes.n_volumes} volumes: {shares} (reading and reducing overlap)", "transform")
@@ -168,12 +172,12 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
 
 
 def wrapped(masker: VolumesMasker, signals: np.ndarray, imgs: Any) -> Any:
-    """The signals as ``masker.set_output`` asks for them; `transform` does the same by itself."""
+    """Convert signals to the container chosen by ``masker.set_output``; `transform` does so by itself."""
     return _wrap_data_with_container("transform", signals, imgs, masker)
 
 
 def described(imgs: Any) -> str:
-    """What log lines call some images."""
+    """Return the name of some images in log lines."""
     if isinstance(imgs, (str, Path)):
         return f"'{imgs}'"
     if isinstance(imgs, (list, tuple)):

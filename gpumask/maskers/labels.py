@@ -1,4 +1,4 @@
-"""NiftiLabelsMasker: its parameters, its fitted attributes, and signals painted into volumes; no arithmetic."""
+"""NiftiLabelsMasker: parameters, fitted attributes, and the inverse transform; and several maskers on one run."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,91 +23,91 @@ class NiftiLabelsMasker(VolumesMasker):
     """Extract the time series of an atlas's regions from fMRI runs.
 
     A drop-in replacement for ``nilearn.maskers.NiftiLabelsMasker`` (0.14.1) that reads each volume once, in its stored
-    dtype, and never holds a run in memory. The positional order is that of nilearn's first releases; nilearn's later
-    parameters are keywords.
+    dtype, and never holds a run in memory. Positional parameters have the order of nilearn's first releases; the others
+    are keywords.
 
     Parameters
     ----------
     labels_img : path or nibabel image
-        3D label image: a number per region.
+        3D label image: one number per region.
     background_label : int or float, default=0
-        Label of the voxels of no region.
+        Label to ignore.
     mask_img : path, nibabel image, list of these or None, default=None
-        Voxels outside of it (0 there) belong to no region. If None, there is no mask.
+        Voxels that are 0 in the mask are ignored. If None, there is no mask.
     smoothing_fwhm : float or None, default=None
-        Full width at half maximum of a Gaussian, in mm, that the volumes are smoothed with. If None, they aren't.
+        FWHM of the Gaussian smoothing kernel, in mm. If None, volumes aren't smoothed.
     standardize : {"zscore_sample", "zscore", "psc", True, False, None}, default=False
         "zscore_sample" or True: mean 0 and sample variance (ddof=1) 1. "zscore": population variance 1. "psc": percent
-        signal change. None or False: as it is.
+        signal change. None or False: signals aren't standardized.
     detrend : bool, default=False
         Whether to remove mean and linear trend.
     low_pass : float or None, default=None
-        Upper cut-off frequency of a Butterworth filter, in Hz. None or False: no such cut-off.
+        Low-pass cut-off frequency of the Butterworth filter, in Hz. None or False: no low-pass filter.
     high_pass : float or None, default=None
-        Lower cut-off frequency, likewise.
+        High-pass cut-off frequency, likewise.
     t_r : float or None, default=None
-        Repetition time, in seconds; needed for filtering.
+        Repetition time, in seconds. Filtering needs it.
     resampling_target : {"data", "labels", None}, default="data"
-        "data": labels and mask are resampled to the runs (nearest voxel). "labels": mask (nearest) and runs (cubic
-        splines) to the labels. None: nothing is, and different grids are an error.
+        "data": labels and mask are resampled to the runs (nearest voxel). "labels": mask (nearest voxel) and runs
+        (cubic splines) are resampled to the labels. None: different grids are an error.
     memory : joblib.Memory, path or None, default=None
-        Where to keep compiled plans and extracted signals. Runs on disk count by path, size and modification time.
+        Cache of compiled plans and extracted signals. Runs on disk are identified by path, size and modification time.
     memory_level : int, default=1
-        With 0 and a `memory`, it is 1.
+        0 with a `memory` means 1.
     verbose : int, default=0
-        With 1 or more, each step is printed, and the device that is used.
+        With 1 or more, each step and the device are printed.
     labels : list of str or None, default=None
-        Names of the regions, in ascending order of their labels. Not together with `lut`.
+        Names of the regions, in ascending order of their labels. Can't be combined with `lut`.
     lut : DataFrame, path or None, default=None
-        Look-up table of the regions with the columns "index" and "name".
+        Look-up table of the regions, with the columns "index" and "name".
     standardize_confounds : bool, default=True
         Whether to z-score the confounds.
     high_variance_confounds : bool, default=False
-        Whether to also remove five principal components of the 2 % of the voxels that vary most. Their run is then read
-        three times.
+        Whether to also remove five principal components of the 2 % most variable voxels. The run is then read three
+        times.
     dtype : dtype, "auto" or None, default=None
-        Of the signals. If None, float32 or float64 by nilearn's rules; "auto": int32 for unscaled signed integers,
+        Dtype of the signals. None: float32 or float64, by nilearn's rules. "auto": int32 for unscaled signed integers,
         else float32.
     strategy : {"mean", "sum", "median", "minimum", "maximum", "variance", "standard_deviation"}, default="mean"
-        Statistic of a region's voxels.
+        Statistic over the voxels of a region.
     keep_masked_labels : bool, default=False
-        Whether regions that the mask covers entirely keep a column, of zeros.
+        Whether regions that lie entirely outside the mask keep a column, of zeros.
     reports : bool, default=True
-        Whether to remember the run (its path, or the image itself) for `generate_report`.
+        Whether to keep the run (its path, or the image itself) for `generate_report`.
     cmap : str or None, default=None
         Matplotlib colour map of the regions in `generate_report`. If None, "hsv".
     clean_args : dict or None, default=None
-        More keywords for `gpumask.signal.clean`.
+        Further keyword arguments of `gpumask.signal.clean`.
     device : {"auto", "cpu", "cuda", "cuda:N"}, default="auto"
-        Where volumes are reduced. "auto" takes a GPU if one can compute, else the CPU. A GPU that is asked for and
-        can't be used is an error.
+        Where volumes are reduced. "auto" selects the first usable GPU, else the CPU. Requesting an unusable GPU is an
+        error.
     min_coverage : float or None, default=None
-        Regions of which a smaller share of voxels lies in the field of view and the mask become columns of NaN; see
-        `coverage_`.
+        Regions with a smaller share of their voxels inside field of view and mask become NaN; see `coverage_`.
     keep_all_regions : bool, default=False
-        Whether every label of `labels_img` has a column, of NaN where mask, resampling or field of view left nothing of
-        it: the same columns for every run.
+        Whether every label of `labels_img` has a column, NaN if mask, resampling or field of view left nothing of it,
+        so all runs have the same columns.
     nan_policy : {"zero", "omit"}, default="zero"
-        Whether NaN and infinite voxels count as 0, as in nilearn, or are left out of a region's statistic.
+        "zero": NaN and infinite voxels count as 0, as in nilearn. "omit": they are excluded from a region's statistic.
 
     Attributes
     ----------
     clean_args_ : dict
     device_ : str
-        "cpu" or "cuda:N": what is used.
+        The device in use: "cpu" or "cuda:N".
     labels_img_ : nibabel.nifti1.Nifti1Image
-        Labels, resampled to the runs if `fit` was given any.
+        Labels; resampled to the run if `fit` got one and ``resampling_target="data"``.
     lut_ : pandas.DataFrame
-        A row per label of the image, in ascending order, the background's among them.
+        One row per label of `labels_img` (including the background, if present), in ascending order.
     mask_img_ : nibabel.nifti1.Nifti1Image or None
+        Mask; resampled to the grid of `labels_img_` if `fit` got a run or ``resampling_target="labels"``.
     memory_ : joblib.Memory
 
     Notes
     -----
-    `transform` adds attributes that describe the last run: ``region_atlas_``, the labels as they were applied to it;
-    ``plan_``, what was done to each volume (``plan_.explain()`` says why, ``plan_.counts`` has the voxels of each
-    region); and ``seconds_``, the wall-clock seconds of "read", "reduce" (summed over threads), "clean" and "total"; on
-    a GPU, "upload" and "reduce" by its own clock.
+    `transform` adds attributes that describe the last run: ``region_atlas_``, the labels that were applied; ``plan_``,
+    how each volume was reduced (``plan_.explain()`` describes it, ``plan_.counts`` has the voxels of each region); and
+    ``seconds_``, the wall-clock seconds of "read", "reduce" (summed over threads), "clean" and "total". On a GPU, its
+    own clock measures "upload" and "reduce".
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class NiftiLabelsMasker(VolumesMasker):
         self.nan_policy = nan_policy
 
     def fit(self, imgs: Any = None, y: None = None) -> "NiftiLabelsMasker":
-        """Load labels and mask, and choose the device.
+        """Load labels and mask, and select the device.
 
         Parameters
         ----------
@@ -204,7 +204,7 @@ class NiftiLabelsMasker(VolumesMasker):
                 atlas = atlas.resampled(target, _ignore if self.keep_all_regions else process.warn)
         elif self.resampling_target == "labels":
             target = atlas.grid
-        if mask is not None and target is not None:
+        if mask_grid is not None and target is not None:
             if not mask_grid.matches(target):
                 self._log("Resampling mask", "fit")
                 atlas = atlas.with_mask_resampled(target)
@@ -212,7 +212,7 @@ class NiftiLabelsMasker(VolumesMasker):
         self._regions = LabelRegions(atlas, given)
         self.labels_img_ = nib.Nifti1Image(atlas.labels, atlas.grid.affine, dtype=atlas.labels.dtype)
         self.mask_img_ = None
-        if mask is not None:
+        if atlas.mask is not None and atlas.mask_grid is not None:
             self.mask_img_ = nib.Nifti1Image(atlas.mask.astype(np.int8), atlas.mask_grid.affine)
         self._log("Finished fit", "fit")
         return self
@@ -223,13 +223,18 @@ class NiftiLabelsMasker(VolumesMasker):
         Parameters
         ----------
         signals : array-like or DataFrame, shape (n_regions,) or (n_volumes, n_regions)
-            A column per region, as `transform` returns them (before any transform: per region of `lut_`).
+            One column per region, as `transform` returns them (before any `transform`: per region of `lut_`).
 
         Returns
         -------
         nibabel.nifti1.Nifti1Image
-            3D or 4D, on the grid of `labels_img_`; 0 outside the regions and the mask. Of `dtype` if that is set, else
-            of the signals' dtype.
+            3D or 4D, on the grid of `labels_img_`; 0 outside the regions and the mask. Its dtype is `dtype` if that is
+            set, else that of the signals. Booleans, and 64-bit integers that fit, become int32, with a warning.
+
+        Raises
+        ------
+        ValueError
+            If `signals` has the wrong shape, or NaN where no parameter lets `transform` return it.
         """
         check_is_fitted(self)
         self._log("Computing image from signals", "inverse_transform")
@@ -257,23 +262,28 @@ class NiftiLabelsMasker(VolumesMasker):
         return nib.Nifti1Image(data, self._regions.grid.affine, dtype=data.dtype)
 
     def generate_report(self, engine: str = "matplotlib", title: str | None = None) -> Any:
-        """Make an HTML page with the regions on a volume of the run, the parameters and a table of the regions.
+        """Create an HTML page with the regions on a volume of the run, the parameters and a table of the regions.
 
         Parameters
         ----------
         engine : "matplotlib"
-            Accepted for nilearn's sake; there is no other.
+            For compatibility with nilearn; only "matplotlib" is supported.
         title : str or None, default=None
-            If None, the class's name.
+            If None, the name of the class.
 
         Returns
         -------
         gpumask.reports.masker.Report
-            Shown by notebooks; has ``save_as_html(path)`` and ``open_in_browser()``.
+            Notebooks display it; it has ``save_as_html(path)`` and ``open_in_browser()``.
+
+        Raises
+        ------
+        ValueError
+            If the masker has ``reports=False``, or for another `engine`.
         """
         check_is_fitted(self)
         if not self.reports:
-            msg = "No report can be made: the masker has reports=False."
+            msg = "generate_report needs reports=True, but the masker has reports=False."
             raise ValueError(msg)
         if engine != "matplotlib":
             msg = f"`engine` must be 'matplotlib', got {engine!r}."
@@ -284,20 +294,20 @@ class NiftiLabelsMasker(VolumesMasker):
 
     @property
     def n_elements_(self) -> int:
-        """Number of regions: the columns of the last `transform`, or before any, the regions of `lut_`."""
+        """Number of columns of the last `transform`; before any, the number of regions of `lut_`."""
         return len(self.region_names_)
 
     @property
     def region_atlas_(self) -> nib.Nifti1Image:
-        """The labels as they were applied to the last run, masked; there is none before `transform`."""
+        """The labels that were applied to the last run, masked. AttributeError before `transform`."""
         return self._last_regions("region_atlas_").image
 
     @property
     def coverage_(self) -> pd.DataFrame:
-        """Of the last run's columns: how much of each region lies in the field of view and in the mask.
+        """How much of each region lies inside the last run's field of view and the mask, a row per column of signals.
 
-        A DataFrame with the columns "index", "name", "voxels" (of the atlas, in its own grid), "covered" (of these, by
-        the run and the mask) and "fraction". There is none before `transform`.
+        A DataFrame with the columns "index", "name", "voxels" (voxels of the region on the atlas's own grid), "covered"
+        (how many of these lie inside field of view and mask) and "fraction". AttributeError before `transform`.
         """
         regions = self._last_regions("coverage_")
         voxels, covered = regions.coverage
@@ -313,13 +323,13 @@ class NiftiLabelsMasker(VolumesMasker):
 
     @property
     def labels_(self) -> list:
-        """Labels of the regions, and of the background if it occurs."""
+        """Labels of the regions, and of the background if present."""
         check_is_fitted(self)
         return self._columns["index"].to_list()
 
     @property
     def region_ids_(self) -> dict:
-        """Label of each column, and of "background" if it occurs."""
+        """Label of each column, and of "background" if present."""
         labels = self.labels_
         ids = {"background": self.background_label} if self.background_label in labels else {}
         return ids | dict(enumerate(label for label in labels if label != self.background_label))
@@ -332,7 +342,7 @@ class NiftiLabelsMasker(VolumesMasker):
         return dict(enumerate(table["name"][table["index"] != self.background_label]))
 
     def get_feature_names_out(self, input_features: Any = None) -> list[str]:
-        """Names of the columns, for ``set_output``."""
+        """Return the names of the columns, for ``set_output``."""
         return list(self.region_names_.values())
 
     @property
@@ -340,7 +350,7 @@ class NiftiLabelsMasker(VolumesMasker):
         return self.n_elements_
 
     def finish(self, prepared: Prepared, result: Result, volumes: Volumes) -> np.ndarray:
-        """As `VolumesMasker.finish`; keeps a row of `lut_` for each column, and for the background."""
+        """Also keep the rows of `lut_` for the columns and the background; see `VolumesMasker.finish`."""
         if getattr(self, "_on_grid", None) is not prepared.regions:
             atlas, ids = self._regions.atlas, prepared.regions.ids
             wanted = ids.tolist()
@@ -359,7 +369,7 @@ class NiftiLabelsMasker(VolumesMasker):
 
 
 def _ignore(*_, **__):
-    """In the place of `process.warn`."""
+    """Replace `process.warn` where all regions keep their column."""
 
 
 def transform_together(
@@ -373,8 +383,8 @@ def transform_together(
 ) -> list[np.ndarray]:
     """Extract the signals of several atlases from one run, reading it once.
 
-    The maskers may differ in everything but the device: atlas, mask, strategy, smoothing, cleaning. Decompressing a run
-    takes longer than reducing it, so five atlases take little longer than one.
+    The maskers may differ in atlas, mask, strategy, smoothing and cleaning, but must share the device. Decompressing a
+    run takes longer than reducing it, so five atlases take little longer than one.
 
     Parameters
     ----------
@@ -383,29 +393,31 @@ def transform_together(
     imgs : path, nibabel image, list of 3D images or Volumes
         A run.
     confounds, sample_mask
-        For all maskers, as `NiftiLabelsMasker.transform` takes them.
+        For all maskers; see `NiftiLabelsMasker.transform`.
     n_threads : int, optional
-        Threads that reduce volumes on the CPU, beside the calling one, which reads. If None, one per core. The bits
-        don't depend on it.
+        Threads that reduce volumes on the CPU, in addition to the calling thread, which reads. If None, one per core.
+        Results don't depend on it.
     progress : callable, optional
-        Called with the number of volumes done, from the calling thread; what it raises ends the extraction.
+        Called with the number of volumes done so far, in the calling thread. An exception from it ends the extraction.
 
     Returns
     -------
     list of ndarray
-        What each masker's `transform` would return, bit for bit. `memory` is used for compiled plans but not for
-        signals, unless there is a single masker.
+        What each masker's `transform` would return, bit for bit. `memory` is used for compiled plans and high-variance
+        confounds, but not for signals, unless there is a single masker.
 
     Raises
     ------
     ValueError
-        If the maskers differ in device, or as `NiftiLabelsMasker.transform`.
+        If `maskers` is empty or the maskers differ in device.
+    TypeError, ValueError, IndexError
+        As `NiftiLabelsMasker.transform`.
     """
     for masker in maskers:
         check_is_fitted(masker)
     devices = {masker.device_ for masker in maskers}
     if len(devices) != 1:
-        msg = f"`maskers` must be at least one, and share the device, got {sorted(devices)}."
+        msg = f"`maskers` must hold at least one masker, all on one device, got the devices {sorted(devices)}."
         raise ValueError(msg)
     volumes = open_volumes(imgs)
     prepared = [masker.prepare(volumes, confounds, sample_mask) for masker in maskers]

@@ -1,7 +1,10 @@
 """MultiNiftiLabelsMasker: one masker for a list of runs."""
 
 import os
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 from joblib import Parallel, delayed
 from nibabel.spatialimages import SpatialImage
 from sklearn.utils.validation import check_is_fitted
@@ -10,18 +13,20 @@ from gpumask.maskers.labels import NiftiLabelsMasker
 
 
 class _ManyRuns:
-    """The methods that take lists of runs.
+    """The methods that accept lists of runs.
 
-    Apart from the masker: of what the class itself defines, scikit-learn makes one table, but here it is one per run.
+    Kept apart: scikit-learn turns the output of a class's own `transform` into one table; here it is one per run.
     """
 
-    def fit(self, imgs=None, y=None):
-        """Load labels and mask, and choose the device.
+    n_jobs: int
+
+    def fit(self, imgs: Any = None, y: None = None) -> "MultiNiftiLabelsMasker":
+        """Load labels and mask, and select the device.
 
         Parameters
         ----------
         imgs : run, or list of runs, optional
-            Paths or nibabel images. The first one decides the grid, as in `NiftiLabelsMasker.fit`.
+            Paths or nibabel images. The first run's grid is used, as in `NiftiLabelsMasker.fit`.
         y : None
             Ignored.
 
@@ -30,14 +35,18 @@ class _ManyRuns:
         self
         """
         runs = _as_runs(imgs)
-        return super().fit(runs[0] if isinstance(runs, list) and runs else runs)
+        return super().fit(runs[0] if isinstance(runs, list) and runs else runs)  # type: ignore[misc]
 
-    def fit_transform(self, imgs, y=None, confounds=None, sample_mask=None):
+    def fit_transform(
+        self, imgs: Any, y: None = None, confounds: list | None = None, sample_mask: list | None = None
+    ) -> list[np.ndarray] | np.ndarray:
         """Fit to several runs and transform them; see `fit` and `transform`."""
         runs = _as_runs(imgs)
         return self.fit(runs).transform(runs, confounds=confounds, sample_mask=sample_mask)
 
-    def transform(self, imgs, confounds=None, sample_mask=None):
+    def transform(
+        self, imgs: Any, confounds: list | None = None, sample_mask: list | None = None
+    ) -> list[np.ndarray] | np.ndarray:
         """Extract and clean the region signals of several runs.
 
         Parameters
@@ -45,19 +54,21 @@ class _ManyRuns:
         imgs : run, or list of runs
             Paths or nibabel images.
         confounds, sample_mask : list or None, default=None
-            One per run, each as `NiftiLabelsMasker.transform` takes it.
+            One per run, each as for `NiftiLabelsMasker.transform`.
 
         Returns
         -------
-        list of ndarray, shape (n_volumes, n_regions) each
-            In the order of the runs; a single array if a single run was given. Tables if `set_output` says so.
+        list of ndarray, shape (n_kept, n_regions) each
+            In the order of the runs; a single array for a single run. Tables if `set_output` requests them.
 
         Raises
         ------
         TypeError
             If `confounds` or `sample_mask` isn't a list.
         ValueError
-            If there isn't one for each run, or as `NiftiLabelsMasker.transform`.
+            If their lengths differ from the number of runs.
+        TypeError, ValueError, IndexError
+            As `NiftiLabelsMasker.transform`.
         """
         check_is_fitted(self)
         for name, value in (("confounds", confounds), ("sample_mask", sample_mask)):
@@ -66,11 +77,19 @@ class _ManyRuns:
                 raise TypeError(msg)
         runs = _as_runs(imgs)
         if not isinstance(runs, list):
-            return super().transform(runs, confounds and confounds[0], sample_mask and sample_mask[0])
+            return super().transform(  # type: ignore[misc]
+                runs, confounds and confounds[0], sample_mask and sample_mask[0]
+            )
         return self.transform_imgs(runs, confounds, self.n_jobs, sample_mask)
 
-    def transform_imgs(self, imgs_list, confounds=None, n_jobs=1, sample_mask=None):
-        """As `transform`, of a list of runs and with a number of jobs."""
+    def transform_imgs(
+        self,
+        imgs_list: Sequence[Any],
+        confounds: Sequence[Any] | None = None,
+        n_jobs: int = 1,
+        sample_mask: Sequence[Any] | None = None,
+    ) -> list[np.ndarray]:
+        """Transform a list of runs with `n_jobs` processes; otherwise as `transform`."""
         check_is_fitted(self)
         runs = list(imgs_list)
         each = []
@@ -79,11 +98,11 @@ class _ManyRuns:
                 msg = f"number of {name} ({len(value)}) unequal to number of images ({len(runs)})."
                 raise ValueError(msg)
             each.append([None] * len(runs) if value is None else value)
-        one = delayed(_transform)
+        one = delayed(NiftiLabelsMasker.transform)
         return Parallel(n_jobs=n_jobs)(one(self, *of_run) for of_run in zip(runs, *each, strict=True))
 
 
-class MultiNiftiLabelsMasker(_ManyRuns, NiftiLabelsMasker):
+class MultiNiftiLabelsMasker(_ManyRuns, NiftiLabelsMasker):  # type: ignore[misc]  # lists in and out, as in nilearn
     """Extract the time series of an atlas's regions from several fMRI runs.
 
     A drop-in replacement for ``nilearn.maskers.MultiNiftiLabelsMasker`` (0.14.1).
@@ -93,8 +112,8 @@ class MultiNiftiLabelsMasker(_ManyRuns, NiftiLabelsMasker):
     labels_img, ..., nan_policy
         As in `NiftiLabelsMasker`.
     n_jobs : int, default=1
-        Runs extracted at the same time, each in a process of its own (-1: as many as there are cores). A single run
-        uses all cores already, so more than one pays where memory and disk keep up.
+        Runs extracted at the same time, each in its own process (-1: one per core). A single run already uses all
+        cores, so more than one only helps if memory and disk keep up.
     """
 
     def __init__(
@@ -161,11 +180,7 @@ class MultiNiftiLabelsMasker(_ManyRuns, NiftiLabelsMasker):
         self.n_jobs = n_jobs
 
 
-def _transform(masker, run, confounds, sample_mask):
-    return NiftiLabelsMasker.transform(masker, run, confounds, sample_mask)
-
-
 def _as_runs(imgs):
-    """A list of runs, or a single run (or what is no image at all) as it is."""
+    """Return a list of runs as a list, and anything else (a single run, or no image at all) unchanged."""
     single = isinstance(imgs, (str, os.PathLike, SpatialImage)) or not hasattr(imgs, "__iter__")
     return imgs if single else list(imgs)

@@ -1,4 +1,4 @@
-"""The parameters that maskers have beyond `gpumask.extraction.Settings`: their types, and names of regions."""
+"""Checks of the parameters that maskers have beyond `gpumask.extraction.Settings`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import joblib
 import numpy as np
 
-from gpumask.extraction import check_type
+from gpumask.choices import check_type
 
 _INTEGER = int | np.integer
 _TYPES = {
@@ -20,14 +20,14 @@ _TYPES = {
 
 
 def check_parameters(parameters: Mapping[str, Any]) -> None:
-    """Raise TypeError for the first of a masker's own parameters that can't be used."""
+    """Raise TypeError for the first of a masker's own parameters that has a wrong type."""
     for name, value in parameters.items():
         if name in _TYPES:
             check_type(name, value, _TYPES[name])
 
 
 def checked_names(labels: Any, lut: Any) -> list[str] | None:
-    """The parameter `labels` as a list of names, or None; TypeError or ValueError if it can't be used."""
+    """Return the parameter `labels` as a list of names, or None; TypeError or ValueError if it is invalid."""
     if not labels:
         return None
     if lut is not None:
