@@ -185,6 +185,66 @@ def test_single_echoes_are_passed_over(root):
     assert Path(found[0].confounds).name == "sub-01_task-rest_desc-confounds_timeseries.tsv"
 
 
+@pytest.mark.parametrize("spaces", [["space-MNI152NLin6Asym"], ["space-MNI152NLin6Asym", "space-T1w", ""]])
+@pytest.mark.parametrize("label", ["1", "01"])
+def test_a_first_echo_that_is_the_only_image_is_the_run(root, spaces, label):
+    """Single-echo data that their names number."""
+    for space in spaces:
+        folder = add_run(root, "sub-01_task-rest", space, but=["preproc"])
+        stem = "_".join(filter(None, (f"sub-01_task-rest_echo-{label}", space)))
+        touch(folder, f"{stem}_desc-preproc_bold.nii.gz", f"{stem}_desc-preproc_bold.json")
+    [run], problems = find_runs(root, space="MNI152NLin6Asym")
+    stem = f"sub-01_task-rest_echo-{label}_space-MNI152NLin6Asym"
+    assert problems == []
+    assert (run.name, run.path) == (stem, f"{folder}/{stem}_desc-preproc_bold.nii.gz")
+    assert Path(run.mask).name == "sub-01_task-rest_space-MNI152NLin6Asym_desc-brain_mask.nii.gz"
+    assert Path(run.confounds).name == "sub-01_task-rest_desc-confounds_timeseries.tsv"
+    assert Path(run.sidecar).name == f"{stem}_desc-preproc_bold.json"
+
+
+def test_a_second_echo_alone_isnt_the_run(root):
+    folder = add_run(root, "sub-01_task-rest", but=["preproc"])
+    touch(folder, "sub-01_task-rest_echo-2_desc-preproc_bold.nii.gz")
+    assert problems_of(root)[0][1].startswith("has only single-echo images, no combined one: ")
+
+
+def test_images_of_ica_aroma(root):
+    folder = add_run(root, "sub-01_task-rest")
+    add_run(root, "sub-02_task-rest")
+    touch(folder, f"{RUN}_desc-smoothAROMAnonaggr_bold.nii.gz", f"{RUN}_desc-smoothAROMAnonaggr_bold.json")
+    [run], [problem] = find_runs(root, desc="smoothAROMAnonaggr")
+    assert (run.name, run.path) == (RUN, f"{folder}/{RUN}_desc-smoothAROMAnonaggr_bold.nii.gz")
+    assert Path(run.sidecar).name == f"{RUN}_desc-smoothAROMAnonaggr_bold.json"
+    assert Path(run.mask).name == f"{RUN}_desc-brain_mask.nii.gz"
+    assert problem.reason == "has no matching *_desc-smoothAROMAnonaggr_bold.nii.gz"
+    assert [run.path.endswith(f"{RUN}_desc-preproc_bold.nii.gz") for run in find_runs(root)[0]] == [True, False]
+
+
+def test_no_images_of_ica_aroma(root):
+    add_run(root, "sub-01_task-rest")
+    message = error_of(root, desc="smoothAROMAnonaggr")
+    assert message.startswith(f"{root} has no *_desc-smoothAROMAnonaggr_bold.nii.gz in sub-*/[ses-*/]func of 1 ")
+
+
+def test_problems_have_the_names_of_the_space_that_was_asked_for(root):
+    add_run(root, "sub-01_task-rest", but=["mask"])
+    for space in ("space-T1w", ""):
+        add_run(root, "sub-02_task-rest_run-1", space)
+    add_run(root, "sub-03_task-rest", but=["preproc"])
+    touch(add_run(root, "sub-04_task-rest", but=["preproc"]), "sub-04_task-rest_echo-2_desc-preproc_bold.nii.gz")
+    touch(root / "sub-05")
+    _, problems = find_runs(root, space=f"{MNI}:res-2")
+    of_space = f"space-{MNI}_res-2"
+    assert [problem.name for problem in problems] == [
+        RUN,
+        f"sub-02_task-rest_run-1_{of_space}",
+        f"sub-03_task-rest_{of_space}",
+        f"sub-04_task-rest_{of_space}",
+        "sub-05",
+    ]
+    assert find_runs(root, space="T1w")[1][0].name == "sub-01_task-rest_space-T1w"
+
+
 def test_a_mask_that_isnt_needed(root):
     add_run(root, "sub-01_task-rest", but=["mask", "confounds"])
     found, problems = find_runs(root, require_mask=False)

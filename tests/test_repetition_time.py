@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -41,8 +42,7 @@ def save(t_r=None, unit="sec", *, metadata=None):
 
 
 def write(path, metadata):
-    with open(path, "w") as file:
-        json.dump(metadata, file)
+    Path(path).write_text(json.dumps(metadata))
 
 
 def kept(table):

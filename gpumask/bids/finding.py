@@ -146,7 +146,8 @@ class _Scan:
         for subject in listed:
             self.list_subject(subject, metadata)
         self.check_labels("ses")
-        if not (self.has_images or self.files) and all(_NO_RUN in problem.reason for problem in self.problems):
+        nothing = not self.files and all(_NO_RUN in problem.reason for problem in self.problems)
+        if not self.has_images and (nothing or desc != "preproc"):
             msg = (
                 f"{root} has no *_desc-{desc}_bold.nii.gz in sub-*/[ses-*/]func of {len(listed)} participant(s): "
                 f"expected {_EXPECTED.get(desc, _EXPECTED['preproc'])}."

@@ -60,7 +60,7 @@ def read_manifest(path: str | os.PathLike) -> tuple[list[Run], list[Problem]]:
                 raise ValueError(msg)
             runs.append((number, _run_of_row(row, path.parent)))
         except ValueError as error:
-            problems.append(Problem(row.get("bold", str(path)), f"line {number} of {path} {error}"))
+            problems.append(Problem(row.get("bold", str(path)), f"line {number} of {path} {error}", row.get("name")))
     check_pairs([run for _, run in runs], f"Correct {path}: a line's files belong together.")
     numbers = {}
     for number, run in runs:
@@ -68,7 +68,8 @@ def read_manifest(path: str | os.PathLike) -> tuple[list[Run], list[Problem]]:
     for number, run in runs:
         if len(same := numbers[run_name(run)]) > 1:
             reason = f"would be written under the name {run_name(run)}, as would all of the lines {', '.join(same)}"
-            problems.append(Problem(run.path, f"line {number} of {path} {reason}: give unique ones in the column name"))
+            reason = f"line {number} of {path} {reason}: give unique ones in the column name"
+            problems.append(Problem(run.path, reason, run.name))
     return [run for _, run in runs if len(numbers[run_name(run)]) == 1], problems
 
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpumask.bids.content import check_content
+from gpumask.bids.content import absence, check_content
 from gpumask.cli.parser import check_file
 
 
@@ -44,9 +44,10 @@ def split_atlases(args: argparse.Namespace) -> list[tuple[str, Path | None, str 
 
 
 def check_tables(paths: Sequence[Path]) -> None:
-    """Raise a FileNotFoundError if a confounds table doesn't exist."""
+    """Raise a FileNotFoundError if a confounds table doesn't exist; a link without content fails its run alone."""
     for path in paths:
-        check_file("--confounds", path)
+        if absence(path) is None:
+            check_file("--confounds", path)
 
 
 def check_out(what: str, out: Path, source: Path | None = None) -> None:
