@@ -118,7 +118,8 @@ def find_runs(
             of_space = files.images.get(space, [])
             names = [*of_space, *(name for names in files.images.values() for name in names)]
             names += [*files.echoes, *files.confounds]
-            of_run = {**parse_name(names[0]).of_run, **space_entities(space or "")}
+            parsed = parse_name(names[0])
+            of_run = {**(parsed.of_run if parsed else {}), **space_entities(space or "")}
             name = _name_of_outputs(of_space[0]) if of_space else join_entities(of_run)
             scan.problems.append(Problem(f"{root}/{files.folder}/{names[0]}", str(error), name))
     return found, sorted(scan.problems, key=lambda problem: problem.path)

@@ -68,14 +68,18 @@ class Space(NamedTuple):
     subject: str | None = None
 
 
-@functools.lru_cache(4096)
 def stated_space(path: str | os.PathLike) -> Space | None:
     """Space by a file's name; None if the name doesn't state one.
 
     It is the entity "tpl" or "space" with "cohort" ("MNIInfant+1" is cohort 1), or the one template whose whole name is
     a word of the file's name, as in ``Schaefer400_MNI152NLin2009cAsym_2mm.nii.gz``.
     """
-    name = image_stem(path)
+    return _stated_space(Path(path).name)
+
+
+@functools.lru_cache(4096)
+def _stated_space(file_name):
+    name = image_stem(file_name)
     labels = dict(re.findall(r"(?:^|_)(tpl|space|cohort)-([a-zA-Z0-9+]+)", name))
     label = labels.get("space", labels.get("tpl"))
     if label is None:
@@ -84,7 +88,7 @@ def stated_space(path: str | os.PathLike) -> Space | None:
     label, _, plus = label.partition("+")
     cohort = labels.get("cohort", plus)
     known = _CANONICAL.get(label.lower())
-    subject = identifying_entities(Path(path).name).get("sub") if known in _NATIVE else None
+    subject = identifying_entities(file_name).get("sub") if known in _NATIVE else None
     return Space((known or label) + (f":cohort-{cohort}" if cohort else ""), known is not None, subject)
 
 
