@@ -235,7 +235,8 @@ def test_random_cases_equal_nilearn(seed, tmp_path):
         return
     if isinstance(theirs, Exception) or isinstance(ours, Exception):
         assert type(ours).__name__ == type(theirs).__name__, (facts, ours, theirs)
-        assert str(ours)[:30] == str(theirs)[:30], (facts, ours, theirs)
+        if "padlen" not in str(theirs):  # SciPy's message, where ours says how many volumes are needed
+            assert str(ours)[:30] == str(theirs)[:30], (facts, ours, theirs)
         return
     for part in {"names", "labels", "ids"} - skipped:
         assert ours[part] == theirs[part], (part, facts)

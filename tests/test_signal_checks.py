@@ -56,7 +56,6 @@ def test_same_warnings(options):
         {"low_pass": 0.01, "high_pass": 0.1},
         {"high_pass": 0.0},
         {"low_pass": 0.1, "butterworth__padtype": "zero"},
-        {"low_pass": 0.1, "butterworth__padlen": 50},
         {"confounds": CONFOUNDS[:49]},
         {"confounds": np.zeros((50, 1, 1))},
         {"sample_mask": 3},
@@ -91,6 +90,11 @@ def test_same_errors(options):
             TypeError,
             "clean() got an unexpected keyword argument 'higpass'. Use its parameters or butterworth__order, "
             "butterworth__padtype, butterworth__padlen, butterworth__copy.",
+        ),
+        (
+            {"low_pass": 0.1, "butterworth__padlen": 50},  # nilearn passes SciPy's on: "greater than padlen"
+            ValueError,
+            "50 volumes are left, but this filter needs 51 or more.",
         ),
         (
             {"sample_mask": [3, 2, 1], "low_pass": 0.1},

@@ -310,8 +310,8 @@ def test_derivatives_and_censoring(folder):
     cases = {
         "--confounds table.tsv": (list(table), slice(None)),
         "--confounds table.tsv --confounds-columns trans_*": (["trans_x", "trans_x_derivative1"], slice(None)),
-        "--confounds table.tsv --confounds-columns csf --fd-threshold 0.5": (["csf"], kept),
-        "--confounds table.tsv --fd-threshold 0.5": (list(table), kept),
+        "--confounds table.tsv --confounds-columns csf --fd-threshold 0.5 --min-time 0": (["csf"], kept),
+        "--confounds table.tsv --fd-threshold 0.5 --min-time 0": (list(table), kept),
     }
     for number, (options, (columns, rows)) in enumerate(cases.items()):
         expected = columns_without(raw, table[columns].to_numpy(), rows)
@@ -323,7 +323,7 @@ def test_derivatives_and_censoring(folder):
 def test_the_same_as_cohort(folder):
     image = next((folder / "d").rglob("*run-1*_bold.nii.gz"))
     mask = next((folder / "d").rglob("*run-1*_mask.nii.gz"))
-    options = f"--atlas {A} --confounds-columns trans_x* csf --fd-threshold 0.5 --high-pass 0.02"
+    options = f"--atlas {A} --confounds-columns trans_x* csf --fd-threshold 0.5 --min-time 0 --high-pass 0.02"
     lut = A.replace(".nii.gz", ".tsv")
     assert run(f"extract {image} --mask {mask} --lut {lut} --confounds auto --out o {options}") == 0
     assert run(f"cohort d out participant --min-coverage 0 {options}") == 0
@@ -427,6 +427,6 @@ def test_too_few_volumes_left_by_censoring(folder, capsys):
     table = pd.read_table("table.tsv", na_values="n/a")
     table.loc[:7, "framewise_displacement"] = 0.9
     table.to_csv("table.tsv", sep="\t", index=False)
-    line = f"{EXTRACT} --confounds-columns csf --fd-threshold 0.5 --low-pass 0.1 --high-pass 0.01"
+    line = f"{EXTRACT} --confounds-columns csf --fd-threshold 0.5 --min-time 0 --low-pass 0.1 --high-pass 0.01"
     assert run(line) == 1
     assert "32 volumes are left, but this filter needs 34 or more" in capsys.readouterr().err
