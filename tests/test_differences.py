@@ -10,6 +10,7 @@ import nilearn.signal
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.interpolate
 import scipy.ndimage
 import sklearn
 
@@ -73,6 +74,21 @@ def test_b1_scrubbed_volumes_leak_or_return():
     assert np.abs(theirs_spiked - theirs_clean).max() > 100
     ours_clean, ours_spiked = (gpumask.signal.clean(x, **clean) for x in (data, spikes))
     np.testing.assert_array_equal(ours_spiked, ours_clean)
+
+
+def test_b1_boolean_sample_masks():
+    """nilearn turns them into indices, and then inverts these."""
+    data = np.random.default_rng(0).normal(size=(N, 3))
+    keep = np.ones(N, bool)
+    keep[[20, N - 1 - 20]] = False
+    spikes = data + 1000 * ~keep[:, None]
+    options = {"detrend": False, "standardize": None, **T_R}
+    theirs_clean, theirs_spiked = (nilearn.signal.clean(x, sample_mask=keep, **options) for x in (data, spikes))
+    assert np.abs(theirs_spiked - theirs_clean).max() > 100
+    ours = gpumask.signal.clean(spikes, sample_mask=keep, **options)
+    times = np.arange(N)
+    interpolated = scipy.interpolate.CubicSpline(times[keep], data[keep])(times)
+    np.testing.assert_allclose(ours, nilearn.signal.clean(interpolated, **options)[keep], atol=1e-9)
 
 
 def test_b1_through_the_masker():
