@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.brikhead import AFNIHeader
 from nibabel.minc1 import MincImageArrayProxy
 from nibabel.parrec import PARRECHeader
 
@@ -111,6 +112,15 @@ class Stored:
         """The dtype of ``np.asanyarray(img.dataobj)``."""
         scaled = (self.slope, self.inter) != (1.0, 0.0)
         return np.result_type(self.dtype, np.float64) if scaled else self.dtype
+
+    @property
+    def step(self) -> float | None:
+        """Difference of the values of neighbouring codes; None if the values aren't scaled integers.
+
+        0 if the values are scaled integers, by factors that only nibabel's private attributes hold.
+        """
+        scaled = (self.slope, self.inter) != (1.0, 0.0)
+        return abs(self.slope) if scaled and self.dtype.kind in "iu" else None
 
     @property
     def t_r(self) -> float | None:
@@ -246,6 +256,14 @@ class _Proxied(Stored):
                     f"The fourth axis of {self.name} isn't time alone: its {self.n_volumes} volumes have "
                     f"{' and '.join(other)}. Convert it to one NIfTI image per series (dcm2niix)."
                 )
+
+    @property
+    def step(self) -> float | None:
+        """As of other images; the factor of one AFNI volume is public."""
+        if self.dtype.kind != "f" or self.header.get_data_dtype().kind not in "iu":
+            return None
+        factors = self.header.get_data_scaling() if isinstance(self.header, AFNIHeader) else None
+        return 0.0 if factors is None else float(np.max(np.abs(factors)))
 
     def _load(self, start, stop):
         dataobj = self._img.dataobj
