@@ -24,7 +24,9 @@ def write(path: Path, parts: Iterable[str | bytes]) -> None:
 
 
 @contextlib.contextmanager
-def appearing_together(paths: Sequence[Path], token: str | None = None) -> Iterator[list[Path]]:
+def appearing_together(
+    paths: Sequence[Path], token: str | None = None, outdated: Sequence[Path] = ()
+) -> Iterator[list[Path]]:
     """Paths to write to instead of `paths`; they get those names after the block succeeds, the last one last.
 
     If the file of the last path exists, all do: an old one is removed before any other is replaced.
@@ -36,6 +38,8 @@ def appearing_together(paths: Sequence[Path], token: str | None = None) -> Itera
     token : str, optional
         Part of the temporary names, used by one process at a time: the next one removes what a killed one left. If
         None, temporary names are unique.
+    outdated : sequence of Path
+        Files that are removed before the others appear, unless they are among `paths`.
     """
     names = [f".gpumask-{token or uuid.uuid4().hex}.{k}.part" for k in reversed(range(len(paths)))]
     parts = [path.with_name(name) for path, name in zip(paths, names, strict=True)]
@@ -46,6 +50,8 @@ def appearing_together(paths: Sequence[Path], token: str | None = None) -> Itera
     try:
         yield parts
         paths[-1].unlink(missing_ok=True)
+        for path in set(outdated) - set(paths):
+            path.unlink(missing_ok=True)
         for part, path in zip(parts[:-1], paths[:-1], strict=True):
             part.replace(path)
         for folder in {path.parent for path in paths[:-1]}:

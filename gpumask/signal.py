@@ -234,6 +234,25 @@ class Cleaner:
         out[...] = xp.astype(cleaned, dtype, copy=False)  # C order, which a NumPy cast wouldn't make
         return out
 
+    def degrees_of_freedom(self) -> float:
+        """Effective degrees of freedom that cleaning leaves of white noise, before standardizing.
+
+        Cleaning is a linear map A of the volumes. With S = A A', they are (tr S)^2 / tr(S^2): the number of volumes if
+        nothing is done, fewer by one for each confound, and about the share of the spectrum that a filter passes
+        (Satterthwaite's approximation, as Worsley and Friston 1995 apply it to time series).
+        """
+        traces, squares = 0.0, 0.0
+        for rows, kept, basis in zip(self.run_rows, self.kept, self.bases, strict=True):
+            map_, _, _ = self._prepared(np.eye(len(rows)), kept, with_levels=False)
+            if basis is not None:
+                map_ = cleaning.regress_out(map_, basis)
+            covariance = map_ @ map_.T
+            traces += np.trace(covariance)
+            squares += np.sum(covariance**2)
+        n_volumes = sum(len(rows) for rows in self.run_rows)
+        # What is left of a variance of 1 per volume is rounding noise.
+        return float(traces**2 / squares) if traces > 1e-10 * n_volumes else 0.0
+
     def _clean_run(self, signals, kept, basis):
         signals, mean, noise = self._prepared(signals, kept, with_levels=self.standardize is not None)
         if basis is not None:

@@ -19,11 +19,12 @@ LAYERS = {
     "process": set(),
     "files": set(),
     "tables": set(),
-    "images": {"images", "process"},
+    "text_tables": set(),
+    "images": {"images", "process", "text_tables"},
     "kernels": {"kernels", "backend", "choices"},
     "engine": {"engine", "images", "kernels", "backend", "choices", "process"},
-    "bids": {"bids", "files", "tables"},
-    "confounds": {"confounds", "bids", "images", "kernels", "backend"},
+    "bids": {"bids", "files", "tables", "text_tables"},
+    "confounds": {"confounds", "bids", "images", "kernels", "backend", "process", "text_tables"},
     "signal": {"confounds", "kernels", "backend", "choices", "process"},
     "extraction": {"engine", "signal", "confounds", "images", "choices", "process"},
     "reports": {"reports", "images"},
@@ -33,7 +34,10 @@ LAYERS = {
         *("files", "tables", "choices", "process", "backend"),
     },
     "demo": set(),
-    "cli": {"cli", "cohort", "bids", "reports", "images", "kernels", "backend", "choices", "process", "demo"},
+    "cli": {
+        *("cli", "cohort", "bids", "reports", "images", "kernels"),
+        *("backend", "choices", "process", "text_tables", "demo"),
+    },
     "__main__": {"cli"},
 }
 # Libraries that only these parts may import, inside functions too.

@@ -304,7 +304,7 @@ def test_filters(parameters, message):
 
 
 def test_short_runs_cannot_be_filtered():
-    message = "The length of the input vector x must be greater than padlen, which is 33."
+    message = "20 volumes are left, but this filter needs 34 or more."
     assert error_of(image(VALUES[..., :20]), low_pass=0.1, high_pass=0.01, t_r=2.0) == (ValueError, message)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from gpumask import __version__
 from gpumask.bids import Problem, Run, find_runs, read_manifest
-from gpumask.bids.metadata import RepetitionTime, metadata_file, repetition_time
+from gpumask.bids.metadata import RepetitionTime, metadata_files, repetition_time
 from gpumask.bids.names import atlas_name, output_name, run_name
 from gpumask.bids.sidecars import sidecar, write_dataset_description
 
@@ -183,6 +183,66 @@ def test_single_echoes_are_passed_over(root):
     found, problems = find_runs(root)
     assert (names(found), problems) == ([RUN], [])
     assert Path(found[0].confounds).name == "sub-01_task-rest_desc-confounds_timeseries.tsv"
+
+
+@pytest.mark.parametrize("spaces", [["space-MNI152NLin6Asym"], ["space-MNI152NLin6Asym", "space-T1w", ""]])
+@pytest.mark.parametrize("label", ["1", "01"])
+def test_a_first_echo_that_is_the_only_image_is_the_run(root, spaces, label):
+    """Single-echo data that their names number."""
+    for space in spaces:
+        folder = add_run(root, "sub-01_task-rest", space, but=["preproc"])
+        stem = "_".join(filter(None, (f"sub-01_task-rest_echo-{label}", space)))
+        touch(folder, f"{stem}_desc-preproc_bold.nii.gz", f"{stem}_desc-preproc_bold.json")
+    [run], problems = find_runs(root, space="MNI152NLin6Asym")
+    stem = f"sub-01_task-rest_echo-{label}_space-MNI152NLin6Asym"
+    assert problems == []
+    assert (run.name, run.path) == (stem, f"{folder}/{stem}_desc-preproc_bold.nii.gz")
+    assert Path(run.mask).name == "sub-01_task-rest_space-MNI152NLin6Asym_desc-brain_mask.nii.gz"
+    assert Path(run.confounds).name == "sub-01_task-rest_desc-confounds_timeseries.tsv"
+    assert Path(run.sidecar).name == f"{stem}_desc-preproc_bold.json"
+
+
+def test_a_second_echo_alone_isnt_the_run(root):
+    folder = add_run(root, "sub-01_task-rest", but=["preproc"])
+    touch(folder, "sub-01_task-rest_echo-2_desc-preproc_bold.nii.gz")
+    assert problems_of(root)[0][1].startswith("has only single-echo images, no combined one: ")
+
+
+def test_images_of_ica_aroma(root):
+    folder = add_run(root, "sub-01_task-rest")
+    add_run(root, "sub-02_task-rest")
+    touch(folder, f"{RUN}_desc-smoothAROMAnonaggr_bold.nii.gz", f"{RUN}_desc-smoothAROMAnonaggr_bold.json")
+    [run], [problem] = find_runs(root, desc="smoothAROMAnonaggr")
+    assert (run.name, run.path) == (RUN, f"{folder}/{RUN}_desc-smoothAROMAnonaggr_bold.nii.gz")
+    assert Path(run.sidecar).name == f"{RUN}_desc-smoothAROMAnonaggr_bold.json"
+    assert Path(run.mask).name == f"{RUN}_desc-brain_mask.nii.gz"
+    assert problem.reason == "has no matching *_desc-smoothAROMAnonaggr_bold.nii.gz"
+    assert [run.path.endswith(f"{RUN}_desc-preproc_bold.nii.gz") for run in find_runs(root)[0]] == [True, False]
+
+
+def test_no_images_of_ica_aroma(root):
+    add_run(root, "sub-01_task-rest")
+    message = error_of(root, desc="smoothAROMAnonaggr")
+    assert message.startswith(f"{root} has no *_desc-smoothAROMAnonaggr_bold.nii.gz in sub-*/[ses-*/]func of 1 ")
+
+
+def test_problems_have_the_names_of_the_space_that_was_asked_for(root):
+    add_run(root, "sub-01_task-rest", but=["mask"])
+    for space in ("space-T1w", ""):
+        add_run(root, "sub-02_task-rest_run-1", space)
+    add_run(root, "sub-03_task-rest", but=["preproc"])
+    touch(add_run(root, "sub-04_task-rest", but=["preproc"]), "sub-04_task-rest_echo-2_desc-preproc_bold.nii.gz")
+    touch(root / "sub-05")
+    _, problems = find_runs(root, space=f"{MNI}:res-2")
+    of_space = f"space-{MNI}_res-2"
+    assert [problem.name for problem in problems] == [
+        RUN,
+        f"sub-02_task-rest_run-1_{of_space}",
+        f"sub-03_task-rest_{of_space}",
+        f"sub-04_task-rest_{of_space}",
+        "sub-05",
+    ]
+    assert find_runs(root, space="T1w")[1][0].name == "sub-01_task-rest_space-T1w"
 
 
 def test_a_mask_that_isnt_needed(root):
@@ -513,7 +573,7 @@ def test_names_in_a_manifest_are_unique(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("first", ["", "a.nii.gz", "bold,confounds", "bold\tconfound", "bold\tmask\tmask"])
+@pytest.mark.parametrize("first", ["a.nii.gz", "bold,confounds", "bold\tconfound", "bold\tmask\tmask"])
 def test_first_line_of_a_manifest(tmp_path, first):
     manifest = write_manifest(tmp_path, first)
     with pytest.raises(ValueError) as caught:
@@ -570,14 +630,14 @@ def write_json(path, content):
 def test_repetition_time(tmp_path):
     image = tmp_path / "a_bold.nii.gz"
     assert repetition_time(Run(image), None) == RepetitionTime(None, None)
-    assert repetition_time(Run(image), 3.0) == (3.0, "header")
+    assert repetition_time(Run(image), 3.0) == (3.0, "header", ())
     write_json(tmp_path / "a_bold.json", {"RepetitionTime": 2.5})
     other = write_json(tmp_path / "other.json", {"RepetitionTime": 1})
-    assert repetition_time(Run(image), 3.0) == (2.5, "JSON")
-    assert repetition_time(Run(image, sidecar=other), None) == (1.0, "JSON")
-    assert repetition_time(Run(image, sidecar=other, t_r=0.8), 3.0) == (0.8, "given")
-    write_json(other, {"VolumeTiming": [0, 1]})
-    assert repetition_time(Run(image, sidecar=other), 3.0) == (3.0, "header")
+    assert repetition_time(Run(image), 3.0)[:2] == (2.5, "JSON")
+    assert repetition_time(Run(image, sidecar=other), None) == (1.0, "JSON", ())
+    assert repetition_time(Run(image, sidecar=other, t_r=0.8), 3.0)[:2] == (0.8, "given")
+    write_json(other, {"TaskName": "rest"})
+    assert repetition_time(Run(image, sidecar=other), 3.0) == (3.0, "header", ())
 
 
 @pytest.mark.parametrize(("session", "task"), [("", "rest"), ("ses-b/", "rest"), ("ses-b/", "other")])
@@ -590,15 +650,15 @@ def test_a_single_image_inherits_the_metadata_that_find_runs_finds(root, session
     assert repetition_time(Run(run.path), None) == repetition_time(run, None)
     assert repetition_time(Run(run.path), None).seconds == (2.0 if task == "rest" else None)
     nearest = write_json(folder / "bold.json", {"RepetitionTime": 1.0})
-    assert metadata_file(Run(run.path)) == nearest
+    assert metadata_files(Run(run.path))[0] == nearest
     assert find_runs(root)[0][0].sidecar == str(nearest)
     elsewhere = root.parent / Path(run.path).name
     write_json(root.parent / "task-rest_bold.json", {"RepetitionTime": 2.0})
-    assert metadata_file(Run(elsewhere)) is None  # not in a data set's folders
+    assert metadata_files(Run(elsewhere)) == []  # not in a data set's folders
     for name in ("sub-01_bold.json", f"task-{task}_bold.json"):
         write_json(folder / name, {})
     with pytest.raises(ValueError, match=re.escape(f"{run.path} has 2 candidates for its metadata, expected one: ")):
-        metadata_file(Run(run.path))
+        metadata_files(Run(run.path))
 
 
 @pytest.mark.parametrize(

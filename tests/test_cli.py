@@ -202,7 +202,7 @@ def test_a_first_volume_without_derivatives_is_filled_as_in_a_cohort(folder):
         (f"{BOLD} --confounds-columns csf", "--confounds-columns: requires --confounds"),
         (f"{BOLD} --low-pass 0.1 --high-pass 0.1", "--high-pass (0.1 Hz) must be lower than --low-pass (0.1 Hz)"),
         (f"{BOLD} {BOLD}", f"{BOLD} and {BOLD} would both be written to {{folder}}/{TABLE}. Give them different"),
-        (f"{BOLD} --out lut.tsv", "[Errno 17] File exists: 'lut.tsv'"),
+        (f"{BOLD} --out lut.tsv", "--out: lut.tsv is a file, expected a folder"),
     ],
 )
 def test_wrong_usage_is_2_before_anything_runs(folder, capsys, monkeypatch, options, message):

@@ -73,7 +73,7 @@ def test_options_reach_the_configuration(folder):
         "d out participant --participant_label sub-02 --run-id 2 --task_id rest --space MNI152NLin2009cAsym "
         "--atlas atlas-Toy_dseg.nii.gz --lut atlas-Toy_dseg.tsv --strategy median --min_coverage 0.1 --detrend "
         "--low-pass 0.1 --high-pass 0.01 --standardize psc --confounds-columns 'trans_*' csf --fd-threshold 0.5 "
-        "--no-relmat --device cpu --nprocs 1"
+        "--min-time 0 --no-relmat --device cpu --nprocs 1"
     )
     assert run(line) == 0
     (table,) = names(folder / "out")
@@ -118,7 +118,7 @@ def test_a_dry_run_writes_nothing(folder, capsys):
     run(f"d out participant {ATLASES}")
     (folder / next(iter(find_runs("d")[0])).confounds).unlink()
     capsys.readouterr()
-    assert run(f"d out participant {ATLASES} --dry-run --confounds-columns csf") == 1
+    assert run(f"d other participant {ATLASES} --dry-run --confounds-columns csf") == 1
     assert capsys.readouterr().out.splitlines()[-1] == "5 to do, 0 done, 1 unusable"
     assert run(f"d out participant {ATLASES} --dry-run") == 0
     assert capsys.readouterr().out.splitlines()[-1] == "1 to do, 5 done, 0 unusable"
@@ -220,7 +220,7 @@ def test_every_option_is_in_the_help(capsys):
 
 def test_an_error_that_ends_all_runs_is_1_with_what_was_done(capsys, monkeypatch):
     def lost(configuration, runs, **options):
-        yield Record(runs[0], "done", 40, {"total": 1.0})
+        yield Record(runs[0], "done", 40, 40, seconds={"total": 1.0})
         raise RuntimeError("all workers are lost")
 
     monkeypatch.setattr("gpumask.cohort.executors.run_cohort", lost)

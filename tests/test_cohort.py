@@ -54,7 +54,7 @@ def small(tmp_path):
 
 def configured(folder, out="out", **options):
     atlases = tuple(AtlasFile(folder / f"atlas-{name}_dseg.nii.gz") for name in ("Toy", "Fine"))
-    options = {"parameters": PARAMETERS, "confounds": CONFOUNDS, "device": "cpu", **options}
+    options = {"parameters": PARAMETERS, "confounds": CONFOUNDS, "min_time": 0, "device": "cpu", **options}
     return Configuration(atlases, folder / out, **options)
 
 
@@ -261,16 +261,18 @@ def test_another_atlas_is_extracted_alone(small, tmp_path, monkeypatch):
     assert whole == cohorts.outputs(tmp_path / "out")
 
 
-def test_an_atlas_whose_settings_change_leaves_the_other_alone(small, tmp_path):
+def test_an_atlas_whose_table_changes_is_refused_and_overwritten(small, tmp_path):
     both = configured(tmp_path)
     assert statuses(both, small[:1]) == {"done": 1}
     lut = tmp_path / "atlas-Fine_dseg.tsv"
     lut.write_text(lut.read_text().replace("Fine10\n", "Fine11\n"))
-    before = with_times(tmp_path / "out")
     changed = configured(tmp_path)
     assert changed.made["Toy"] == both.made["Toy"]
-    assert statuses(changed, small[:1]) == {"done": 1}
-    after = with_times(tmp_path / "out")
+    with pytest.raises(ValueError, match=r"atlas-Fine.* was made with another atlas, look-up table or mask\. "):
+        statuses(changed, small[:1])
+    before = cohorts.outputs(tmp_path / "out")
+    assert statuses(configured(tmp_path, overwrite=True), small[:1]) == {"done": 1}
+    after = cohorts.outputs(tmp_path / "out")
     assert {name for name in before if "_atlas-" in name and after[name] != before[name]} == {
         name for name in before if "_atlas-Fine_" in name
     }

@@ -133,8 +133,9 @@ def test_a_dask_worker_that_is_killed_costs_nothing(made, cluster):
     wait_for(lambda: list((folder / "killed").glob("logs/sub*.json")))
     cluster[2][0].kill()
     assert driver.wait(120) == 1
-    lines = Counter(line["status"] for line in cohorts.log_lines(folder / "killed"))
-    assert lines["failed"] == 5
+    lines = cohorts.log_lines(folder / "killed")
+    # A run may have failed twice: in the worker that was killed before it could say so, and in the other one.
+    assert len({line["name"] for line in lines if line["status"] == "failed"}) == 5
     assert len(list((folder / "killed").glob("logs/sub*.json"))) == statuses["done"]
 
 

@@ -141,11 +141,11 @@ def test_unreadable_files(tmp_path):
         confounds_matrix(tmp_path / "nowhere.tsv", 3)
     empty = tmp_path / "empty.tsv"
     empty.write_text("\n")
-    with pytest.raises(ValueError, match=r"^The confounds file .*empty\.tsv is empty\.$"):
+    with pytest.raises(ValueError, match=r"empty\.tsv is empty\. Expected a table of confounds"):
         confounds_matrix(empty, 3)
     ragged = tmp_path / "ragged.csv"
     ragged.write_text("1,2\n3,4,5\n")
-    with pytest.raises(ValueError, match=r"^Could not read the confounds file .*ragged\.csv: Error tokenizing data"):
+    with pytest.raises(ValueError, match=r"ragged\.csv, line 2: has 3 cells, expected 2, as in line 1 \(1, 2\)\."):
         confounds_matrix(ragged, 2)
 
 

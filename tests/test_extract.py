@@ -121,8 +121,8 @@ def test_sidecar(tmp_path, out, atlas, run):
     sidecar = json.loads(table_of(record, out).with_suffix(".json").read_text(encoding="utf-8"))
     assert list(sidecar) == [
         *("RepetitionTime", "TaskName", "SoftwareFilters", "NuisanceParameters", "Sources", "ConfigurationHash"),
-        *("RepetitionTimeSource", "NumberOfVolumes", "ConfoundsOptions", "MaskerParameters", "Plan", "Device"),
-        *("SoftwareVersions", "Regions"),
+        *("RepetitionTimeSource", "NumberOfVolumes", "NumberOfVolumesKept", "DegreesOfFreedom", "ConfoundsOptions"),
+        *("MaskerParameters", "Plan", "Device", "SoftwareVersions", "Regions"),
     ]
     assert (sidecar["RepetitionTime"], sidecar["RepetitionTimeSource"], sidecar["TaskName"]) == (2.0, "header", "rest")
     assert sidecar["SoftwareFilters"]["Butterworth"]["High-pass cutoff (Hz)"] == 0.05

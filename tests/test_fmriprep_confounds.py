@@ -1,6 +1,7 @@
 """Confounds and censored volumes from fMRIPrep's tables: as nilearn chooses them, or by the names of columns."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -353,3 +354,61 @@ def test_no_framewise_displacement(tmp_path):
     with pytest.raises(ValueError) as caught:
         fmriprep_confounds(IMAGE, path, fd_threshold=0.5)
     assert str(caught.value) == f"{path} has no column framewise_displacement. Its 2 columns include csf, dvars."
+
+
+@pytest.mark.parametrize("options", [{"fd_threshold": 0.5}, {"strategy": "scrubbing"}, {"columns": ["csf"]}])
+@pytest.mark.parametrize(
+    ("displacement", "message"),
+    [
+        (np.nan, "the column framewise_displacement has no number, so no volume can be censored by it. Expected mm"),
+        ("low", "the column framewise_displacement has the text 'low', expected numbers in mm."),
+    ],
+)
+def test_displacement_that_says_nothing(tmp_path, options, displacement, message):
+    table, metadata = made_confounds()
+    path = write_confounds(tmp_path, table.assign(framewise_displacement=displacement), metadata)
+    if "columns" in options:  # nobody asked for it
+        assert fmriprep_confounds(IMAGE, path, **options)[1] is None
+        return
+    with pytest.raises(ValueError) as caught:
+        fmriprep_confounds(IMAGE, path, **options)
+    assert str(caught.value).startswith(f"{path}: {message}")
+
+
+def test_displacement_that_is_partly_missing(tmp_path):
+    table, metadata = made_confounds()
+    table.loc[[5, 20], "framewise_displacement"] = np.nan
+    path = write_confounds(tmp_path, table, metadata)
+    message = f"{path}: the column framewise_displacement has no number for volume 5, 20: kept, whatever the motion."
+    with pytest.warns(UserWarning, match=f"^{re.escape(message)}$"):
+        _, kept = fmriprep_confounds(IMAGE, path, fd_threshold=0.5)
+    np.testing.assert_array_equal(kept, [i for i in range(60) if i not in (23, 41)])
+
+
+# Tables in other forms
+
+
+def in_other_forms(text):
+    rows = text.splitlines()
+    yield "rows end in a tab", "\n".join([rows[0], *(f"{row}\t" for row in rows[1:])])
+    yield "all end in a tab", "\t\n".join([*rows, ""])
+    yield "comments", "\n".join(["# fMRIPrep", *rows[:9], "# half", *rows[9:], ""])
+    yield "R", "\n".join([rows[0], *(f"{i}\t{row}" for i, row in enumerate(rows[1:], start=1))])
+    yield "quoted", "\n".join("\t".join(f'"{cell}"' for cell in row.split("\t")) for row in rows)
+    yield "commas", text.replace("\t", ",")
+    yield "BOM and CRLF", "\ufeff" + text.replace("\n", "\r\n")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_strategies_of_tables_in_other_forms(made, strategy):
+    """The columns that nilearn gets from the table as fMRIPrep writes it, and the message of a ragged one."""
+    expected = load_confounds_strategy(str(made.with_name(IMAGE)), strategy)
+    text = made.read_text()
+    for form, other in in_other_forms(text):
+        made.write_bytes(other.encode())
+        assert_same(fmriprep_confounds(made.with_name(IMAGE), made, strategy=strategy), expected)
+        columns, _ = fmriprep_confounds(IMAGE, made, columns=["csf"])
+        np.testing.assert_array_equal(columns["csf"], made_confounds()[0]["csf"], err_msg=form)
+    made.write_text(text + "1\t2\n")
+    with pytest.raises(ValueError, match=r"confounds_timeseries\.tsv, line 62: has 2 cells, expected 63, as in line 1"):
+        fmriprep_confounds(IMAGE, made, strategy=strategy)

@@ -276,7 +276,9 @@ def test_look_up_table(atlas, run, form, tmp_path):
     if form in ("tsv", "csv"):
         lut.to_csv(tmp_path / f"lut.{form}", sep={"tsv": "\t", "csv": ","}[form], index=False)
         lut = tmp_path / f"lut.{form}"
-    masker = NiftiLabelsMasker(atlas, lut=lut).fit(run)
+    masker = NiftiLabelsMasker(atlas, lut=lut)
+    with pytest.warns(UserWarning, match=r"1 label without a row \(called 'unknown'\): 5; 1 row .* label: 77 \(none\)"):
+        masker.fit(run)
     assert masker.get_feature_names_out() == ["one", "two", "unknown", "nine"]
     assert masker.lut_["name"].to_list() == ["Background", "one", "two", "unknown", "nine"]
     masker.transform(run)

@@ -211,7 +211,7 @@ def test_figures_of_a_cohort(tmp_path, monkeypatch):
         figures, "run_figure", lambda *arrays, **rest: given.append((arrays, rest)) or new_figure((1, 1))
     )
     words = ["cohort", tmp_path / "d", tmp_path / "out", "participant", "--device", "cpu", "--figures"]
-    words += ["--atlas", atlases[1], "--confounds-columns", "csf", "--fd-threshold", "0.5"]
+    words += ["--atlas", atlases[1], "--confounds-columns", "csf", "--fd-threshold", "0.5", "--min-time", "0"]
     assert main([str(word) for word in words]) == 0
     names = [f"sub-01_task-rest_run-{k}_space-{SPACE}_atlas-Fine_stat-mean_timeseries" for k in (1, 2)]
     assert sorted(path.name for path in (tmp_path / "out" / "figures").iterdir()) == [f"{name}.png" for name in names]
@@ -238,7 +238,8 @@ def test_without_matplotlib(monkeypatch, tmp_path, capsys):
         whole()
     message = "Missing package 'matplotlib' for figures. Run: pip install 'gpumask[report]'"
     assert str(error.value) == message
-    words = ["cohort", tmp_path / "d", tmp_path / "out", "participant", "--atlas", "a.nii", "--figures"]
+    (tmp_path / "a.nii").touch()
+    words = ["cohort", tmp_path / "d", tmp_path / "out", "participant", "--atlas", tmp_path / "a.nii", "--figures"]
     assert main([str(word) for word in words]) == 2
     assert capsys.readouterr().err == f"gpumask cohort: error: {message}\n"
     assert not (tmp_path / "out").exists()

@@ -172,7 +172,7 @@ def test_a_cohort_from_the_command_line(tmp_path, capsys):
     make_cohort(tmp_path / "d", 6, bad=False)
     atlas = make_atlases(tmp_path)[0]
     words = ["cohort", tmp_path / "d", tmp_path / "out", "participant", "--atlas", atlas, "--device", "cpu"]
-    words += ["--fd-threshold", "0.5", "--store", tmp_path / "s.parquet"]
+    words += ["--fd-threshold", "0.5", "--min-time", "0", "--store", tmp_path / "s.parquet"]
     assert main([str(word) for word in words]) == 0
     assert f"{tmp_path / 'out' / 'cohort.html'}\n{tmp_path / 's.parquet'}\n" in capsys.readouterr().out
     frame = pd.read_parquet(tmp_path / "s.parquet")

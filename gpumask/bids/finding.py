@@ -8,16 +8,34 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
-from gpumask.bids.metadata import is_metadata, nearest_metadata, only
-from gpumask.bids.names import folder_label, image_stem, join_entities, label_of, parse_name
+from gpumask.bids.content import absence
+from gpumask.bids.metadata import applicable_metadata, is_metadata, only
+from gpumask.bids.names import (
+    CONFOUNDS,
+    folder_label,
+    image_stem,
+    join_entities,
+    label_of,
+    parse_name,
+    space_entities,
+)
 from gpumask.bids.runs import Problem, Run
 
-# A run's files by suffix, "desc" and extension. Others in `func` (surfaces, transforms, references, ...) are skipped.
 _VOLUMES = (".nii", ".nii.gz", ".nii.zst")
-_KINDS = {("bold", "preproc", extension): "image" for extension in _VOLUMES}
-_KINDS |= {("mask", "brain", extension): "mask" for extension in _VOLUMES}
-_KINDS |= {(suffix, "confounds", ".tsv"): "confounds" for suffix in ("timeseries", "regressors")}
 _NO_RUN = "has no preprocessed run"
+
+
+_EXPECTED = {
+    "preproc": "the derivatives of fMRIPrep, not raw data",
+    "smoothAROMAnonaggr": "the derivatives of fMRIPrep before 23.1 with --use-aroma",
+}
+
+
+def _kinds(desc):
+    """Kinds of a run's files by suffix, "desc" and extension. Others in `func` (surfaces, transforms) are skipped."""
+    kinds = {("bold", desc, extension): "image" for extension in _VOLUMES}
+    kinds |= {("mask", "brain", extension): "mask" for extension in _VOLUMES}
+    return kinds | dict.fromkeys(CONFOUNDS, "confounds")
 
 
 @dataclass
@@ -31,6 +49,14 @@ class _Files:
     confounds: list = field(default_factory=list)
     echoes: list = field(default_factory=list)
 
+    def use_only_echo(self):
+        """Make the first echo the run's image if it has no other: some name single-echo data so."""
+        parsed = {name: parse_name(name) for name in self.echoes}
+        if not self.images and {label_of("run", one.entities["echo"]) for one in parsed.values()} == {"1"}:
+            for name, one in parsed.items():
+                self.images.setdefault(one.space, []).append(name)
+            self.echoes = []
+
 
 def find_runs(
     root: str | os.PathLike,
@@ -42,14 +68,15 @@ def find_runs(
     space: str | None = None,
     require_mask: bool = True,
     require_confounds: bool = False,
+    desc: str = "preproc",
 ) -> tuple[list[Run], list[Problem]]:
     """Find the preprocessed runs in a folder of fMRIPrep derivatives.
 
     Every folder is listed once, and no file is opened or stat'ed: names suffice. A run's image is
     ``*_desc-preproc_bold.nii[.gz]`` in a folder ``sub-*/[ses-*/]func``. Next to it are its mask, ``*_desc-brain_mask``
     with the same space, cohort, res and den, and its confounds, ``*_desc-confounds_timeseries.tsv`` (``_regressors``
-    before fMRIPrep 20.2). Its metadata is the nearest ``*_bold.json`` whose entities all are the image's. Single-echo
-    images are skipped.
+    before fMRIPrep 20.2). Its metadata are the ``*_bold.json`` whose entities all are the image's, one per folder.
+    Single-echo images are skipped, unless the first echo is the only image of a run.
 
     Parameters
     ----------
@@ -62,6 +89,8 @@ def find_runs(
         names have none are in "func". If None, the only space.
     require_mask, require_confounds : bool
         Whether a run without one is a problem. Having several candidates always is.
+    desc : str
+        Label "desc" of the images: "smoothAROMAnonaggr" finds those that ICA-AROMA has denoised.
 
     Returns
     -------
@@ -79,23 +108,28 @@ def find_runs(
         If `root` can't be listed.
     """
     root = str(Path(root).absolute())
-    scan = _Scan(root, {"sub": participants, "ses": sessions, "task": tasks, "run": runs})
+    scan = _Scan(root, {"sub": participants, "ses": sessions, "task": tasks, "run": runs}, desc)
     space = _choose_space(space, Counter(label for files in scan.files for label in files.images), root)
     found = []
     for files in scan.files:
         try:
-            found.append(_assemble(root, files, space, require_mask, require_confounds))
+            found.append(_assemble(root, files, space, require_mask, require_confounds, desc))
         except ValueError as error:
-            names = [name for names in files.images.values() for name in names] + files.echoes + files.confounds
-            scan.problems.append(Problem(f"{root}/{files.folder}/{names[0]}", str(error)))
+            of_space = files.images.get(space, [])
+            names = [*of_space, *(name for names in files.images.values() for name in names)]
+            names += [*files.echoes, *files.confounds]
+            parsed = parse_name(names[0])
+            of_run = {**(parsed.of_run if parsed else {}), **space_entities(space or "")}
+            name = _name_of_outputs(of_space[0]) if of_space else join_entities(of_run)
+            scan.problems.append(Problem(f"{root}/{files.folder}/{names[0]}", str(error), name))
     return found, sorted(scan.problems, key=lambda problem: problem.path)
 
 
 class _Scan:
     """The listing of a data set: `files` of each chosen run, and `problems`."""
 
-    def __init__(self, root, chosen):
-        self.root = root
+    def __init__(self, root, chosen, desc):
+        self.root, self.desc, self.kinds = root, desc, _kinds(desc)
         self.chosen = {key: {label_of(key, text) for text in labels} for key, labels in chosen.items()}
         self.present = {key: set() for key in chosen}
         self.files, self.problems, self.has_images = [], [], False
@@ -113,10 +147,11 @@ class _Scan:
         for subject in listed:
             self.list_subject(subject, metadata)
         self.check_labels("ses")
-        if not (self.has_images or self.files) and all(_NO_RUN in problem.reason for problem in self.problems):
+        nothing = not self.files and all(_NO_RUN in problem.reason for problem in self.problems)
+        if not self.has_images and (nothing or desc != "preproc"):
             msg = (
-                f"{root} has no *_desc-preproc_bold.nii.gz in sub-*/[ses-*/]func of {len(listed)} participant(s): "
-                "expected the derivatives of fMRIPrep, not raw data."
+                f"{root} has no *_desc-{desc}_bold.nii.gz in sub-*/[ses-*/]func of {len(listed)} participant(s): "
+                f"expected {_EXPECTED.get(desc, _EXPECTED['preproc'])}."
             )
             raise ValueError(msg)
         for key in ("task", "run"):
@@ -137,7 +172,8 @@ class _Scan:
         try:
             return _listing(f"{self.root}/{folder}")
         except OSError as error:
-            self.problems.append(Problem(f"{self.root}/{folder}", f"can't be listed: {error.strerror}"))
+            reason = absence(f"{self.root}/{folder}") or f"can't be listed: {error.strerror}"
+            self.problems.append(Problem(f"{self.root}/{folder}", reason, folder.replace("/", "_")))
             return []
 
     def metadata_in(self, folder, names):
@@ -163,7 +199,7 @@ class _Scan:
         some_only = any(self.chosen[key] for key in ("ses", "task", "run"))
         if n_before == len(self.files) + len(self.problems) and (self.chosen["sub"] or not some_only):
             reason = f"{_NO_RUN} of the chosen sessions, tasks and runs" if some_only else _NO_RUN
-            self.problems.append(Problem(f"{self.root}/{subject}", reason))
+            self.problems.append(Problem(f"{self.root}/{subject}", reason, subject))
 
     def list_run_files(self, folder, metadata):
         names = self.names_in(folder)
@@ -173,13 +209,13 @@ class _Scan:
         for name in names:
             parsed = parse_name(name)
             if parsed is None or owners.items() - parsed.entities.items():
-                if re.search(r"_desc-preproc_bold\.nii(\.gz|\.zst)?$", name):
+                if re.search(rf"_desc-{re.escape(self.desc)}_bold\.nii(\.gz|\.zst)?$", name):
                     expected = f"{join_entities(owners)}_[task-<label>_...], each once"
                     reason = f"isn't a BIDS name for {folder}: expected {expected}"
                     self.problems.append(Problem(f"{self.root}/{folder}/{name}", reason))
                 continue
             entities = parsed.entities
-            kind = _KINDS.get((parsed.suffix, entities.get("desc"), parsed.extension))
+            kind = self.kinds.get((parsed.suffix, entities.get("desc"), parsed.extension))
             if kind is None:
                 continue
             if kind == "image":
@@ -196,6 +232,8 @@ class _Scan:
                 files.masks.setdefault(parsed.space, []).append(name)
             else:
                 (files.echoes if "echo" in entities else files.images.setdefault(parsed.space, [])).append(name)
+        for files in by_run.values():
+            files.use_only_echo()
         self.files += [files for files in by_run.values() if files.images or files.echoes or files.confounds]
 
 
@@ -218,10 +256,14 @@ def _choose_space(space, numbers, root):
         number = "images of several kinds" if fitting else "no images"
         msg = f"{root} has {number} in space {space}. Its images are in: {listed}."
         raise ValueError(msg)
-    return next(iter(exact or fitting), space)
+    return next(iter(exact or fitting), ":".join(wanted))
 
 
-def _assemble(root, files, space, require_mask, require_confounds):
+def _name_of_outputs(image):
+    return join_entities({key: label for key, label in parse_name(image).entities.items() if key != "desc"})
+
+
+def _assemble(root, files, space, require_mask, require_confounds, desc):
     """Run of the files; a ValueError if they aren't one."""
     if space not in files.images:
         if files.images:
@@ -229,11 +271,10 @@ def _assemble(root, files, space, require_mask, require_confounds):
         elif files.echoes:
             reason = f"has only single-echo images, no combined one: {', '.join(files.echoes)}"
         else:
-            reason = "has no matching *_desc-preproc_bold.nii.gz"
+            reason = f"has no matching *_desc-{desc}_bold.nii.gz"
         raise ValueError(reason)
     image = only(files.images[space], "image")
-    parsed = parse_name(image)
-    name = join_entities({key: label for key, label in parsed.entities.items() if key != "desc"})
+    name = _name_of_outputs(image)
     mask = only(files.masks.get(space, []), "brain mask")
     if mask is None and require_mask:
         other = sorted(name for names in files.masks.values() for name in names)
@@ -241,17 +282,18 @@ def _assemble(root, files, space, require_mask, require_confounds):
         raise ValueError(f"{reason}, found only {', '.join(other)}" if other else reason)
     confounds = only(files.confounds, "confounds")
     if confounds is None and require_confounds:
-        expected = f"{join_entities(parsed.of_run)}_desc-confounds_timeseries.tsv"
+        expected = f"{join_entities(parse_name(image).of_run)}_desc-confounds_timeseries.tsv"
         reason = f"has no confounds: expected {expected} next to it"
         raise ValueError(reason)
     folder = f"{root}/{files.folder}"
-    metadata = nearest_metadata(image_stem(image), files.metadata)
+    metadata = [str(path) for path in applicable_metadata(image_stem(image), files.metadata)]
     return Run(
         path=f"{folder}/{image}",
         confounds=confounds and f"{folder}/{confounds}",
         mask=mask and f"{folder}/{mask}",
-        sidecar=metadata and str(metadata),
+        sidecar=metadata[0] if metadata else None,
         name=name,
         folder=files.folder,
         source=root,
+        inherited=tuple(metadata[1:]),
     )

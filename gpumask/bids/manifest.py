@@ -4,9 +4,12 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from gpumask.bids.content import absence
 from gpumask.bids.metadata import positive_seconds
 from gpumask.bids.names import is_run_name, run_folder, run_name
+from gpumask.bids.pairing import check_pairs
 from gpumask.bids.runs import Problem, Run
+from gpumask.text_tables import read_rows
 
 _COLUMNS = ("bold", "confounds", "mask", "t_r", "name")
 
@@ -17,9 +20,9 @@ def read_manifest(path: str | os.PathLike) -> tuple[list[Run], list[Problem]]:
     Parameters
     ----------
     path : str or path-like
-        Tab-separated text. The first line names the columns: "bold" (images), and any of "confounds", "mask", "t_r" (s)
-        and "name" (beginning of the outputs' names; default: from the image's). Files are relative to the table's
-        folder; empty cells and "n/a" are missing.
+        Tab-separated text (see `gpumask.text_tables`). The first line names the columns: "bold" (images), and any of
+        "confounds", "mask", "t_r" (s) and "name" (beginning of the outputs' names; default: from the image's). Files
+        are relative to the table's folder; empty cells and "n/a" are missing.
 
     Returns
     -------
@@ -31,40 +34,48 @@ def read_manifest(path: str | os.PathLike) -> tuple[list[Run], list[Problem]]:
     Raises
     ------
     ValueError
-        If the columns aren't those above.
+        If the file isn't text, the columns aren't those above, or names contradict how images, tables and masks are
+        paired.
     OSError
         If the table can't be read.
     """
     path = Path(path).absolute()
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    columns = [column.strip() for column in lines[0].split("\t")] if lines else []
+    table = read_rows(path, "a list of runs, with the column bold", separators="\t")
+    columns, *rows = map(_without_empty_end, table.cells)
     if "bold" not in columns or len(set(columns)) < len(columns) or set(columns) - set(_COLUMNS):
+        first = "\t".join(table.cells[0])
         msg = (
-            f"{path} begins with the line {lines[0] if lines else ''!r}. Expected the names of the columns, separated "
-            "by tabs, each once: bold, and any of confounds, mask, t_r, name."
+            f"{path} begins with the line {first!r}. Expected the names of the columns, separated by tabs, each once: "
+            "bold, and any of confounds, mask, t_r, name."
         )
         raise ValueError(msg)
     runs, problems = [], []
-    for number, line in enumerate(lines[1:], start=2):
-        if not line.strip():
+    for number, cells, all_cells in zip(table.lines[1:], rows, table.cells[1:], strict=True):
+        if not cells:
             continue
-        cells = [cell.strip() for cell in line.split("\t")]
         row = {column: cell for column, cell in zip(columns, cells, strict=False) if cell not in ("", "n/a")}
         try:
-            if len(cells) != len(columns):
-                msg = f"has {len(cells)} cells, expected {len(columns)}"
+            if not len(cells) <= len(columns) <= len(all_cells):
+                msg = f"has {len(all_cells)} cells, expected {len(columns)}"
                 raise ValueError(msg)
             runs.append((number, _run_of_row(row, path.parent)))
         except ValueError as error:
-            problems.append(Problem(row.get("bold", str(path)), f"line {number} of {path} {error}"))
+            problems.append(Problem(row.get("bold", str(path)), f"line {number} of {path} {error}", row.get("name")))
+    check_pairs([run for _, run in runs], f"Correct {path}: a line's files belong together.")
     numbers = {}
     for number, run in runs:
         numbers.setdefault(run_name(run), []).append(str(number))
     for number, run in runs:
         if len(same := numbers[run_name(run)]) > 1:
             reason = f"would be written under the name {run_name(run)}, as would all of the lines {', '.join(same)}"
-            problems.append(Problem(run.path, f"line {number} of {path} {reason}: give unique ones in the column name"))
+            reason = f"line {number} of {path} {reason}: give unique ones in the column name"
+            problems.append(Problem(run.path, reason, run.name))
     return [run for _, run in runs if len(numbers[run_name(run)]) == 1], problems
+
+
+def _without_empty_end(cells):
+    """The cells up to the last one that isn't empty: some programs end each row with a tab."""
+    return cells[: next((k for k in range(len(cells), 0, -1) if cells[k - 1]), 0)]
 
 
 def _run_of_row(row, folder):
@@ -74,7 +85,8 @@ def _run_of_row(row, folder):
     files = {column: folder / row[column] for column in ("bold", "confounds", "mask") if column in row}
     for column, file in files.items():
         if not file.is_file():
-            msg = f"names a {column} file that isn't there: {file}"
+            reason = absence(file)
+            msg = f"names a {column} file that " + (f"{reason}: {file}" if reason else f"isn't there: {file}")
             raise ValueError(msg)
     name, t_r = row.get("name"), row.get("t_r")
     if name and not is_run_name(name):

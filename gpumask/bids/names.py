@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +21,16 @@ _AFTER_ATLAS = ("res", "den", "label", "desc")  # in BIDS's order of entities
 _SPACE = ("space", "cohort", "res", "den")
 _NATIVE = "func"  # fMRIPrep's name for the space of images whose names have none
 _NOT_OF_THE_RUN = {*_SPACE, "desc", "echo", "part"}  # may differ between a run's image, mask and confounds
+# Further entities of atlases, masks and statistics that say nothing about the run.
+_NOT_IDENTIFYING = {*_NOT_OF_THE_RUN, "tpl", "label", "hemi", "atlas", "seg", "scale", "stat", "from", "to", "mode"}
+# Entities of which a name has at least one if it is BIDS, and not only looks so ("my-data.nii").
+_IDENTIFYING = {
+    *("sub", "ses", "sample", "task", "tracksys", "acq", "ce", "trc", "stain", "rec", "dir", "run", "mod", "flip"),
+    *("inv", "mt", "proc", "split", "recording", "chunk"),
+}
+_ENTITY = re.compile(r"(?:^|_)([a-zA-Z]+)-([a-zA-Z0-9+]+)(?=_|\.|$)")
+CONFOUNDS = {(suffix, "confounds", ".tsv") for suffix in ("timeseries", "regressors")}
+"""Suffix, "desc" and extension of fMRIPrep's confounds tables."""
 
 
 class BidsName(NamedTuple):
@@ -52,6 +62,13 @@ class BidsName(NamedTuple):
         return ":".join((self.entities.get("space", _NATIVE), *further))
 
 
+def space_entities(space: str) -> dict[str, str]:
+    """Entities of a space as `BidsName.space` writes it; empty for "func"."""
+    label, *further = space.split(":")
+    own = {} if label in (_NATIVE, "") else {"space": label}
+    return own | dict(part.split("-", 1) for part in further if "-" in part)
+
+
 class OutputName(NamedTuple):
     """A parsed name of one of a run's tables, see `output_name`."""
 
@@ -74,6 +91,17 @@ def parse_name(name: str) -> BidsName | None:
 def labels_in(name: str) -> dict[str, str]:
     """Labels by key in a name that begins with a subject, even if the rest isn't BIDS-like; empty for other names."""
     return dict(part.split("-", 1) for part in name.split("_") if "-" in part) if name.startswith("sub-") else {}
+
+
+def identifying_entities(name: str) -> dict[str, str]:
+    """Entities by which a file's name says which run it belongs to; empty for names that aren't BIDS-like.
+
+    All but those of the space, the description ("desc"), echo and part, and what an atlas or mask shows. Old and
+    slightly wrong names are read too: ``sub-1_task-rest_bold_confounds.tsv``. Runs 1 and 01 are the same.
+    """
+    pairs = _ENTITY.findall(name)
+    entities = {key: label_of(key, label) for key, label in pairs if key not in _NOT_IDENTIFYING}
+    return entities if entities.keys() & _IDENTIFYING and len(dict(pairs)) == len(pairs) else {}
 
 
 def join_entities(entities: Mapping[str, str]) -> str:
@@ -130,11 +158,43 @@ def atlas_name(path: str | os.PathLike | None) -> str:
     return _alphanumeric("".join(_OF_AN_ATLAS.findall(stem)) or stem) or "atlas"
 
 
-def lookup_table_names(path: str | os.PathLike) -> tuple[str, ...]:
-    """File names that the look-up table of a label image may have: the same, or without "res-" as in TemplateFlow."""
-    stem = Path(path).name.removesuffix(".gz").rpartition(".")[0]
-    without = "_".join(part for part in stem.split("_") if not part.startswith("res-"))
-    return f"{stem}.tsv", f"{without}.tsv"
+def lookup_table_of(image: str, names: Iterable[str]) -> str | None:
+    """Name of the look-up table of a label image, among the names in a folder, or None.
+
+    Parameters
+    ----------
+    image : str
+        File name of the image.
+    names : iterable of str
+        The TSV file of the image's name is its table. Else, by BIDS's inheritance principle, the one with the image's
+        suffix and some of its entities, and the most of those that there are: ``atlas-A_dseg.tsv`` for
+        ``tpl-T_atlas-A_res-2_dseg.nii.gz``. A table without "atlas" isn't one of an atlas.
+
+    Raises
+    ------
+    ValueError
+        If several have the most entities.
+    """
+    names = {name for name in names if name.endswith(".tsv")}
+    for stem in (image_stem(image), image.removesuffix(".gz").rpartition(".")[0]):
+        if f"{stem}.tsv" in names:
+            return f"{stem}.tsv"
+    of_image, numbers = parse_name(image), {}
+    for name in sorted(names):
+        parsed = parse_name(name)
+        if (
+            parsed
+            and of_image
+            and (parsed.suffix, parsed.extension) == (of_image.suffix, ".tsv")
+            and parsed.entities.items() <= of_image.entities.items()
+            and ("atlas" in parsed.entities) == ("atlas" in of_image.entities)
+        ):
+            numbers[name] = len(parsed.entities)
+    best = [name for name, number in numbers.items() if number == max(numbers.values())]
+    if len(best) > 1:
+        msg = f"{image} has {len(best)} candidates for its look-up table, expected one: {', '.join(best)}"
+        raise ValueError(msg)
+    return best[0] if best else None
 
 
 def image_of_confounds(name: str, desc: str) -> str | None:

@@ -1,7 +1,7 @@
 """Runs to extract, and runs that can't be."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,9 @@ class Run:
     t_r : float or None
         Repetition time in s. None: see `gpumask.bids.metadata.repetition_time`.
     sidecar : str, path-like or None
-        JSON metadata of the image. None: see `gpumask.bids.metadata.metadata_file`.
+        JSON metadata of the image. None: see `gpumask.bids.metadata.metadata_files`.
+    inherited : tuple of str or path-like
+        Further JSON metadata, which complete `sidecar`; the nearest first.
     name : str or None
         Beginning of its outputs' names. None: from the image's name, see `gpumask.bids.names.run_name`.
     folder : str
@@ -36,11 +38,21 @@ class Run:
     name: str | None = None
     folder: str = ""
     source: str | os.PathLike | None = None
+    inherited: tuple[str | os.PathLike, ...] = ()
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A run, or a folder, that can't be used, and why."""
+    """A run, or a folder, that can't be used, and why.
+
+    Attributes
+    ----------
+    path : str
+    reason : str
+    name : str or None
+        Name that the run has once it can be used. None: from the path, see `gpumask.bids.names.run_name`.
+    """
 
     path: str
     reason: str
+    name: str | None = field(default=None, compare=False)

@@ -37,7 +37,7 @@ def sidecar(
     ----------
     run : Run
     t_r : float, optional
-        Repetition time used, in s.
+        Repetition time used, in s. Without one, the run's ``VolumeTiming`` is passed on, without censored volumes.
     confounds : sequence of str
         Names of the confounds that were removed.
     low_pass, high_pass : float, optional
@@ -58,13 +58,18 @@ def sidecar(
         With the keys of BIDS (SoftwareFilters, Sources, ...) and XCP-D (NuisanceParameters, ConfigurationHash). Files
         in ``run.source`` have the URI ``bids:preprocessed:<path>``, see `write_dataset_description`.
     """
-    _, metadata = read_metadata(run)
+    metadata = read_metadata(run).values
     cutoffs = {"High-pass cutoff (Hz)": high_pass, "Low-pass cutoff (Hz)": low_pass}
     cutoffs = {key: value for key, value in cutoffs.items() if value is not None}
     if sources is None:
         sources = [path for path in (run.path, run.mask, run.confounds, atlas, lut) if path is not None]
+    times = metadata.get("VolumeTiming") if t_r is None else None
+    if isinstance(times, list):
+        censored = set(more.get("CensoredVolumes") or ())
+        times = [time for volume, time in enumerate(times) if volume not in censored]
     content = {
         "RepetitionTime": t_r,
+        "VolumeTiming": times,
         "TaskName": labels_in(run_name(run)).get("task"),
         **{key: metadata[key] for key in _OF_SIGNALS_TOO if key in metadata},
         "SoftwareFilters": {"Butterworth": {**cutoffs, "Order": 5, "Passes": 2}} if cutoffs else "n/a",
@@ -125,25 +130,44 @@ def write_dataset_description(
         "ConfigurationHash": configuration,
     }
     with replacing(path) as part:
-        if path.is_file():
-            old = read_json(path)
-            if [generator.get("Name") for generator in _generators(old)][:1] != ["gpumask"]:
-                msg = f"{path} describes a data set that gpumask didn't make. Choose another folder for the outputs."
-                raise ValueError(msg)
-            links = old.get("DatasetLinks", {})
-            if {**links, **content["DatasetLinks"]} != {**content["DatasetLinks"], **links}:
-                msg = (
-                    f"{path.parent} has outputs of {links['preprocessed']}, and now those of "
-                    f"{content['DatasetLinks']['preprocessed']} were to be added. Choose another folder for them."
-                )
-                raise ValueError(msg)
-            content["DatasetLinks"] |= links
+        content["DatasetLinks"] |= check_dataset_description(out_dir, source)
         write(part, json_lines({key: value for key, value in content.items() if value not in (None, {})}))
     ignored = path.with_name(".bidsignore")
     if not ignored.exists():
         with replacing(ignored) as part:
             write(part, [f"{pattern}\n" for pattern in _IGNORED])
     return path
+
+
+def check_dataset_description(out_dir: str | os.PathLike, source: str | os.PathLike | None = None) -> dict[str, str]:
+    """Check that an output folder is gpumask's, and has outputs of no other data set.
+
+    Returns
+    -------
+    dict of str
+        The folder's ``DatasetLinks``; empty if it has no description.
+
+    Raises
+    ------
+    ValueError
+        If it isn't, or the description isn't JSON.
+    """
+    path = Path(out_dir, "dataset_description.json")
+    if not path.is_file():
+        return {}
+    old = read_json(path)
+    if [generator.get("Name") for generator in _generators(old)][:1] != ["gpumask"]:
+        msg = f"{path} describes a data set that gpumask didn't make. Choose another folder for the outputs."
+        raise ValueError(msg)
+    links = old.get("DatasetLinks", {})
+    new = {"preprocessed": Path(source).absolute().as_uri()} if source else {}
+    if {**links, **new} != {**new, **links}:
+        msg = (
+            f"{path.parent} has outputs of {links['preprocessed']}, and now those of {new['preprocessed']} were to be "
+            "added. Choose another folder for them."
+        )
+        raise ValueError(msg)
+    return links
 
 
 def _generators(description):

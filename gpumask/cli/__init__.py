@@ -1,13 +1,12 @@
 """The command line. Heavy imports are inside functions: ``--help`` and ``--version`` are quick."""
 
 import os
-import re
 import sys
 from collections.abc import Sequence
 
 from gpumask.cli import cohort, extract, info
 from gpumask.cli.output import tell
-from gpumask.cli.parser import build_parser
+from gpumask.cli.parser import parse
 
 _COMMANDS = {"extract": extract.command, "cohort": cohort.command, "demo": extract.demo, "info": info.command}
 
@@ -28,8 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         words = sys.argv[1:] if argv is None else argv
-        # BIDS Apps accept both spellings of options.
-        args = build_parser().parse_args([re.sub("^--[a-z_]+", lambda m: m[0].replace("_", "-"), w) for w in words])
+        args = parse(words)
         code = _COMMANDS[args.command](args)
         sys.stdout.flush()
         return code

@@ -5,26 +5,20 @@ import contextlib
 import os
 import re
 import signal
-from pathlib import Path
 
-from gpumask.cli.output import USER_ERRORS, tell
-from gpumask.cli.parser import CHOOSING, check_cutoffs, check_file
+from gpumask.cli.output import USER_ERRORS, kept_volumes, refuse, show_details, tell
+from gpumask.cli.parser import CHOOSING, check_cutoffs
+from gpumask.cli.usage import check_confounds, check_dask, check_out, check_store, split_atlases
 
 
 def command(args: argparse.Namespace) -> int:
     """Process a cohort; returns the exit status."""
     try:
-        if args.store:  # fail before an overnight run
-            from gpumask.cohort.parquet import check_pyarrow
-
-            check_pyarrow()
-        if args.figures:
-            from gpumask.reports.figures import new_figure
-
-            new_figure((1, 1))
+        check_out("OUT_DIR", args.out_dir, args.source)
+        check_store(args.store, args.out_dir)
         if args.level == "group":
             return _summarize(args)
-        configuration, runs, problems = _plan_cohort(args)
+        configuration, runs, problems, listing = _plan_cohort(args)
         if args.dry_run:
             return _dry_run(configuration, runs, problems)
         with contextlib.ExitStack() as stack:
@@ -33,35 +27,38 @@ def command(args: argparse.Namespace) -> int:
                 from gpumask.cohort.executors import dask_executor
 
                 spread["executor"], spread["in_flight"] = stack.enter_context(dask_executor(args.dask_scheduler))
-            return _run_cohort(args, configuration, runs, problems, spread)
+            return _run_cohort(args, configuration, runs, problems, listing, spread)
     except USER_ERRORS as error:
-        tell(f"gpumask cohort: error: {error}")
-        return 2
+        return refuse("cohort", error, args.verbose)
 
 
 def _plan_cohort(args):
-    """The configuration, its runs, and the problems of others; checked as far as possible before a run is read."""
+    """The configuration, its runs, problems of others and their listing; checked as far as possible before reading."""
     from gpumask.bids import find_runs, read_manifest
-    from gpumask.cohort.configuration import AtlasFile, Configuration
+    from gpumask.bids.sidecars import check_dataset_description
+    from gpumask.cohort.configuration import AtlasFile, Configuration, check_names, check_spaces
+    from gpumask.cohort.record import Listing, check_unchanged
     from gpumask.cohort.writer import load
     from gpumask.process import collect_warnings
 
-    if not args.atlas:
-        msg = "--atlas is missing: give one label image or more"
-        raise ValueError(msg)
-    if args.lut and len(args.lut) != len(args.atlas):
-        msg = f"--lut: expected one for each --atlas, got {len(args.lut)} for {len(args.atlas)}"
-        raise ValueError(msg)
+    atlases = [AtlasFile(*atlas) for atlas in split_atlases(args)]
+    check_confounds(args)
     check_cutoffs(args)
+    check_dask(args.dask_scheduler)
     if args.nprocs < 1:
         msg = f"--nprocs: expected 1 or more, got {args.nprocs}"
         raise ValueError(msg)
-    atlases = []
-    for text, lut in zip(args.atlas, args.lut or [None] * len(args.atlas), strict=True):
-        name, _, path = text.rpartition("=") if not Path(text).exists() else ("", "", text)
-        check_file("--atlas", Path(path))
-        check_file("--lut", lut)
-        atlases.append(AtlasFile(path, lut, name or None))
+    if args.figures:
+        from gpumask.reports.figures import new_figure
+
+        new_figure((1, 1))
+    first, n_shards = shard(args.shard)
+    chosen = {name: getattr(args, name) for name in CHOOSING}
+    is_folder = args.source.is_dir()
+    for name, option in CHOOSING.items():
+        if chosen[name] and not is_folder:
+            msg = f"{option} can't be used with a list of runs ({args.source}): edit the list."
+            raise ValueError(msg)
     names = ("strategy", "min_coverage", "smoothing_fwhm", "detrend", "low_pass", "high_pass", "standardize")
     confounds = {"strategy": args.confounds_strategy, "columns": args.confounds_columns}
     confounds = {**confounds, "fd_threshold": args.fd_threshold}
@@ -74,22 +71,43 @@ def _plan_cohort(args):
         relmat=not args.no_relmat,
         figures=args.figures,
         overwrite=args.overwrite,
+        dummy_scans=args.dummy_scans,
+        min_time=args.min_time,
+        min_dof=args.min_dof,
+        allow_space_mismatch=args.allow_space_mismatch,
     )
-    with collect_warnings() as messages:
-        load(configuration)
-    for message in messages:
-        tell(f"warning: {message}")
-    if args.source.is_dir():
-        chosen = {name: getattr(args, name) for name in CHOOSING}
-        runs, problems = find_runs(args.source, **chosen, require_confounds=bool(configuration.confounds))
+    check_dataset_description(args.out_dir, args.source if is_folder else None)
+    if is_folder:
+        wanted = {"require_confounds": bool(configuration.confounds), "desc": configuration.images}
+        runs, problems = find_runs(args.source, **chosen, **wanted)
     else:
         runs, problems = read_manifest(args.source)
-        for name, option in CHOOSING.items():
-            if getattr(args, name):
-                msg = f"{option} can't be used with a list of runs ({args.source}): edit the list."
-                raise ValueError(msg)
-    first, n_shards = shard(args.shard)
-    return configuration, runs[first::n_shards], problems[first::n_shards]
+    check_names(configuration, runs)
+    check_unchanged(configuration, runs)
+    messages = check_spaces(configuration, runs)
+    if args.dry_run:  # otherwise they are each run's
+        for message in messages:
+            tell(f"warning: {message}")
+    with collect_warnings() as messages:
+        loaded = load(configuration)
+    for message in (*messages, *loaded.notes, *(_renamed(loaded, configuration) if args.store else ())):
+        tell(f"warning: {message}")
+    of_some = any(chosen[name] for name in CHOOSING if name != "space")
+    listing = Listing(f"{args.source.resolve()} {args.space or ''}".strip(), None if of_some else problems)
+    return configuration, runs[first::n_shards], problems[first::n_shards], listing
+
+
+def _renamed(loaded, configuration):
+    """Messages about regions that --store will rename; ValueError if it can't."""
+    from gpumask.cohort.parquet import column_names
+    from gpumask.text_tables import listed
+
+    for atlas in configuration.atlases:
+        ids, names = loaded.names(atlas)
+        changed = [(name, new) for name, new in zip(names, column_names(names, ids), strict=True) if name != new]
+        if changed:
+            shown = listed(dict.fromkeys(name for name, _ in changed))
+            yield f"{atlas.name}: {shown}: not unique, or reserved. Their columns in --store are {changed[0][1]!r} etc."
 
 
 def shard(text: str | None) -> tuple[int, int]:
@@ -139,7 +157,7 @@ def _terminate(*_):
     raise _TerminatedError
 
 
-def _run_cohort(args, configuration, runs, problems, spread):
+def _run_cohort(args, configuration, runs, problems, listing, spread):
     from gpumask.bids.names import run_name
     from gpumask.cli.progress import CohortProgress, paused
     from gpumask.cohort.executors import run_cohort
@@ -150,7 +168,7 @@ def _run_cohort(args, configuration, runs, problems, spread):
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         records = run_cohort(configuration, runs, progress=progress, **spread)
-        log_problems(configuration, problems)
+        log_problems(configuration, problems, listing)
         with paused():
             for problem in problems:
                 tell(f"{problem.path}: error: {problem.reason}")
@@ -161,6 +179,8 @@ def _run_cohort(args, configuration, runs, problems, spread):
                     progress.finish(record)
                     with paused():
                         _show(record, run_name(record.run))
+                        if args.verbose:
+                            show_details(record)
         except USER_ERRORS as error:  # such as the loss of all workers; errors of single runs are in their records
             progress.close()
             tell(f"gpumask cohort: error: {error}")
@@ -194,7 +214,7 @@ def _show(record, name):
     if record.error:
         tell(f"{name}: error: {record.error}")
     elif record.status == "done":
-        print(name, f"{record.n_volumes} volumes", f"{record.seconds['total']:.2f} s", sep="\t", flush=True)
+        print(name, kept_volumes(record), f"{record.seconds['total']:.2f} s", sep="\t", flush=True)
 
 
 def _summarize(args, n_runs=None):

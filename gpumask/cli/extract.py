@@ -2,10 +2,12 @@
 
 import argparse
 import functools
-import os
+from dataclasses import replace
+from pathlib import Path
 
-from gpumask.cli.output import USER_ERRORS, tell
-from gpumask.cli.parser import build_parser, check_cutoffs, check_file
+from gpumask.cli.output import USER_ERRORS, kept_volumes, refuse, show_details, tell
+from gpumask.cli.parser import check_cutoffs, check_file, parse
+from gpumask.cli.usage import check_confounds, check_out, check_tables, split_atlases
 
 
 def command(args: argparse.Namespace) -> int:
@@ -16,8 +18,7 @@ def command(args: argparse.Namespace) -> int:
     try:
         records = _start(args, progress)
     except USER_ERRORS as error:
-        tell(f"gpumask extract: error: {error}")
-        return 2
+        return refuse("extract", error, args.verbose)
     failed = 0
     try:
         for record in records:
@@ -27,10 +28,12 @@ def command(args: argparse.Namespace) -> int:
             if record.error:
                 failed += 1
                 tell(f"{record.run.path}: error: {record.error}")
-                continue
-            (atlas,) = record.atlases.values()
-            size = f"{record.n_volumes} volumes x {atlas['regions']} regions"
-            print(args.out / record.outputs[0].path, size, f"{record.seconds['total']:.2f} s", sep="\t", flush=True)
+            tables = [output.path for output in record.outputs if output.path.endswith("_timeseries.tsv")]
+            for table, atlas in zip(tables, record.atlases.values(), strict=True):
+                size = f"{kept_volumes(record)} x {atlas['regions']} regions"
+                print(args.out / table, size, f"{record.seconds['total']:.2f} s", sep="\t", flush=True)
+            if args.verbose:
+                show_details(record)
     finally:
         progress.close()
     return 1 if failed else 0
@@ -38,23 +41,36 @@ def command(args: argparse.Namespace) -> int:
 
 def _start(args, progress):
     """Check what all runs have in common, and return an iterator that extracts them."""
-    for option in ("atlas", "mask", "lut"):
-        check_file(f"--{option}", getattr(args, option))
-    if args.confounds and len(args.confounds) != len(args.runs):
-        msg = f"--confounds: expected one table per run, got {len(args.confounds)} for {len(args.runs)} run(s)"
-        raise ValueError(msg)
-    if args.confounds_columns and not args.confounds:
-        msg = "--confounds-columns: requires --confounds"
-        raise ValueError(msg)
+    atlases = split_atlases(args)
+    check_file("--mask", args.mask)
+    check_confounds(args)
+    for option in ("confounds_columns", "confounds_strategy", "fd_threshold"):
+        if getattr(args, option) is not None and not args.confounds:
+            msg = f"--{option.replace('_', '-')}: requires --confounds (auto: the table next to each run)"
+            raise ValueError(msg)
+    find_tables = args.confounds == [Path("auto")]
+    if args.confounds and not find_tables:
+        if len(args.confounds) != len(args.runs):
+            msg = f"--confounds: expected one table per run, got {len(args.confounds)} for {len(args.runs)} run(s)"
+            raise ValueError(msg)
+        check_tables(args.confounds)
     check_cutoffs(args)
+    check_out("--out", args.out)
 
+    from gpumask.bids.pairing import check_pairs, confounds_beside
     from gpumask.bids.runs import Run
-    from gpumask.cohort.configuration import AtlasFile, Configuration, check_names
+    from gpumask.cohort.configuration import AtlasFile, Configuration, check_names, check_spaces
     from gpumask.cohort.writer import load, write_run
     from gpumask.process import collect_warnings
 
+    confounds = {"strategy": args.confounds_strategy, "columns": args.confounds_columns}
+    if args.confounds and args.confounds_strategy is None and args.confounds_columns is None:
+        confounds["columns"] = ["*"]
+    confounds["fd_threshold"] = args.fd_threshold
     configuration = Configuration(
-        (AtlasFile(args.atlas, args.lut, background=args.background_label, find_lut=False),),
+        tuple(
+            AtlasFile(path, lut, name, background=args.background_label, find_lut=False) for path, lut, name in atlases
+        ),
         args.out,
         {
             "smoothing_fwhm": args.smoothing_fwhm,
@@ -68,24 +84,38 @@ def _start(args, progress):
             "min_coverage": None,
             "nan_policy": "zero",
         },
-        {"columns": args.confounds_columns or ["*"]} if args.confounds else {},
+        {name: value for name, value in confounds.items() if value is not None},
         mask=args.mask,
         device=args.device,
         coverage=False,
         relmat=False,
         overwrite=args.overwrite,
+        dummy_scans=args.dummy_scans,
+        min_time=args.min_time,
+        min_dof=args.min_dof,
+        allow_space_mismatch=args.allow_space_mismatch,
     )
-    with collect_warnings() as messages:
-        load(configuration)
-    for message in messages:
-        tell(f"{args.atlas}: warning: {message}")
+    here = [path for path in args.runs if path.exists()]  # the others fail by themselves
+    for path in here:
+        if configuration.images != "preproc" and f"_desc-{configuration.images}_" not in path.name:
+            expected = f"expected images *_desc-{configuration.images}_bold"
+            msg = f"--confounds-strategy {args.confounds_strategy}: {expected}, got {path}"
+            raise ValueError(msg)
     tables = args.confounds or [None] * len(args.runs)
-    runs = [Run(path, confounds, t_r=args.t_r) for path, confounds in zip(args.runs, tables, strict=True)]
+    if find_tables:
+        tables = [confounds_beside(path) if path in here else None for path in args.runs]
+    runs = [Run(path, table, t_r=args.t_r) for path, table in zip(args.runs, tables, strict=True)]
+    check_pairs(
+        [replace(run, mask=args.mask) for run in runs],
+        "Give tables in the order of the runs, or --confounds auto, and masks to their runs only.",
+    )
     check_names(configuration, runs)
+    check_spaces(configuration, runs)
+    with collect_warnings() as messages:
+        notes = load(configuration).notes
+    for message in (*messages, *notes):
+        tell(f"{', '.join(args.atlas)}: warning: {message}")
     args.out.mkdir(parents=True, exist_ok=True)
-    if not os.access(args.out, os.W_OK | os.X_OK):
-        msg = f"--out: no permission to write to {args.out}"
-        raise PermissionError(msg)
     return (write_run(configuration, run, functools.partial(progress, run)) for run in runs)
 
 
@@ -98,7 +128,7 @@ def demo(args: argparse.Namespace) -> int:
     words = ["extract", run, "--atlas", atlas, "--lut", lut, "--detrend", "--standardize", "psc"]
     words = [*map(str, words), "--out", str(args.out), "--overwrite"]
     print("gpumask", *words)
-    code = command(build_parser().parse_args(words))
+    code = command(parse(words))
     if code == 0:
         import pandas as pd
 

@@ -1,6 +1,11 @@
 """Messages to the user, and the errors that are shown as messages."""
 
 import sys
+import traceback
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gpumask.cohort.record import Record
 
 USER_ERRORS = (OSError, ValueError, TypeError, ImportError, MemoryError, RuntimeError)
 
@@ -8,3 +13,32 @@ USER_ERRORS = (OSError, ValueError, TypeError, ImportError, MemoryError, Runtime
 def tell(message: object) -> None:
     """Write a message to standard error, as one line."""
     print(" ".join(str(message).split()), file=sys.stderr, flush=True)
+
+
+def kept_volumes(record: "Record") -> str:
+    """How many volumes of a run were kept, and why others weren't: "75/156 volumes kept (2 dummy scans)"."""
+    if record.n_kept == record.n_volumes:
+        return f"{record.n_volumes} volumes"
+    dummies = f" ({record.n_dummy_scans} dummy scans)" if record.n_dummy_scans else ""
+    return f"{record.n_kept}/{record.n_volumes} volumes kept{dummies}"
+
+
+def show_details(record: "Record") -> None:
+    """Write the traceback of a failed run, or the stages and files of a finished one, to standard error."""
+    if record.traceback:
+        print(record.traceback, end="", file=sys.stderr, flush=True)
+    if record.status == "done":
+        stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in record.seconds.items() if name != "total")
+        tell(f"{record.run.path}: {stages}")
+        for name, facts in record.atlases.items():
+            tell(f"{record.run.path}: atlas {name}: " + ", ".join(f"{key} {fact}" for key, fact in facts.items()))
+        for output in record.outputs:
+            tell(f"{record.run.path}: wrote {output.path} ({output.size} bytes)")
+
+
+def refuse(command: str, error: Exception, verbose: int) -> int:
+    """Write why a command isn't started, and return its exit status."""
+    if verbose:
+        traceback.print_exception(error)
+    tell(f"gpumask {command}: error: {error}")
+    return 2

@@ -1,11 +1,16 @@
 """Options of all commands."""
 
 import argparse
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from gpumask import __version__
+from gpumask.bids.content import check_content
 from gpumask.choices import STANDARDIZE, STRATEGIES, TARGETS
 
+_LEVELS = ("participant", "group")
 CHOOSING = {
     "participants": "--participant-label",
     "sessions": "--session-id",
@@ -15,11 +20,99 @@ CHOOSING = {
 }
 
 
-def build_parser() -> argparse.ArgumentParser:
+class _Given(argparse.Action):
+    """Keep what an option is given. Lists may be given in parts; a second single value would replace the first."""
+
+    def __init__(self, *args, **keywords):
+        super().__init__(*args, **keywords)
+        self._is_given = False
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if self._is_given and option_string:
+            if self.nargs is None:
+                raise argparse.ArgumentError(self, "given twice, expected once")
+            values = [*getattr(namespace, self.dest), *values]
+        self._is_given = True
+        setattr(namespace, self.dest, values)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that suggests an option for an unknown one; each parses once."""
+
+    def __init__(self, *args, **keywords):
+        super().__init__(*args, **keywords)
+        for action in (None, "store"):
+            self.register("action", action, _Given)
+        self.add_argument("--version", action="version", version=f"gpumask {__version__}")
+        self.commands = {}
+
+    def check_options(self, words: Sequence[str]) -> None:
+        """Exit if a word looks like an option and isn't one; argparse would first miss required ones."""
+        for word in words:
+            if word == "--":
+                return
+            name = word.partition("=")[0]
+            if not re.match("--?[a-zA-Z]{2}", name) or name in self._option_string_actions or self._is_short(name):
+                continue
+            near = self._nearest(f"--{name.lstrip('-')}".lower())
+            self.error(f"unrecognized arguments: {name}" + (f". Did you mean {near}?" if near else ""))
+
+    def runs_first(self, words: list[str]) -> list[str]:
+        """The words of ``extract`` with the runs of "--atlas IMAGE RUN ..." in front: --atlas may have several images.
+
+        Only if there are no other runs.
+        """
+        of_atlas, k = [], 0
+        while k < len(words):
+            action = self._option_string_actions.get(words[k])
+            if action is None and not words[k].startswith("-"):
+                return words  # a run
+            stop = k + 1
+            if action is not None and action.nargs == "+":
+                while stop < len(words) and not words[stop].startswith("-"):
+                    stop += 1
+            elif action is not None and action.nargs is None:
+                stop += 1
+            if words[k] == "--atlas":
+                of_atlas = list(range(k + 2, stop))
+            k = stop
+        return [*(words[i] for i in of_atlas), *(word for i, word in enumerate(words) if i not in of_atlas)]
+
+    def _is_short(self, name):
+        return not name.startswith("--") and name[:2] in self._option_string_actions
+
+    def _nearest(self, name):
+        options = [option for option in self._option_string_actions if option.startswith("--")]
+        longer = [option for option in options if option.startswith(name)]
+        containing = [option for option in options if name.strip("-") in option]
+        return next(iter([*longer, *get_close_matches(name, options, n=1), *containing]), None)
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Parse the words of a command line; SystemExit 2 if they can't be."""
+    parser = build_parser()
+    # BIDS Apps accept both spellings of options.
+    words = [re.sub("^--[a-zA-Z_]+", lambda match: match[0].replace("_", "-"), word) for word in map(str, words)]
+    command = parser.commands.get(words[0]) if words else None
+    if command is not None:
+        command.check_options(words[1:])
+        words = [words[0], *(_level_first if words[0] == "cohort" else command.runs_first)(words[1:])]
+    return parser.parse_args(words)
+
+
+def _level_first(words):
+    """The words of ``cohort`` with FMRIPREP_DIR OUT_DIR LEVEL in front, where no option takes them for its own."""
+    for k in range(2, len(words)):
+        if words[k] in _LEVELS and not any(word.startswith("-") for word in words[k - 2 : k]):
+            return [*words[k - 2 : k + 1], *words[: k - 2], *words[k + 1 :]]
+    return words
+
+
+def build_parser() -> Parser:
     """Parser of the command line; ``command`` is the command's name."""
-    parser = argparse.ArgumentParser("gpumask", description="Region time series from fMRI runs.", allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=f"gpumask {__version__}")
+    parser = Parser("gpumask", description="Region time series from fMRI runs.", allow_abbrev=False)
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
+    parser.commands = commands.choices
     _add_extract(commands)
     _add_cohort(commands)
     demo = commands.add_parser(
@@ -46,8 +139,20 @@ def _add_extract(commands):
     )
     add = extract.add_argument
     add("runs", nargs="+", metavar="RUN", type=Path, help="3D or 4D image (NIfTI, Analyze, MGH, ...)")
-    add("--atlas", required=True, metavar="IMAGE", type=Path, help="label image: a number per region")
-    add("--lut", metavar="TSV", type=Path, help="look-up table of the regions, with the columns index and name")
+    add(
+        "--atlas",
+        required=True,
+        nargs="+",
+        metavar="[NAME=]IMAGE",
+        help="label image: a number per region; several are extracted together",
+    )
+    add(
+        "--lut",
+        nargs="+",
+        metavar="TSV",
+        type=Path,
+        help="look-up table of the regions, with the columns index and name; one per --atlas, in order",
+    )
     add("--mask", metavar="IMAGE", type=Path, help="brain mask; voxels that are 0 are excluded")
     add("--background-label", metavar="N", type=number, default=0, help="label to ignore (default: 0)")
     add(
@@ -58,9 +163,17 @@ def _add_extract(commands):
     )
     _add_signals(add)
     add("--t-r", metavar="SECONDS", type=positive, help="repetition time (default: from the run's JSON, or its header)")
-    add("--confounds", nargs="+", metavar="TSV", type=Path, help="confounds to remove: one table per run, in order")
-    add("--confounds-columns", nargs="+", metavar="NAME", help="use these columns of the confounds (default: all)")
+    add(
+        "--confounds",
+        nargs="+",
+        metavar="TSV",
+        type=Path,
+        help="confounds to remove: one table per run, in order; or auto: fMRIPrep's table next to each run",
+    )
+    _add_confounds(add, "columns of the confounds to remove (default: all); * and ? are wildcards")
+    _add_space_mismatch(add)
     _add_device(add)
+    _add_verbose(add)
     add("--out", metavar="DIR", type=Path, default=Path(), help="folder to write to (default: the current one)")
     add("--overwrite", action="store_true", help="replace existing files; without it, their runs fail")
 
@@ -87,7 +200,7 @@ def _add_cohort(commands):
     add("out_dir", metavar="OUT_DIR", type=Path, help="folder to write to")
     add(
         "level",
-        choices=("participant", "group"),
+        choices=_LEVELS,
         help="participant: extract the runs. group: only summarize OUT_DIR (page and --store)",
     )
     add = cohort.add_argument_group("runs").add_argument
@@ -103,10 +216,10 @@ def _add_cohort(commands):
     add("--overwrite", action="store_true", help="redo finished runs")
 
     add = cohort.add_argument_group("extraction and output").add_argument
-    add("--atlas", action="append", default=[], metavar="[NAME=]IMAGE", help="label image; may be given several times")
+    add("--atlas", nargs="+", default=[], metavar="[NAME=]IMAGE", help="label images; all are extracted in one read")
     add(
         "--lut",
-        action="append",
+        nargs="+",
         type=Path,
         metavar="TSV",
         help="look-up table with the columns index and name, one per --atlas, in order (default: the same-named TSV "
@@ -114,19 +227,8 @@ def _add_cohort(commands):
     )
     add("--min-coverage", metavar="SHARE", type=float, default=0.5, help="less covered regions are n/a (default: 0.5)")
     _add_signals(add)
-    add(
-        "--confounds-strategy",
-        metavar="NAME",
-        help="nilearn load_confounds_strategy: simple, scrubbing, compcor, ica_aroma; append +gsr for the global "
-        "signal",
-    )
-    add(
-        "--confounds-columns",
-        nargs="+",
-        metavar="NAME",
-        help="columns of the confounds to remove; * and ? are wildcards",
-    )
-    add("--fd-threshold", metavar="MM", type=positive, help="censor volumes with more framewise displacement")
+    _add_confounds(add, "columns of the confounds to remove; * and ? are wildcards")
+    _add_space_mismatch(add)
     add("--no-relmat", action="store_true", help="write no correlation matrices")
     add("--figures", action="store_true", help="write figures of each run (needs matplotlib)")
     add("--store", metavar="FILE.parquet", type=Path, help="at the end, also write all time series to a Parquet file")
@@ -135,6 +237,7 @@ def _add_cohort(commands):
     add("--nprocs", metavar="N", type=int, default=1, help="processes (default: 1, with a thread for each core)")
     add("--dask-scheduler", metavar="ADDRESS", help="run on the workers of a Dask cluster")
     _add_device(add)
+    _add_verbose(add)
 
 
 def _add_signals(add):
@@ -144,6 +247,45 @@ def _add_signals(add):
     add("--low-pass", metavar="HZ", type=positive, help="remove higher frequencies (Butterworth)")
     add("--high-pass", metavar="HZ", type=positive, help="remove lower frequencies (Butterworth)")
     add("--standardize", choices=STANDARDIZE, help="z-score, or percent signal change (default: neither)")
+
+
+def _add_confounds(add, columns):
+    add(
+        "--confounds-strategy",
+        metavar="NAME",
+        help="nilearn load_confounds_strategy: simple, scrubbing, compcor, ica_aroma; append +gsr for the global "
+        "signal (needs nilearn: pip install 'gpumask[fmriprep]')",
+    )
+    add("--confounds-columns", nargs="+", metavar="NAME", help=columns)
+    add("--fd-threshold", metavar="MM", type=positive, help="censor volumes with more framewise displacement")
+    add(
+        "--dummy-scans",
+        metavar="N",
+        type=_dummy_scans,
+        default="auto",
+        help="volumes to drop at the beginning (default: auto, those that the confounds table marks as before the "
+        "steady state; 0 keeps all)",
+    )
+    add(
+        "--min-time",
+        metavar="SECONDS",
+        type=_not_negative,
+        default=240.0,
+        help="refuse runs that censoring for motion leaves less of (default: 240; 0 accepts any)",
+    )
+    add("--min-dof", metavar="N", type=positive, help="refuse runs that cleaning leaves fewer degrees of freedom")
+
+
+def _add_space_mismatch(add):
+    add(
+        "--allow-space-mismatch",
+        action="store_true",
+        help="only warn if an atlas or mask is in another space than a run, by their names",
+    )
+
+
+def _add_verbose(add):
+    add("-v", "--verbose", action="count", default=0, help="show the stages and files of each run, and tracebacks")
 
 
 def _add_device(add):
@@ -159,6 +301,7 @@ def check_cutoffs(args: argparse.Namespace) -> None:
 
 def check_file(option: str, path: Path | None) -> None:
     """Raise a FileNotFoundError if an option's file doesn't exist."""
+    check_content(path)
     if path is not None and not path.is_file():
         msg = f"{option}: no such file: {path}"
         raise FileNotFoundError(msg)
@@ -167,6 +310,17 @@ def check_file(option: str, path: Path | None) -> None:
 def number(text: str) -> int | float:
     """Integer or float, as it is written."""
     return float(text) if set(text) - set("+-0123456789") else int(text)
+
+
+def _dummy_scans(text):
+    if text == "auto" or text.isdecimal():
+        return text if text == "auto" else int(text)
+    msg = f"expected auto or a number of volumes, got {text!r}"
+    raise argparse.ArgumentTypeError(msg)
+
+
+def _not_negative(text):
+    return 0.0 if text.strip() in ("0", "0.0") else positive(text)
 
 
 def positive(text: str) -> float:

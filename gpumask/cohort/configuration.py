@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from gpumask import __version__
-from gpumask.bids.names import atlas_name, lookup_table_names, output_name, run_name
+from gpumask.bids.names import atlas_name, lookup_table_of, output_name, run_name
 from gpumask.bids.runs import Run
+from gpumask.bids.spaces import space_contradiction, stated_space
 from gpumask.choices import LINEAR
+from gpumask.confounds.fmriprep import check_options, image_desc
 from gpumask.extraction import Settings
 
 _DEFAULTS = {"keep_all_regions": True, "min_coverage": 0.5, "nan_policy": "omit"}
@@ -25,7 +27,7 @@ class AtlasFile:
     path : str or path-like
         Label image.
     lut : str, path-like or None
-        Look-up table with the columns "index" and "name". None: the file next to the image, see `lut_beside`.
+        Look-up table with the columns "index" and "name". None: the one that `lut_beside` finds.
     name : str or None
         Label of the entity "atlas". None: from the name of the image.
     background : int or float
@@ -48,9 +50,26 @@ class AtlasFile:
 
 
 def lut_beside(path: str | os.PathLike) -> Path | None:
-    """Look-up table next to a label image, or None; see `gpumask.bids.names.lookup_table_names`."""
-    candidates = (Path(path).with_name(name) for name in lookup_table_names(path))
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
+    """Look-up table of a label image, or None: see `gpumask.bids.names.lookup_table_of`.
+
+    It is in the image's folder, or else in the nearest one above that has it, up to the root of a BIDS data set.
+
+    Raises
+    ------
+    ValueError
+        If several tables apply equally.
+    """
+    folder = Path(os.path.abspath(path)).parent  # noqa: PTH100 - data sets are trees of links
+    above = [folder, *folder.parents]
+    root = next((k for k, place in enumerate(above) if (place / "dataset_description.json").is_file()), 0)
+    for place in above[: root + 1]:
+        try:
+            if name := lookup_table_of(Path(path).name, os.listdir(place)):  # noqa: PTH208 - names alone
+                return place / name
+        except ValueError as error:
+            msg = f"{place}: {error}. Choose one: lut (--lut)."
+            raise ValueError(msg) from error
+    return None
 
 
 @dataclass(frozen=True)
@@ -76,6 +95,14 @@ class Configuration:
         Whether tables of coverage, correlation matrices and figures are written too.
     overwrite : bool
         Whether finished runs are processed again.
+    dummy_scans : "auto" or int
+        Volumes to drop at the beginning; "auto": those that the confounds table marks as before the steady state.
+    min_time : float
+        Runs that censoring for motion leaves less of, in s, are errors. 0: none are.
+    min_dof : float or None
+        Runs that cleaning leaves fewer degrees of freedom are errors.
+    allow_space_mismatch : bool
+        Whether an atlas or mask whose name states another space than a run's is a warning and not an error.
     settings : Settings
         Made from `parameters`.
     made : dict of str
@@ -87,6 +114,8 @@ class Configuration:
     ------
     TypeError, ValueError
         If a parameter is unusable, or atlases are missing or share a name.
+    ImportError
+        If `confounds` has a strategy and nilearn isn't installed.
     OSError
         If an atlas can't be read.
     """
@@ -101,6 +130,10 @@ class Configuration:
     relmat: bool = True
     figures: bool = False
     overwrite: bool = False
+    dummy_scans: str | int = "auto"
+    min_time: float = 240.0
+    min_dof: float | None = None
+    allow_space_mismatch: bool = False
     settings: Settings = field(init=False)
     made: dict[str, str] = field(init=False)
     hash: str = field(init=False)
@@ -109,6 +142,7 @@ class Configuration:
         def fix(name, value):
             object.__setattr__(self, name, value)
 
+        check_options(**self.confounds)
         fix("out_dir", Path(os.path.abspath(self.out_dir)))  # noqa: PTH100 - workers are elsewhere
         fix("mask", self.mask and os.path.abspath(self.mask))  # noqa: PTH100
         names = [atlas.name for atlas in self.atlases]
@@ -119,6 +153,11 @@ class Configuration:
         fix("settings", Settings(**(_DEFAULTS | ({"nan_policy": "zero"} if smoothed else {}) | self.parameters)))
         fix("made", {atlas.name: _hash(self.described(atlas)) for atlas in self.atlases})
         fix("hash", _hash([*self.made.values(), self.coverage, self.relmat, self.figures]))
+
+    @property
+    def images(self) -> str:
+        """Label "desc" of the images that the confounds are for."""
+        return image_desc(self.confounds.get("strategy"))
 
     @property
     def described_settings(self) -> dict[str, Any]:
@@ -135,6 +174,7 @@ class Configuration:
             "files": {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
             "settings": self.described_settings,
             "confounds": self.confounds,
+            "dummy_scans": self.dummy_scans,
         }
 
     def outputs(self, run: Run, atlas: AtlasFile) -> dict[str, Path]:
@@ -171,3 +211,30 @@ def check_names(configuration: Configuration, runs: list[Run]) -> None:
             what, fix = f"as {name}", "Give them different names."
         msg = f"{other.path} and {run.path} would both be written {what}. {fix}"
         raise ValueError(msg)
+
+
+def check_spaces(configuration: Configuration, runs: list[Run]) -> list[str]:
+    """Compare the spaces that the names of atlases and masks state with those of runs.
+
+    Returns
+    -------
+    list of str
+        Warnings, each difference once.
+
+    Raises
+    ------
+    ValueError
+        If spaces differ surely, and that isn't allowed; see `gpumask.bids.spaces`.
+    """
+    messages = {}
+    for run in runs:
+        files = [*(atlas.path for atlas in configuration.atlases), run.mask or configuration.mask]
+        for path in filter(None, files):
+            if (found := space_contradiction(path, run.path)) is None:
+                continue
+            message, is_sure = found
+            if is_sure and not configuration.allow_space_mismatch:
+                msg = f"{message}. Give the one of the run's space, or --allow-space-mismatch if the names are wrong."
+                raise ValueError(msg)
+            messages.setdefault((path, stated_space(run.path)), f"{message}." if is_sure else f"{message}: the same?")
+    return list(messages.values())

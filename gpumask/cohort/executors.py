@@ -18,9 +18,9 @@ from concurrent.futures import (
 from concurrent.futures.process import BrokenProcessPool
 
 from gpumask.bids.runs import Run
-from gpumask.bids.sidecars import write_dataset_description
-from gpumask.cohort.configuration import Configuration, check_names
-from gpumask.cohort.record import Record, failed, is_done, logged
+from gpumask.bids.sidecars import check_dataset_description, write_dataset_description
+from gpumask.cohort.configuration import Configuration, check_names, check_spaces
+from gpumask.cohort.record import Record, check_unchanged, failed, is_done, logged
 from gpumask.cohort.writer import process
 from gpumask.files import locked
 from gpumask.process import every_warning, n_cores, one_blas_thread
@@ -64,7 +64,8 @@ def run_cohort(
     Raises
     ------
     ValueError
-        If two runs would be written to the same files.
+        If two runs would be written to the same files, an atlas is in another space than a run, outputs of the same
+        names were made with other options, or the output folder is another program's.
     OSError
         If the output folder can't be written to.
     RuntimeError
@@ -72,10 +73,13 @@ def run_cohort(
     """
     runs = list(runs)
     check_names(configuration, runs)
+    check_spaces(configuration, runs)
+    check_unchanged(configuration, runs)
     out = configuration.out_dir
+    source = next((run.source for run in runs if run.source), None)
+    check_dataset_description(out, source)  # before anything is written to another program's folder
     (out / "logs").mkdir(parents=True, exist_ok=True)
     _remove_left_locks(out / "logs")
-    source = next((run.source for run in runs if run.source), None)
     write_dataset_description(out, source, configuration=configuration.hash)
     if executor is not None:
         return _spread(configuration, runs, _CallersExecutor(executor), in_flight or 64)

@@ -15,6 +15,7 @@ import numpy as np
 
 from gpumask import __version__
 from gpumask.bids.names import parse_output_name
+from gpumask.cohort.record import unusable
 from gpumask.files import replacing, write
 
 _LOW = 0.5  # less covered regions are "n/a" by default
@@ -92,6 +93,7 @@ class _Attempt:
     time: str
     file: Path
     offset: int
+    listing: str = ""  # of what couldn't be used
 
 
 @dataclass
@@ -113,7 +115,8 @@ class _Cohort:
 
 def _read_logs(logs):
     cohort = _Cohort()
-    attempts = _last_attempts(logs, cohort.unreadable)
+    attempts, times_done = _last_attempts(logs, cohort.unreadable), []
+    _drop_usable(attempts, logs)
     for path in sorted(logs.glob("*.json")):
         name = path.name.removesuffix(".json")
         try:
@@ -128,6 +131,7 @@ def _read_logs(logs):
             attempts[name] = last
             continue
         cohort.done.append(name)
+        times_done.append((name, times))
         cohort.skipped += last is not None and last.status == "skipped"
         cohort.configurations[str(record.get("configuration"))] += 1
         _count(cohort.warnings, cohort, record.get("warnings"), record, name)
@@ -136,6 +140,7 @@ def _read_logs(logs):
             table = parse_output_name(Path(output).name)
             if table and (table.stat, table.suffix) == ("coverage", "bold"):
                 cohort.coverage[table.atlas].append((name, output))
+    _drop_folders(attempts, times_done)
     for name, attempt in sorted(attempts.items()):
         if attempt.status == "failed":
             line = _line(attempt)
@@ -155,7 +160,7 @@ def _last_attempts(logs, unreadable):
             for line in lines:
                 try:
                     values = json.loads(line)
-                    name, attempt = str(values["name"]), _Attempt(values["status"], str(values["time"]), path, offset)
+                    name, attempt = str(values["name"]), _attempt(values, path, offset)
                 except (ValueError, TypeError, LookupError):
                     unreadable[path.name] += 1
                 else:
@@ -166,6 +171,27 @@ def _last_attempts(logs, unreadable):
                         attempts[name] = attempt
                 offset += len(line)
     return attempts
+
+
+def _attempt(values, path, offset):
+    return _Attempt(values["status"], str(values["time"]), path, offset, str(values.get("listing", "")))
+
+
+def _drop_usable(attempts, logs):
+    """Remove failures of what couldn't be used and isn't in a later listing."""
+    listings = unusable(logs)
+    for name, attempt in list(attempts.items()):
+        last = listings.get(attempt.listing) if attempt.status == "failed" else None
+        if last and last["time"] > attempt.time and name not in last["names"]:
+            del attempts[name]
+
+
+def _drop_folders(attempts, done):
+    """Remove failures of folders without usable runs that have finished ones, by their names and times, since."""
+    for name, attempt in list(attempts.items()):
+        folder = re.fullmatch("(sub-[^_]+(?:_ses-[^_]+)?)(?:_func)?", name) if attempt.listing else None
+        if folder and any(run.startswith(f"{folder[1]}_") and time > attempt.time for run, time in done):
+            del attempts[name]
 
 
 def _line(attempt):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,9 +37,10 @@ def write_store(out_dir: str | os.PathLike, path: str | os.PathLike) -> tuple[li
     A row is a volume. The columns are participant_id ("sub-01"), session, task, run, space and name (of the run; all
     categories in pandas, missing if the name lacks the entity), repetition_time (s), volume (its number in the run,
     from 0; censored volumes are missing), and a float64 column per region, with exactly the tables' numbers; "n/a" is
-    missing. Runs are sorted by name. Row groups have whole runs, up to about 64 MiB; their statistics let readers find
-    a run without reading the others. The key "gpumask" has JSON metadata: atlas, statistic, and the common values of
-    the runs' sidecars. Memory doesn't grow with the number of values.
+    missing. Regions of the same name have their labels in it, see `column_names`. Runs are sorted by name. Row groups
+    have whole runs, up to about 64 MiB; their statistics let readers find a run without reading the others. The key
+    "gpumask" has JSON metadata: atlas, statistic, and the common values of the runs' sidecars. Memory doesn't grow with
+    the number of values.
 
     Runs that can't be read, or have another configuration or other regions than most, are refused.
 
@@ -150,17 +152,47 @@ def _write(path, tables, metadata):
     return refused
 
 
-def _regions(path):
-    with path.open(encoding="utf-8") as file:
-        regions = file.readline().rstrip("\n").split("\t")
-    names = Counter([*_OWN, *regions])
-    if twice := [name for name, count in names.items() if count > 1]:
+def column_names(names: Sequence[str], ids: Sequence[float] | None) -> list[str]:
+    """Names of the regions' columns: where several have the same, or a reserved one, with the label: "Left [3]".
+
+    Parameters
+    ----------
+    names : sequence of str
+    ids : sequence of numbers, or None
+        Labels of the regions. None: unknown, so that names can't be changed.
+
+    Raises
+    ------
+    ValueError
+        If columns still have the same name.
+    """
+    counts = Counter([*_OWN, *names])
+    if ids is not None:
+        labels = [int(label) if label == int(label) else label for label in ids]
+        names = [f"{n} [{label}]" if counts[n] > 1 else n for n, label in zip(names, labels, strict=True)]
+        counts = Counter([*_OWN, *names])
+    if twice := [name for name, count in counts.items() if count > 1]:
         msg = (
-            f"{path}: columns of a Parquet file need different names, but {', '.join(twice[:5])} would occur twice. "
-            f"Rename the regions in the look-up table; {', '.join(_OWN)} are reserved."
+            f"columns of a Parquet file need different names, but {', '.join(twice[:5])} would occur twice. Rename "
+            f"the regions in the look-up table; {', '.join(_OWN)} are reserved."
         )
         raise ValueError(msg)
-    return regions
+    return list(names)
+
+
+def _regions(path):
+    """Names of the columns of the regions in a table."""
+    with path.open(encoding="utf-8") as file:
+        names = file.readline().rstrip("\n").split("\t")
+    try:
+        ids = [region["index"] for region in json.loads(path.with_suffix(".json").read_bytes())["Regions"]]
+    except (OSError, ValueError, LookupError, TypeError):
+        ids = None
+    try:
+        return column_names(names, ids if ids and len(ids) == len(names) else None)
+    except ValueError as error:
+        msg = f"{path}: {error}"
+        raise ValueError(msg) from None
 
 
 def _schema(regions):
@@ -180,7 +212,7 @@ def _read(table, regions):
     block = min(max(table.path.stat().st_size, 1), 2**30)  # one block: a line can't be longer
     values = csv.read_csv(
         table.path,
-        read_options=csv.ReadOptions(block_size=block, use_threads=False),
+        read_options=csv.ReadOptions(block_size=block, use_threads=False, column_names=regions, skip_rows=1),
         parse_options=csv.ParseOptions(delimiter="\t", quote_char=False),
         convert_options=csv.ConvertOptions(column_types=dict.fromkeys(regions, pa.float64()), null_values=["n/a"]),
     )

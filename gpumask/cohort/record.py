@@ -1,5 +1,6 @@
 """Outcomes of runs: the record of a finished run and how its outputs were made, and the log of attempts."""
 
+import contextlib
 import json
 import os
 import platform
@@ -10,11 +11,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gpumask.bids.metadata import metadata_file
+from gpumask.bids.content import check_content
+from gpumask.bids.metadata import metadata_files
 from gpumask.bids.names import run_name
 from gpumask.bids.runs import Problem, Run
 from gpumask.cohort.configuration import AtlasFile, Configuration
-from gpumask.files import append_line
+from gpumask.files import append_line, replacing, write
+from gpumask.tables import json_lines
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,10 @@ class Record:
         "done", "failed", "skipped" (finished before), "taken" (locked by another process) or "stopped".
     n_volumes : int
         Of the image.
+    n_kept, n_dummy_scans : int
+        Volumes that were kept, and that were dropped as dummy scans.
+    degrees_of_freedom : float or None
+        What cleaning leaves, see `gpumask.signal.Cleaner.degrees_of_freedom`.
     seconds : dict
         Wall-clock seconds: "read" (the disk and decompressing), "reduce", "clean", "write" and "total".
     atlases : dict
@@ -60,6 +67,9 @@ class Record:
     run: Run
     status: str
     n_volumes: int = 0
+    n_kept: int = 0
+    n_dummy_scans: int = 0
+    degrees_of_freedom: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     atlases: dict[str, dict[str, Any]] = field(default_factory=dict)
     outputs: tuple[Output, ...] = ()
@@ -81,12 +91,92 @@ def record_path(configuration: Configuration, run: Run) -> Path:
 
 def identities(run: Run) -> dict[str, Any]:
     """Size and modification time (ns) of each of a run's input files, and its `t_r` if one was given."""
-    files = [run.path, run.confounds, run.mask, metadata_file(run)]
-    if run.confounds and (described := Path(run.confounds).with_suffix(".json")).exists():
-        files.append(described)
-    states = {os.path.abspath(file): os.stat(file) for file in files if file}  # noqa: PTH100, PTH116
-    given = {} if run.t_r is None else {"t_r": run.t_r}
-    return {path: [state.st_size, state.st_mtime_ns] for path, state in states.items()} | given
+    files = [file for file in (run.path, run.confounds, run.mask) if file]
+    described = [*metadata_files(run), *([Path(run.confounds).with_suffix(".json")] if run.confounds else [])]
+    identities = {os.path.abspath(file): _identity(file) for file in files}  # noqa: PTH100
+    for file in described:
+        with contextlib.suppress(FileNotFoundError):  # also of a link whose content isn't here
+            identities[os.path.abspath(file)] = _identity(file)  # noqa: PTH100
+    return identities | ({} if run.t_r is None else {"t_r": run.t_r})
+
+
+def _identity(file):
+    try:
+        state = os.stat(file)  # noqa: PTH116
+    except FileNotFoundError:
+        check_content(file)  # which knows better why
+        raise
+    return [state.st_size, state.st_mtime_ns]
+
+
+def _recorded(configuration, run):
+    """The record of a run's last success, as it is on the disk; an empty one if there is none to make sense of."""
+    try:
+        record = json.loads(record_path(configuration, run).read_text("utf-8"))
+        outputs = [Output(str(o["path"]), int(o["size"]), str(o["made"])) for o in record["outputs"]]
+        made = {output.made: dict(record["made"][output.made]) for output in outputs}
+        if record["status"] != "done":
+            return {}, [], {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}, [], {}
+    return record, outputs, made
+
+
+def outdated(configuration: Configuration, run: Run, *, inputs_changed: bool) -> list[Path]:
+    """Recorded outputs that new ones make wrong: all if the inputs changed, else those of the same atlases."""
+    _, outputs, made = _recorded(configuration, run)
+    ours = {atlas.name for atlas in configuration.atlases}
+    paths = [output.path for output in outputs if inputs_changed or made[output.made].get("atlas") in ours]
+    return [configuration.out_dir / path for path in paths if not Path(path).is_absolute() and ".." not in path]
+
+
+def inputs_changed(configuration: Configuration, run: Run) -> bool:
+    """Whether a run has a record that was made from other inputs."""
+    record, _, _ = _recorded(configuration, run)
+    return bool(record) and record.get("inputs") != identities(run)
+
+
+def check_unchanged(configuration: Configuration, runs: Iterable[Run]) -> None:
+    """Raise ValueError if outputs of the same names exist that were made with other options or another atlas.
+
+    Another version of gpumask alone is no reason: such outputs are made again. With ``configuration.overwrite`` nothing
+    is checked.
+    """
+    if configuration.overwrite:
+        return
+    found = [difference for run in runs if (difference := _difference(configuration, run))]
+    if found:
+        more = f" So were outputs of {len(found) - 1} more runs." if len(found) > 1 else ""
+        msg = f"{found[0]}.{more} To replace them: --overwrite. To keep them: choose another output folder."
+        raise ValueError(msg)
+
+
+def _difference(configuration, run):
+    _, outputs, made = _recorded(configuration, run)
+    for atlas in configuration.atlases:
+        new = json.loads(json.dumps(configuration.described(atlas), default=str))
+        paths = configuration.outputs(run, atlas).values()
+        ours = {path.relative_to(configuration.out_dir).as_posix() for path in paths}
+        for output in outputs:
+            if output.path not in ours or output.made == configuration.made[atlas.name]:
+                continue
+            if not (configuration.out_dir / output.path).exists():
+                continue
+            if changes := _changes(made[output.made], new):
+                return f"{configuration.out_dir / output.path} was made with {'; '.join(changes)}"
+    return None
+
+
+def _changes(old, new):
+    """What differs between two descriptions of outputs, in words; nothing for the version."""
+    own = ("background_label", "confounds", "dummy_scans")
+    olds, news = ({key: how.get(key) for key in own} | how.get("settings", {}) for how in (old, new))
+    is_other = list(old.get("files", {}).values()) != list(new["files"].values())
+    return (["another atlas, look-up table or mask"] if is_other else []) + [
+        f"{name} {olds.get(name)!r}, now {news.get(name)!r}"
+        for name in dict.fromkeys([*olds, *news])
+        if olds.get(name) != news.get(name)
+    ]
 
 
 @dataclass(frozen=True)
@@ -112,13 +202,12 @@ class Kept:
 
 def kept(configuration: Configuration, run: Run) -> Kept:
     """Read a run's record, if it was made from the same inputs, and look for its outputs."""
+    record, outputs, made = _recorded(configuration, run)
     try:
-        record = json.loads(record_path(configuration, run).read_text("utf-8"))
-        if record["status"] != "done" or record["inputs"] != identities(run):
+        if not record or record["inputs"] != identities(run):
             return Kept()
-        outputs = [Output(str(o["path"]), int(o["size"]), str(o["made"])) for o in record["outputs"]]
         outputs = tuple(o for o in outputs if _size(configuration.out_dir / o.path) == o.size)
-        made = {output.made: dict(record["made"][output.made]) for output in outputs}
+        made = {output.made: made[output.made] for output in outputs}
         atlases = {str(how["atlas"]): dict(record["atlases"][how["atlas"]]) for how in made.values()}
         return Kept(outputs, made, atlases, tuple(map(str, record["warnings"])) if outputs else ())
     except (OSError, ValueError, KeyError, TypeError):  # an error of the run's files shows when it is processed
@@ -148,22 +237,29 @@ def is_done(configuration: Configuration, run: Run) -> bool:
     return not unfinished(configuration, run)
 
 
+def _now():
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
 def described(record: Record) -> dict[str, Any]:
     """A record as a JSON object, for logs."""
     names = ("seconds", "atlases", "warnings", "error", "traceback")
     return {
-        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "time": _now(),
         "status": record.status,
         "run": os.fspath(record.run.path),
         "name": run_name(record.run),
         "volumes": record.n_volumes,
+        "volumes_kept": record.n_kept,
+        "dummy_scans": record.n_dummy_scans,
+        "degrees_of_freedom": record.degrees_of_freedom,
         **{name: getattr(record, name) for name in names},
     }
 
 
-def logged(configuration: Configuration, record: Record) -> Record:
-    """Add a record to this process's log; if that fails, the record's error says so too."""
-    line = json.dumps(described(record), ensure_ascii=False)
+def logged(configuration: Configuration, record: Record, **more: object) -> Record:
+    """Add a record, and further facts, to this process's log; if that fails, the record's error says so too."""
+    line = json.dumps({**described(record), **more}, ensure_ascii=False)
     try:
         append_line(configuration.out_dir / "logs" / f"runs-{platform.node()}-{os.getpid()}.jsonl", line)
     except OSError as error:
@@ -171,7 +267,47 @@ def logged(configuration: Configuration, record: Record) -> Record:
     return record
 
 
-def log_problems(configuration: Configuration, problems: Iterable[Problem]) -> None:
-    """Add unusable runs to the log, as failed."""
+@dataclass(frozen=True)
+class Listing:
+    """Everything that can't be used in a data set, so that what was fixed can be told from what wasn't looked at.
+
+    Attributes
+    ----------
+    key : str
+        The data set, and how it was listed.
+    problems : list of Problem or None
+        None if only a part of the data set was listed.
+    """
+
+    key: str
+    problems: list[Problem] | None
+
+
+def log_problems(configuration: Configuration, problems: Iterable[Problem], listing: Listing | None = None) -> None:
+    """Add unusable runs to the log, as failed, under the names that they will have once they can be used.
+
+    The names of a whole `listing` are kept in ``logs/unusable``: earlier problems that aren't in it are no longer ones.
+    """
+    logs = configuration.out_dir / "logs"
+    known = unusable(logs)
+    if listing and listing.problems is not None and (listing.problems or listing.key in known):
+        names = [run_name(_run_of(problem)) for problem in listing.problems]
+        known[listing.key] = {"time": _now(), "names": names}
+        with replacing(logs / "unusable") as part:
+            write(part, json_lines(known))
+    more = {"listing": listing.key} if listing else {}
     for problem in problems:
-        logged(configuration, Record(Run(problem.path), "failed", error=problem.reason))
+        logged(configuration, Record(_run_of(problem), "failed", error=problem.reason), **more)
+
+
+def unusable(logs: Path) -> dict[str, dict[str, Any]]:
+    """The last whole listings by key: their "time" and the "names" of what couldn't be used; see `log_problems`."""
+    try:
+        listings = json.loads((logs / "unusable").read_text("utf-8"))
+        return {key: {"time": str(one["time"]), "names": list(map(str, one["names"]))} for key, one in listings.items()}
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
+        return {}
+
+
+def _run_of(problem):
+    return Run(problem.path, name=problem.name)

@@ -14,33 +14,41 @@ from typing import Any
 import numpy as np
 
 from gpumask import backend
+from gpumask.bids.content import check_content
 from gpumask.bids.metadata import RepetitionTime, repetition_time
 from gpumask.bids.names import run_name
 from gpumask.bids.runs import Run
 from gpumask.bids.sidecars import sidecar
-from gpumask.cohort.configuration import AtlasFile, Configuration
+from gpumask.bids.spaces import space_contradiction, stated_space
+from gpumask.cohort.configuration import AtlasFile, Configuration, check_spaces
 from gpumask.cohort.record import (
     Output,
     Record,
     described,
     failed,
     identities,
+    inputs_changed,
     kept,
     logged,
+    outdated,
     record_path,
     unfinished,
 )
+from gpumask.confounds.censoring import Censoring, censor, check_kept_time
 from gpumask.confounds.fmriprep import fmriprep_confounds
 from gpumask.confounds.tables import confounds_matrix, read_table
 from gpumask.engine.regions import LabelRegions
 from gpumask.extraction import Plans, Prepared, Result, extract, prepare
 from gpumask.files import appearing_together, locked, write
 from gpumask.images.labels import load_atlas, load_mask
-from gpumask.images.lookup import read_lookup_table, region_names
-from gpumask.images.volumes import Volumes, open_volumes
+from gpumask.images.lookup import disagreement, read_lookup_table, region_names
+from gpumask.images.volumes import open_volumes
 from gpumask.process import collect_warnings, warn
 from gpumask.tables import json_lines, table_lines
 
+_LEAST_EXTENT = 0.5  # share of an atlas in a run's field of view, below which it may be in another space
+_SAMPLED = 10_000  # voxels of the atlas that the share is estimated from
+LOW_DOF_SHARE = 0.1  # of the kept volumes: with fewer degrees of freedom left, a run gets a warning
 _KEPT_MASKS = 64  # brain masks whose plans a process keeps; runs of a subject may share one
 
 
@@ -119,7 +127,10 @@ def _process(configuration, run, progress, messages):
         if not todo:  # finished meanwhile
             return Record(run, "skipped")
         started, inputs = time.perf_counter(), identities(run)
-        earlier = kept(configuration, run)
+        earlier, is_new = kept(configuration, run), inputs_changed(configuration, run)
+        if is_new:  # the run is done again whole
+            todo = configuration.atlases
+        old = outdated(configuration, run, inputs_changed=is_new) if is_new or configuration.overwrite else []
         files, record = _extract(configuration, run, todo, progress, n_threads=1)
         if identities(run) != inputs:
             msg = f"{run.path}, or a file that goes with it, was changed while it was read. Run it again."
@@ -132,7 +143,7 @@ def _process(configuration, run, progress, messages):
             whole = {"configuration": configuration.hash, "inputs": inputs, **_with_earlier(record, made, earlier)}
             return json_lines({**described(record), **whole, "host": platform.node(), "pid": os.getpid()})
 
-        return _write(configuration, files, record, started, run_name(run), last, content)
+        return _write(configuration, files, record, started, run_name(run), last, content, old)
 
 
 def _with_earlier(record, made, earlier):
@@ -158,6 +169,7 @@ def _write_run(configuration, run, progress):
         if path.exists() and not configuration.overwrite:
             msg = f"{path} already exists. To replace it: overwrite=True (--overwrite)."
             raise FileExistsError(msg)
+    check_content(run.path)
     if not Path(run.path).exists():  # a pattern would be read as one run of all its files
         msg = f"No such file: {run.path}"
         raise FileNotFoundError(msg)
@@ -165,12 +177,12 @@ def _write_run(configuration, run, progress):
     return _write(configuration, files, record, started)
 
 
-def _write(configuration, files, record, started, token=None, last=None, content=None):
+def _write(configuration, files, record, started, token=None, last=None, content=None, old=()):
     """Write files by path, each with its atlas and lines; then `last`, whose content is made from the record."""
     for folder in {path.parent for path in files}:
         folder.mkdir(parents=True, exist_ok=True)
     paths = [*files, *([last] if last else [])]
-    with appearing_together(paths, token) as parts:
+    with appearing_together(paths, token, old) as parts:
         writing = time.perf_counter()
         for part, (_, lines) in zip(parts, files.values(), strict=False):
             write(part, lines)
@@ -187,14 +199,37 @@ def _write(configuration, files, record, started, token=None, last=None, content
 
 
 class _Loaded:
-    """The atlases of a configuration, loaded once per process, and the plans compiled from them."""
+    """The atlases of a configuration, loaded once per process, and the plans compiled from them.
+
+    Attributes
+    ----------
+    notes : list of str
+        Messages about the regions' names: image and look-up table disagree, or an atlas has no table.
+    """
 
     def __init__(self, configuration):
         self.device = backend.resolve_device(configuration.device)
         self.atlases = {a.name: load_atlas(a.path, a.background) for a in configuration.atlases}
         self.tables = {a.name: read_lookup_table(a.lut) if a.lut else None for a in configuration.atlases}
+        self.notes = [note for a in configuration.atlases for note in self._notes(a)]
         self.plans = Plans(n_kept=_KEPT_MASKS * len(self.atlases))
         self._regions, self._lock = {}, threading.Lock()
+
+    def _notes(self, atlas):
+        """Messages about an atlas's names; ValueError if no row of its look-up table matches a label."""
+        loaded, table = self.atlases[atlas.name], self.tables[atlas.name]
+        if table is None:
+            return [f"{atlas.path}: no look-up table found: regions are named by their labels."] * atlas.find_lut
+        found = disagreement(loaded.values, loaded.background, table, image=str(atlas.path), table=str(atlas.lut))
+        if found and found.nothing_matches:
+            raise ValueError(found.message)
+        return [found.message] if found else []
+
+    def names(self, atlas: AtlasFile) -> tuple[list[float], list[str]]:
+        """Label and name of each region of an atlas."""
+        values = self.atlases[atlas.name].values
+        ids = values[values != atlas.background]
+        return ids.tolist(), region_names(ids, self.tables[atlas.name])
 
     def regions(self, mask: str | os.PathLike | None) -> dict[str, LabelRegions]:
         """Regions by atlas, within a mask; the same objects for the same mask file."""
@@ -233,6 +268,9 @@ def load(configuration: Configuration) -> _Loaded:
 def _extract(configuration, run, atlases, progress, *, n_threads):
     """Files of a run by path, each with its atlas and its lines (or bytes), and the run's record."""
     loaded = load(configuration)
+    check_content(run.path, run.confounds, run.mask)
+    for message in check_spaces(configuration, [run]):
+        warn(message)
     volumes = open_volumes(run.path)
     if volumes.is_3d and configuration.relmat:
         msg = f"{run.path} is a 3D image, expected a run: a 4D image."
@@ -243,21 +281,24 @@ def _extract(configuration, run, atlases, progress, *, n_threads):
             "different affines. Use the mask of the same space and resolution."
         )
         raise ValueError(msg)
-    confounds, kept = _confounds(configuration, run, volumes)
-    t_r = repetition_time(run, volumes.t_r)
+    confounds, sample_mask = _confounds(configuration, run, volumes)
+    censoring = censor(run.confounds, volumes.n_volumes, sample_mask, configuration.dummy_scans)
+    kept = censoring.kept
+    _check_confounds(run, confounds, volumes, kept)
+    t_r = repetition_time(run, volumes.t_r, needed=configuration.settings.filters)
+    for message in t_r.messages:
+        warn(message)
     settings = replace(configuration.settings, t_r=t_r.seconds)
-    if t_r.seconds is None and settings.filters:
-        msg = (
-            f"Filtering needs the repetition time, but neither the metadata nor the header of {run.path} has one. "
-            "Give it: --t-r, or the column t_r of a list of runs."
-        )
-        raise ValueError(msg)
+    check_kept_time(censoring, t_r.seconds, configuration.min_time, os.fspath(run.path))
     report = functools.partial(_report, progress, volumes.n_volumes)
     report(0)
+    for atlas in atlases:
+        _check_extent(atlas, loaded.atlases[atlas.name], run, volumes.grid)
     regions = loaded.regions(run.mask or configuration.mask)
     prepared = [
         prepare(volumes, regions[atlas.name], settings, confounds, kept, plans=loaded.plans) for atlas in atlases
     ]
+    freedom = _degrees_of_freedom(configuration, run, prepared[0], censoring)
     try:
         results = extract(prepared, volumes, loaded.device, progress=report, n_threads=n_threads)
     except ValueError:
@@ -272,7 +313,7 @@ def _extract(configuration, run, atlases, progress, *, n_threads):
     for atlas, one, result in zip(atlases, prepared, results, strict=True):
         names = region_names(one.regions.ids, loaded.tables[atlas.name])
         described = functools.partial(
-            _metadata, configuration, run, atlas, t_r, confounds, kept, volumes, one, loaded.device
+            _metadata, configuration, run, atlas, t_r, confounds, censoring, freedom, one, loaded.device
         )
         tables = _tables(configuration, run, atlas, one, result, names, described)
         if configuration.figures:
@@ -284,7 +325,23 @@ def _extract(configuration, run, atlases, progress, *, n_threads):
             summary[atlas.name]["coverage_median"] = float(np.median(one.regions.covered_share))
     seconds = {name: results[0].seconds[name] for name in ("read", "reduce")}
     seconds["clean"] = sum(result.seconds["clean"] for result in results)
-    return files, Record(run, "done", volumes.n_volumes, seconds, summary)
+    numbers = {"n_kept": censoring.n_kept, "n_dummy_scans": len(censoring.dummy_scans), "degrees_of_freedom": freedom}
+    return files, Record(run, "done", volumes.n_volumes, **numbers, seconds=seconds, atlases=summary)
+
+
+def _check_extent(atlas, labels, run, grid):
+    """Warn if most of an atlas is outside of a run's field of view, unless names say that their space is the same."""
+    if stated_space(atlas.path) and stated_space(run.path) and not space_contradiction(atlas.path, run.path):
+        return  # a slab, or a brain that is cut off
+    order = "F" if labels.labels.flags.f_contiguous else "C"
+    flat = np.flatnonzero(labels.labels.ravel(order=order) != labels.background)
+    flat = flat[:: max(len(flat) // _SAMPLED, 1)]
+    voxels = np.array(np.unravel_index(flat, labels.grid.shape, order=order))
+    to_run = np.linalg.solve(grid.affine, labels.grid.affine)
+    there = to_run[:3, :3] @ voxels + to_run[:3, 3:]
+    inside = np.all((there > -0.5) & (there < np.array(grid.shape)[:, None] - 0.5), axis=0)
+    if inside.size and inside.mean() < _LEAST_EXTENT:
+        warn(f"{run.path} covers only {inside.mean():.0%} of the atlas {atlas.path}. Are they in the same space?")
 
 
 def _report(progress, n_volumes, done):
@@ -297,16 +354,32 @@ def _confounds(configuration, run, volumes):
     if not run.confounds:
         msg = f"{run.path} has no confounds table, but confounds were requested."
         raise ValueError(msg)
-    confounds, kept = fmriprep_confounds(run.path, run.confounds, **configuration.confounds)
-    if confounds is not None and len(confounds) != volumes.n_volumes:
-        msg = f"{run.confounds} has {len(confounds)} rows, but {run.path} has {volumes.n_volumes} volumes."
-        raise ValueError(msg)
+    table = run.confounds
+    return fmriprep_confounds(run.path, table, **configuration.confounds, n_volumes=volumes.n_volumes)
+
+
+def _check_confounds(run, confounds, volumes, kept):
     try:
         confounds_matrix(confounds, volumes.n_volumes, kept)
     except ValueError as error:
         msg = f"{run.confounds}: {error}"
         raise ValueError(msg) from error
-    return confounds, kept
+
+
+def _degrees_of_freedom(configuration, run, one, censoring):
+    """What cleaning leaves; ValueError if that is too little for any statistic."""
+    if censoring.n_volumes == 1:
+        return None
+    freedom, n_kept = one.cleaner.degrees_of_freedom(), censoring.n_kept
+    left = f"cleaning leaves {freedom:.1f} degrees of freedom of {n_kept} volumes of {run.path}"
+    remedy = "Remove fewer confounds, filter less, or exclude the run."
+    if freedom < max(configuration.min_dof or 0, 1):
+        expected = f"--min-dof {configuration.min_dof:g}" if (configuration.min_dof or 0) > 1 else "1"
+        msg = f"{left[0].upper()}{left[1:]}, fewer than {expected}. {remedy}"
+        raise ValueError(msg)
+    if freedom < LOW_DOF_SHARE * n_kept:
+        warn(f"{left[0].upper()}{left[1:]}, less than {LOW_DOF_SHARE:.0%}: correlations are unreliable. {remedy}")
+    return freedom
 
 
 def _tables(configuration, run, atlas, one, result, names, described) -> dict[Path, Any]:
@@ -320,10 +393,10 @@ def _tables(configuration, run, atlas, one, result, names, described) -> dict[Pa
         mask = run.mask or configuration.mask
         sources = [path for path in (run.path, mask, atlas.path, atlas.lut) if path]
         lines = table_lines(["Node", "coverage"], shares, names)
-        tables.append((paths["coverage"], lines, described(sources=sources)))
+        tables.append((paths["coverage"], lines, described(sources=sources, Regions=index)))
     if "relmat" in paths:
         lines = table_lines(["Node", *names], correlations(result.signals), names)
-        tables.append((paths["relmat"], lines, described(sources=[paths["timeseries"]])))
+        tables.append((paths["relmat"], lines, described(sources=[paths["timeseries"]], Regions=index)))
     files = {}
     for path, lines, content in tables:
         files[path] = lines
@@ -337,8 +410,8 @@ def _metadata(
     atlas: AtlasFile,
     t_r: RepetitionTime,
     confounds: Any,
-    kept: np.ndarray | None,
-    volumes: Volumes,
+    censoring: Censoring,
+    freedom: float | None,
     one: Prepared,
     device: str,
     **more: Any,
@@ -355,8 +428,11 @@ def _metadata(
         configuration=configuration.made[atlas.name],
         out_dir=configuration.out_dir,
         RepetitionTimeSource=t_r.source,
-        NumberOfVolumes=volumes.n_volumes,
-        CensoredVolumes=None if kept is None else np.setdiff1d(np.arange(volumes.n_volumes), kept).tolist(),
+        NumberOfVolumes=censoring.n_volumes,
+        NumberOfVolumesKept=censoring.n_kept,
+        CensoredVolumes=None if censoring.kept is None else censoring.dropped.tolist(),
+        DummyScans=censoring.dummy_scans.tolist() or None,
+        DegreesOfFreedom=freedom and round(freedom, 2),
         ConfoundsOptions=configuration.confounds or None,
         MaskerParameters={"background_label": atlas.background, **settings},
         Plan=one.plan.explain().splitlines(),

@@ -1,21 +1,30 @@
 """Confounds and censoring from fMRIPrep's tables: by columns, or by nilearn's strategies."""
 
+import contextlib
+import importlib.util
 import os
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gpumask.bids.content import check_content
 from gpumask.bids.names import image_of_confounds
 from gpumask.confounds.sample_masks import AllVolumesRemovedError
-from gpumask.confounds.tables import choose_columns, read_table
+from gpumask.confounds.tables import choose_columns, has_names, read_table
+from gpumask.process import warn
+from gpumask.text_tables import is_number, listed, read_text_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _STRATEGIES = ("simple", "scrubbing", "compcor", "ica_aroma")
 _AROMA = "smoothAROMAnonaggr"
+_NEEDS_NILEARN = "needs nilearn 0.13 or later: pip install 'gpumask[fmriprep]'"
+_FD = "framewise_displacement"
 
 
 def fmriprep_confounds(
@@ -25,6 +34,7 @@ def fmriprep_confounds(
     strategy: str | None = None,
     columns: Sequence[str] | None = None,
     fd_threshold: float | None = None,
+    n_volumes: int | None = None,
 ) -> tuple["pd.DataFrame | None", np.ndarray | None]:
     """Confounds of a run and the volumes to keep, from fMRIPrep's table.
 
@@ -44,6 +54,8 @@ def fmriprep_confounds(
     fd_threshold : float, optional
         Volumes with a higher framewise displacement (mm) are censored, in addition to those that `strategy` censors.
         With "scrubbing", nilearn gets it and so also drops short segments between them.
+    n_volumes : int, optional
+        Volumes of the run. If None, the table's number of rows isn't checked.
 
     Returns
     -------
@@ -55,34 +67,88 @@ def fmriprep_confounds(
     Raises
     ------
     ValueError
-        If `strategy` and `columns` are both given, or unknown; columns or files are missing; or no volume is kept.
+        If `strategy` and `columns` are both given, or unknown; columns or files are missing; the table has another
+        number of rows than `n_volumes`; rows have too many or too few cells; volumes are to be censored, but no
+        displacement is known; or no volume is kept.
     ImportError
         If a strategy is given and nilearn isn't installed.
     """
     confounds_path = Path(confounds_path)
+    check_options(strategy=strategy, columns=columns, fd_threshold=fd_threshold)
+    confounds = kept = None
+    check_content(confounds_path)
+    displacement = np.empty(0)
+    if columns is not None or fd_threshold is not None or _is_scrubbing(strategy):
+        table = read_table(confounds_path).rename(columns=str)
+        _check_length(table, confounds_path, run_path, n_volumes)
+        n_volumes = len(table)
+        if columns is not None:
+            confounds = _first_row_filled(choose_columns(table, columns, confounds_path))
+        if fd_threshold is not None or _is_scrubbing(strategy):
+            displacement = _displacement(table, confounds_path)
+    if strategy is not None:
+        confounds, kept = _by_strategy(run_path, confounds_path, strategy, fd_threshold)
+        _check_length(confounds, confounds_path, run_path, n_volumes)
+        n_volumes = len(confounds)
+    if fd_threshold is not None and not _is_scrubbing(strategy):
+        low = np.flatnonzero(~(displacement > fd_threshold))
+        kept = low if kept is None else np.intersect1d(low, kept)
+    if kept is not None and len(kept) == 0:
+        msg = f"{confounds_path} censors all {n_volumes} volumes, as motion or non-steady state."
+        raise AllVolumesRemovedError(msg)
+    return confounds, None if kept is None or len(kept) == n_volumes else kept
+
+
+def check_options(
+    *, strategy: str | None = None, columns: Sequence[str] | None = None, fd_threshold: float | None = None
+) -> None:
+    """Check the options of `fmriprep_confounds` that don't depend on a run, and raise its errors."""
     if strategy is not None and columns is not None:
         msg = f"Expected a strategy or columns of the confounds, got both: {strategy!r} and {list(columns)}."
         raise ValueError(msg)
     if fd_threshold is not None and not fd_threshold > 0:
         msg = f"fd_threshold must be a positive number of mm, got {fd_threshold!r}."
         raise ValueError(msg)
-    confounds = kept = None
-    if strategy is not None:
-        confounds, kept = _by_strategy(run_path, confounds_path, strategy, fd_threshold)
-        n_volumes = len(confounds)
-    if columns is not None or (fd_threshold is not None and not _is_scrubbing(strategy)):
-        table = read_table(confounds_path).rename(columns=str)
-        n_volumes = len(table)
-        if columns is not None:
-            confounds = _first_row_filled(choose_columns(table, columns, confounds_path))
-        if fd_threshold is not None:
-            displacement = choose_columns(table, ["framewise_displacement"], confounds_path).iloc[:, 0]
-            low = np.flatnonzero(~(displacement.to_numpy(np.float64) > fd_threshold))  # the first volume has none: NaN
-            kept = low if kept is None else np.intersect1d(low, kept)
-    if kept is not None and len(kept) == 0:
-        msg = f"{confounds_path} censors all {n_volumes} volumes, as motion or non-steady state."
-        raise AllVolumesRemovedError(msg)
-    return confounds, None if kept is None or len(kept) == n_volumes else kept
+    if strategy is None:
+        return
+    if strategy.removesuffix("+gsr") not in _STRATEGIES:
+        expected = f"Expected one of {', '.join(_STRATEGIES)}, or one followed by +gsr."
+        msg = f"Unknown confounds strategy {strategy!r}. {expected}"
+        raise ValueError(msg)
+    if importlib.util.find_spec("nilearn") is None:
+        msg = f"The confounds strategy {strategy!r} {_NEEDS_NILEARN}"
+        raise ImportError(msg)
+
+
+def image_desc(strategy: str | None) -> str:
+    """Label "desc" of the images that a strategy is for."""
+    return _AROMA if strategy is not None and strategy.removesuffix("+gsr") == "ica_aroma" else "preproc"
+
+
+def _check_length(table, path, run_path, n_volumes):
+    if n_volumes is not None and len(table) != n_volumes:
+        msg = f"{path} has {len(table)} rows, but {os.fspath(run_path)} has {n_volumes} volumes."
+        raise ValueError(msg)
+
+
+def _displacement(table, path):
+    """Framewise displacement in mm: float64, NaN for the first volume, which has none."""
+    column = choose_columns(table, [_FD], path)[_FD]
+    if column.dtype.kind not in "fi":
+        text = next(cell for cell in map(str, column) if not is_number(cell))
+        msg = f"{path}: the column {_FD} has the text {text!r}, expected numbers in mm."
+        raise ValueError(msg)
+    values = column.to_numpy(np.float64)
+    unknown = np.flatnonzero(np.isnan(values))
+    if len(unknown) == len(values):
+        msg = (
+            f"{path}: the column {_FD} has no number, so no volume can be censored by it. Expected mm per volume. "
+            "Use another table, or no threshold."
+        )
+        raise ValueError(msg)
+    if (later := unknown[unknown > 0]).size:
+        warn(f"{path}: the column {_FD} has no number for volume {listed(later)}: kept, whatever the motion.")
+    return values
 
 
 def _is_scrubbing(strategy):
@@ -93,13 +159,9 @@ def _by_strategy(run_path, confounds_path, strategy, fd_threshold):
     try:
         from nilearn.interfaces.fmriprep import load_confounds_strategy
     except ImportError as error:
-        msg = f"The confounds strategy {strategy!r} needs nilearn 0.13 or later: pip install 'gpumask[fmriprep]'"
+        msg = f"The confounds strategy {strategy!r} {_NEEDS_NILEARN}"
         raise ImportError(msg) from error
     name = strategy.removesuffix("+gsr")
-    if name not in _STRATEGIES:
-        expected = f"Expected one of {', '.join(_STRATEGIES)}, or one followed by +gsr."
-        msg = f"Unknown confounds strategy {strategy!r}. {expected}"
-        raise ValueError(msg)
     # nilearn derives the table's name from an image's, which it never opens: this name leads to the given table.
     image = image_of_confounds(confounds_path.name, _AROMA if name == "ica_aroma" else "preproc")
     if image is None:
@@ -112,11 +174,34 @@ def _by_strategy(run_path, confounds_path, strategy, fd_threshold):
     options = {"global_signal": "basic"} if strategy.endswith("+gsr") else {}
     if fd_threshold is not None and _is_scrubbing(strategy):
         options["fd_threshold"] = fd_threshold
+    if name == "compcor":
+        check_content(confounds_path.with_suffix(".json"))
     try:
-        return load_confounds_strategy(str(confounds_path.with_name(image)), name, **options)
+        with _as_nilearn_reads(confounds_path) as path:
+            return load_confounds_strategy(str(path.with_name(image)), name, **options)
     except (ValueError, KeyError) as error:  # the latter if some columns of a kind are missing, but not all
         msg = f"{confounds_path} can't be used with the confounds strategy {strategy!r}: {error.args[0]}"
         raise ValueError(msg) from error
+
+
+@contextlib.contextmanager
+def _as_nilearn_reads(path):
+    """Path of a table as its name says: the file itself, or a copy if it is written in another way.
+
+    nilearn takes pandas' defaults, which shift the columns of a table whose rows end with a tab.
+    """
+    table = read_text_table(path, "fMRIPrep's table of confounds", has_names)
+    rows = [table.names, *table.rows] if table.names else table.rows
+    text = "".join("\t".join(row) + "\n" for row in rows).encode()
+    if path.read_bytes().replace(b"\r\n", b"\n") == text:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, path.name)
+        copy.write_bytes(text)
+        if (metadata := path.with_suffix(".json")).exists():
+            shutil.copyfile(metadata, copy.with_suffix(".json"))
+        yield copy
 
 
 def _first_row_filled(table):

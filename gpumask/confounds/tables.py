@@ -1,11 +1,10 @@
 """Confounds as users give them, as NumPy arrays; tables and their columns. Host only."""
 
+import csv
 import fnmatch
-import gzip
 import io
 import numbers
 import os
-import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,9 +14,12 @@ import numpy as np
 from array_api_compat import is_array_api_obj
 
 from gpumask import backend
+from gpumask.text_tables import is_number, listed, read_text_table
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_EXPECTED = "a table of confounds with a column per signal and a row per volume"
 
 
 def confounds_matrix(confounds: object, n_volumes: int, used: Sequence[int] | None = None) -> np.ndarray | None:
@@ -104,20 +106,15 @@ def _checked_columns(confound, n_volumes, used):
     bad = ~np.isfinite(values) & checked[:, None]
     if bad.any():
         columns = [
-            f"{table.columns[j]!r} (volume {_few(np.flatnonzero(bad[:, j]))})" for j in np.flatnonzero(bad.any(0))
+            f"{table.columns[j]!r} (volume {listed(np.flatnonzero(bad[:, j]))})" for j in np.flatnonzero(bad.any(0))
         ]
         msg = (
-            f"Confounds must be finite numbers; NaN, infinite values or text are in column {_few(columns)}.{where} "
+            f"Confounds must be finite numbers; NaN, infinite values or text are in column {listed(columns)}.{where} "
             "fMRIPrep writes n/a in the first volumes of derivatives: fill them, leave these volumes out by "
             "`sample_mask`, or use nilearn.interfaces.fmriprep.load_confounds."
         )
         raise ValueError(msg)
     return values
-
-
-def _few(items, most=5):
-    shown = ", ".join(str(item) for item in items[:most])
-    return shown if len(items) <= most else f"{shown} and {len(items) - most} more"
 
 
 def on_host(array: object) -> np.ndarray:
@@ -126,36 +123,30 @@ def on_host(array: object) -> np.ndarray:
 
 
 def read_table(path: Path) -> "pd.DataFrame":
-    """Read a text table, see `confounds_matrix`; without a header, its columns are numbered."""
+    """Read a text table, see `confounds_matrix` and `gpumask.text_tables`; without names, its columns are numbered.
+
+    Its types are pandas': numbers, exactly; "n/a" and the like are NaN; text.
+    """
     import pandas as pd
 
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
-        lines = [line for line in file.read().splitlines() if line.strip() and not line.startswith("#")]
-    if not lines:
-        msg = f"The confounds file {path} is empty."
-        raise ValueError(msg)
-    separator = next((s for s in "\t,;" if s in lines[0]), r"\s+")
-    first = re.split(separator, lines[0].strip(" "))[0].strip(" '\"")  # blank above an index written by pandas
+    table = read_text_table(path, _EXPECTED, has_names)
+    rows = table.rows if table.names is None else [table.names, *table.rows]
     # The default can be off by a last bit before pandas 3.1, which deprecates the choice.
     exact = {"float_precision": "round_trip"} if pd.__version__ < "3.1" else {}
-    try:
-        return pd.read_csv(
-            io.StringIO("\n".join(lines)),
-            sep=separator,
-            header=None if _is_value(first) else 0,
-            **exact,
-        )
-    except ValueError as error:  # pandas' ParserError is one
-        msg = f"Could not read the confounds file {path}: {error}"
-        raise ValueError(msg) from error
+    return pd.read_csv(
+        io.StringIO("".join("\x1f".join(row) + "\n" for row in rows)),
+        sep="\x1f",
+        header=None if table.names is None else 0,
+        quoting=csv.QUOTE_NONE,
+        index_col=False,
+        skip_blank_lines=False,
+        **exact,
+    )
 
 
-def _is_value(cell):
-    try:
-        float(cell)
-    except ValueError:
-        return cell.lower() in ("n/a", "na")
-    return True
+def has_names(first_row: Sequence[str]) -> bool:
+    """Whether the first row of confounds has the columns' names; above an index written by pandas is an empty one."""
+    return not is_number(first_row[0]) and first_row[0].lower() not in ("n/a", "na")
 
 
 def choose_columns(table: "pd.DataFrame", columns: Sequence[str], path: str | os.PathLike) -> "pd.DataFrame":

@@ -1,15 +1,18 @@
 """Look-up tables: the names of an atlas's regions."""
 
 import contextlib
-import csv
+import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpumask.process import warn
+from gpumask.text_tables import listed, read_text_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,57 +26,94 @@ def read_lookup_table(path: str | Path) -> dict[str, list]:
     Parameters
     ----------
     path : str or path-like
-        Text separated by tabs, commas, semicolons, bars or blanks. The first line names the columns: "index", "name"
-        (or "label") and any others.
+        Text separated by tabs, commas, semicolons, bars or blanks; see `gpumask.text_tables`. The first line names the
+        columns: "index", "name" (or "label") and any others. Without such a line, the first two columns are index and
+        name, and others are ignored, as in FreeSurfer's tables ("4 Left-Lateral-Ventricle 120 18 134 0").
 
     Returns
     -------
     dict of list
         Columns of numbers as int, or as float if not all are integers; other columns and names as str. Empty cells are
-        NaN, except names.
+        NaN. Rows whose name is empty or "n/a" are skipped.
 
     Raises
     ------
     ValueError
-        If the file doesn't exist, isn't a table, lacks one of the two columns, or repeats an index.
+        If the file doesn't exist, isn't a table, lacks one of the two columns, has an index that isn't a number, or
+        repeats an index; the message names the file.
     """
     path = Path(path)
     if not path.is_file():
         msg = f"`lut` is {path}, but no such file exists. Expected a table with the columns 'index' and 'name'."
         raise ValueError(msg)
-    lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    separator = next((s for s in "\t,;|" if lines and s in lines[0]), None)
-    rows = [line.split() for line in lines] if separator is None else list(csv.reader(lines, delimiter=separator))
-    names = [name.strip() for name in rows[0]] if rows else []
-    for number, row in enumerate(rows, start=1):
-        if len(row) != len(names):
-            msg = f"{path}: row {number} has {len(row)} cells, expected {len(names)}, as in the header."
+    table = read_text_table(path, _EXPECTED, _has_names, keep_empty_rows=False)
+    if table.names is None:
+        columns = _nameless_columns(table)
+    else:
+        if twice := [name for name, count in Counter(table.names).items() if count > 1]:
+            msg = f"{path} has several columns called {listed(twice)}. Expected {_EXPECTED}."
             raise ValueError(msg)
-    columns = dict(zip(names, zip(*rows[1:], strict=True) if len(rows) > 1 else ([] for _ in names), strict=True))
-    return checked_lookup_table({n: list(c) if n in _NAMES else _numbers(c) for n, c in columns.items()}, str(path))
+        columns = checked_columns(dict(zip(table.names, table.columns, strict=True)), str(path))
+    for cell, line in zip(columns["index"], table.lines, strict=True):
+        if not _is_number(cell):
+            msg = f"{path}, line {line}: the index is {cell!r}, expected a number: a region's label in the image."
+            raise ValueError(msg)
+    named = [name not in ("", "n/a") for name in columns["name"]]
+    columns = {name: list(compress(cells, named)) for name, cells in columns.items()}
+    columns = {name: cells if name in _NAMES else _numbers(cells) for name, cells in columns.items()}
+    _check_unique(columns["index"], str(path))
+    return columns
 
 
+_EXPECTED = "a look-up table with the columns 'index' and 'name'"
 _NAMES = ("name", "label")
+
+
+def _has_names(first_row):
+    return "index" in first_row or not _is_number(first_row[0])
+
+
+def _nameless_columns(table):
+    columns = table.columns
+    if len(columns) < 2 or any(map(_is_number, columns[1])):
+        row = next((row for row in table.rows if len(row) < 2 or _is_number(row[1])), table.rows[0])
+        msg = (
+            f"{table.path}, line {table.lines[table.rows.index(row)]}: has no name after the index: {listed(row)}. "
+            f"Expected {_EXPECTED}; without a row of names, index and name are the first two."
+        )
+        raise ValueError(msg)
+    return {"index": columns[0], "name": columns[1]}
+
+
+def _is_number(cell):
+    with contextlib.suppress(ValueError):
+        return math.isfinite(float(cell)) and "_" not in cell  # Python's 1_000
+    return False
 
 
 def _numbers(cells):
     with contextlib.suppress(ValueError):
         return [int(cell) for cell in cells]
-    cells = [cell if cell.strip() else np.nan for cell in cells]
+    numbers = [cell if cell.strip() else np.nan for cell in cells]
     with contextlib.suppress(ValueError):
-        return [float(cell) for cell in cells]
-    return cells
+        return [float(cell) for cell in numbers]
+    return numbers
 
 
-def checked_lookup_table(columns: Any, name: str) -> Any:
-    """Return the columns, with "label" renamed to "name"; ValueError if one is missing or an index repeats.
+def checked_lookup_table(table: "pd.DataFrame") -> "pd.DataFrame":
+    """A copy with "name" for "label" and numbers for an index of text; ValueError as `read_lookup_table`."""
+    table = checked_columns(table, "`lut`").copy()
+    index = table["index"].to_list()
+    if any(isinstance(label, str) for label in index):
+        cells = [str(label).strip() for label in index]
+        if all(map(_is_number, cells)):
+            table["index"] = _numbers(cells)
+    _check_unique(table["index"], "`lut`")
+    return table
 
-    Parameters
-    ----------
-    columns : dict of list, or DataFrame
-    name : str
-        Name of the table in messages.
-    """
+
+def checked_columns(columns: Any, name: str) -> Any:
+    """The columns (a dict or a DataFrame) with "name" for "label"; ValueError if one is missing."""
     if "name" not in columns and "label" in columns:
         renamed = {"label": "name"}
         if isinstance(columns, dict):
@@ -84,10 +124,73 @@ def checked_lookup_table(columns: Any, name: str) -> Any:
     if lacking:
         msg = f"{name} must have the columns 'index' and 'name', but lacks {lacking}; it has {list(columns)}."
         raise ValueError(msg)
-    if twice := [label for label, count in Counter(list(columns["index"])).items() if count > 1]:
+    return columns
+
+
+def _check_unique(index, name):
+    if twice := [label for label, count in Counter(list(index)).items() if count > 1]:
         msg = f"{name} has several rows for {twice}. Each region's index must occur once."
         raise ValueError(msg)
-    return columns
+
+
+# Names of the background in FreeSurfer's tables, in nilearn's and in BIDS's, in lower case.
+_NO_REGION = {"background", "unknown", "???", "none", "air", "clear label"}
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """Labels without a row in the look-up table, and rows without a label.
+
+    Attributes
+    ----------
+    nothing_matches : bool
+        Whether no region has a row.
+    message : str
+    """
+
+    nothing_matches: bool
+    message: str
+
+
+def disagreement(
+    values: np.ndarray, background: float, columns: Any, *, image: str = "the label image", table: str = "`lut`"
+) -> Disagreement | None:
+    """Compare the labels of an image with the rows of a look-up table; None if each has a partner.
+
+    Parameters
+    ----------
+    values : ndarray
+        Labels that occur in the image. The background needs no row, and its row no label.
+    background : number
+    columns : dict of list, or DataFrame
+        See `read_lookup_table`.
+    image, table : str
+        What the message calls them.
+    """
+    names = dict(zip(columns["index"], columns["name"], strict=True))
+    labels = [label for label in values.tolist() if label != background]
+    nameless = [label for label in labels if label not in names]
+    others = set(labels)
+    unused = [label for label in names if label not in others and label != background]
+    if not nameless and not unused:
+        return None
+    rows = listed(f"{label} ({names[label]})" for label in unused)
+    if not nameless:
+        return Disagreement(False, f"{table} has {_counted(unused, 'row')} without a label in {image}: {rows}.")
+    nothing = len(nameless) == len(labels)
+    lead = f"No row of {table} matches a label of {image}" if nothing else f"{table} doesn't fit {image}"
+    what = f"{_counted(nameless, 'label')} without a row (called {UNKNOWN!r}): {listed(nameless)}"
+    if unused:
+        what = f"{what}; {_counted(unused, 'row')} without a label: {rows}"
+    hint = "Give the table of this atlas."
+    shifted = str(names.get(background, UNKNOWN)).lower() not in _NO_REGION
+    if shifted and all(label - 1 in names for label in labels):
+        hint = f"The index seems to start at {background}, the labels at {labels[0]}: if so, add 1 to the index."
+    return Disagreement(nothing, f"{lead}: {what}. {hint}")
+
+
+def _counted(items, what):
+    return f"{len(items)} {what}{'s' * (len(items) != 1)}"
 
 
 def region_names(ids: np.ndarray, lut: dict[str, list] | None) -> list[str]:
@@ -142,7 +245,7 @@ def lookup_table(
 
     labels = values.tolist()
     if lut is not None:
-        table = pd.DataFrame(_checked(lut))
+        table = loaded_lookup_table(lut)
     else:
         if names is None:
             named = region_names(values, None)
@@ -168,10 +271,13 @@ def lookup_table(
     return table.sort_values("index", kind="stable").reset_index(drop=True)
 
 
-def _checked(lut):
+def loaded_lookup_table(lut: "pd.DataFrame | str | Path") -> "pd.DataFrame":
+    """A look-up table that `lookup_table` accepts, checked; TypeError or ValueError for others."""
+    import pandas as pd
+
     if hasattr(lut, "columns"):
-        return checked_lookup_table(lut, "`lut`").copy()
+        return checked_lookup_table(lut)
     if not isinstance(lut, str | Path):
         msg = f"`lut` must be a DataFrame, a path or None. Got: {type(lut).__name__}"
         raise TypeError(msg)
-    return read_lookup_table(lut)
+    return pd.DataFrame(read_lookup_table(lut))

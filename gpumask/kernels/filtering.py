@@ -159,7 +159,7 @@ def _pad_length(sos, n_volumes, padtype, padlen):
     else:
         n_pad = max(padlen, 0)
     if n_volumes <= n_pad:
-        msg = f"The length of the input vector x must be greater than padlen, which is {n_pad}."
+        msg = f"{n_volumes} volumes are left, but this filter needs {n_pad + 1} or more."
         raise ValueError(msg)
     return n_pad
 

@@ -13,7 +13,7 @@ from gpumask import process
 from gpumask.engine.regions import LabelRegions, check_same_grids
 from gpumask.extraction import Prepared, Result, asked_dtype, extract
 from gpumask.images.labels import load_atlas, load_mask
-from gpumask.images.lookup import lookup_table
+from gpumask.images.lookup import disagreement, loaded_lookup_table, lookup_table
 from gpumask.images.volumes import Volumes, open_volumes
 from gpumask.maskers.base import VolumesMasker, described, wrapped
 from gpumask.maskers.parameters import checked_names
@@ -56,10 +56,12 @@ class NiftiLabelsMasker(VolumesMasker):
         0 with a `memory` means 1.
     verbose : int, default=0
         With 1 or more, each step and the device are printed.
-    labels : list of str or None, default=None
+    labels : list, array or Series of str, or None, default=None
         Names of the regions, in ascending order of their labels. Can't be combined with `lut`.
     lut : DataFrame, path or None, default=None
-        Look-up table of the regions, with the columns "index" and "name".
+        Look-up table of the regions, with the columns "index" and "name"; files as
+        `gpumask.images.lookup.read_lookup_table` reads them. A warning lists labels without a row, whose regions are
+        called "unknown", and rows without a label.
     standardize_confounds : bool, default=True
         Whether to z-score the confounds.
     high_variance_confounds : bool, default=False
@@ -191,7 +193,10 @@ class NiftiLabelsMasker(VolumesMasker):
         self._log(f"Loading regions from {described(self.labels_img)}", "fit")
         given = atlas = replace(load_atlas(self.labels_img, self.background_label), mask=mask, mask_grid=mask_grid)
         names = checked_names(self.labels, self.lut)
-        self.lut_ = lookup_table(atlas.values, self.background_label, names=names, lut=self.lut)
+        lut = None if self.lut is None else loaded_lookup_table(self.lut)
+        if lut is not None and (found := disagreement(atlas.values, self.background_label, lut)):
+            process.warn(found.message)
+        self.lut_ = lookup_table(atlas.values, self.background_label, names=names, lut=lut)
 
         if self.resampling_target is None:
             others = {"mask": mask_grid, "data": volumes and volumes.grid}

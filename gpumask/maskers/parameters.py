@@ -22,13 +22,33 @@ _TYPES = {
 def check_parameters(parameters: Mapping[str, Any]) -> None:
     """Raise TypeError for the first of a masker's own parameters that has a wrong type."""
     for name, value in parameters.items():
-        if name in _TYPES:
+        if name not in _TYPES:
+            continue
+        try:
             check_type(name, value, _TYPES[name])
+        except TypeError as error:
+            if name != "background_label" or not _are_names(value):
+                raise
+            # nilearn's second position has names, its third a table.
+            msg = f"{error}\nIt is the second positional argument. Pass names as labels=names, a table as lut=table."
+            raise TypeError(msg) from None
+
+
+def _are_names(value):
+    """Whether a value is a look-up table, or holds texts."""
+    if hasattr(value, "columns"):
+        return True
+    return hasattr(value, "__iter__") and not isinstance(value, str) and any(isinstance(name, str) for name in value)
 
 
 def checked_names(labels: Any, lut: Any) -> list[str] | None:
     """Return the parameter `labels` as a list of names, or None; TypeError or ValueError if it is invalid."""
-    if not labels:
+    if hasattr(labels, "ndim") or hasattr(labels, "to_list"):  # arrays; Series of polars
+        if getattr(labels, "ndim", 1) != 1:
+            msg = f"'labels' must be a list. Got: {type(labels).__name__} of {labels.ndim} dimensions"
+            raise TypeError(msg)
+        labels = list(labels)
+    if labels is None or (hasattr(labels, "__len__") and len(labels) == 0):
         return None
     if lut is not None:
         msg = "Pass either labels or a lookup table (lut) to the masker, but not both."
@@ -40,4 +60,4 @@ def checked_names(labels: Any, lut: Any) -> list[str] | None:
         types = {type(name).__name__ for name in labels}
         msg = f"All elements of 'labels' must be a string.\nGot a list of {types}"
         raise TypeError(msg)
-    return labels
+    return [str(name) for name in labels]

@@ -1,0 +1,110 @@
+"""Checks of what a command was given, before anything is read or written."""
+
+import argparse
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpumask.bids.content import absence, check_content
+from gpumask.cli.parser import check_file
+
+
+def check_confounds(args: argparse.Namespace) -> None:
+    """Raise a ValueError for options of confounds that exclude each other."""
+    if args.confounds_strategy is not None and args.confounds_columns is not None:
+        msg = "--confounds-strategy and --confounds-columns exclude each other: give one"
+        raise ValueError(msg)
+
+
+def split_atlases(args: argparse.Namespace) -> list[tuple[str, Path | None, str | None]]:
+    """Image, look-up table (or None) and name (or None) of each ``--atlas``.
+
+    Raises
+    ------
+    ValueError
+        Without an atlas, or if there isn't a table for each.
+    FileNotFoundError
+        If a file doesn't exist.
+    """
+    if not args.atlas:
+        msg = "--atlas is missing: give one label image or more"
+        raise ValueError(msg)
+    luts = args.lut or [None] * len(args.atlas)
+    if len(luts) != len(args.atlas):
+        msg = f"--lut: expected one for each --atlas, got {len(luts)} for {len(args.atlas)}"
+        raise ValueError(msg)
+    atlases = []
+    for text, lut in zip(args.atlas, luts, strict=True):
+        name, _, path = text.rpartition("=") if not os.path.lexists(text) else ("", "", text)
+        check_file("--atlas", Path(path))
+        check_file("--lut", lut)
+        atlases.append((path, lut, name or None))
+    return atlases
+
+
+def check_tables(paths: Sequence[Path]) -> None:
+    """Raise a FileNotFoundError if a confounds table doesn't exist; a link without content fails its run alone."""
+    for path in paths:
+        if absence(path) is None:
+            check_file("--confounds", path)
+
+
+def check_out(what: str, out: Path, source: Path | None = None) -> None:
+    """Check that outputs can be written to a folder, which may not exist yet, and don't mix with the inputs.
+
+    Raises
+    ------
+    ValueError
+        If it is the folder `source` of the inputs, or in one of its folders ``sub-*``.
+    OSError
+        If it, or the folder to make it in, is a file or can't be written to.
+    """
+    existing = next(
+        path
+        for path in (Path(os.path.abspath(out)), *Path(os.path.abspath(out)).parents)  # noqa: PTH100
+        if os.path.lexists(path)
+    )
+    if not existing.is_dir():
+        check_content(existing)
+        is_out = os.path.abspath(out) == os.fspath(existing)  # noqa: PTH100
+        msg = f"{what}: {out if is_out else existing} is a file, expected a folder"
+        raise NotADirectoryError(msg)
+    if not os.access(existing, os.W_OK | os.X_OK):
+        msg = f"{what}: no permission to write to {out}"
+        raise PermissionError(msg)
+    if source is None or not source.is_dir():
+        return
+    inside, root = Path(os.path.realpath(out)), Path(os.path.realpath(source))
+    if inside == root:
+        msg = f"{what}: {out} is the folder of the inputs. Give another one, such as {source / 'derivatives/gpumask'}"
+        raise ValueError(msg)
+    if inside.is_relative_to(root) and inside.relative_to(root).parts[0].startswith("sub-"):
+        msg = f"{what}: {out} is in a subject's folder of the inputs. Give another one, such as "
+        msg += f"{source / 'derivatives/gpumask'}"
+        raise ValueError(msg)
+
+
+def check_store(path: Path | None, out_dir: Path) -> None:
+    """Raise an error if a Parquet file can't be written to `path`, or pyarrow is missing."""
+    if path is None:
+        return
+    if path.suffix.lower() != ".parquet":
+        msg = f"--store: expected FILE.parquet, got {path}"
+        raise ValueError(msg)
+    if path.is_dir():
+        msg = f"--store: {path} is a folder, expected a file"
+        raise IsADirectoryError(msg)
+    if not path.parent.is_dir() and os.path.abspath(path.parent) != os.path.abspath(out_dir):  # noqa: PTH100
+        msg = f"--store: no such folder: {path.parent}"
+        raise FileNotFoundError(msg)
+    from gpumask.cohort.parquet import check_pyarrow
+
+    check_pyarrow()
+
+
+def check_dask(address: str | None) -> None:
+    """Raise an ImportError if a Dask scheduler is given and the package for it is missing."""
+    if address is not None and importlib.util.find_spec("distributed") is None:
+        msg = "--dask-scheduler needs the package distributed: pip install 'gpumask[dask]'"
+        raise ImportError(msg)

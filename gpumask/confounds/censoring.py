@@ -1,0 +1,110 @@
+"""Which volumes of a run are kept: dummy scans, motion, and how much has to be left."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gpumask.confounds.sample_masks import AllVolumesRemovedError
+from gpumask.confounds.tables import read_table
+
+_NON_STEADY = re.compile(r"non_steady_state_outlier[0-9]*")
+
+
+@dataclass(frozen=True)
+class Censoring:
+    """The volumes of a run that are kept, and why others aren't.
+
+    Attributes
+    ----------
+    n_volumes : int
+    dummy_scans : ndarray of int
+        Volumes that are dropped since the scanner wasn't in a steady state.
+    motion : ndarray of int
+        Further volumes that are censored: by framewise displacement or a strategy.
+    """
+
+    n_volumes: int
+    dummy_scans: np.ndarray
+    motion: np.ndarray
+
+    @property
+    def dropped(self) -> np.ndarray:
+        """Indices of all volumes that aren't kept."""
+        return np.union1d(self.dummy_scans, self.motion).astype(int)
+
+    @property
+    def kept(self) -> np.ndarray | None:
+        """Indices of the volumes that are kept; None if all are."""
+        return np.setdiff1d(np.arange(self.n_volumes), self.dropped) if len(self.dropped) else None
+
+    @property
+    def n_kept(self) -> int:
+        """Number of volumes that are kept."""
+        return self.n_volumes if self.kept is None else len(self.kept)
+
+
+def censor(
+    confounds_path: str | os.PathLike | None,
+    n_volumes: int,
+    sample_mask: np.ndarray | None = None,
+    dummy_scans: str | int = "auto",
+) -> Censoring:
+    """Combine a sample mask with the dummy scans of a run.
+
+    Parameters
+    ----------
+    confounds_path : str, path-like or None
+        fMRIPrep's table, whose columns ``non_steady_state_outlier*`` name the volumes before the steady state.
+    n_volumes : int
+    sample_mask : ndarray of int or None
+        Volumes that are kept otherwise. None keeps all.
+    dummy_scans : "auto" or int
+        "auto": the volumes that the table names. A number: so many at the beginning; 0 drops none.
+
+    Raises
+    ------
+    AllVolumesRemovedError
+        A ValueError, if no volume is left.
+    """
+    if dummy_scans == "auto":
+        dropped = non_steady_volumes(confounds_path) if confounds_path else np.zeros(0, int)
+    else:
+        dropped = np.arange(min(int(dummy_scans), n_volumes))
+    kept = np.arange(n_volumes) if sample_mask is None else np.asarray(sample_mask)
+    censoring = Censoring(n_volumes, dropped, np.setdiff1d(np.arange(n_volumes), np.union1d(kept, dropped)))
+    if censoring.n_kept == 0:
+        msg = f"All {n_volumes} volumes are dropped: {len(dropped)} dummy scans, {len(censoring.motion)} by motion."
+        raise AllVolumesRemovedError(msg)
+    return censoring
+
+
+def non_steady_volumes(confounds_path: str | os.PathLike) -> np.ndarray:
+    """Volumes that fMRIPrep's table marks as before the steady state: ndarray of int."""
+    table = read_table(Path(confounds_path)).rename(columns=str)
+    marks = [column for column in table if _NON_STEADY.fullmatch(column)]
+    return np.flatnonzero((table[marks].to_numpy(np.float64) == 1).any(axis=1))
+
+
+def check_kept_time(censoring: Censoring, t_r: float | None, min_time: float, name: str) -> None:
+    """Raise ValueError if censoring for motion leaves less than `min_time` seconds of a run (`name` in the message).
+
+    The floor is that of XCP-D's ``--min-time``. Dummy scans alone are no reason: they say nothing of motion.
+    """
+    if not len(censoring.motion) or not min_time:
+        return
+    kept = f"{name} keeps {censoring.n_kept} of its {censoring.n_volumes} volumes"
+    if t_r is None:
+        msg = (
+            f"{kept}, and whether that is the {min_time:g} s of --min-time can't be told without a repetition time. "
+            "Give it (--t-r, or the column t_r of a list of runs), or --min-time 0."
+        )
+        raise ValueError(msg)
+    if censoring.n_kept * t_r < min_time:
+        msg = (
+            f"{kept}, {censoring.n_kept * t_r:g} s, less than the {min_time:g} s of --min-time. Exclude the run, "
+            "censor less, or lower --min-time (0 accepts any)."
+        )
+        raise ValueError(msg)
