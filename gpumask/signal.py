@@ -104,7 +104,8 @@ def clean(
     - Unknown keywords are errors, and there is no FutureWarning about `standardize`.
 
     As in nilearn, "psc" decides once for all signals whether their means are put back: see
-    `gpumask.kernels.cleaning.standardize`.
+    `gpumask.kernels.cleaning.standardize`. It does so for a single volume too, which confounds alone would turn into 0
+    and which isn't standardized.
     """
     if isinstance(signals, list | tuple):
         signals = np.asarray(signals)

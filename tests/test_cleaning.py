@@ -156,6 +156,14 @@ def test_standardize_one_volume(put, method):
         assert_close(cleaning.standardize(signals, method), random_signals(1), signals)
 
 
+@pytest.mark.filterwarnings("ignore:Standardization of 3D signal")
+@pytest.mark.parametrize(("left", "expected"), [(0.0, 10.0), (0.99, 10.99), (1.01, 1.01), (10.0, 10.0)])
+def test_psc_puts_means_of_one_volume_back_below_a_tenth(put, left, expected):
+    signals = put(np.array([[left, -left]]))
+    result = cleaning.standardize(signals, "psc", original_mean=put(np.array([10.0, -10.0])))
+    assert_close(result, np.array([[expected, -expected]]), signals)
+
+
 def test_unknown_method():
     with pytest.raises(ValueError, match=r"^`method` must be 'zscore_sample', 'zscore' or 'psc', got 'robust'.$"):
         cleaning.standardize(np.zeros((3, 1)), "robust")

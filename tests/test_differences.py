@@ -10,6 +10,7 @@ import nilearn.signal
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.interpolate
 import scipy.ndimage
 import sklearn
 
@@ -75,6 +76,21 @@ def test_b1_scrubbed_volumes_leak_or_return():
     np.testing.assert_array_equal(ours_spiked, ours_clean)
 
 
+def test_b1_boolean_sample_masks():
+    """nilearn turns them into indices, and then inverts these."""
+    data = np.random.default_rng(0).normal(size=(N, 3))
+    keep = np.ones(N, bool)
+    keep[[20, N - 1 - 20]] = False
+    spikes = data + 1000 * ~keep[:, None]
+    options = {"detrend": False, "standardize": None, **T_R}
+    theirs_clean, theirs_spiked = (nilearn.signal.clean(x, sample_mask=keep, **options) for x in (data, spikes))
+    assert np.abs(theirs_spiked - theirs_clean).max() > 100
+    ours = gpumask.signal.clean(spikes, sample_mask=keep, **options)
+    times = np.arange(N)
+    interpolated = scipy.interpolate.CubicSpline(times[keep], data[keep])(times)
+    np.testing.assert_allclose(ours, nilearn.signal.clean(interpolated, **options)[keep], atol=1e-9)
+
+
 def test_b1_through_the_masker():
     data = values()
     data[..., [20, N - 1 - 20]] += 1000
@@ -130,11 +146,51 @@ def test_b7_unsigned_data_resampled(dtype):
     np.testing.assert_allclose(ours(**options).fit().transform(image(ramp.astype(dtype))), exact, atol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:.* labels in in-memory image aren't whole numbers")
 def test_b9_float_labels_in_region_atlas():
     labels = image(label_data("f4", (0.5, 1.5, 1.75)))
     for masker, found in ((theirs(labels_img=labels), {0, 1}), (ours(labels_img=labels), {0, 0.5, 1.5, 1.75})):
         masker.fit_transform(image(values()))
         assert set(np.unique(masker.region_atlas_.dataobj).tolist()) == found
+
+
+def saved_as_int16(path, data):
+    """From float64, so that nibabel scales them."""
+    img = image(data.astype("f8"))
+    img.set_data_dtype("i2")
+    nib.save(img, path)
+    return path
+
+
+def test_labels_moved_by_a_scale(tmp_path):
+    """1.00003 has no row in the look-up table."""
+    whole = label_data()
+    whole[0, 0] = -1
+    path = saved_as_int16(tmp_path / "atlas.nii", whole)
+    lut = pd.DataFrame({"index": [-1, 1, 2, 5], "name": list("zabc")})
+    masker = theirs(labels_img=path, lut=lut)
+    masker.fit_transform(image(values()))
+    assert not set(masker.labels_) & {1, 2, 5}
+    assert not set("abc") & set(masker.region_names_.values())
+    masker = ours(labels_img=path, lut=lut)
+    with pytest.warns(UserWarning, match="The scale of the file has moved them; they are rounded"):
+        signals = masker.fit_transform(image(values()))
+    assert masker.labels_ == [0, -1, 1, 2, 5]
+    assert list(masker.region_names_.values()) == list("zabc")
+    np.testing.assert_array_equal(np.asarray(masker.region_atlas_.dataobj), whole)
+    np.testing.assert_allclose(signals[:, 1:], means(values()))
+
+
+def test_masks_moved_by_a_scale(tmp_path):
+    """Every voxel is inside nilearn's."""
+    mask = (label_data() == 2).astype(float)
+    mask[0, 0, 0], mask[2, 1, 1] = -1, 6
+    path = saved_as_int16(tmp_path / "mask.nii", mask)
+    options = {"mask_img": path}
+    assert theirs(**options).fit_transform(image(values())).shape == (N, 3)
+    with pytest.warns(UserWarning, match="has no 0: the scale of the file has moved it"):
+        signals = ours(**options).fit_transform(image(values()))
+    np.testing.assert_allclose(signals, means(values(), ids=(1, 2, 5))[:, 1:2])
 
 
 # Mutated inputs

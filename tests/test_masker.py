@@ -192,6 +192,7 @@ def test_fit_twice_is_fit_once(masker, run):
 # Labels, names, background
 
 
+@pytest.mark.filterwarnings("ignore:.* labels in in-memory image aren't whole numbers")
 @pytest.mark.parametrize(
     ("ids", "dtype"),
     [

@@ -44,6 +44,7 @@ def assert_equals_nilearn(signals, put=np.asarray, atol=1e-9, **options):
     assert our_warnings == their_warnings
     assert cleaned.dtype == (np.float32 if signals.dtype == np.float32 else np.float64)
     np.testing.assert_allclose(cleaned, expected, rtol=0, atol=atol)
+    return cleaned
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -100,6 +101,30 @@ def test_one_volume(high_pass):
         with pytest.warns(UserWarning, match="Cosine filter was not created"):
             cleaned = clean(bold(1), filter="cosine", high_pass=high_pass, detrend=False, standardize=None)
         np.testing.assert_array_equal(cleaned, bold(1))
+
+
+@pytest.mark.parametrize("detrend", [True, False])
+@pytest.mark.parametrize("given", ["one volume", "one kept", "one run of one volume"])
+def test_psc_of_one_volume_keeps_its_values(put, given, detrend):
+    """Confounds explain a single volume completely; "psc" puts its values back, as in nilearn. z-scores are 0."""
+    confounds, n = motion(20), 1 if given == "one volume" else 20
+    options = {"confounds": confounds[:n], "detrend": detrend, "standardize": "psc"}
+    if given == "one kept":
+        options["sample_mask"] = np.array([3])
+    if given == "one run of one volume":
+        options["runs"] = (np.arange(20) == 1).astype(int)
+    signals = bold(n)
+    cleaned = assert_equals_nilearn(signals, put, **options)
+    row, of_volume = {"one volume": (0, 0), "one kept": (0, 3), "one run of one volume": (19, 1)}[given]
+    np.testing.assert_allclose(cleaned[row], signals[of_volume])
+    for standardize in ("zscore_sample", None):
+        cleaned = assert_equals_nilearn(signals, put, **{**options, "standardize": standardize})
+        np.testing.assert_allclose(cleaned[row], 0, atol=1e-10)
+
+
+@pytest.mark.parametrize("confounds", [None, np.zeros((1, 2)), np.zeros((1, 0)), np.full((1, 1), 7.0)])
+def test_psc_of_one_volume_with_few_confounds(confounds):
+    np.testing.assert_allclose(assert_equals_nilearn(bold(1), confounds=confounds, standardize="psc"), bold(1))
 
 
 def test_zscore_of_the_population():

@@ -15,6 +15,7 @@ from nilearn.image import concat_imgs
 from gpumask.images import decoding
 from gpumask.images import readers as stored
 from gpumask.images.errors import DimensionError, ImageError
+from gpumask.images.labels import load_atlas, load_mask
 from gpumask.images.volumes import load_volume, open_volumes
 
 SHAPE = (4, 5, 6, 7)
@@ -162,6 +163,130 @@ def test_files_of_nibabel(name):
     if not path.exists():
         pytest.skip("nibabel was installed without its test data")
     np.testing.assert_array_equal(read(open_volumes(path), 2), rows(np.asanyarray(nib.load(path).dataobj)))
+
+
+def of_nibabel(name):
+    path = Path(nib.__file__).parent / "tests" / "data" / name
+    if not path.exists():
+        pytest.skip("nibabel was installed without its test data")
+    return path
+
+
+def message_of_4d_minc(name, shape):
+    return (
+        f"{name} is a 4D MINC image of shape {shape}, expected (x, y, z, time). nibabel keeps the axes of MINC in the "
+        "file's order, usually with time first. Convert it to NIfTI (mnc2nii)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("minc1_4d.mnc", (2, 10, 20, 20)), ("minc2_4d.mnc", (2, 10, 20, 20)), ("minc2-4d-d.mnc", (5, 16, 16, 16))],
+)
+def test_4d_minc_is_refused(name, shape):
+    """Its time is the first axis."""
+    path = of_nibabel(name)
+    if name.startswith("minc2"):
+        pytest.importorskip("h5py")
+    image = nib.load(path)
+    # In a NIfTI image, nibabel keeps the order too.
+    for source in (path, image, nib.Nifti1Image.from_image(image)):
+        with pytest.raises(ImageError) as caught:
+            open_volumes(source)
+        assert str(caught.value) in [message_of_4d_minc(path, shape), message_of_4d_minc("in-memory image", shape)]
+    for use in (load_volume, load_atlas, load_mask):
+        with pytest.raises(ImageError, match="is a 4D MINC image"):
+            use(path)
+
+
+@pytest.mark.filterwarnings("ignore:Invalid spacing declaration")
+@pytest.mark.parametrize("name", ["minc1_1_scale.mnc", "minc1-no-att.mnc", "minc2_1_scale.mnc", "small.mnc"])
+def test_3d_minc_is_read(name):
+    path = of_nibabel(name)
+    if name in ("minc2_1_scale.mnc", "small.mnc"):
+        pytest.importorskip("h5py")
+    expected = np.asanyarray(nib.load(path).dataobj)
+    stream = open_volumes(path)
+    assert (stream.is_3d, stream.grid.shape) == (True, expected.shape)
+    np.testing.assert_array_equal(read(stream), rows(expected))
+    np.testing.assert_array_equal(read(open_volumes([path, path])), rows(np.stack([expected] * 2, axis=3)))
+
+
+def test_4d_minc_in_memory_has_time_last():
+    """As nilearn concatenates 3D MINC images."""
+    path = of_nibabel("tiny.mnc")
+    image = concat_imgs([nib.load(path)] * 3)
+    assert isinstance(image, nib.Minc1Image)
+    expected = np.stack([nib.load(path).get_fdata()] * 3, axis=3)
+    np.testing.assert_allclose(read(open_volumes(image)), rows(expected), rtol=1e-6)
+
+
+def test_afni_has_time_last():
+    image = nib.load(of_nibabel("example4d+orig.HEAD"))
+    assert image.header.info["TAXIS_NUMS"][0] == image.shape[3] == 3
+    stored = np.fromfile(of_nibabel("example4d+orig.BRIK.gz"), "u1")
+    stored = np.frombuffer(gzip.decompress(stored.tobytes()), "<i2" if image.dataobj.dtype.str[0] == "<" else ">i2")
+    np.testing.assert_array_equal(read(open_volumes(image)), stored.reshape(3, -1))  # x fastest, time slowest
+
+
+@pytest.fixture
+def par_rec(tmp_path):
+    """Writes a PAR/REC of 3 volumes of 9 slices with a changed header, and opens it."""
+    images = []
+    table = of_nibabel("phantom_EPI_asc_CLEAR_2_1.PAR").read_text()
+    (tmp_path / "run.REC").write_bytes(of_nibabel("phantom_EPI_asc_CLEAR_2_1.REC").read_bytes())
+
+    def write(change, header=lambda line: line):
+        lines = []
+        for line in table.splitlines():
+            fields = line.split()
+            is_slice = len(fields) > 40 and line[0] not in "#."
+            lines.append(" ".join(change(fields)) if is_slice else header(line))
+        (tmp_path / "run.PAR").write_text("\n".join(lines) + "\n")
+        images.append(nib.load(tmp_path / "run.PAR"))
+        return images[-1]
+
+    yield write
+    for image in images:
+        image.dataobj.file_like.close()  # nibabel leaves it open
+
+
+def test_par_rec_has_time_last(par_rec):
+    image = par_rec(lambda fields: fields)
+    path = Path(image.get_filename())
+    slices = np.fromfile(path.with_suffix(".REC"), "<u2").reshape(27, 64, 64)
+    first = [
+        line.split()[:3]
+        for line in path.with_suffix(".PAR").read_text().splitlines()
+        if len(line.split()) > 40 and line[0] != "#"
+    ]
+    order = sorted(range(27), key=lambda i: (int(first[i][2]), int(first[i][0])))  # by dynamic scan, then by slice
+    expected = slices[order].reshape(3, -1)
+    np.testing.assert_allclose(read(open_volumes(image)), 1.29035 * expected)
+
+
+@pytest.mark.parametrize(
+    ("column", "label", "maximum"),
+    [(1, "echo number", "echoes"), (3, "cardiac phase number", "cardiac phases"), (4, "image_type_mr", None)],
+)
+def test_par_rec_of_another_fourth_axis_warns(par_rec, column, label, maximum):
+    def change(fields):
+        fields[column], fields[2] = fields[2], "1"
+        return fields
+
+    def header(line):
+        if "Max. number of dynamics" in line:
+            return line.replace(":   3", ":   1")
+        return line.replace(":   1", ":   3") if maximum and f"Max. number of {maximum}" in line else line
+
+    image = par_rec(change, header)
+    with pytest.warns(UserWarning, match="The fourth axis") as record:
+        stream = open_volumes(image)
+    assert [str(w.message) for w in record] == [
+        f"The fourth axis of {image.get_filename()} isn't time alone: its 3 volumes have 3 values of '{label}'. "
+        "Convert it to one NIfTI image per series (dcm2niix)."
+    ]
+    np.testing.assert_array_equal(read(stream), rows(np.asanyarray(image.dataobj)))
 
 
 def test_real_runs(data):

@@ -1,11 +1,16 @@
 """Sequential decompression of one file, straight into the caller's memory."""
 
 import bz2
+import contextlib
 import gzip
+import io
 import os
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gpumask import process
 from gpumask.images.errors import ImageError
 
 try:
@@ -16,6 +21,12 @@ except ImportError:  # no wheel for this platform: zlib takes about 2.5 times as
 # Largest possible ratio of decompressed to compressed bytes, to reject headers that promise more. Deflate: 258 bytes
 # from 2 bits. Zstandard: a block of 128 KiB from 4 bytes. bzip2: 45 899 235 bytes from 32.
 _MAX_RATIO = {".gz": 1032, ".mgz": 1032, ".zst": 1 << 15, ".bz2": 1_434_352}
+
+_BLOCK = 1 << 17  # compressed bytes per read
+_GZIP_MAGIC, _BZIP2_MAGIC = b"\x1f\x8b", b"BZh"
+# A frame, or a frame to skip: 16 magic numbers.
+_ZSTD_MAGIC = (b"\x28\xb5\x2f\xfd", *(bytes([i]) + b"\x2a\x4d\x18" for i in range(0x50, 0x60)))
+_PADDING = 16  # No whole gzip member ends in more than 9 zero bytes, so 16 are padding.
 
 
 def is_compressed(path: str | os.PathLike) -> bool:
@@ -65,6 +76,9 @@ def check_size(path: str | os.PathLike, expected: int) -> None:
 class Decoder:
     """Reads a compressed file once from start to end. A context manager that closes the file.
 
+    Bytes after the last whole member (gzip's and bzip2's "trailing garbage", zero padding) are ignored with a warning,
+    once the image is complete. A member that is damaged or truncated is an error.
+
     Parameters
     ----------
     path : str or path-like
@@ -76,18 +90,23 @@ class Decoder:
         suffix = _suffix(path)
         self._file: Any
         if suffix == ".zst":
-            self._file = _zstd(path).ZstdFile(path)
+            self._file = _Members(path, _zstd(path).ZstdDecompressor, _ZSTD_MAGIC)
+        elif suffix == ".bz2":
+            self._file = _Members(path, bz2.BZ2Decompressor, (_BZIP2_MAGIC,))
         else:
-            self._file = (bz2 if suffix == ".bz2" else igzip).open(path)
-        # GzipFile and IGzipFile inherit a `readinto` that reads bytes and copies them (10 % of the time). Their
-        # buffered reader passes large requests on to the decoder, which writes into the caller's memory.
-        self._reader = getattr(self._file, "_buffer", self._file)
+            self._file = igzip.open(path)
+        self._of_gzip = suffix not in (".zst", ".bz2")
+        self._position = self._n_trailing = 0
+        self._head: io.FileIO | None = None
+        self._reader = _reader(self._file)
 
     def __enter__(self) -> "Decoder":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+        if self._head is not None:  # igzip doesn't close a file object that it is given
+            self._head.close()
 
     def fill(self, array: Any) -> None:
         """Fill the C-contiguous `array` with the next bytes; ImageError if the file is too short or corrupt."""
@@ -102,22 +121,155 @@ class Decoder:
                 )
                 raise ImageError(msg)
             n += got
+            self._position += got
 
     def skip(self, n_bytes: int) -> None:
         """Skip the next `n_bytes`."""
         self.fill(bytearray(n_bytes))
 
     def finish(self) -> None:
-        """Read to the end of the stream, where decoders detect truncation and verify the checksum."""
+        """Read to the end of the stream, where decoders detect truncation and verify the checksum.
+
+        Warns if the file goes on after its last member. Less than 16 zero bytes after a gzip member go unnoticed.
+        """
         rest = bytearray(1 << 16)
-        while self._read(rest):
-            pass
+        while got := self._read(rest):
+            self._position += got
+        n_trailing = self._n_trailing
+        if not self._of_gzip:
+            n_trailing = self._file.n_trailing
+        elif not n_trailing and _ends_in_zeros(self._path):  # decoders skip them silently
+            n_trailing = _n_trailing(self._path) or 0
+        if n_trailing:
+            plural = "bytes" if n_trailing > 1 else "byte"
+            process.warn(
+                f"{self._path} has {n_trailing} trailing {plural} after its compressed data. They are ignored: the "
+                "image before them is complete. Copy or create the file again if that isn't expected."
+            )
 
     def _read(self, target):
         try:
             return self._reader.readinto(target)
         except Exception as error:  # each library raises its own classes
+            if self._of_gzip and not self._n_trailing and (n_trailing := _n_trailing(self._path)):
+                # isal raises an error for trailing bytes before it hands out the last of the image's.
+                self._without_last(n_trailing)
+                return self._read(target)
             msg = (
                 f"{self._path} is truncated or corrupt: {type(error).__name__}: {error}. Copy or create the file again."
             )
             raise ImageError(msg) from error
+
+    def _without_last(self, n_trailing):
+        """Decode the file again without its trailing bytes, up to the current position."""
+        self._n_trailing = n_trailing
+        self._file.close()
+        self._head = _Head(self._path, Path(self._path).stat().st_size - n_trailing)
+        self._file = igzip.open(self._head)
+        self._reader = _reader(self._file)
+        left, scratch = self._position, memoryview(bytearray(_BLOCK))
+        while left and (got := self._read(scratch[:left])):
+            left -= got
+
+
+def _reader(file):
+    # GzipFile and IGzipFile inherit a `readinto` that reads bytes and copies them (10 % of the time). Their buffered
+    # reader passes large requests on to the decoder, which writes into the caller's memory.
+    return getattr(file, "_buffer", file)
+
+
+class _Members:
+    """Decoded bytes of a file of bzip2 streams or Zstandard frames. The standard library's readers hide what follows.
+
+    Attributes
+    ----------
+    n_trailing : int
+        At the end: bytes after the last member.
+    """
+
+    def __init__(self, path: str | os.PathLike, new: Callable[[], Any], magic: tuple[bytes, ...]) -> None:
+        self._file = Path(path).open("rb", buffering=0)  # noqa: SIM115 - closed by `close`
+        self._new, self._magic = new, magic
+        self._decompressor, self._pending = new(), b""
+        self._ended, self.n_trailing = False, 0
+
+    def readinto(self, target: memoryview) -> int:
+        while not self._ended:
+            if self._decompressor.eof:
+                self._start_next()
+                continue
+            block = b""
+            if self._decompressor.needs_input:
+                block, self._pending = self._pending or self._file.read(_BLOCK), b""
+                if not block:
+                    msg = "Compressed file ended before the end-of-stream marker was reached"
+                    raise EOFError(msg)
+            if data := self._decompressor.decompress(block, len(target)):
+                target[: len(data)] = data
+                return len(data)
+        return 0
+
+    def _start_next(self):
+        rest = self._decompressor.unused_data
+        while len(rest) < len(self._magic[0]) and (more := self._file.read(_BLOCK)):
+            rest += more
+        if rest.startswith(self._magic):
+            self._decompressor, self._pending = self._new(), rest
+        else:
+            self._ended, self.n_trailing = True, len(rest) + os.fstat(self._file.fileno()).st_size - self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
+
+
+class _Head(io.FileIO):
+    """The first `n_bytes` of a file."""
+
+    def __init__(self, path, n_bytes):
+        super().__init__(path)
+        self._n_bytes = n_bytes
+
+    def read(self, size=-1):
+        left = max(self._n_bytes - self.tell(), 0)
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+    def readinto(self, target):
+        left = max(self._n_bytes - self.tell(), 0)
+        return super().readinto(memoryview(target).cast("B")[:left])
+
+
+def _ends_in_zeros(path):
+    with Path(path).open("rb", buffering=0) as file:
+        with contextlib.suppress(OSError):  # shorter than that
+            file.seek(-_PADDING, os.SEEK_END)
+        return not any(file.read())
+
+
+def _n_trailing(path):
+    """Count the bytes after the last gzip member; None if there are none, or a member is damaged or truncated.
+
+    Decodes the whole file with zlib, which verifies checksums and lengths: only for files that isal or gzip reject.
+    """
+    end = 0
+    with Path(path).open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        while end < size:
+            file.seek(end)
+            if file.read(len(_GZIP_MAGIC)) != _GZIP_MAGIC:
+                return size - end if end else None
+            file.seek(end)
+            decompressor = zlib.decompressobj(wbits=31)
+            while not decompressor.eof:
+                block = decompressor.unconsumed_tail or file.read(_BLOCK)
+                if not block:
+                    return None
+                try:
+                    decompressor.decompress(block, 1 << 20)
+                except zlib.error:
+                    return None
+            end = file.tell() - len(decompressor.unused_data)
+    return None

@@ -255,6 +255,8 @@ def load_atlas(labels_img: ImageLike, background: float = 0) -> Atlas:
     -------
     Atlas
         Without a mask. Non-finite labels become 0, with a warning.
+        Labels that a scale has moved (3.00004) are rounded to whole numbers, with a warning, if every one lies within
+        half a step of the scale of a whole number of its own. Other labels that aren't whole are kept, with a warning.
 
     Raises
     ------
@@ -263,19 +265,63 @@ def load_atlas(labels_img: ImageLike, background: float = 0) -> Atlas:
     TypeError
         If `labels_img` isn't an image, or has several volumes.
     """
-    volume = load_volume(labels_img)
-    if np.all(volume.data == background):
+    volumes = open_volumes(labels_img)
+    volume = load_volume(volumes)
+    labels = volume.data
+    if labels.dtype.kind == "f":
+        labels = _whole_labels(labels, volumes.step, background, volume.name)
+    if np.all(labels == background):
         msg = f"Image has no label. Every voxel of {volume.name} is background ({background})."
         raise ValueError(msg)
-    labels = volume.data
     if labels.dtype.kind == "f" and not np.isfinite(labels).all():
         process.warn(_NON_FINITE)
         labels = np.where(np.isfinite(labels), labels, 0)
     return Atlas(labels, volume.grid, background)
 
 
+def _whole_labels(labels, step, background, name):
+    """Round labels that only a scale can have moved from whole numbers; warn if some aren't whole."""
+    with np.errstate(invalid="ignore"):  # of infinite labels
+        if np.all((labels == np.rint(labels)) | ~np.isfinite(labels)):
+            return labels
+    values = unique_labels(labels).astype(np.float64)
+    whole = np.rint(values) + 0.0  # no -0
+    fractions = values[values != whole]
+    some = ", ".join(map(repr, fractions[:3].tolist())) + (", ..." if len(fractions) > 3 else "")
+    if step is None and np.all(fractions % 1 == 0.5) and set(values) - set(fractions) <= {0, background}:
+        return labels  # 1.5, 2.5, ...: a coding, since interpolation keeps whole labels too
+    are = f"{len(fractions)} of {len(values)} labels in {name} aren't whole numbers ({some})."
+    moved = _moved_by_scale(values, step)
+    # A background that isn't whole is a value of the file: its user has dealt with them as they are.
+    if moved and len(np.unique(whole)) == len(whole) and float(background).is_integer():
+        process.warn(
+            f"{are} The scale of the file has moved them; they are rounded to whole numbers from "
+            f"{whole[0]:.0f} to {whole[-1]:.0f}. Save labels as integers without a scale."
+        )
+        return np.rint(labels) + 0.0
+    process.warn(
+        f"{are} Each value is a region of its own, and a look-up table of whole numbers has no names for them. Save "
+        "labels as integers without a scale; if they were resampled, resample them again to the nearest voxel."
+    )
+    return labels
+
+
+def _moved_by_scale(values, step):
+    """Whether rounding to codes that differ by `step` explains that `values` aren't whole numbers.
+
+    Half a step is the most that it moves a value; computing with a slope and an intercept in float32 adds its rounding.
+    Where both reach 0.5, any value would do.
+    """
+    if step is None:
+        return False
+    most = step / 2 + 2 * np.finfo(np.float32).eps * np.max(np.abs(values))
+    return most < 0.5 and bool(np.all(np.abs(values - np.rint(values)) <= most))
+
+
 def load_mask(mask_img: ImageLike | Iterable[ImageLike]) -> tuple[np.ndarray, Grid]:
     """Load a mask: True where every volume of the image is finite and not 0.
+
+    In an image of scaled integers without a 0, the value that stands for it is taken for 0, with a warning.
 
     Parameters
     ----------
@@ -299,6 +345,8 @@ def load_mask(mask_img: ImageLike | Iterable[ImageLike]) -> tuple[np.ndarray, Gr
     finite = True
     for chunk in volumes.chunks(1):
         values = chunk.data[0] if chunk.inter == 0 else chunk.slope * chunk.data[0] + chunk.inter
+        if chunk.inter != 0 and chunk.data.dtype.kind in "iu" and not (values == 0).any():
+            values = _with_zero(values, abs(chunk.slope), volumes.name)
         if values.dtype.kind == "f":
             finite = finite and bool(np.isfinite(values).all())
             values = np.nan_to_num(values, nan=0, posinf=0, neginf=0)
@@ -307,6 +355,18 @@ def load_mask(mask_img: ImageLike | Iterable[ImageLike]) -> tuple[np.ndarray, Gr
         process.warn(_NON_FINITE)
     _check_mask(mask, volumes.name)
     return mask.reshape(volumes.grid.shape, order="F"), volumes.grid
+
+
+def _with_zero(values, step, name):
+    """Set the values of the code next to 0 to 0, with a warning, in a scaled mask that has no 0."""
+    moved = np.abs(values) <= step / 2 + 2 * np.finfo(np.float32).eps * np.max(np.abs(values))
+    if not moved.any():
+        return values
+    process.warn(
+        f"The mask {name} has no 0: the scale of the file has moved it to {float(values[moved][0])!r}. These "
+        "voxels are outside the mask. Save masks as integers without a scale."
+    )
+    return np.where(moved, 0, values)
 
 
 def _check_mask(mask, name):

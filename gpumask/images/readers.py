@@ -7,7 +7,11 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.brikhead import AFNIHeader
+from nibabel.minc1 import MincImageArrayProxy
+from nibabel.parrec import PARRECHeader
 
+from gpumask import process
 from gpumask.images.decoding import Decoder, check_size, is_compressed
 from gpumask.images.errors import DimensionError, ImageError
 from gpumask.images.grid import Grid
@@ -108,6 +112,15 @@ class Stored:
         """The dtype of ``np.asanyarray(img.dataobj)``."""
         scaled = (self.slope, self.inter) != (1.0, 0.0)
         return np.result_type(self.dtype, np.float64) if scaled else self.dtype
+
+    @property
+    def step(self) -> float | None:
+        """Difference of the values of neighbouring codes; None if the values aren't scaled integers.
+
+        0 if the values are scaled integers, by factors that only nibabel's private attributes hold.
+        """
+        scaled = (self.slope, self.inter) != (1.0, 0.0)
+        return abs(self.slope) if scaled and self.dtype.kind in "iu" else None
 
     @property
     def t_r(self) -> float | None:
@@ -220,7 +233,37 @@ class _Proxied(Stored):
     """Formats that only nibabel can read (MINC, AFNI, PAR/REC) and open streams; nibabel scales the values."""
 
     def _bind(self, dataobj):
+        if self.ndim == 4:
+            self._check_fourth_axis(dataobj)
         self.dtype = self._load(0, 1).dtype
+
+    def _check_fourth_axis(self, dataobj):
+        """Refuse 4D MINC, whose axes nibabel leaves in any order; warn where volumes of a PAR/REC aren't repetitions.
+
+        nibabel puts the spatial axes of all other formats first. The sub-bricks of AFNI are the volumes of NIfTI.
+        """
+        if isinstance(dataobj, MincImageArrayProxy):
+            msg = (
+                f"{self.name} is a 4D MINC image of shape {self.shape}, expected (x, y, z, time). nibabel keeps the "
+                "axes of MINC in the file's order, usually with time first. Convert it to NIfTI (mnc2nii)."
+            )
+            raise ImageError(msg)
+        if isinstance(self.header, PARRECHeader):
+            labels = self.header.get_volume_labels()
+            other = [f"{len(set(found.tolist()))} values of '{label}'" for label, found in labels.items()]
+            if other and set(labels) != {"dynamic scan number"}:
+                process.warn(
+                    f"The fourth axis of {self.name} isn't time alone: its {self.n_volumes} volumes have "
+                    f"{' and '.join(other)}. Convert it to one NIfTI image per series (dcm2niix)."
+                )
+
+    @property
+    def step(self) -> float | None:
+        """As of other images; the factor of one AFNI volume is public."""
+        if self.dtype.kind != "f" or self.header.get_data_dtype().kind not in "iu":
+            return None
+        factors = self.header.get_data_scaling() if isinstance(self.header, AFNIHeader) else None
+        return 0.0 if factors is None else float(np.max(np.abs(factors)))
 
     def _load(self, start, stop):
         dataobj = self._img.dataobj

@@ -90,12 +90,12 @@ def open_volumes(imgs: "ImageLike | Iterable[ImageLike] | Volumes") -> "Volumes"
     return Volumes([_open(item) for item in items], is_list=not single or len(items) > 1)
 
 
-def load_volume(img: ImageLike) -> Volume:
+def load_volume(img: "ImageLike | Volumes") -> Volume:
     """Load a 3D image such as an atlas, or a 4D one with a single volume.
 
     Parameters
     ----------
-    img : str, path-like or nibabel.spatialimages.SpatialImage
+    img : str, path-like, nibabel.spatialimages.SpatialImage or Volumes
 
     Returns
     -------
@@ -140,6 +140,9 @@ class Volumes:
         may be an integer.
     name : str
         The path, or "in-memory image"; for messages.
+    step : float or None
+        Difference of the values of neighbouring codes, for one image of scaled integers (0 if it isn't known);
+        None for other images.
     t_r : float or None
         Repetition time in seconds from the header; None for 3D images, and if the header has none or no time unit.
     """
@@ -156,6 +159,7 @@ class Volumes:
         self.dtype = first.dtype if self._alike else np.dtype(np.float64)
         self.loaded_dtype = first.loaded_dtype if self._alike else np.dtype(np.float64)
         self.name = first.name if len(images) == 1 else f"{first.name} and {len(images) - 1} more"
+        self.step = first.step if len(images) == 1 else None
         self.t_r = first.t_r
 
     def identity(self) -> tuple[Hashable, ...]:

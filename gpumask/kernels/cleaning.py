@@ -90,6 +90,7 @@ def standardize(signals, method, *, original_mean=None, noise=_EPS):
         Mean signals before cleaning, for "psc". Where cleaning has removed the means they are put back first. As in
         ``nilearn.signal.clean`` this is decided once for all signals, where the mean of the absolute means has
         fallen below a tenth: a signal's result can depend on which others are given along with it.
+        A single volume isn't standardized, but its means are put back if confounds explain it completely.
     noise : float or array of float64, shape (n_signals,), default=2.2e-16
         Standard deviations up to this are taken for rounding noise: z-scores of these signals are 0.
 
@@ -106,21 +107,23 @@ def standardize(signals, method, *, original_mean=None, noise=_EPS):
         msg = f"`method` must be 'zscore_sample', 'zscore' or 'psc', got {method!r}."
         raise ValueError(msg)
     xp, signals = _as_float64(signals)
+    mean = xp.mean(signals, axis=0)
+    if (
+        method == "psc"
+        and original_mean is not None
+        and bool(xp.mean(xp.abs(mean)) < 0.1 * xp.mean(xp.abs(original_mean)))  # synchronises
+    ):
+        signals = signals + original_mean
+        mean = xp.mean(signals, axis=0)
     if signals.shape[0] == 1:
         _warn_single_volume("Standardization")
         return signals
-    mean = xp.mean(signals, axis=0)
     if method != "psc":
         signals = signals - mean
         signals = signals - xp.mean(signals, axis=0)  # what rounding left of a large mean
         std = xp.std(signals, axis=0, correction=1 if method == "zscore_sample" else 0)
         return signals / xp.where(std <= noise, xp.full_like(std, xp.inf), std)
 
-    if original_mean is not None and bool(  # synchronises
-        xp.mean(xp.abs(mean)) < 0.1 * xp.mean(xp.abs(original_mean))
-    ):
-        signals = signals + original_mean
-        mean = xp.mean(signals, axis=0)
     scale = xp.abs(mean)
     no_mean = scale < _EPS
     signals = 100 * ((signals - mean) / xp.where(no_mean, xp.ones_like(scale), scale))
