@@ -201,15 +201,6 @@ def test_infinite_labels_are_no_fractions():
     assert np.unique(atlas.labels).tolist() == [0, 1, 2]
 
 
-def test_halves_on_every_label_are_silent():
-    """A coding that nilearn reads; interpolation keeps whole labels too."""
-    labels = some_labels((0, 1.5, 2.5, 7.5))
-    for background in (0, 2.5, 999):
-        atlas, said = loaded(image(labels, AFFINE), background)
-        np.testing.assert_array_equal(atlas.labels, labels)
-        assert not said
-
-
 def test_background_of_a_moved_value_keeps_the_labels(tmp_path):
     """Its user has read the file's values."""
     labels = some_labels(np.arange(8))

@@ -288,8 +288,6 @@ def _whole_labels(labels, step, background, name):
     whole = np.rint(values) + 0.0  # no -0
     fractions = values[values != whole]
     some = ", ".join(map(repr, fractions[:3].tolist())) + (", ..." if len(fractions) > 3 else "")
-    if step is None and np.all(fractions % 1 == 0.5) and set(values) - set(fractions) <= {0, background}:
-        return labels  # 1.5, 2.5, ...: a coding, since interpolation keeps whole labels too
     are = f"{len(fractions)} of {len(values)} labels in {name} aren't whole numbers ({some})."
     moved = _moved_by_scale(values, step)
     # A background that isn't whole is a value of the file: its user has dealt with them as they are.
