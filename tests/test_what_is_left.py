@@ -192,7 +192,11 @@ def test_few_degrees_of_freedom_are_a_warning(folder, capsys):
     assert sidecar["DegreesOfFreedom"] == 2.0
     (record,) = (folder / "out" / "logs").glob("*.json")
     assert json.loads(record.read_text())["degrees_of_freedom"] == pytest.approx(2)
-    assert "2.0 degrees of freedom" in (folder / "out" / "cohort.html").read_text()
+    page = (folder / "out" / "cohort.html").read_text()
+    assert "34 of 160 volumes are kept; a median of 2.0 degrees of freedom is left of a run." in page
+    assert "<td>sub-1_task-rest</td><td class=n>2.0</td><td class=n>34</td><td class=n>160</td>" in page.replace(
+        "'", ""
+    )
 
 
 def test_min_dof(folder, capsys):

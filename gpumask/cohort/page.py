@@ -73,7 +73,8 @@ def write_page(out_dir: str | os.PathLike, n_runs: int | None = None) -> Path:
         "<meta name='viewport' content='width=device-width'>"
         f"<title>{title}</title><style>{_STYLE}</style></head><body><h1>{title}</h1>"
         f"<p><small>{html.escape(str(out_dir.resolve()))}<br>{now}, gpumask {__version__}</small></p>"
-        f"{_totals(cohort, n_runs)}{_failures(cohort)}{_coverage(cohort, out_dir)}{_timings(cohort)}{_warnings(cohort)}"
+        f"{_totals(cohort, n_runs)}{_failures(cohort)}{_left(cohort)}{_coverage(cohort, out_dir)}{_timings(cohort)}"
+        f"{_warnings(cohort)}"
         "</body></html>\n"
     )
     path = out_dir / "cohort.html"
@@ -107,6 +108,7 @@ class _Cohort:
     configurations: Counter = field(default_factory=Counter)
     coverage: dict = field(default_factory=lambda: defaultdict(list))  # atlas: (name, relative path of table)
     seconds: dict = field(default_factory=lambda: defaultdict(list))  # stage: one number per run
+    left: list = field(default_factory=list)  # (degrees of freedom, volumes kept, volumes, name), one per run
     rates: list = field(default_factory=list)  # volumes per second, one number per run
     warnings: Counter = field(default_factory=Counter)  # runs by message, without what differs between runs
     errors: Counter = field(default_factory=Counter)
@@ -136,6 +138,7 @@ def _read_logs(logs):
         cohort.configurations[str(record.get("configuration"))] += 1
         _count(cohort.warnings, cohort, record.get("warnings"), record, name)
         _add_seconds(cohort, record)
+        _add_left(cohort, record, name)
         for output in outputs:
             table = parse_output_name(Path(output).name)
             if table and (table.stat, table.suffix) == ("coverage", "bold"):
@@ -222,6 +225,12 @@ def _add_seconds(cohort, record):
         cohort.seconds[stage].append(value)
     if seconds.get("total", 0) > 0 and isinstance(record.get("volumes"), int):
         cohort.rates.append(record["volumes"] / seconds["total"])
+
+
+def _add_left(cohort, record, name):
+    numbers = [record.get(key) for key in ("degrees_of_freedom", "volumes_kept", "volumes")]
+    if all(isinstance(number, (int, float)) and abs(number) < 1e15 for number in numbers):  # as we write them
+        cohort.left.append((*numbers, name))
 
 
 # Sections
@@ -402,6 +411,21 @@ class _Coverage:
 def _worst(what, low, names, means, counts, chosen):
     rows = [(html.escape(names[i]), f"{means[i]:.3f}", _number(counts[i])) for i in chosen]
     return _table((f"{what}, least covered first", "Mean", low), rows, numeric=(1, 2))
+
+
+def _left(cohort):
+    """What censoring and cleaning leave of the runs, the runs with the least first."""
+    if not cohort.left:
+        return ""
+    worst = sorted(cohort.left)[:_WORST]
+    n_kept, n_volumes = (sum(column) for column in list(zip(*cohort.left, strict=True))[1:3])
+    freedom = float(np.median([run[0] for run in cohort.left]))
+    rows = [(html.escape(name), f"{dof:.1f}", f"{kept:g}", f"{volumes:g}") for dof, kept, volumes, name in worst]
+    return (
+        f"<h2>Volumes and degrees of freedom left</h2><p>{_number(n_kept)} of {_number(n_volumes)} volumes are kept; a "
+        f"median of {freedom:.1f} degrees of freedom is left of a run. The runs with the fewest:</p>"
+        + _table(("Run", "Degrees of freedom", "Volumes kept", "Volumes"), rows, numeric=(1, 2, 3))
+    )
 
 
 def _timings(cohort):
