@@ -151,7 +151,8 @@ def _add_extract(commands):
         nargs="+",
         metavar="TSV",
         type=Path,
-        help="look-up table of the regions, with the columns index and name; one per --atlas, in order",
+        help="look-up table of the regions, with the columns index and name; one per --atlas, in order (default: none, "
+        "regions are named by their labels)",
     )
     add("--mask", metavar="IMAGE", type=Path, help="brain mask; voxels that are 0 are excluded")
     add("--background-label", metavar="N", type=number, default=0, help="label to ignore (default: 0)")
@@ -162,7 +163,12 @@ def _add_extract(commands):
         help="resample atlas and mask to the run (data, the default), the run to the atlas (labels), or nothing",
     )
     _add_signals(add)
-    add("--t-r", metavar="SECONDS", type=positive, help="repetition time (default: from the run's JSON, or its header)")
+    add(
+        "--t-r",
+        metavar="SECONDS",
+        type=positive,
+        help="repetition time (default: from the run's JSON, else its header)",
+    )
     add(
         "--confounds",
         nargs="+",
@@ -213,7 +219,7 @@ def _add_cohort(commands):
         help="only the I-th of N parts of the runs (1/N to N/N; default: by SLURM_ARRAY_TASK_ID and _COUNT, if set)",
     )
     add("--dry-run", action="store_true", help="list the runs to do; write nothing")
-    add("--overwrite", action="store_true", help="redo finished runs")
+    add("--overwrite", action="store_true", help="redo finished runs, and allow changed options")
 
     add = cohort.add_argument_group("extraction and output").add_argument
     add("--atlas", nargs="+", default=[], metavar="[NAME=]IMAGE", help="label images; all are extracted in one read")
@@ -222,8 +228,8 @@ def _add_cohort(commands):
         nargs="+",
         type=Path,
         metavar="TSV",
-        help="look-up table with the columns index and name, one per --atlas, in order (default: the same-named TSV "
-        "file next to the atlas)",
+        help="look-up table with the columns index and name, one per --atlas, in order (default: the TSV file of the "
+        "same name, or with fewer BIDS entities, next to the atlas or above it in its data set)",
     )
     add("--min-coverage", metavar="SHARE", type=float, default=0.5, help="less covered regions are n/a (default: 0.5)")
     _add_signals(add)
@@ -260,20 +266,25 @@ def _add_confounds(add, columns):
     add("--fd-threshold", metavar="MM", type=positive, help="censor volumes with more framewise displacement")
     add(
         "--dummy-scans",
-        metavar="N",
+        metavar="auto|N",
         type=_dummy_scans,
         default="auto",
-        help="volumes to drop at the beginning (default: auto, those that the confounds table marks as before the "
-        "steady state; 0 keeps all)",
+        help="volumes to drop at the beginning (default: auto, non-steady-state volumes of the confounds table; 0 keeps"
+        " all)",
     )
     add(
         "--min-time",
         metavar="SECONDS",
         type=_not_negative,
         default=240.0,
-        help="refuse runs that censoring for motion leaves less of (default: 240; 0 accepts any)",
+        help="refuse censored runs with less time left (default: 240; 0 accepts any)",
     )
-    add("--min-dof", metavar="N", type=positive, help="refuse runs that cleaning leaves fewer degrees of freedom")
+    add(
+        "--min-dof",
+        metavar="N",
+        type=positive,
+        help="refuse runs with fewer degrees of freedom after cleaning (default: 1)",
+    )
 
 
 def _add_space_mismatch(add):
