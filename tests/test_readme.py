@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import gpumask
+from gpumask.bids.names import lookup_table_of
 from gpumask.cli import main
 
 from . import cohorts
@@ -74,6 +75,30 @@ def test_extract_runs(folder, monkeypatch):
     words = [path for word in words for path in (sorted(map(str, Path().glob(word))) if "*" in word else [word])]
     assert main(words) == 0
     assert len(list(Path("timeseries").glob("*_timeseries.tsv"))) == len(list(Path("timeseries").glob("*.json"))) == 2
+
+
+def test_what_both_commands_check(folder, capsys):
+    """What the README says of defaults: dummy scans, kept time, changed options."""
+    table, image = re.search(r"`(\S+\.tsv)` for `(\S+\.nii\.gz)`", README).groups()
+    assert lookup_table_of(image, [table]) == table
+    for path in folder.glob("FMRIPREP_DIR/*/func/*.tsv"):
+        confounds = pd.read_table(path)
+        confounds["non_steady_state_outlier00"] = [1, *([0] * 39)]
+        confounds["framewise_displacement"] = [np.nan, *([0.1] * 38), 9]
+        confounds.to_csv(path, sep="\t", index=False, na_rep="n/a")
+    runs = sorted(map(str, folder.glob("FMRIPREP_DIR/*/func/*_bold.nii.gz")))
+    words = ["extract", *runs, "--atlas", "atlas.nii.gz", "--confounds", "auto", "--confounds-columns", "csf"]
+    assert main([*words, "--out", "a"]) == 0
+    assert main([*words, "--out", "b", "--dummy-scans", "0"]) == 0
+    assert main([*words, "--out", "c", "--fd-threshold", "0.5"]) == 1
+    assert "less than the 240 s of --min-time" in capsys.readouterr().err
+    assert main([*words, "--out", "c", "--fd-threshold", "0.5", "--min-time", "0"]) == 0
+    kept = {out: [len(pd.read_table(path)) for path in Path(out).glob("*_timeseries.tsv")] for out in "abc"}
+    assert kept == {"a": [39, 39], "b": [40, 40], "c": [38, 38]}
+    words = ["cohort", "FMRIPREP_DIR", "OUT_DIR", "participant", "--atlas", "atlas-Schaefer400_dseg.nii.gz"]
+    assert main(words) == 0
+    assert main([*words, "--standardize", "psc"]) == 2
+    assert main([*words, "--standardize", "psc", "--overwrite"]) == 0
 
 
 def test_cohort_runs(folder, capsys):
