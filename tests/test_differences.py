@@ -193,6 +193,17 @@ def test_masks_moved_by_a_scale(tmp_path):
     np.testing.assert_allclose(signals, means(values(), ids=(1, 2, 5))[:, 1:2])
 
 
+def test_labels_that_are_not_whole():
+    labels = image(label_data("f4", (1, 2.5, 5)))
+    warned = theirs(labels_img=labels)  # a warning would be an error
+    expected = warned.fit_transform(image(values()))
+    masker = ours(labels_img=labels)
+    with pytest.warns(UserWarning, match=r"1 of 4 labels in in-memory image aren't whole numbers \(2\.5\)"):
+        signals = masker.fit_transform(image(values()))
+    assert masker.labels_ == warned.labels_ == [0, 1, 2.5, 5]
+    np.testing.assert_allclose(signals, expected)
+
+
 # Mutated inputs
 
 
@@ -315,6 +326,46 @@ def test_b14_is_as_in_nilearn():
     np.testing.assert_allclose(*(c(signals, standardize="psc") for c in (nilearn.signal.clean, gpumask.signal.clean)))
 
 
+@pytest.mark.parametrize("put", [np.array, pd.Series, pd.Index])
+def test_names_in_other_containers(put):
+    names = put(["a", "b", "c"])
+    with pytest.raises(ValueError, match=r"The truth value of .* is ambiguous"):
+        theirs(labels=names).fit()
+    masker = ours(labels=names)
+    masker.fit_transform(image(values()))
+    assert list(masker.region_names_.values()) == ["a", "b", "c"]
+
+
+def test_names_by_position():
+    assert nilearn.maskers.NiftiLabelsMasker(image(label_data()), ["a", "b", "c"]).labels == ["a", "b", "c"]
+    with pytest.raises(TypeError, match="Pass names as labels=names"):
+        NiftiLabelsMasker(image(label_data()), ["a", "b", "c"]).fit()
+
+
+def test_look_up_tables_of_more_forms(tmp_path):
+    masker = theirs(lut=pd.DataFrame({"index": ["1", "2", "5"], "name": ["a", "b", "c"]}))
+    masker.fit_transform(image(values()))
+    assert set(masker.region_names_.values()) == {"unknown"}
+    with pytest.raises(AssertionError):
+        theirs(lut=pd.DataFrame({"index": [1, 2, 5], "label": ["a", "b", "c"]})).fit()
+    tables = [pd.DataFrame({"index": ["1", "2", "5"], "label": ["a", "b", "c"]})]
+    texts = [
+        "1 a 9 9 9 0\n2 b 9 9 9 0\n5 c 9 9 9 0\n",
+        "\ufeffindex,name\n1,a\n2,b\n5,c\n",
+        "index|name\n1|a\n2|b\n5|c\n",
+    ]
+    for k, text in enumerate(texts):
+        path = tmp_path / f"{k}.tsv"
+        path.write_text(text, "utf-8")
+        with pytest.raises(KeyError, match="index"):
+            theirs(lut=path).fit()
+        tables.append(path)
+    for lut in tables:
+        masker = ours(lut=lut)
+        masker.fit_transform(image(values()))
+        assert list(masker.region_names_.values()) == ["a", "b", "c"]
+
+
 # Less noise, and earlier
 
 
@@ -365,6 +416,52 @@ def test_errors_before_the_run_is_read(monkeypatch, confounds, parameters, messa
         with pytest.raises(ValueError, match=message):
             masker.fit_transform(image(values()), confounds=confounds)
     assert len(done) == N  # by nilearn
+
+
+def test_few_volumes_for_a_filter():
+    data = np.random.default_rng(0).normal(size=(N, 3))
+    for clean, message in (
+        (nilearn.signal.clean, "must be greater than padlen, which is 33"),
+        (gpumask.signal.clean, "^20 volumes are left, but this filter needs 34 or more"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            clean(data[:20], **T_R)
+    keep = np.arange(20)
+    spikes = data.copy()
+    spikes[20:] += 1000
+    one, other = (nilearn.signal.clean(x, sample_mask=keep, standardize=None, **T_R) for x in (data, spikes))
+    assert one.shape == (20, 3)
+    assert np.abs(one - other).max() > 10
+    with pytest.raises(ValueError, match=r"^20 volumes are left, but this filter needs 34 or more\.$"):
+        gpumask.signal.clean(data, sample_mask=keep, standardize=None, **T_R)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ([1, 2], r"1 label without a row \(called 'unknown'\): 5"),
+        ([1, 2, 5, 9], r"`lut` has 1 row without a label in the label image: 9 \(d\)"),
+        ([0, 1, 4], "The index seems to start at 0, the labels at 1"),
+        ([11, 12], "No row of `lut` matches a label of the label image"),
+    ],
+)
+def test_look_up_tables_that_disagree(index, message):
+    lut = pd.DataFrame({"index": index, "name": list("abcd")[: len(index)]})
+    silent, masker = theirs(lut=lut), ours(lut=lut)
+    silent.fit_transform(image(values()))
+    with pytest.warns(UserWarning, match=message):
+        masker.fit_transform(image(values()))
+    assert masker.region_names_ == silent.region_names_
+
+
+def test_bytes_after_compressed_data(tmp_path):
+    path = tmp_path / "run.nii.gz"
+    nib.save(image(values(5).astype("f4")), path)
+    path.write_bytes(path.read_bytes() + b"garbage")
+    expected = theirs().fit_transform(path)
+    with pytest.warns(UserWarning, match="7 trailing bytes after its compressed data"):
+        signals = ours().fit_transform(path)
+    np.testing.assert_allclose(signals, expected, rtol=1e-6)
 
 
 def test_columns_of_nan_in_confounds_are_named():
