@@ -74,7 +74,7 @@ def machine():
 
 def _compiled_kernels():
     """Names of gpumask's compiled functions; without them, slower substitutes are measured."""
-    return sorted(name for name in dir(compiled.library) if name[0] != "_") if compiled.is_compiled else []
+    return sorted(name for name in dir(compiled.extension) if name[0] != "_") if compiled.is_compiled else []
 
 
 def _version(name):

@@ -10,7 +10,7 @@ from gpumask.kernels import compiled
 
 AFFINE = np.array([[-2.0, 0, 0, 10], [0, 2.5, 0, -8], [0, 0, 3, -6], [0, 0, 0, 1]])
 
-needs_compiled = pytest.mark.skipif(compiled.library is None, reason="gpumask was installed without a C compiler")
+needs_compiled = pytest.mark.skipif(compiled.extension is None, reason="gpumask was installed without a C compiler")
 
 
 def image(data, affine=AFFINE):

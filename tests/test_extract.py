@@ -11,7 +11,7 @@ import pytest
 
 from gpumask import NiftiLabelsMasker, __version__, extraction
 from gpumask.bids.runs import Run
-from gpumask.cohort import writer
+from gpumask.cohort import contents, writer
 from gpumask.cohort.configuration import AtlasFile, Configuration, check_names
 from gpumask.cohort.writer import write_run
 from gpumask.tables import shortest, table_lines
@@ -287,11 +287,11 @@ def test_progress_begins_at_0_and_ends_at_all(out, atlas, run):
 
 
 def test_versions_name_every_cupy(monkeypatch):
-    monkeypatch.setattr(writer.metadata, "packages_distributions", lambda: {"cupy": ["pandas", "joblib"]})
-    writer.versions.cache_clear()
-    assert list(writer.versions(cupy=True)) == ["python", "gpumask", "numpy", "scipy", "nibabel", "pandas", "joblib"]
-    assert list(writer.versions()) == ["python", "gpumask", "numpy", "scipy", "nibabel"]
-    writer.versions.cache_clear()
+    monkeypatch.setattr(contents.metadata, "packages_distributions", lambda: {"cupy": ["pandas", "joblib"]})
+    contents.versions.cache_clear()
+    assert list(contents.versions(cupy=True)) == ["python", "gpumask", "numpy", "scipy", "nibabel", "pandas", "joblib"]
+    assert list(contents.versions()) == ["python", "gpumask", "numpy", "scipy", "nibabel"]
+    contents.versions.cache_clear()
 
 
 def test_singles_have_the_fewest_digits():

@@ -38,8 +38,8 @@ def numbers(shape, dtype="f8"):
 @pytest.fixture(params=["compiled", "numpy"])
 def either(request, monkeypatch):
     if request.param == "numpy":
-        monkeypatch.setattr(compiled, "library", None)
-    elif compiled.library is None:
+        monkeypatch.setattr(compiled, "extension", None)
+    elif compiled.extension is None:
         pytest.skip("gpumask was installed without a C compiler")
 
 
@@ -195,7 +195,7 @@ def test_arrays_changed_after_they_were_checked(strategy):
             getattr(segments, name)[1] = value
         if strategy in ("sum", "mean"):
             np.testing.assert_array_equal(STRATEGIES["sum"](data, segments)[0], [45, 1180])  # compiled before
-        elif compiled.library is not None:
+        elif compiled.extension is not None:
             with pytest.raises(ValueError, match=r"^`(indices|offsets)` must "):
                 STRATEGIES[strategy](data, segments)
 
@@ -266,7 +266,7 @@ def test_fold_with_unusual_matrices(kind):
     }[kind]()
     if kind == "empty":
         indices, offsets = indices[:0], np.zeros(3, np.int64)
-    if kind == "zeros" and compiled.library is None:
+    if kind == "zeros" and compiled.extension is None:
         pytest.skip("NumPy's way needs entries in each matrix")
     voxels, starts, weights = fold(indices, offsets, matrices)
     if kind in ("zeros", "empty"):
@@ -358,7 +358,7 @@ FUNCTIONS = ["blocks", "sums", "statistics", "fold", "multiply", "interpolate"]
 RESULTS = {"sums": "out", "statistics": "out", "fold": "new_offsets", "multiply": "out", "interpolate": "out"}
 STRIDED = ("multiply", "volumes")
 OPTIONAL = ("blocks", "weights")
-if compiled.library is None:
+if compiled.extension is None:
     ARRAYS = []
 else:
     ARRAYS = [
@@ -372,7 +372,7 @@ every_array = pytest.mark.parametrize(("function", "name"), ARRAYS)
 
 
 def call(function, **changed):
-    return getattr(compiled.library, function)(*{**arguments_of(function), **changed}.values())
+    return getattr(compiled.extension, function)(*{**arguments_of(function), **changed}.values())
 
 
 def type_of(function, name):
@@ -466,9 +466,9 @@ def test_compiled_functions_refuse_read_only_results(function, name):
 def test_compiled_functions_refuse_other_numbers_of_arguments(function):
     arguments = list(arguments_of(function).values())
     with pytest.raises(TypeError, match="argument"):
-        getattr(compiled.library, function)(*arguments[:-1])
+        getattr(compiled.extension, function)(*arguments[:-1])
     with pytest.raises(TypeError, match="argument"):
-        getattr(compiled.library, function)(*arguments, 1)
+        getattr(compiled.extension, function)(*arguments, 1)
 
 
 BLOCKS = (
@@ -533,11 +533,11 @@ def test_compiled_sums_of_other_blocks():
 @needs_compiled
 def test_compiled_sums_keep_their_arrays_alive():
     segments = Segments(np.arange(N_VOXELS), np.array([0, 10, N_VOXELS]), np.ones(N_VOXELS))
-    checked, n_regions = compiled.library.blocks(*segments.blocks, 2), len(segments)
+    checked, n_regions = compiled.extension.blocks(*segments.blocks, 2), len(segments)
     del segments
     rubbish = [np.full(N_VOXELS, 7) for _ in range(100)]
     out = np.zeros((1, n_regions))
-    compiled.library.sums(numbers((1, N_VOXELS)), checked, out)
+    compiled.extension.sums(numbers((1, N_VOXELS)), checked, out)
     assert len(rubbish) == 100
     assert out.tolist() == [[45.0, 1180.0]]
 
@@ -670,7 +670,7 @@ def test_compiled_products_of_any_shape(shape, sizes):
             if volumes.strides[3] != 8 and shape[2] > 1:
                 volumes = np.ascontiguousarray(volumes)
             out = np.empty((len(volumes), *sizes))
-            compiled.library.multiply(volumes, *matrices, out)
+            compiled.extension.multiply(volumes, *matrices, out)
 
 
 @needs_compiled
@@ -678,7 +678,7 @@ def test_compiled_products_of_any_shape(shape, sizes):
 def test_compiled_splines_at_borders(shape):
     lines = [np.linspace(0, n - 1, 2 * n + 1 if n < 10 else 5) for n in shape]
     points = np.array(np.meshgrid(*lines, indexing="ij")).reshape(3, -1).copy()
-    compiled.library.interpolate(numbers((1, *shape)), points, np.zeros((1, points.shape[1])))
+    compiled.extension.interpolate(numbers((1, *shape)), points, np.zeros((1, points.shape[1])))
 
 
 @needs_compiled
@@ -686,5 +686,5 @@ def test_compiled_splines_at_borders(shape):
 @pytest.mark.parametrize("shape", [SHAPE, (0, 4, 5), (3, 0, 5), (3, 4, 0)], ids=str)
 def test_compiled_splines_outside(shape, at):
     out = np.ones((2, 9))
-    compiled.library.interpolate(np.ones((2, *shape)), np.full((3, 9), at), out)
+    compiled.extension.interpolate(np.ones((2, *shape)), np.full((3, 9), at), out)
     assert not out.any()

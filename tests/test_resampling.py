@@ -184,7 +184,7 @@ def test_compiled_or_by_scipy(monkeypatch, shape, dtype):
     data = reference.flat(rng.integers(0, 2 if dtype == "?" else 100, (3, *shape)).astype(dtype))
     by_c = resample_cubic(data, plan)
     np.testing.assert_array_equal(resample_cubic(data[1:2], plan), by_c[1:2])
-    monkeypatch.setattr(compiled, "library", None)
+    monkeypatch.setattr(compiled, "extension", None)
     expected = resample_cubic(data, plan)
     np.testing.assert_allclose(by_c, expected, rtol=0, atol=1e-11)
     outside = ((plan.coordinates < 0) | (plan.coordinates > last)).any(axis=0)

@@ -151,7 +151,7 @@ def test_compiled_products_of_bands(dtype, shape):
             matrix[len(matrix) // 2] = 0.0
         expected = np.einsum("tzyx,az,by,cx->tabc", host.astype(np.float64), *matrices, optimize=True)
         products = np.full(expected.shape, np.nan)
-        compiled.library.multiply(host, *matrices, products)
+        compiled.extension.multiply(host, *matrices, products)
         np.testing.assert_allclose(products, expected, rtol=1e-12, atol=1e-10)
 
 
@@ -166,7 +166,7 @@ def test_compiled_or_by_blas(monkeypatch, sigma):
     by_c = apply_separable(matrices, volumes)
     np.testing.assert_array_equal(apply_separable(matrices, volumes[1:2])[0], by_c[1])
     np.testing.assert_array_equal(gaussian_smooth(volumes, sigma), by_c)
-    monkeypatch.setattr(compiled, "library", None)
+    monkeypatch.setattr(compiled, "extension", None)
     assert not multiplies_bands(matrices)
     np.testing.assert_allclose(apply_separable(matrices, volumes), by_c, rtol=0, atol=1e-11)
     np.testing.assert_allclose(gaussian_smooth(volumes, sigma), by_c, rtol=0, atol=1e-11)

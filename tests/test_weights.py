@@ -24,8 +24,8 @@ IDS = [3, 9, 1, 7]  # of which 9 has no voxel
 @pytest.fixture(params=["compiled", "numpy"])
 def either(request, monkeypatch):
     if request.param == "numpy":
-        monkeypatch.setattr(compiled, "library", None)
-    elif compiled.library is None:
+        monkeypatch.setattr(compiled, "extension", None)
+    elif compiled.extension is None:
         pytest.skip("gpumask was installed without a C compiler")
 
 
@@ -81,7 +81,7 @@ def test_fold_is_the_smoothed_indicator(sigma):
 def test_fold_has_the_entries_of_numpys(monkeypatch):
     segments = some_segments()
     by_c = fold(segments.indices, segments.offsets, matrices())
-    monkeypatch.setattr(compiled, "library", None)
+    monkeypatch.setattr(compiled, "extension", None)
     expected = fold(segments.indices, segments.offsets, matrices())
     for ours, numpys in zip(by_c[:2], expected[:2], strict=True):
         np.testing.assert_array_equal(ours, numpys)

@@ -36,9 +36,9 @@ def _plan_cohort(args):
     """The configuration, its runs, problems of others and their listing; checked as far as possible before reading."""
     from gpumask.bids import find_runs, read_manifest
     from gpumask.bids.sidecars import check_dataset_description
+    from gpumask.cohort.atlases import load
     from gpumask.cohort.configuration import AtlasFile, Configuration, check_names, check_spaces
     from gpumask.cohort.record import Listing, check_unchanged
-    from gpumask.cohort.writer import load
     from gpumask.process import collect_warnings
 
     atlases = [AtlasFile(*atlas) for atlas in split_atlases(args)]

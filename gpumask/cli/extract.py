@@ -59,8 +59,9 @@ def _start(args, progress):
 
     from gpumask.bids.pairing import check_pairs, confounds_beside
     from gpumask.bids.runs import Run
+    from gpumask.cohort.atlases import load
     from gpumask.cohort.configuration import AtlasFile, Configuration, check_names, check_spaces
-    from gpumask.cohort.writer import load, write_run
+    from gpumask.cohort.writer import write_run
     from gpumask.process import collect_warnings
 
     confounds = {"strategy": args.confounds_strategy, "columns": args.confounds_columns}

@@ -8,7 +8,7 @@ def command(_: argparse.Namespace) -> int:
     from importlib import metadata
 
     from gpumask import backend
-    from gpumask.cohort.writer import versions
+    from gpumask.cohort.contents import versions
     from gpumask.images import decoding
     from gpumask.kernels import compiled
     from gpumask.process import n_cores

@@ -3,24 +3,21 @@
 import functools
 import os
 import platform
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from gpumask import backend
 from gpumask.bids.content import check_content
-from gpumask.bids.metadata import RepetitionTime, repetition_time
+from gpumask.bids.metadata import repetition_time
 from gpumask.bids.names import run_name
 from gpumask.bids.runs import Run
-from gpumask.bids.sidecars import sidecar
 from gpumask.bids.spaces import space_contradiction, stated_space
-from gpumask.cohort.configuration import AtlasFile, Configuration, check_spaces
+from gpumask.cohort import contents
+from gpumask.cohort.atlases import load
+from gpumask.cohort.configuration import Configuration, check_spaces
 from gpumask.cohort.record import (
     Output,
     Record,
@@ -34,17 +31,15 @@ from gpumask.cohort.record import (
     record_path,
     unfinished,
 )
-from gpumask.confounds.censoring import Censoring, censor, check_kept_time
+from gpumask.confounds.censoring import censor, check_kept_time
 from gpumask.confounds.fmriprep import fmriprep_confounds
-from gpumask.confounds.tables import confounds_matrix, read_table
-from gpumask.engine.regions import LabelRegions
-from gpumask.extraction import Plans, Prepared, Result, extract, prepare
+from gpumask.confounds.tables import confounds_matrix
+from gpumask.extraction import extract, prepare
 from gpumask.files import appearing_together, locked, write
-from gpumask.images.labels import load_atlas, load_mask
-from gpumask.images.lookup import disagreement, read_lookup_table, region_names
+from gpumask.images.lookup import region_names
 from gpumask.images.volumes import open_volumes
 from gpumask.process import collect_warnings, warn
-from gpumask.tables import json_lines, table_lines
+from gpumask.tables import json_lines
 
 _LEAST_EXTENT = 0.5  # share of an atlas in a run's field of view, below which it may be in another space
 _SAMPLED = 10_000  # voxels of the atlas that the share is estimated from
@@ -198,73 +193,6 @@ def _write(configuration, files, record, started, token=None, last=None, content
     return record
 
 
-class _Loaded:
-    """The atlases of a configuration, loaded once per process, and the plans compiled from them.
-
-    Attributes
-    ----------
-    notes : list of str
-        Messages about the regions' names: image and look-up table disagree, or an atlas has no table.
-    """
-
-    def __init__(self, configuration):
-        self.device = backend.resolve_device(configuration.device)
-        self.atlases = {a.name: load_atlas(a.path, a.background) for a in configuration.atlases}
-        self.tables = {a.name: read_lookup_table(a.lut) if a.lut else None for a in configuration.atlases}
-        self.notes = [note for a in configuration.atlases for note in self._notes(a)]
-        self.plans = Plans(n_kept=_KEPT_MASKS * len(self.atlases))
-        self._regions, self._lock = {}, threading.Lock()
-
-    def _notes(self, atlas):
-        """Messages about an atlas's names; ValueError if no row of its look-up table matches a label."""
-        loaded, table = self.atlases[atlas.name], self.tables[atlas.name]
-        if table is None:
-            return [f"{atlas.path}: no look-up table found: regions are named by their labels."] * atlas.find_lut
-        found = disagreement(loaded.values, loaded.background, table, image=str(atlas.path), table=str(atlas.lut))
-        if found and found.nothing_matches:
-            raise ValueError(found.message)
-        return [found.message] if found else []
-
-    def names(self, atlas: AtlasFile) -> tuple[list[float], list[str]]:
-        """Label and name of each region of an atlas."""
-        values = self.atlases[atlas.name].values
-        ids = values[values != atlas.background]
-        return ids.tolist(), region_names(ids, self.tables[atlas.name])
-
-    def regions(self, mask: str | os.PathLike | None) -> dict[str, LabelRegions]:
-        """Regions by atlas, within a mask; the same objects for the same mask file."""
-        key = mask and (os.fspath(mask), os.stat(mask).st_mtime_ns)  # noqa: PTH116
-        with self._lock:
-            if key not in self._regions:
-                inside, grid = load_mask(mask) if mask else (None, None)
-                masked = {name: replace(a, mask=inside, mask_grid=grid) for name, a in self.atlases.items()}
-                while len(self._regions) >= _KEPT_MASKS:
-                    self._regions.pop(next(iter(self._regions)))
-                self._regions[key] = {name: LabelRegions(atlas, atlas) for name, atlas in masked.items()}
-            return self._regions[key]
-
-
-_loaded: dict[tuple, _Loaded] = {}  # only the last configuration
-_loading = threading.Lock()
-
-
-def load(configuration: Configuration) -> _Loaded:
-    """Load the atlases of a configuration, once per process.
-
-    Raises
-    ------
-    ValueError, OSError
-        If an atlas, look-up table or device is unusable.
-    """
-    key = configuration.hash, configuration.device
-    with _loading:
-        if key not in _loaded:
-            loaded = _Loaded(configuration)
-            _loaded.clear()
-            _loaded[key] = loaded
-        return _loaded[key]
-
-
 def _extract(configuration, run, atlases, progress, *, n_threads):
     """Files of a run by path, each with its atlas and its lines (or bytes), and the run's record."""
     loaded = load(configuration)
@@ -313,12 +241,12 @@ def _extract(configuration, run, atlases, progress, *, n_threads):
     for atlas, one, result in zip(atlases, prepared, results, strict=True):
         names = region_names(one.regions.ids, loaded.tables[atlas.name])
         described = functools.partial(
-            _metadata, configuration, run, atlas, t_r, confounds, censoring, freedom, one, loaded.device
+            contents.metadata_of, configuration, run, atlas, t_r, confounds, censoring, freedom, one, loaded.device
         )
-        tables = _tables(configuration, run, atlas, one, result, names, described)
+        tables = contents.tables(configuration, run, atlas, one, result, names, described)
         if configuration.figures:
             path = configuration.outputs(run, atlas)["figure"]
-            tables[path] = [_figure(run, path.name, atlas, one, result, names, mean, t_r.seconds, kept)]
+            tables[path] = [contents.figure(run, path.name, atlas, one, result, names, mean, t_r.seconds, kept)]
         files |= {path: (atlas.name, lines) for path, lines in tables.items()}
         summary[atlas.name] = {"regions": len(names)}
         if configuration.coverage:
@@ -382,66 +310,6 @@ def _degrees_of_freedom(configuration, run, one, censoring):
     return freedom
 
 
-def _tables(configuration, run, atlas, one, result, names, described) -> dict[Path, Any]:
-    """Lines of the tables of an atlas and of their sidecars, by path."""
-    paths = configuration.outputs(run, atlas)
-    regions = list(zip(one.regions.ids.tolist(), names, one.plan.counts.tolist(), strict=True))
-    index = [{"index": int(i) if i == int(i) else i, "name": n, "voxels": voxels} for i, n, voxels in regions]
-    tables = [(paths["timeseries"], table_lines(names, result.signals), described(Regions=index))]
-    if "coverage" in paths:
-        shares = one.regions.covered_share[:, None].astype(np.float32)
-        mask = run.mask or configuration.mask
-        sources = [path for path in (run.path, mask, atlas.path, atlas.lut) if path]
-        lines = table_lines(["Node", "coverage"], shares, names)
-        tables.append((paths["coverage"], lines, described(sources=sources, Regions=index)))
-    if "relmat" in paths:
-        lines = table_lines(["Node", *names], correlations(result.signals), names)
-        tables.append((paths["relmat"], lines, described(sources=[paths["timeseries"]], Regions=index)))
-    files = {}
-    for path, lines, content in tables:
-        files[path] = lines
-        files[path.with_suffix(".json")] = json_lines(content)
-    return files
-
-
-def _metadata(
-    configuration: Configuration,
-    run: Run,
-    atlas: AtlasFile,
-    t_r: RepetitionTime,
-    confounds: Any,
-    censoring: Censoring,
-    freedom: float | None,
-    one: Prepared,
-    device: str,
-    **more: Any,
-) -> dict[str, Any]:
-    settings = configuration.described_settings
-    return sidecar(
-        replace(run, mask=run.mask or configuration.mask),
-        t_r=t_r.seconds,
-        confounds=() if confounds is None else list(confounds),
-        low_pass=settings["low_pass"],
-        high_pass=settings["high_pass"],
-        atlas=atlas.path,
-        lut=atlas.lut,
-        configuration=configuration.made[atlas.name],
-        out_dir=configuration.out_dir,
-        RepetitionTimeSource=t_r.source,
-        NumberOfVolumes=censoring.n_volumes,
-        NumberOfVolumesKept=censoring.n_kept,
-        CensoredVolumes=None if censoring.kept is None else censoring.dropped.tolist(),
-        DummyScans=censoring.dummy_scans.tolist() or None,
-        DegreesOfFreedom=freedom and round(freedom, 2),
-        ConfoundsOptions=configuration.confounds or None,
-        MaskerParameters={"background_label": atlas.background, **settings},
-        Plan=one.plan.explain().splitlines(),
-        Device=device.partition(":")[0],
-        SoftwareVersions=versions(cupy=device != "cpu"),
-        **more,
-    )
-
-
 def _mean(volumes, progress):
     """Mean of all volumes, shape (x, y, z); reads the run once more."""
     total = 0.0
@@ -449,29 +317,6 @@ def _mean(volumes, progress):
         total = total + chunk.scaled().sum(axis=0)
         progress(chunk.start)
     return (total / volumes.n_volumes).reshape(volumes.grid.shape, order="F")
-
-
-def _figure(
-    run: Run, name: str, atlas: AtlasFile, one: Prepared, result: Result, names: list[str], mean, t_r, kept
-) -> bytes:
-    from gpumask.reports.figures import run_figure, to_png
-
-    confounds = read_table(Path(run.confounds)) if run.confounds else {}
-    labels = one.regions.image
-    figure = run_figure(
-        result.signals,
-        correlations(result.signals),
-        np.asanyarray(labels.dataobj),
-        mean,
-        labels.affine,
-        background_label=atlas.background,
-        title=name.removesuffix(".png"),
-        names=names,
-        t_r=t_r,
-        displacement=confounds.get("framewise_displacement"),
-        kept=kept,
-    )
-    return to_png(figure)
 
 
 def _check_volumes(volumes, kept):
@@ -487,34 +332,3 @@ def _check_volumes(volumes, kept):
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
         msg = f"{volumes.name}: only NaN, infinite values and 0 in volume {', '.join(empty[:5])}{more}."
         raise ValueError(msg)
-
-
-@functools.cache
-def versions(*, cupy: bool = False) -> dict[str, str]:
-    """Versions of Python and of the packages that decide the numbers; CuPy's if requested."""
-    # One module, many distributions: cupy-cuda12x, cupy-cuda13x, ... Several at once are a broken installation.
-    cupys = metadata.packages_distributions().get("cupy", []) if cupy else []
-    names = ("gpumask", "numpy", "scipy", "nibabel", *cupys)
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
-
-
-def correlations(signals: np.ndarray) -> np.ndarray:
-    """Pearson correlations of the columns; NaN for those with NaN or without variance.
-
-    Parameters
-    ----------
-    signals : ndarray, shape (n_volumes, n_regions)
-
-    Returns
-    -------
-    ndarray of float32, shape (n_regions, n_regions)
-        Symmetric to the bit, with a diagonal of 1.
-    """
-    centred = signals - signals.mean(axis=0, dtype=np.float64)
-    norms = np.sqrt((centred**2).sum(axis=0))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        unit = centred / np.where(norms > 1e-12 * np.abs(signals).max(axis=0, initial=0), norms, np.nan)
-    matrix = np.clip(unit.T @ unit, -1, 1).astype(np.float32)
-    upper = np.triu(matrix, 1)
-    diagonal = np.where(np.isnan(np.diagonal(matrix)), np.float32("nan"), np.float32(1))
-    return upper + upper.T + np.diag(diagonal)

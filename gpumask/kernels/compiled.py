@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-library: Any
+extension: Any
 """The extension module, with `blocks`, `fold`, `interpolate`, `multiply`, `statistics` and `sums`; or None."""
 try:
-    library = importlib.import_module("gpumask.kernels._compiled")
+    extension = importlib.import_module("gpumask.kernels._compiled")
 except ImportError:
-    library = None
+    extension = None
 
-is_compiled = library is not None
+is_compiled = extension is not None
 
 _REAL = "?bBhHiIlLqQfd"  # the compiled functions read these types as they are
 

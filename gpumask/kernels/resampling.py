@@ -132,10 +132,10 @@ def resample_cubic(data: backend.Array, resampling: CubicResampling) -> backend.
             f"grid, got {tuple(data.shape)}."
         )
         raise ValueError(msg)
-    if resampling.coordinates is not None and compiled.library is not None and backend.is_numpy(data):
+    if resampling.coordinates is not None and compiled.extension is not None and backend.is_numpy(data):
         out = np.empty((data.shape[0], resampling.coordinates.shape[1]))
         stack = np.ascontiguousarray(compiled.readable(data)).reshape(data.shape[0], *resampling.shape)
-        compiled.library.interpolate(stack, resampling.coordinates, out)
+        compiled.extension.interpolate(stack, resampling.coordinates, out)
         return out
     xp = backend.array_namespace(data)
     volumes = []

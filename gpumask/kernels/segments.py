@@ -149,7 +149,7 @@ class Segments:
     @cached_property
     def checked_blocks(self) -> Any:
         """The `blocks` as the compiled sums expect them; made once."""
-        return compiled.library.blocks(*self.blocks, len(self))
+        return compiled.extension.blocks(*self.blocks, len(self))
 
     @cached_property
     def layout(self) -> segments_cuda.Layout:
@@ -167,7 +167,7 @@ class Segments:
 
     def prepare(self) -> None:
         """Make everything that sums on NumPy need, once: otherwise, several workers might make it at the same time."""
-        _ = self.totals, self.n_needed, self.blocks if compiled.library is None else self.checked_blocks
+        _ = self.totals, self.n_needed, self.blocks if compiled.extension is None else self.checked_blocks
 
     def require_no_weights(self, statistic: str) -> None:
         """Raise ValueError if these segments have weights, which `statistic` (its name) can't use."""

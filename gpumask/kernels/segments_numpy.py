@@ -106,21 +106,21 @@ def _of_finite(values, finite, segments, strategy):
 
 def _sums(data, segments):
     sums = np.zeros((data.shape[0], len(segments)))
-    if compiled.library is None:
+    if compiled.extension is None:
         _sum_scipy(data, segments.blocks, sums.T)
     else:
-        compiled.library.sums(np.ascontiguousarray(compiled.readable(data)), segments.checked_blocks, sums)
+        compiled.extension.sums(np.ascontiguousarray(compiled.readable(data)), segments.checked_blocks, sums)
     return sums
 
 
 def _unweighted(name, data, segments):
     """Variance, extreme or median of each region; NaN for an empty one."""
-    if compiled.library is None or data.shape[1] >= 2**31:
+    if compiled.extension is None or data.shape[1] >= 2**31:
         return _IN_NUMPY[name](data, segments)
     indices = np.ascontiguousarray(segments.indices, np.int32)
     offsets = np.ascontiguousarray(segments.offsets, np.int64)
     values = np.empty((data.shape[0], len(segments)))
-    compiled.library.statistics(name, np.ascontiguousarray(compiled.readable(data)), indices, offsets, values)
+    compiled.extension.statistics(name, np.ascontiguousarray(compiled.readable(data)), indices, offsets, values)
     return values
 
 

@@ -142,7 +142,7 @@ def apply_separable(matrices: Sequence[backend.Array], volumes: backend.Array) -
         if volumes.strides[3] != volumes.itemsize:
             volumes = np.ascontiguousarray(volumes)
         out = np.empty((len(volumes), *(len(matrix) for matrix in matrices)))
-        compiled.library.multiply(volumes, *(np.ascontiguousarray(matrix, np.float64) for matrix in matrices), out)
+        compiled.extension.multiply(volumes, *(np.ascontiguousarray(matrix, np.float64) for matrix in matrices), out)
         return out
     xp = backend.array_namespace(volumes)
     # The axis that shrinks a volume most comes first.
@@ -161,7 +161,7 @@ def multiplies_bands(matrices: Sequence[np.ndarray]) -> bool:
 
     The sums skip the zeros beyond the band, but take about twice as long per multiplication.
     """
-    if compiled.library is None:
+    if compiled.extension is None:
         return False
     banded = sum(np.count_nonzero(matrix) / max(len(matrix), 1) for matrix in matrices)
     return banded <= _WIDEST_BAND * sum(matrix.shape[1] for matrix in matrices)

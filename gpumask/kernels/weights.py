@@ -186,11 +186,11 @@ def fold(
             f"got {indices.max()}."
         )
         raise ValueError(msg)
-    if compiled.library is None or n_voxels >= 2**31:
+    if compiled.extension is None or n_voxels >= 2**31:
         return _fold_numpy(indices, offsets, matrices, shape)
     new_offsets = np.empty(len(offsets), np.int64)
     arrays = (np.ascontiguousarray(indices, np.int32), np.ascontiguousarray(offsets, np.int64))
-    new_indices, weights = compiled.library.fold(*arrays, *matrices, new_offsets)
+    new_indices, weights = compiled.extension.fold(*arrays, *matrices, new_offsets)
     return np.frombuffer(new_indices, np.int32), new_offsets, np.frombuffer(weights, np.float64)
 
 

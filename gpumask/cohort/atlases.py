@@ -1,0 +1,81 @@
+"""The atlases of a configuration as a process has loaded them, with the plans compiled from them."""
+
+import os
+import threading
+from dataclasses import replace
+
+from gpumask import backend
+from gpumask.cohort.configuration import AtlasFile, Configuration
+from gpumask.engine.regions import LabelRegions
+from gpumask.extraction import Plans
+from gpumask.images.labels import load_atlas, load_mask
+from gpumask.images.lookup import disagreement, read_lookup_table, region_names
+
+_KEPT_MASKS = 64  # brain masks whose plans a process keeps; runs of a subject may share one
+
+
+class LoadedAtlases:
+    """The atlases of a configuration, loaded once per process, and the plans compiled from them.
+
+    Attributes
+    ----------
+    notes : list of str
+        Messages about the regions' names: image and look-up table disagree, or an atlas has no table.
+    """
+
+    def __init__(self, configuration):
+        self.device = backend.resolve_device(configuration.device)
+        self.atlases = {a.name: load_atlas(a.path, a.background) for a in configuration.atlases}
+        self.tables = {a.name: read_lookup_table(a.lut) if a.lut else None for a in configuration.atlases}
+        self.notes = [note for a in configuration.atlases for note in self._notes(a)]
+        self.plans = Plans(n_kept=_KEPT_MASKS * len(self.atlases))
+        self._regions, self._lock = {}, threading.Lock()
+
+    def _notes(self, atlas):
+        """Messages about an atlas's names; ValueError if no row of its look-up table matches a label."""
+        loaded, table = self.atlases[atlas.name], self.tables[atlas.name]
+        if table is None:
+            return [f"{atlas.path}: no look-up table found: regions are named by their labels."] * atlas.find_lut
+        found = disagreement(loaded.values, loaded.background, table, image=str(atlas.path), table=str(atlas.lut))
+        if found and found.nothing_matches:
+            raise ValueError(found.message)
+        return [found.message] if found else []
+
+    def names(self, atlas: AtlasFile) -> tuple[list[float], list[str]]:
+        """Label and name of each region of an atlas."""
+        values = self.atlases[atlas.name].values
+        ids = values[values != atlas.background]
+        return ids.tolist(), region_names(ids, self.tables[atlas.name])
+
+    def regions(self, mask: str | os.PathLike | None) -> dict[str, LabelRegions]:
+        """Regions by atlas, within a mask; the same objects for the same mask file."""
+        key = mask and (os.fspath(mask), os.stat(mask).st_mtime_ns)  # noqa: PTH116
+        with self._lock:
+            if key not in self._regions:
+                inside, grid = load_mask(mask) if mask else (None, None)
+                masked = {name: replace(a, mask=inside, mask_grid=grid) for name, a in self.atlases.items()}
+                while len(self._regions) >= _KEPT_MASKS:
+                    self._regions.pop(next(iter(self._regions)))
+                self._regions[key] = {name: LabelRegions(atlas, atlas) for name, atlas in masked.items()}
+            return self._regions[key]
+
+
+_loaded: dict[tuple, LoadedAtlases] = {}  # only the last configuration
+_loading = threading.Lock()
+
+
+def load(configuration: Configuration) -> LoadedAtlases:
+    """Load the atlases of a configuration, once per process.
+
+    Raises
+    ------
+    ValueError, OSError
+        If an atlas, look-up table or device is unusable.
+    """
+    key = configuration.hash, configuration.device
+    with _loading:
+        if key not in _loaded:
+            loaded = LoadedAtlases(configuration)
+            _loaded.clear()
+            _loaded[key] = loaded
+        return _loaded[key]

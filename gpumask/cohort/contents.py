@@ -1,0 +1,152 @@
+"""What the files of a run hold: tables, their sidecars, and a figure."""
+
+import functools
+import platform
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpumask.bids.metadata import RepetitionTime
+from gpumask.bids.runs import Run
+from gpumask.bids.sidecars import sidecar
+from gpumask.cohort.configuration import AtlasFile, Configuration
+from gpumask.confounds.censoring import Censoring
+from gpumask.confounds.tables import read_table
+from gpumask.extraction import Prepared, Result
+from gpumask.tables import json_lines, table_lines
+
+
+def tables(
+    configuration: Configuration,
+    run: Run,
+    atlas: AtlasFile,
+    one: Prepared,
+    result: Result,
+    names: list[str],
+    described: Callable[..., dict[str, Any]],
+) -> dict[Path, Any]:
+    """Lines of the tables of an atlas and of their sidecars, by path."""
+    paths = configuration.outputs(run, atlas)
+    regions = list(zip(one.regions.ids.tolist(), names, one.plan.counts.tolist(), strict=True))
+    index = [{"index": int(i) if i == int(i) else i, "name": n, "voxels": voxels} for i, n, voxels in regions]
+    made = [(paths["timeseries"], table_lines(names, result.signals), described(Regions=index))]
+    if "coverage" in paths:
+        shares = one.regions.covered_share[:, None].astype(np.float32)
+        mask = run.mask or configuration.mask
+        sources = [path for path in (run.path, mask, atlas.path, atlas.lut) if path]
+        lines = table_lines(["Node", "coverage"], shares, names)
+        made.append((paths["coverage"], lines, described(sources=sources, Regions=index)))
+    if "relmat" in paths:
+        lines = table_lines(["Node", *names], correlations(result.signals), names)
+        made.append((paths["relmat"], lines, described(sources=[paths["timeseries"]], Regions=index)))
+    files = {}
+    for path, lines, content in made:
+        files[path] = lines
+        files[path.with_suffix(".json")] = json_lines(content)
+    return files
+
+
+def metadata_of(
+    configuration: Configuration,
+    run: Run,
+    atlas: AtlasFile,
+    t_r: RepetitionTime,
+    confounds: Any,
+    censoring: Censoring,
+    freedom: float | None,
+    one: Prepared,
+    device: str,
+    **more: Any,
+) -> dict[str, Any]:
+    """Sidecar of a table of an atlas: what decides its numbers, and nothing that differs between attempts."""
+    settings = configuration.described_settings
+    return sidecar(
+        replace(run, mask=run.mask or configuration.mask),
+        t_r=t_r.seconds,
+        confounds=() if confounds is None else list(confounds),
+        low_pass=settings["low_pass"],
+        high_pass=settings["high_pass"],
+        atlas=atlas.path,
+        lut=atlas.lut,
+        configuration=configuration.made[str(atlas.name)],
+        out_dir=configuration.out_dir,
+        RepetitionTimeSource=t_r.source,
+        NumberOfVolumes=censoring.n_volumes,
+        NumberOfVolumesKept=censoring.n_kept,
+        CensoredVolumes=None if censoring.kept is None else censoring.dropped.tolist(),
+        DummyScans=censoring.dummy_scans.tolist() or None,
+        DegreesOfFreedom=freedom and round(freedom, 2),
+        ConfoundsOptions=configuration.confounds or None,
+        MaskerParameters={"background_label": atlas.background, **settings},
+        Plan=one.plan.explain().splitlines(),
+        Device=device.partition(":")[0],
+        SoftwareVersions=versions(cupy=device != "cpu"),
+        **more,
+    )
+
+
+def figure(
+    run: Run,
+    name: str,
+    atlas: AtlasFile,
+    one: Prepared,
+    result: Result,
+    names: list[str],
+    mean: np.ndarray,
+    t_r: float | None,
+    kept: np.ndarray | None,
+) -> bytes:
+    """Figure of an atlas's signals (PNG), with the run's `mean` volume, shape (x, y, z), below the regions."""
+    from gpumask.reports.figures import run_figure, to_png
+
+    confounds = read_table(Path(run.confounds)) if run.confounds else {}
+    labels = one.regions.image
+    drawn = run_figure(
+        result.signals,
+        correlations(result.signals),
+        np.asanyarray(labels.dataobj),
+        mean,
+        labels.affine,
+        background_label=atlas.background,
+        title=name.removesuffix(".png"),
+        names=names,
+        t_r=t_r,
+        displacement=confounds.get("framewise_displacement"),
+        kept=kept,
+    )
+    return to_png(drawn)
+
+
+@functools.cache
+def versions(*, cupy: bool = False) -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers; CuPy's if requested."""
+    # One module, many distributions: cupy-cuda12x, cupy-cuda13x, ... Several at once are a broken installation.
+    cupys = metadata.packages_distributions().get("cupy", []) if cupy else []
+    names = ("gpumask", "numpy", "scipy", "nibabel", *cupys)
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
+
+
+def correlations(signals: np.ndarray) -> np.ndarray:
+    """Pearson correlations of the columns; NaN for those with NaN or without variance.
+
+    Parameters
+    ----------
+    signals : ndarray, shape (n_volumes, n_regions)
+
+    Returns
+    -------
+    ndarray of float32, shape (n_regions, n_regions)
+        Symmetric to the bit, with a diagonal of 1.
+    """
+    centred = signals - signals.mean(axis=0, dtype=np.float64)
+    norms = np.sqrt((centred**2).sum(axis=0))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        unit = centred / np.where(norms > 1e-12 * np.abs(signals).max(axis=0, initial=0), norms, np.nan)
+    matrix = np.clip(unit.T @ unit, -1, 1).astype(np.float32)
+    upper = np.triu(matrix, 1)
+    diagonal = np.where(np.isnan(np.diagonal(matrix)), np.float32("nan"), np.float32(1))
+    return upper + upper.T + np.diag(diagonal)
