@@ -33,6 +33,7 @@ def folder(tmp_path, monkeypatch):
     labels = np.zeros((6, 5, 4), np.int16)
     labels[:2], labels[2:4], labels[4:] = 3, 7, 12
     nib.save(nib.Nifti1Image(labels, np.eye(4)), "atlas-Toy_dseg.nii.gz")
+    pd.DataFrame({"index": [3, 7, 12], "name": [3, 7, 12]}).to_csv("atlas-Toy_dseg.tsv", sep="\t", index=False)
     nib.save(nib.Nifti1Image((labels != 12).astype(np.uint8), np.eye(4)), "mask.nii.gz")
     pd.DataFrame({"index": [3, 7, 12], "name": ["left", "mid", "right"]}).to_csv("lut.tsv", sep="\t", index=False)
     for name in (BOLD, "other.nii"):
@@ -268,7 +269,7 @@ def test_warnings_about_the_atlas_name_it(capsys):
     labels = nib.load("atlas-Toy_dseg.nii.gz").get_fdata()
     labels[0, 0, 0] = np.nan
     nib.save(nib.Nifti1Image(labels, np.eye(4)), "nan.nii")
-    assert run(f"extract {BOLD} --atlas nan.nii") == 0
+    assert run(f"extract {BOLD} --atlas nan.nii --lut lut.tsv") == 0
     assert capsys.readouterr().err == (
         "nan.nii: warning: Non-finite values detected. These values will be replaced with zeros.\n"
     )

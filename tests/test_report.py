@@ -109,6 +109,7 @@ def test_page_and_picture(run, when, masked):
         assert "direct: mean of the stored voxels" in "".join(page.texts["pre"])
 
 
+@pytest.mark.filterwarnings("ignore:3 of 4 labels in in-memory image aren't whole numbers")
 @pytest.mark.parametrize("ids", [(0.5, 1.25, 3.75), (-3.0, 4.0, 1e9)])
 def test_labels_that_are_no_small_integers(run, ids):
     report = (masker := NiftiLabelsMasker(labels(ids, "f8"))).fit(run).generate_report()

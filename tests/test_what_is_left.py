@@ -182,7 +182,7 @@ def test_a_run_without_degrees_of_freedom_is_refused(folder, capsys):
     assert command(folder, "--confounds-columns", "c*", "--detrend", "--dummy-scans", T - 30) == 1
     error = capsys.readouterr().err
     assert "Cleaning leaves 0.0 degrees of freedom of 30 volumes of" in error
-    assert "fewer than 1. Remove fewer confounds, filter less, or exclude the run." in error
+    assert "fewer than 2. Remove fewer confounds, filter less, or exclude the run." in error
 
 
 def test_few_degrees_of_freedom_are_a_warning(folder, capsys):
@@ -204,6 +204,34 @@ def test_min_dof(folder, capsys):
     assert command(folder, *options, "--min-dof", "129") == 1  # of 160, 2 and 30 are taken
     assert "Cleaning leaves 128.0 degrees of freedom of 160 volumes" in capsys.readouterr().err
     assert command(folder, *options, "--min-dof", "128") == 0
+
+
+def test_finished_runs_are_held_to_a_higher_floor(folder, capsys):
+    """They don't count as done, and what was written of them goes."""
+    options = ("--fd-threshold", "0.5", "--confounds-columns", "c*", "--detrend")
+    assert command(folder, *options) == 0
+    assert command(folder, *options, "--min-time", "280", "--min-dof", "100") == 0
+    assert "1 skipped" in capsys.readouterr().out
+    for more in (("--min-time", "281"), ("--min-dof", "120")):
+        assert command(folder, *options, *more) == 1
+        assert "1 failed" in capsys.readouterr().out
+        assert not list((folder / "out").rglob("*.tsv"))
+        assert command(folder, *options) == 0
+
+
+def test_a_run_whose_inputs_changed_leaves_nothing_if_it_fails(folder, capsys):
+    assert command(folder, "--confounds-columns", "c1") == 0
+    (path,) = (folder / "d").rglob("*_timeseries.tsv")
+    pd.read_table(path).drop(columns="c1").to_csv(path, sep="\t", index=False, na_rep="n/a")
+    assert command(folder, "--confounds-columns", "c1") == 1
+    assert "has no column c1" in capsys.readouterr().err
+    assert not list((folder / "out").rglob("*.tsv"))
+
+
+def test_the_mean_alone_is_no_degree_of_freedom(folder, capsys):
+    """Confounds that are as many as volumes but one leave the mean, if that isn't removed."""
+    assert command(folder, "--confounds-columns", "c*", "--dummy-scans", T - 31) == 1
+    assert "Cleaning leaves 1.0 degrees of freedom of 31 volumes" in capsys.readouterr().err
 
 
 def test_extract_has_the_same_rules(folder, capsys):

@@ -69,9 +69,7 @@ def _start(args, progress):
         confounds["columns"] = ["*"]
     confounds["fd_threshold"] = args.fd_threshold
     configuration = Configuration(
-        tuple(
-            AtlasFile(path, lut, name, background=args.background_label, find_lut=False) for path, lut, name in atlases
-        ),
+        tuple(AtlasFile(path, lut, name, background=args.background_label) for path, lut, name in atlases),
         args.out,
         {
             "smoothing_fwhm": args.smoothing_fwhm,

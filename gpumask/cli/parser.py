@@ -58,11 +58,11 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unrecognized arguments: {name}" + (f". Did you mean {near}?" if near else ""))
 
     def runs_first(self, words: list[str]) -> list[str]:
-        """The words of ``extract`` with the runs of "--atlas IMAGE RUN ..." in front: --atlas may have several images.
+        """The words of ``extract`` with the runs of "--atlas IMAGE RUN ..." in front: such options have several values.
 
-        Only if there are no other runs.
+        The same for --lut and "--confounds auto"; only if there are no other runs.
         """
-        of_atlas, k = [], 0
+        surplus, k = [], 0
         while k < len(words):
             action = self._option_string_actions.get(words[k])
             if action is None and not words[k].startswith("-"):
@@ -73,10 +73,10 @@ class Parser(argparse.ArgumentParser):
                     stop += 1
             elif action is not None and action.nargs is None:
                 stop += 1
-            if words[k] == "--atlas":
-                of_atlas = list(range(k + 2, stop))
+            if words[k] in ("--atlas", "--lut") or words[k : k + 2] == ["--confounds", "auto"]:
+                surplus += range(k + 2, stop)
             k = stop
-        return [*(words[i] for i in of_atlas), *(word for i, word in enumerate(words) if i not in of_atlas)]
+        return [*(words[i] for i in surplus), *(word for i, word in enumerate(words) if i not in surplus)]
 
     def _is_short(self, name):
         return not name.startswith("--") and name[:2] in self._option_string_actions
@@ -151,8 +151,8 @@ def _add_extract(commands):
         nargs="+",
         metavar="TSV",
         type=Path,
-        help="look-up table of the regions, with the columns index and name; one per --atlas, in order (default: none, "
-        "regions are named by their labels)",
+        help="look-up table of the regions, with the columns index and name; one per --atlas, in order (default: the "
+        "table next to the atlas, or inherited as in BIDS)",
     )
     add("--mask", metavar="IMAGE", type=Path, help="brain mask; voxels that are 0 are excluded")
     add("--background-label", metavar="N", type=number, default=0, help="label to ignore (default: 0)")
@@ -282,8 +282,8 @@ def _add_confounds(add, columns):
     add(
         "--min-dof",
         metavar="N",
-        type=positive,
-        help="refuse runs with fewer degrees of freedom after cleaning (default: 1)",
+        type=_not_negative,
+        help="refuse runs with fewer degrees of freedom after cleaning (default: 2, the fewest)",
     )
 
 

@@ -54,6 +54,8 @@ class Record:
         Volumes that were kept, and that were dropped as dummy scans.
     degrees_of_freedom : float or None
         What cleaning leaves, see `gpumask.signal.Cleaner.degrees_of_freedom`.
+    t_r : float or None
+        Repetition time in s.
     seconds : dict
         Wall-clock seconds: "read" (the disk and decompressing), "reduce", "clean", "write" and "total".
     atlases : dict
@@ -70,6 +72,7 @@ class Record:
     n_kept: int = 0
     n_dummy_scans: int = 0
     degrees_of_freedom: float | None = None
+    t_r: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     atlases: dict[str, dict[str, Any]] = field(default_factory=dict)
     outputs: tuple[Output, ...] = ()
@@ -122,18 +125,29 @@ def _recorded(configuration, run):
     return record, outputs, made
 
 
-def outdated(configuration: Configuration, run: Run, *, inputs_changed: bool) -> list[Path]:
-    """Recorded outputs that new ones make wrong: all if the inputs changed, else those of the same atlases."""
+def recorded_outputs(configuration: Configuration, run: Run, *, of_all: bool = True) -> list[Path]:
+    """Outputs that a run's record names: of all atlases, or of those of the configuration."""
     _, outputs, made = _recorded(configuration, run)
     ours = {atlas.name for atlas in configuration.atlases}
-    paths = [output.path for output in outputs if inputs_changed or made[output.made].get("atlas") in ours]
+    paths = [output.path for output in outputs if of_all or made[output.made].get("atlas") in ours]
     return [configuration.out_dir / path for path in paths if not Path(path).is_absolute() and ".." not in path]
 
 
-def inputs_changed(configuration: Configuration, run: Run) -> bool:
-    """Whether a run has a record that was made from other inputs."""
+def is_stale(configuration: Configuration, run: Run) -> bool:
+    """Whether a run's record was made from other inputs, or of a run that has less left than is now required."""
     record, _, _ = _recorded(configuration, run)
-    return bool(record) and record.get("inputs") != identities(run)
+    return bool(record) and (record.get("inputs") != identities(run) or _falls_short(configuration, record))
+
+
+def _falls_short(configuration, record):
+    """Whether ``min_time`` or ``min_dof`` refuses a run by the numbers of its record."""
+    try:
+        n_kept, freedom = record["volumes_kept"], record["degrees_of_freedom"]
+        is_censored = n_kept + record["dummy_scans"] < record["volumes"]
+        is_short = is_censored and n_kept * (record["repetition_time"] or 0) < configuration.min_time
+        return is_short or (freedom is not None and freedom < (configuration.min_dof or 0) - 1e-6)
+    except (KeyError, TypeError):
+        return True
 
 
 def check_unchanged(configuration: Configuration, runs: Iterable[Run]) -> None:
@@ -146,7 +160,8 @@ def check_unchanged(configuration: Configuration, runs: Iterable[Run]) -> None:
         return
     found = [difference for run in runs if (difference := _difference(configuration, run))]
     if found:
-        more = f" So were outputs of {len(found) - 1} more runs." if len(found) > 1 else ""
+        n_more = len(found) - 1
+        more = f" So were outputs of {n_more} more run{'s' * (n_more > 1)}." if n_more else ""
         msg = f"{found[0]}.{more} To replace them: --overwrite. To keep them: choose another output folder."
         raise ValueError(msg)
 
@@ -204,7 +219,7 @@ def kept(configuration: Configuration, run: Run) -> Kept:
     """Read a run's record, if it was made from the same inputs, and look for its outputs."""
     record, outputs, made = _recorded(configuration, run)
     try:
-        if not record or record["inputs"] != identities(run):
+        if not record or record["inputs"] != identities(run) or _falls_short(configuration, record):
             return Kept()
         outputs = tuple(o for o in outputs if _size(configuration.out_dir / o.path) == o.size)
         made = {output.made: made[output.made] for output in outputs}
@@ -253,6 +268,7 @@ def described(record: Record) -> dict[str, Any]:
         "volumes_kept": record.n_kept,
         "dummy_scans": record.n_dummy_scans,
         "degrees_of_freedom": record.degrees_of_freedom,
+        "repetition_time": record.t_r,
         **{name: getattr(record, name) for name in names},
     }
 

@@ -24,11 +24,11 @@ from gpumask.cohort.record import (
     described,
     failed,
     identities,
-    inputs_changed,
+    is_stale,
     kept,
     logged,
-    outdated,
     record_path,
+    recorded_outputs,
     unfinished,
 )
 from gpumask.confounds.censoring import censor, check_kept_time
@@ -43,6 +43,7 @@ from gpumask.tables import json_lines
 
 _LEAST_EXTENT = 0.5  # share of an atlas in a run's field of view, below which it may be in another space
 _SAMPLED = 10_000  # voxels of the atlas that the share is estimated from
+_LEAST_DOF = 2  # with fewer, at most a mean is left, and every correlation is 1 or -1
 LOW_DOF_SHARE = 0.1  # of the kept volumes: with fewer degrees of freedom left, a run gets a warning
 _KEPT_MASKS = 64  # brain masks whose plans a process keeps; runs of a subject may share one
 
@@ -122,10 +123,12 @@ def _process(configuration, run, progress, messages):
         if not todo:  # finished meanwhile
             return Record(run, "skipped")
         started, inputs = time.perf_counter(), identities(run)
-        earlier, is_new = kept(configuration, run), inputs_changed(configuration, run)
-        if is_new:  # the run is done again whole
+        if is_stale(configuration, run):  # it is done again whole, and nothing wrong stays if that fails
             todo = configuration.atlases
-        old = outdated(configuration, run, inputs_changed=is_new) if is_new or configuration.overwrite else []
+            for path in (*recorded_outputs(configuration, run), last):  # the record last, as it names the others
+                path.unlink(missing_ok=True)
+        earlier = kept(configuration, run)
+        old = recorded_outputs(configuration, run, of_all=False) if configuration.overwrite else []
         files, record = _extract(configuration, run, todo, progress, n_threads=1)
         if identities(run) != inputs:
             msg = f"{run.path}, or a file that goes with it, was changed while it was read. Run it again."
@@ -253,7 +256,8 @@ def _extract(configuration, run, atlases, progress, *, n_threads):
             summary[atlas.name]["coverage_median"] = float(np.median(one.regions.covered_share))
     seconds = {name: results[0].seconds[name] for name in ("read", "reduce")}
     seconds["clean"] = sum(result.seconds["clean"] for result in results)
-    numbers = {"n_kept": censoring.n_kept, "n_dummy_scans": len(censoring.dummy_scans), "degrees_of_freedom": freedom}
+    numbers = {"n_kept": censoring.n_kept, "n_dummy_scans": len(censoring.dummy_scans)}
+    numbers |= {"degrees_of_freedom": freedom, "t_r": t_r.seconds}
     return files, Record(run, "done", volumes.n_volumes, **numbers, seconds=seconds, atlases=summary)
 
 
@@ -301,8 +305,9 @@ def _degrees_of_freedom(configuration, run, one, censoring):
     freedom, n_kept = one.cleaner.degrees_of_freedom(), censoring.n_kept
     left = f"cleaning leaves {freedom:.1f} degrees of freedom of {n_kept} volumes of {run.path}"
     remedy = "Remove fewer confounds, filter less, or exclude the run."
-    if freedom < max(configuration.min_dof or 0, 1):
-        expected = f"--min-dof {configuration.min_dof:g}" if (configuration.min_dof or 0) > 1 else "1"
+    least = max(configuration.min_dof or 0, _LEAST_DOF)
+    if freedom < least - 1e-6:  # rounding: a projection's are whole
+        expected = f"--min-dof {least:g}" if configuration.min_dof == least else f"{least:g}"
         msg = f"{left[0].upper()}{left[1:]}, fewer than {expected}. {remedy}"
         raise ValueError(msg)
     if freedom < LOW_DOF_SHARE * n_kept:

@@ -99,7 +99,7 @@ def check_kept_time(censoring: Censoring, t_r: float | None, min_time: float, na
     if t_r is None:
         msg = (
             f"{kept}, and whether that is the {min_time:g} s of --min-time can't be told without a repetition time. "
-            "Give it (--t-r, or the column t_r of a list of runs), or --min-time 0."
+            "Give it (extract --t-r, or the column t_r of a list of runs), or --min-time 0."
         )
         raise ValueError(msg)
     if censoring.n_kept * t_r < min_time:
