@@ -123,6 +123,7 @@ def test_allowed_it_is_a_warning_and_the_same_numbers(folder, capsys):
     assert run(f"cohort d out participant --atlas {ATLAS} --allow-space-mismatch") == 0
     assert capsys.readouterr().err.count(f"is in the space {A}") == 2
     (folder / ATLAS).rename("atlas-Toy_dseg.nii.gz")
+    (folder / ATLAS.replace(".nii.gz", ".tsv")).rename("atlas-Toy_dseg.tsv")
     assert run(f"extract {images(folder)} --atlas atlas-Toy_dseg.nii.gz --out p") == 0
     assert "space" not in capsys.readouterr().err
     for one, other in zip(*(sorted((folder / out).glob("*.tsv")) for out in "op"), strict=True):

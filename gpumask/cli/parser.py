@@ -62,7 +62,8 @@ class Parser(argparse.ArgumentParser):
 
         The same for --lut and "--confounds auto"; only if there are no other runs.
         """
-        surplus, k = [], 0
+        surplus: list[int] = []
+        k = 0
         while k < len(words):
             action = self._option_string_actions.get(words[k])
             if action is None and not words[k].startswith("-"):
