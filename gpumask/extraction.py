@@ -169,12 +169,15 @@ class Result:
         Cleaned; the dtype is that of `signal_dtype`.
     non_finite : bool
         Whether a voxel of a region is NaN or infinite.
+    blank : ndarray of int
+        Volumes in which the signals of all regions are 0 before cleaning.
     seconds : dict
         `gpumask.engine.stream.Extraction.seconds` and "clean"; "total" includes the cleaning.
     """
 
     signals: np.ndarray
     non_finite: bool
+    blank: np.ndarray
     seconds: dict[str, float]
 
 
@@ -397,7 +400,8 @@ def _finished(prepared: Prepared, extraction: Extraction, volumes, started, *, k
     if dtype.kind != "f" and np.isnan(signals).any():
         msg = f"dtype={settings.dtype!r} can't hold NaN, which marks regions without data. Use a float dtype."
         raise ValueError(msg)
-    return Result(signals.astype(dtype, copy=False), extraction.non_finite, seconds)
+    blank = np.flatnonzero(~extraction.signals[:, plan.counts > 0].any(axis=1))
+    return Result(signals.astype(dtype, copy=False), extraction.non_finite, blank, seconds)
 
 
 def _cleaned(signals, lost, cleaner, *, copy):

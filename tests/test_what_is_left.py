@@ -336,3 +336,80 @@ def test_in_python_too(folder):
     with pytest.raises(ValueError, match=re.escape("detrend False, now True. To replace them: --overwrite.")):
         run_cohort(make(parameters={"detrend": True}), [run])
     assert write_run(make(overwrite=True, parameters={"detrend": True}), run).status == "done"
+
+
+# A night's findings
+
+
+def test_names_that_are_one_label_in_files(folder, capsys):
+    atlas = folder / "atlas-Toy_dseg.nii.gz"
+    assert command(folder, "--atlas", f"a-b={atlas}", f"a_b={atlas}") == 2
+    assert "got ['Toy', 'a-b', 'a_b'], in file names ['Toy', 'ab', 'ab']. Give NAME=PATH." in capsys.readouterr().err
+    assert command(folder, "--atlas", f"..={atlas}") == 2
+
+
+@pytest.mark.parametrize("dtype", ["i2", "f4"])
+@pytest.mark.parametrize("which", ["all", "one"])
+def test_volumes_of_zeros_are_errors(folder, capsys, dtype, which):
+    path = folder / "d" / "sub-1" / "func" / "sub-1_task-rest_desc-preproc_bold.nii.gz"
+    image = nib.load(path)
+    data = image.get_fdata().astype(dtype)
+    data[..., slice(None) if which == "all" else 9] = 0
+    nib.save(nib.Nifti1Image(data, image.affine, image.header), path)
+    assert command(folder) == 1
+    volumes = "4, 5, 6, 7, 8 and 151 more" if which == "all" else "9"
+    assert f"{path}: only NaN, infinite values and 0 in volume {volumes}." in capsys.readouterr().err
+
+
+def test_two_confounds_of_one_name(folder, capsys):
+    (path,) = (folder / "d").rglob("*_timeseries.tsv")
+    path.write_text(path.read_text().replace("c1\t", "c0\t", 1))
+    assert command(folder, "--confounds-columns", "c2") == 1
+    assert f"{path} has several columns called c0. Each name must be there once." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_an_index_is_no_confound(folder, capsys, first):
+    (path,) = (folder / "d").rglob("*_timeseries.tsv")
+    assert command(folder, "--confounds-columns", "*", "--dummy-scans", "0", out="plain") == 0
+    table = pd.read_table(path)
+    table.index += first
+    table.to_csv(path, sep="\t", na_rep="n/a")
+    assert command(folder, "--confounds-columns", "*", "--dummy-scans", "0", out="indexed") == 0
+    assert f"{path}: the first column has no name and counts the rows. It is ignored." in capsys.readouterr().err
+    assert series(folder, "plain")[0].read_bytes() == series(folder, "indexed")[0].read_bytes()
+
+
+def test_an_implausible_repetition_time_is_no_filter(folder, capsys):
+    path = folder / "d" / "sub-1" / "func" / "sub-1_task-rest_desc-preproc_bold.nii.gz"
+    image = nib.load(path)
+    image.header["pixdim"][4] = 2000
+    nib.save(nib.Nifti1Image(image.get_fdata().astype("f4"), image.affine, image.header), path)
+    assert command(folder, "--low-pass", "0.1") == 1
+    assert "is 2000 s. Is it in other units? Filtering needs it in seconds" in capsys.readouterr().err
+    assert command(folder) == 0
+    assert "is 2000 s. Is it in other units?" in capsys.readouterr().err
+
+
+def test_a_region_called_background(folder, capsys):
+    (folder / "atlas-Toy_dseg.tsv").write_text("index\tname\n0\tBackground\n1\tBackground\n2\tA\n3\tB\n")
+    assert command(folder) == 0
+    assert "calls label 1 of " in capsys.readouterr().err
+
+
+def test_a_group_is_no_dry_run(folder, capsys):
+    assert main(["cohort", str(folder / "d"), str(folder / "out"), "group", "--dry-run"]) == 2
+    assert "--dry-run lists the runs to do: it goes with participant" in capsys.readouterr().err
+    assert not (folder / "out").exists()
+
+
+def test_an_empty_list_of_runs(folder, capsys):
+    (folder / "runs.tsv").write_text("bold\tmask\n")
+    words = ["cohort", folder / "runs.tsv", folder / "out", "participant", "--atlas", folder / "atlas-Toy_dseg.nii.gz"]
+    assert main([*map(str, words)]) == 2
+    assert "lists no run: expected a line per run" in capsys.readouterr().err
+
+
+def test_a_demo_into_a_file(folder, capsys):
+    assert main(["demo", "--out", str(folder / "atlas-Toy_dseg.nii.gz")]) == 2
+    assert "is a file, expected a folder" in capsys.readouterr().err

@@ -61,6 +61,9 @@ def read_manifest(path: str | os.PathLike) -> tuple[list[Run], list[Problem]]:
             runs.append((number, _run_of_row(row, path.parent)))
         except ValueError as error:
             problems.append(Problem(row.get("bold", str(path)), f"line {number} of {path} {error}", row.get("name")))
+    if not runs and not problems:
+        msg = f"{path} lists no run: expected a line per run below the names of the columns."
+        raise ValueError(msg)
     check_pairs([run for _, run in runs], f"Correct {path}: a line's files belong together.")
     numbers = {}
     for number, run in runs:

@@ -89,7 +89,11 @@ def repetition_time(run: Run, header_t_r: float | None, *, needed: bool = False)
     source = next(iter(sources), None)
     seconds = sources[source][0] if source else None
     if seconds is not None and not _PLAUSIBLE[0] <= seconds <= _PLAUSIBLE[1]:
-        messages.append(f"The repetition time {sources[source][1]} is {seconds:g} s. Is it in other units?")
+        message = f"The repetition time {sources[source][1]} is {seconds:g} s. Is it in other units?"
+        if needed:
+            msg = f"{message} Filtering needs it in seconds: correct it, or give it (--t-r, or t_r in a list of runs)."
+            raise ValueError(msg)
+        messages.append(message)
     return RepetitionTime(seconds, source, tuple(messages))
 
 

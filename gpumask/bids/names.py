@@ -155,7 +155,7 @@ def atlas_name(path: str | os.PathLike | None) -> str:
     It joins the labels of the entities "atlas", "seg", "scale" and "desc", or else all letters and digits of the name.
     """
     stem = image_stem(path or "atlas")
-    return _alphanumeric("".join(_OF_AN_ATLAS.findall(stem)) or stem) or "atlas"
+    return alphanumeric("".join(_OF_AN_ATLAS.findall(stem)) or stem) or "atlas"
 
 
 def lookup_table_of(image: str, names: Iterable[str]) -> str | None:
@@ -219,7 +219,7 @@ def output_name(
     before = list(takewhile(lambda key: key not in _AFTER_ATLAS, entities))
     after = {key: label for key, label in entities.items() if key not in before}
     name = join_entities({key: entities[key] for key in before}) or name
-    parts = (name, f"{entity}-{_alphanumeric(atlas)}", join_entities(after), f"stat-{_alphanumeric(stat)}", suffix)
+    parts = (name, f"{entity}-{alphanumeric(atlas)}", join_entities(after), f"stat-{alphanumeric(stat)}", suffix)
     return "_".join(filter(None, parts)) + extension
 
 
@@ -235,5 +235,6 @@ def _subject_entities(name):
     return parsed.entities if parsed and not parsed.extension and next(iter(parsed.entities), "") == "sub" else {}
 
 
-def _alphanumeric(text: str) -> str:
+def alphanumeric(text: str) -> str:
+    """A text as a label in a name: its letters and digits."""
     return re.sub("[^a-zA-Z0-9]", "", text)

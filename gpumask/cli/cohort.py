@@ -17,6 +17,9 @@ def command(args: argparse.Namespace) -> int:
         check_out("OUT_DIR", args.out_dir, args.source)
         check_store(args.store, args.out_dir)
         if args.level == "group":
+            if args.dry_run:
+                msg = "--dry-run lists the runs to do: it goes with participant"
+                raise ValueError(msg)
             return _summarize(args)
         configuration, runs, problems, listing = _plan_cohort(args)
         if args.dry_run:

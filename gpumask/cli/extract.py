@@ -122,6 +122,10 @@ def demo(args: argparse.Namespace) -> int:
     """Extract nibabel's example run, and show the result; returns the exit status."""
     from gpumask.demo import example_run, write_atlas
 
+    try:
+        check_out("--out", args.out)
+    except USER_ERRORS as error:
+        return refuse("demo", error, 0)
     run = example_run()
     atlas, lut = write_atlas(run, args.out)
     words = ["extract", run, "--atlas", atlas, "--lut", lut, "--detrend", "--standardize", "psc"]

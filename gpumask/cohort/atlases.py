@@ -39,6 +39,10 @@ class LoadedAtlases:
         found = disagreement(loaded.values, loaded.background, table, image=str(atlas.path), table=str(atlas.lut))
         if found and found.nothing_matches:
             raise ValueError(found.message)
+        called = [n for n, name in zip(table["index"], table["name"], strict=True) if str(name).lower() == "background"]
+        if wrong := [label for label in called if label in loaded.values and label != loaded.background]:
+            note = f"{atlas.lut} calls label {wrong[0]} of {atlas.path} Background. Are its rows shifted?"
+            return [*([found.message] if found else []), note]
         return [found.message] if found else []
 
     def names(self, atlas: AtlasFile) -> tuple[list[float], list[str]]:

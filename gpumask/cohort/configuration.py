@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpumask import __version__
-from gpumask.bids.names import atlas_name, lookup_table_of, output_name, run_name
+from gpumask.bids.names import alphanumeric, atlas_name, lookup_table_of, output_name, run_name
 from gpumask.bids.runs import Run
 from gpumask.bids.spaces import space_contradiction, stated_space
 from gpumask.choices import LINEAR
@@ -146,8 +146,10 @@ class Configuration:
         fix("out_dir", Path(os.path.abspath(self.out_dir)))  # noqa: PTH100 - workers are elsewhere
         fix("mask", self.mask and os.path.abspath(self.mask))  # noqa: PTH100
         names = [atlas.name for atlas in self.atlases]
-        if len(set(names)) != len(names) or not names:
-            msg = f"Expected one atlas or more, each with a name of its own, got {names}. Give NAME=PATH."
+        labels = [alphanumeric(name) for name in names]
+        if len(set(labels)) != len(labels) or not all(labels) or not names:
+            of_files = f", in file names {labels}" if labels != names else ""
+            msg = f"Expected one atlas or more, each with a name of its own, got {names}{of_files}. Give NAME=PATH."
             raise ValueError(msg)
         smoothed = self.parameters.get("smoothing_fwhm") and self.parameters.get("strategy", "mean") not in LINEAR
         fix("settings", Settings(**(_DEFAULTS | ({"nan_policy": "zero"} if smoothed else {}) | self.parameters)))

@@ -235,10 +235,10 @@ def _extract(configuration, run, atlases, progress, *, n_threads):
     except ValueError:
         _check_volumes(volumes, kept)  # has a clearer message if volumes are empty
         raise
-    if any(result.non_finite for result in results):
+    if any(result.non_finite or len(result.blank) for result in results):
         _check_volumes(volumes, kept)
-        if settings.nan_policy == "omit":
-            warn("NaN or infinite voxels were excluded from the regions' statistics.")
+    if settings.nan_policy == "omit" and any(result.non_finite for result in results):
+        warn("NaN or infinite voxels were excluded from the regions' statistics.")
     mean = _mean(volumes, report) if configuration.figures else None
     files, summary = {}, {}
     for atlas, one, result in zip(atlases, prepared, results, strict=True):
@@ -325,12 +325,11 @@ def _mean(volumes, progress):
 
 
 def _check_volumes(volumes, kept):
-    """Raise ValueError if a kept volume has only NaN, infinite values and 0; reads the run again."""
-    if volumes.dtype.kind != "f":
-        return
+    """Raise ValueError if a kept volume of a run has only NaN, infinite values and 0; reads the run again."""
     empty = []
     for chunk in volumes.chunks(8):
-        some = (np.isfinite(chunk.data) & (chunk.data != 0)).any(axis=1)
+        values = chunk.scaled()
+        some = (np.isfinite(values) & (values != 0)).any(axis=1)
         empty += (chunk.start + np.flatnonzero(~some)).tolist()
     empty = [str(volume) for volume in empty if kept is None or volume in kept]
     if empty:

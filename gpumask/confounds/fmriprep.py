@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -79,7 +80,7 @@ def fmriprep_confounds(
     check_content(confounds_path)
     displacement = np.empty(0)
     if columns is not None or fd_threshold is not None or _is_scrubbing(strategy):
-        table = read_table(confounds_path).rename(columns=str)
+        table = _unambiguous(read_table(confounds_path).rename(columns=str), confounds_path)
         _check_length(table, confounds_path, run_path, n_volumes)
         n_volumes = len(table)
         if columns is not None:
@@ -97,6 +98,21 @@ def fmriprep_confounds(
         msg = f"{confounds_path} censors all {n_volumes} volumes, as motion or non-steady state."
         raise AllVolumesRemovedError(msg)
     return confounds, None if kept is None or len(kept) == n_volumes else kept
+
+
+def _unambiguous(table, path):
+    """The table without an index that R or pandas wrote; ValueError if two columns have one name."""
+    twice = [name for name in table if (of := re.fullmatch(r"(.+)\.[0-9]+", name)) and of[1] in table]
+    if twice:  # pandas numbers them
+        msg = f"{path} has several columns called {twice[0].rpartition('.')[0]}. Each name must be there once."
+        raise ValueError(msg)
+    first = table.columns[0]
+    if first.startswith("Unnamed: "):
+        numbers, n = table[first].tolist(), len(table)
+        if numbers in (list(range(n)), list(range(1, n + 1))):
+            warn(f"{path}: the first column has no name and counts the rows. It is ignored.")
+            return table.drop(columns=first)
+    return table
 
 
 def check_options(
