@@ -1,7 +1,6 @@
 """The inputs of ``gpumask demo``: a real run from nibabel's wheel, and an atlas cut from it."""
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 
 import nibabel as nib
@@ -13,7 +12,7 @@ _CUTS = (2, 3, 3)  # pieces along x, y and z
 
 def example_run() -> Path:
     """Path of the EPI run in nibabel's test data: 20 volumes of 17 x 21 x 3 voxels."""
-    path = Path(find_spec("nibabel").origin).parent / "tests" / "data" / "functional.nii"
+    path = Path(nib.__file__).parent / "tests" / "data" / "functional.nii"
     if not path.is_file():
         msg = f"nibabel is installed without its test data ({path}). Reinstall it with pip."
         raise FileNotFoundError(msg)
@@ -26,7 +25,7 @@ def write_atlas(run: str | os.PathLike, folder: Path) -> tuple[Path, Path]:
     Parameters
     ----------
     run : str or path-like
-        A 4D image.
+        A 4D NIfTI image.
     folder : Path
         Created if missing.
 
@@ -34,7 +33,7 @@ def write_atlas(run: str | os.PathLike, folder: Path) -> tuple[Path, Path]:
     -------
     atlas, lut : Path
     """
-    img = nib.load(run)
+    img = nib.Nifti1Image.from_filename(run)
     mean = np.asarray(img.dataobj).mean(axis=3)
     bright = mean > 0.5 * np.percentile(mean, 98)
     pieces = [np.arange(n) * cuts // n for n, cuts in zip(mean.shape, _CUTS, strict=True)]

@@ -65,7 +65,7 @@ def read_manifest(path: str | os.PathLike) -> tuple[list[Run], list[Problem]]:
         msg = f"{path} lists no run: expected a line per run below the names of the columns."
         raise ValueError(msg)
     check_pairs([run for _, run in runs], f"Correct {path}: a line's files belong together.")
-    numbers = {}
+    numbers: dict[str, list[str]] = {}
     for number, run in runs:
         numbers.setdefault(run_name(run), []).append(str(number))
     for number, run in runs:

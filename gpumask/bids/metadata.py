@@ -86,10 +86,9 @@ def repetition_time(run: Run, header_t_r: float | None, *, needed: bool = False)
     messages += _compared(compared) if sources else []
     if needed:
         _check_evenly_spaced(run, sources, spacing, problem)
-    source = next(iter(sources), None)
-    seconds = sources[source][0] if source else None
+    source, (seconds, where) = next(iter(sources.items()), (None, (None, "")))
     if seconds is not None and not _PLAUSIBLE[0] <= seconds <= _PLAUSIBLE[1]:
-        message = f"The repetition time {sources[source][1]} is {seconds:g} s. Is it in other units?"
+        message = f"The repetition time {where} is {seconds:g} s. Is it in other units?"
         if needed:
             msg = f"{message} Filtering needs it in seconds: correct it, or give it (--t-r, or t_r in a list of runs)."
             raise ValueError(msg)
@@ -227,11 +226,13 @@ def applicable_metadata(stem: str, folders: Iterable[tuple[str, Set[str]]]) -> l
         numbers = {}
         for name in sorted(names):
             parsed = parse_name(name) if image and is_metadata(name) else None
-            if parsed and parsed[1:] == ("bold", ".json") and parsed.entities.items() <= image.entities.items():
+            if image is None or parsed is None or parsed[1:] != ("bold", ".json"):
+                continue
+            if parsed.entities.items() <= image.entities.items():
                 numbers[name] = len(parsed.entities)
         most = max(numbers.values(), default=0)
-        if name := only([name for name, number in numbers.items() if number == most], "metadata"):
-            found.append(Path(folder, name))
+        if (nearest := only([name for name, number in numbers.items() if number == most], "metadata")) is not None:
+            found.append(Path(folder, nearest))
     return found
 
 
@@ -287,7 +288,9 @@ class Metadata(NamedTuple):
 
 def read_metadata(run: Run) -> Metadata:
     """Read the files of `metadata_files`; a ValueError for one that isn't JSON."""
-    values, origins, absent = {}, {}, []
+    values: dict[str, Any] = {}
+    origins: dict[str, Path] = {}
+    absent: list[Path] = []
     for path in reversed(metadata_files(run)):
         if absence(path):
             absent.insert(0, path)
@@ -311,7 +314,7 @@ def read_json(path: Path) -> dict:
     return content
 
 
-def positive_seconds(value: object, what: str) -> float:
+def positive_seconds(value: Any, what: str) -> float:
     """A positive number of seconds; a ValueError, which begins with `what`, for everything else."""
     try:
         seconds = math.nan if isinstance(value, bool) else float(value)

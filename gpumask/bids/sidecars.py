@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from gpumask import __version__
@@ -29,7 +30,7 @@ def sidecar(
     sources: Sequence[str | os.PathLike] | None = None,
     configuration: str | None = None,
     out_dir: str | os.PathLike | None = None,
-    **more: object,
+    **more: Any,
 ) -> dict:
     """JSON metadata of a table made from a run.
 
@@ -118,19 +119,19 @@ def write_dataset_description(
         If it can't be written.
     """
     path = Path(out_dir, "dataset_description.json")
-    source = source and Path(source).absolute()
-    of_source = source / "dataset_description.json" if source else None
-    generators = _generators(read_json(of_source)) if source and of_source.is_file() else []
-    content = {
+    root = Path(source).absolute() if source else None
+    of_root = root / "dataset_description.json" if root else None
+    generators = _generators(read_json(of_root)) if of_root and of_root.is_file() else []
+    content: dict[str, Any] = {
         "Name": "gpumask: region time series",
         "BIDSVersion": "1.11.0",
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "gpumask", "Version": __version__}, *generators],
-        "DatasetLinks": {"preprocessed": source.as_uri()} if source else {},
+        "DatasetLinks": {"preprocessed": root.as_uri()} if root else {},
         "ConfigurationHash": configuration,
     }
     with replacing(path) as part:
-        content["DatasetLinks"] |= check_dataset_description(out_dir, source)
+        content["DatasetLinks"] |= check_dataset_description(out_dir, root)
         write(part, json_lines({key: value for key, value in content.items() if value not in (None, {})}))
     ignored = path.with_name(".bidsignore")
     if not ignored.exists():

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except SystemExit as stop:  # from argparse, for --help too
-        return stop.code
+        return int(stop.code or 0)
     except KeyboardInterrupt:
         tell("gpumask: interrupted")
         return 130

@@ -128,8 +128,8 @@ def demo(args: argparse.Namespace) -> int:
         return refuse("demo", error, 0)
     run = example_run()
     atlas, lut = write_atlas(run, args.out)
-    words = ["extract", run, "--atlas", atlas, "--lut", lut, "--detrend", "--standardize", "psc"]
-    words = [*map(str, words), "--out", str(args.out), "--overwrite"]
+    words = ["extract", str(run), "--atlas", str(atlas), "--lut", str(lut), "--detrend", "--standardize", "psc"]
+    words += ["--out", str(args.out), "--overwrite"]
     print("gpumask", *words)
     code = command(parse(words))
     if code == 0:

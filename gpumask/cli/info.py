@@ -32,7 +32,7 @@ def command(_: argparse.Namespace) -> int:
     facts["kernels"] = "compiled" if compiled.is_compiled else slower
     is_slow = decoding.igzip.__name__ == "gzip"
     facts["gzip decoder"] = "zlib (twice as fast: pip install isal)" if is_slow else "isal"
-    facts["cores"] = n_cores()
+    facts["cores"] = str(n_cores())
     for name, fact in facts.items():
         print(f"{name:14}{fact}")
     return 0

@@ -26,11 +26,13 @@ class RunProgress:
     """A bar per run, which counts volumes."""
 
     def __init__(self, n_runs: int) -> None:
-        self._n_runs, self._number, self._run, self._bar = n_runs, 0, None, None
+        self._n_runs, self._number = n_runs, 0
+        self._run: Run | None = None
+        self._bar: _Bar | None = None
 
     def __call__(self, run: Run, done: int, total: int) -> None:
         """Show that `done` of `total` volumes of a run are done."""
-        if run is not self._run:
+        if self._bar is None or run is not self._run:
             self.close()
             self._run, self._number = run, self._number + 1
             name = f"{self._number}/{self._n_runs} {run_name(run)[:32]}"  # leaves room for the bar in 80 columns
@@ -50,7 +52,8 @@ class CohortProgress:
     """
 
     def __init__(self, n_runs: int) -> None:
-        self._shares, self._n_finished, self._n_failed, self._n_volumes = {}, 0, 0, 0
+        self._shares: dict[Run, float] = {}
+        self._n_finished, self._n_failed, self._n_volumes = 0, 0, 0
         layout = "{desc} |{bar}| [{elapsed}<{remaining}]"
         self._bar = _Bar(desc=f"0/{n_runs} runs", total=n_runs, bar_format=layout, **_OPTIONS)
 

@@ -10,7 +10,7 @@ from typing import Any
 from gpumask import __version__
 from gpumask.bids.names import alphanumeric, atlas_name, lookup_table_of, output_name, run_name
 from gpumask.bids.runs import Run
-from gpumask.bids.spaces import space_contradiction, stated_space
+from gpumask.bids.spaces import Space, space_contradiction, stated_space
 from gpumask.choices import LINEAR
 from gpumask.confounds.fmriprep import check_options, image_desc
 from gpumask.extraction import Settings
@@ -28,8 +28,8 @@ class AtlasFile:
         Label image.
     lut : str, path-like or None
         Look-up table with the columns "index" and "name". None: the one that `lut_beside` finds.
-    name : str or None
-        Label of the entity "atlas". None: from the name of the image.
+    name : str
+        Label of the entity "atlas". Empty or None: from the name of the image.
     background : int or float
         Label of the voxels outside all regions.
     find_lut : bool
@@ -38,7 +38,7 @@ class AtlasFile:
 
     path: str | os.PathLike
     lut: str | os.PathLike | None = None
-    name: str | None = None
+    name: str = ""
     background: float = 0
     find_lut: bool = True
 
@@ -80,7 +80,7 @@ class Configuration:
     ----------
     atlases : tuple of AtlasFile
         All are extracted in one pass over a run.
-    out_dir : str or path-like
+    out_dir : Path
     parameters : dict
         Fields of `gpumask.extraction.Settings`. Here ``keep_all_regions`` is True, so all runs have the same columns,
         ``min_coverage`` 0.5 and ``nan_policy`` "omit", unless they say otherwise. (Smoothed volumes support "omit" only
@@ -121,7 +121,7 @@ class Configuration:
     """
 
     atlases: tuple[AtlasFile, ...]
-    out_dir: str | os.PathLike
+    out_dir: Path
     parameters: dict[str, Any] = field(default_factory=dict)
     confounds: dict[str, Any] = field(default_factory=dict)
     mask: str | os.PathLike | None = None
@@ -200,7 +200,7 @@ def _hash(content):
 
 def check_names(configuration: Configuration, runs: list[Run]) -> None:
     """Raise ValueError if two runs have the same name: their records, or all their files, would be the same."""
-    by_name = {}
+    by_name: dict[str, Run] = {}
     for run in runs:
         name = run_name(run)
         other = by_name.setdefault(name, run)
@@ -228,10 +228,10 @@ def check_spaces(configuration: Configuration, runs: list[Run]) -> list[str]:
     ValueError
         If spaces differ surely, and that isn't allowed; see `gpumask.bids.spaces`.
     """
-    messages = {}
+    messages: dict[tuple[str | os.PathLike, Space | None], str] = {}
     for run in runs:
         files = [*(atlas.path for atlas in configuration.atlases), run.mask or configuration.mask]
-        for path in filter(None, files):
+        for path in [file for file in files if file]:
             if (found := space_contradiction(path, run.path)) is None:
                 continue
             message, is_sure = found

@@ -43,8 +43,8 @@ def high_variance_confounds(
                 slopes += time[k] * values
                 squares += np.square(values, out=values)
         if detrend:
-            squares -= sums**2 / n + slopes**2 / max(time @ time, 1)
-        else:
+            squares -= sums**2 / n + slopes**2 / max(float(time @ time), 1)
+        elif first is not None:
             squares += 2 * first * sums + n * first**2
         chosen = np.flatnonzero(squares > np.nanpercentile(squares, 100.0 - percentile))
     series = np.empty((n, len(chosen)))

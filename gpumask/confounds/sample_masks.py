@@ -2,6 +2,7 @@
 
 import numbers
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from array_api_compat import is_array_api_obj
@@ -13,7 +14,7 @@ class AllVolumesRemovedError(ValueError):
     """A `sample_mask` keeps no volume."""
 
 
-def kept_volumes(sample_mask: object, run_lengths: Sequence[int]) -> list[np.ndarray | None]:
+def kept_volumes(sample_mask: Any, run_lengths: Sequence[int]) -> list[np.ndarray | None]:
     """Indices of the volumes to keep, from a user's `sample_mask`.
 
     Parameters

@@ -170,7 +170,8 @@ def choose_columns(table: "pd.DataFrame", columns: Sequence[str], path: str | os
     ValueError
         If a name or pattern matches nothing; the message lists similar names.
     """
-    chosen, missing = {}, []
+    chosen: dict[str, None] = {}
+    missing: list[str] = []
     for pattern in columns:
         fitting = [pattern] if pattern in table else [name for name in table if fnmatch.fnmatchcase(name, pattern)]
         chosen |= dict.fromkeys(fitting)

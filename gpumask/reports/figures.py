@@ -5,7 +5,7 @@ Neither pyplot nor other global state is used: threads may draw at the same time
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _NONE = "#d9b26f"  # tan, for missing values: neither colour map has it
 
 
-def new_figure(size: tuple[float, float], **options: object) -> "Figure":
+def new_figure(size: tuple[float, float], **options: Any) -> "Figure":
     """Empty matplotlib figure of `size` (width and height in inches).
 
     Raises
@@ -64,8 +64,9 @@ def draw_cuts(
         If the shapes differ.
     """
     labels, affine = np.asarray(labels), np.asarray(affine)
-    if labels.ndim != 3 or (image is not None and np.shape(image) != labels.shape):
-        msg = f"Expected labels and image of the same 3D shape, got {labels.shape} and {np.shape(image)}."
+    shape = labels.shape if image is None else np.shape(image)
+    if labels.ndim != 3 or shape != labels.shape:
+        msg = f"Expected labels and image of the same 3D shape, got {labels.shape} and {shape}."
         raise ValueError(msg)
     turn = nib.orientations.io_orientation(affine)
     affine = affine @ nib.orientations.inv_ornt_aff(turn, labels.shape)
@@ -224,7 +225,7 @@ def run_figure(
     """
     figure = new_figure((10, 14))
     figure.suptitle(title.replace("$", r"\$"), fontsize=9)
-    cuts, carpet, connectivity = figure.subfigures(3, 1, height_ratios=[3.2, 4, 7])
+    cuts, carpet, connectivity = np.asarray(figure.subfigures(3, 1, height_ratios=[3.2, 4, 7]))
     cuts.set_facecolor("black")
     draw_cuts(cuts, labels, image, affine, background_label=background_label)
     draw_carpet(carpet, signals, t_r=t_r, displacement=displacement, kept=kept)
