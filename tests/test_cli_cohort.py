@@ -175,7 +175,7 @@ def test_an_array_task_says_that_it_is_a_shard(monkeypatch, capsys):
         (f"d out participant {ATLASES} --lut no.tsv --lut no.tsv", "--lut: no such file: no.tsv"),
         (f"d out participant {ATLASES} --atlas atlas-Toy_dseg.nii.gz", "Expected one atlas or more, each with a name"),
         (f"d out participant {ATLASES} --participant-label 77", "77"),
-        (f"none out participant {ATLASES}", "none"),
+        (f"none out participant {ATLASES}", "FMRIPREP_DIR: no such folder, or list of runs: none"),
         (f"d out participant {ATLASES} --space MNI", "MNI"),
         (f"d out participant {ATLASES} --nprocs 0", "--nprocs: expected 1 or more, got 0"),
         (f"d out participant {ATLASES} --shard 3/2", "--shard: expected a shard from 1 to 2, got 3"),

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 
+from gpumask.bids.content import check_content
 from gpumask.cli.output import USER_ERRORS, kept_volumes, refuse, show_details, tell
 from gpumask.cli.parser import CHOOSING, check_cutoffs
 from gpumask.cli.usage import check_confounds, check_dask, check_out, check_store, split_atlases
@@ -57,6 +58,10 @@ def _plan_cohort(args):
         new_figure((1, 1))
     first, n_shards = shard(args.shard)
     chosen = {name: getattr(args, name) for name in CHOOSING}
+    if not args.source.exists():
+        check_content(args.source)
+        msg = f"FMRIPREP_DIR: no such folder, or list of runs: {args.source}"
+        raise FileNotFoundError(msg)
     is_folder = args.source.is_dir()
     for name, option in CHOOSING.items():
         if chosen[name] and not is_folder:
