@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from gpumask import backend
-from gpumask.kernels import smoothing
+from gpumask.kernels import compiled, smoothing
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -82,3 +82,12 @@ def data():
 def products(request, monkeypatch):
     """How volumes are multiplied with matrices on NumPy: no band is narrow on grids as small as the tests'."""
     monkeypatch.setattr(smoothing, "_WIDEST_BAND", {"BLAS": 0.0, "bands": 1.0}[request.param])
+
+
+@pytest.fixture(params=["compiled", "numpy"])
+def either(request, monkeypatch):
+    """Run a test with the compiled kernels, and with NumPy's."""
+    if request.param == "numpy":
+        monkeypatch.setattr(compiled, "extension", None)
+    elif compiled.extension is None:
+        pytest.skip("gpumask was installed without a C compiler")

@@ -35,14 +35,6 @@ def numbers(shape, dtype="f8"):
     return np.arange(np.prod(shape)).reshape(shape).astype(dtype)
 
 
-@pytest.fixture(params=["compiled", "numpy"])
-def either(request, monkeypatch):
-    if request.param == "numpy":
-        monkeypatch.setattr(compiled, "extension", None)
-    elif compiled.extension is None:
-        pytest.skip("gpumask was installed without a C compiler")
-
-
 ENDS = "`offsets` must start at 0 and end at {}, the length of `indices`, got {} to {}."
 FALLS = "`offsets` must never decrease, got {} after {}. An empty region repeats an offset."
 NEGATIVE = "`indices` must be voxels, counted from 0, got {}. Leave out voxels that are in no region."

@@ -21,14 +21,6 @@ SIGMA = (0.8, 1.7, 1.2)
 IDS = [3, 9, 1, 7]  # of which 9 has no voxel
 
 
-@pytest.fixture(params=["compiled", "numpy"])
-def either(request, monkeypatch):
-    if request.param == "numpy":
-        monkeypatch.setattr(compiled, "extension", None)
-    elif compiled.extension is None:
-        pytest.skip("gpumask was installed without a C compiler")
-
-
 def some_labels():
     """Regions at corners, across the whole volume, in pieces, and of one voxel."""
     labels = np.random.default_rng(0).choice([0, 0, 1, 3], SHAPE)
