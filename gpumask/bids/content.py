@@ -11,7 +11,7 @@ _POINTERS = {
 
 
 def absence(path: str | os.PathLike) -> str | None:
-    """Why the content of a listed file isn't here, or None if it is, or if there is no such file at all."""
+    """The reason why a listed file has no content here; None if it has, or if no such file exists."""
     try:
         state = os.stat(path)  # noqa: PTH116
     except OSError:

@@ -153,8 +153,7 @@ def _falls_short(configuration, record):
 def check_unchanged(configuration: Configuration, runs: Iterable[Run]) -> None:
     """Raise ValueError if outputs of the same names exist that were made with other options or another atlas.
 
-    Another version of gpumask alone is no reason: such outputs are made again. With ``configuration.overwrite`` nothing
-    is checked.
+    Outputs that differ only in gpumask's version are made again. With ``configuration.overwrite`` nothing is checked.
     """
     if configuration.overwrite:
         return

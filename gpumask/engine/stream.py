@@ -91,7 +91,7 @@ def _chunk_size(volumes):
 
 
 def _range(volumes):
-    """Smallest and largest finite value of a run, including 0."""
+    """Range of 0 and the finite values of a run."""
     low = high = 0.0
     for chunk in volumes.chunks(_chunk_size(volumes)):
         data = chunk.data

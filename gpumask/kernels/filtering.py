@@ -83,7 +83,7 @@ def _valid_cutoff(kind, frequency, nyquist):
 
 
 def fft_length(n: int) -> int:
-    """Smallest even length, of at least `n`, that the FFT is fast for.
+    """Smallest even length for a fast FFT of `n` or more samples.
 
     For odd lengths cuFFT transforms two rows as one, and they leak into each other. On an H100, a column of zeros next
     to noise came out as 5e-17, which standardizing turned into a z-score.
