@@ -84,13 +84,11 @@ class CubicResampling:
             ]
             points = np.ravel_multi_index(wanted - first[:, None], last - first, order="F")
             return cls(shape, matrices[::-1], points=points)
-        # In the order of SciPy's own sum: a point that rounding moves across the border of the source changes from
-        # the border's value to 0.
-        coordinates = np.zeros(wanted.shape)
-        for axis in range(3):
-            for column in range(3):
-                coordinates[axis] += wanted[column] * matrix[axis, column]
-            coordinates[axis] += offset[axis]
+        # In the order of SciPy's own sum (since 1.16 the offset comes first): a point that rounding moves across the
+        # border of the source changes from the border's value to 0.
+        coordinates = np.tile(offset[:, None], wanted.shape[1])
+        for column in range(3):
+            coordinates += matrix[:, column, None] * wanted[column]
         coordinates = coordinates[::-1]
         matrices = [scipy.ndimage.spline_filter1d(np.eye(n), 3, axis=0, mode="mirror") for n in shape]
         return cls(shape, matrices, coordinates=np.ascontiguousarray(coordinates))
