@@ -15,7 +15,7 @@ import numpy as np
 import scipy
 
 from gpumask import __version__
-from gpumask.choices import NAN_POLICIES, STANDARDIZE, STRATEGIES, TARGETS, check_type
+from gpumask.choices import MAX_FWHM, NAN_POLICIES, STANDARDIZE, STRATEGIES, TARGETS, check_type
 from gpumask.confounds.high_variance import high_variance_confounds
 from gpumask.engine.plan import Plan, compile_plan
 from gpumask.engine.regions import Regions, RegionsOnGrid
@@ -94,8 +94,8 @@ class Settings:
         if is_bool:
             msg = "'dtype' cannot be bool"
             raise TypeError(msg)
-        if self.smoothing_fwhm is not None and not 0 <= self.smoothing_fwhm < np.inf:
-            msg = f"`smoothing_fwhm` must be a width in mm, 0 or more, got {self.smoothing_fwhm}."
+        if self.smoothing_fwhm is not None and not 0 <= self.smoothing_fwhm <= MAX_FWHM:
+            msg = f"`smoothing_fwhm` must be a width in mm from 0 to {MAX_FWHM}, got {self.smoothing_fwhm}."
             raise ValueError(msg)
         if self.min_coverage is not None and not 0 <= self.min_coverage <= 1:
             msg = f"`min_coverage` must be a share of a region's voxels between 0 and 1, got {self.min_coverage}."

@@ -393,9 +393,14 @@ def test_choices(name, choices, values):
 @pytest.mark.parametrize(
     ("parameters", "error", "message"),
     [
-        ({"smoothing_fwhm": -1}, ValueError, "`smoothing_fwhm` must be a width in mm, 0 or more, got -1."),
-        ({"smoothing_fwhm": np.nan}, ValueError, "`smoothing_fwhm` must be a width in mm, 0 or more, got nan."),
-        ({"smoothing_fwhm": np.inf}, ValueError, "`smoothing_fwhm` must be a width in mm, 0 or more, got inf."),
+        ({"smoothing_fwhm": -1}, ValueError, "`smoothing_fwhm` must be a width in mm from 0 to 1000, got -1."),
+        ({"smoothing_fwhm": np.nan}, ValueError, "`smoothing_fwhm` must be a width in mm from 0 to 1000, got nan."),
+        ({"smoothing_fwhm": np.inf}, ValueError, "`smoothing_fwhm` must be a width in mm from 0 to 1000, got inf."),
+        (
+            {"smoothing_fwhm": 1e8},
+            ValueError,
+            "`smoothing_fwhm` must be a width in mm from 0 to 1000, got 100000000.0.",
+        ),
         ({"dtype": bool}, TypeError, "'dtype' cannot be bool"),
         ({"dtype": "bool"}, TypeError, "'dtype' cannot be bool"),
         ({"dtype": "float33"}, TypeError, "'dtype' must be a NumPy dtype, 'auto' or None.\nGot: 'float33'"),

@@ -234,6 +234,7 @@ def test_unwritable_folder_exits_2(capsys, monkeypatch):
         (f"extract {BOLD} --atlas a.nii --strategy mode", "argument --strategy: invalid choice: 'mode'"),
         (f"extract {BOLD} --atlas a.nii --t-r 0", "argument --t-r: expected a positive number, got '0'"),
         (f"extract {BOLD} --atlas a.nii --low-pass nan", "argument --low-pass: expected a positive number, got 'nan'"),
+        (f"extract {BOLD} --atlas a.nii --smoothing-fwhm 1e8", "expected a width of at most 1000 mm, got '1e8'"),
         (f"extract {BOLD} --atlas a.nii --smoothing-fwhm x", "expected a positive number, got 'x'"),
         (f"extract {BOLD} --atlas a.nii --background-label x", "argument --background-label: invalid"),
         (f"extract {BOLD} --atlas a.nii --over", "unrecognized arguments: --over"),

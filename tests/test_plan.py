@@ -1,6 +1,8 @@
 """Plans against smoothing every volume with SciPy and reducing it region by region."""
 
 import pickle
+import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -289,3 +291,26 @@ def test_same_bits_for_any_number_of_volumes(put, strategy, grid, way):
     whole = run(plan, volumes, put)
     for t in range(5):
         np.testing.assert_array_equal(run(plan, volumes[t : t + 1], put), whole[t : t + 1])
+
+
+def test_absurdly_many_voxels_of_smoothing():
+    small = Grid(SHAPE, np.diag([1e-5, 2e-5, 1e-5, 1]), "tiny.nii")
+    message = (
+        "`smoothing_fwhm` of 6 mm has a standard deviation of 2.55e+05 voxels of tiny.nii (voxel sizes "
+        "[1.e-05 2.e-05 1.e-05] mm), expected at most 10000. Choose a smaller width, or correct the image's header."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        compile_plan(some_labels(), IDS, small, smoothing_fwhm=6)
+
+
+def test_memory_of_the_estimate_for_scattered_regions():
+    """64 sampled regions, each of which reaches nearly every voxel: they aren't folded at once."""
+    shape = (40, 40, 40)
+    labels = np.random.default_rng(0).integers(1, 101, shape)
+    tracemalloc.start()
+    plan = compile_plan(labels, np.arange(1, 101), Grid(shape, np.diag([2.0, 2, 2, 1])), smoothing_fwhm=6)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert plan.way == "staged"
+    assert plan.estimate["folded"] > 100 * 64_000 * 0.9 * 0.12e-6
+    assert peak < 25e6  # 64 x 64 000 weights of 12 bytes are 49 MB

@@ -1,6 +1,7 @@
 """Gaussian smoothing against loops with explicit mirroring, and against SciPy."""
 
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from scipy.ndimage import gaussian_filter, gaussian_filter1d
 from gpumask import backend
 from gpumask.kernels import compiled
 from gpumask.kernels.smoothing import (
+    MAX_SIGMA,
     apply_along,
     apply_separable,
     fwhm_to_sigma,
@@ -93,10 +95,19 @@ def test_result_is_a_copy_even_where_nothing_is_smoothed(put):
     assert float(volumes[0, 0]) == 1
 
 
+def test_widest_gaussian_averages_and_needs_little_memory():
+    tracemalloc.start()
+    matrix = smoothing_matrix(100, MAX_SIGMA)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_allclose(matrix, 0.01, rtol=1e-4)
+    assert peak < 5e6  # one row of the kernel, not one for each voxel: 100 times 80 001 weights
+
+
 @pytest.mark.parametrize("sigma", [[1, 1, 1], [-0.1], [1, -1]])
 def test_impossible_sigma(put, sigma):
     floats = [float(s) for s in sigma]
-    expected = f"`sigma` must hold at most 2 non-negative numbers, one per axis to smooth, got {floats}."
+    expected = f"`sigma` must hold at most 2 numbers from 0 to 10000, one per axis to smooth, got {floats}."
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
         gaussian_smooth(put(np.ones((3, 4))), sigma)
 

@@ -1,6 +1,7 @@
 """Compiled weights: smoothed indicators against scipy's Gaussian, blocks against a count by hand, C against NumPy."""
 
 import pickle
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
@@ -67,6 +68,31 @@ def test_fold_is_the_smoothed_indicator(sigma):
         assert (np.diff(indices[entries]) > 0).all()
         assert (weights[entries] > 0).all()
     assert offsets[1] == offsets[2]
+
+
+@pytest.mark.usefixtures("either")
+def test_memory_of_folding_regions_with_stray_voxels():
+    """20 blocks of 27 voxels, each with a voxel in two corners: a box of 64 000 voxels, 1300 of which are reached."""
+    shape, sigma = (40, 40, 40), 0.5
+    labels = np.zeros(shape, "i2")
+    for k in range(20):
+        labels[8 + 4 * (k // 5) :, 8 + 4 * (k % 5) :, 20:][:3, :3, :3] = k + 1
+        labels[0, k, 0] = labels[-1, k, -1] = k + 1
+    segments = Segments.from_labels(labels.ravel(), np.arange(1, 21))
+    assert segments.counts.tolist() == [29] * 20
+    each = [smoothing_matrix(n, sigma) for n in shape]
+    tracemalloc.start()
+    indices, offsets, weights = fold(segments.indices, segments.offsets, each)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5e6  # the boxes would be 15 MB
+    for region in (0, 7, 19):
+        entries = slice(offsets[region], offsets[region + 1])
+        volume = np.zeros(shape)
+        volume.ravel()[indices[entries]] = weights[entries]
+        expected = scipy.ndimage.gaussian_filter((labels == region + 1).astype(float), sigma)
+        np.testing.assert_allclose(volume, expected, rtol=1e-12, atol=1e-17)
+        np.testing.assert_array_equal(indices[entries], np.flatnonzero(expected))
 
 
 @needs_compiled

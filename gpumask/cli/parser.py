@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gpumask import __version__
 from gpumask.bids.content import check_content
-from gpumask.choices import STANDARDIZE, STRATEGIES, TARGETS
+from gpumask.choices import MAX_FWHM, STANDARDIZE, STRATEGIES, TARGETS
 
 _LEVELS = ("participant", "group")
 CHOOSING = {
@@ -249,7 +249,7 @@ def _add_cohort(commands):
 
 def _add_signals(add):
     add("--strategy", choices=STRATEGIES, default="mean", help="statistic of a region's voxels (default: mean)")
-    add("--smoothing-fwhm", metavar="MM", type=positive, help="FWHM of the Gaussian smoothing kernel, in mm")
+    add("--smoothing-fwhm", metavar="MM", type=_width, help="FWHM of the Gaussian smoothing kernel, in mm")
     add("--detrend", action="store_true", help="remove mean and linear trend")
     add("--low-pass", metavar="HZ", type=positive, help="remove higher frequencies (Butterworth)")
     add("--high-pass", metavar="HZ", type=positive, help="remove lower frequencies (Butterworth)")
@@ -329,6 +329,14 @@ def _dummy_scans(text):
         return text if text == "auto" else int(text)
     msg = f"expected auto or a number of volumes, got {text!r}"
     raise argparse.ArgumentTypeError(msg)
+
+
+def _width(text):
+    width = positive(text)
+    if width > MAX_FWHM:
+        msg = f"expected a width of at most {MAX_FWHM} mm, got {text!r}"
+        raise argparse.ArgumentTypeError(msg)
+    return width
 
 
 def _not_negative(text):

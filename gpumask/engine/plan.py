@@ -21,7 +21,7 @@ from gpumask.engine.overshoots import Overshoot
 from gpumask.engine.steps import Resampling, Smoothing
 from gpumask.images.grid import Grid
 from gpumask.kernels.segments import FoldedSegments, Segments, reduce
-from gpumask.kernels.smoothing import fwhm_to_sigma, smoothing_matrix
+from gpumask.kernels.smoothing import MAX_SIGMA, fwhm_to_sigma, smoothing_matrix
 from gpumask.kernels.weights import fold
 
 # Nanoseconds on one core of a Xeon with AVX-512 (banded products: of an EPYC with AVX2). Only their ratios matter: they
@@ -32,6 +32,7 @@ _NS_PER_MULTIPLY = 0.04  # one multiply-add of a dense float64 product by BLAS
 _NS_PER_BANDED = 0.17  # one multiply-add of a banded product
 _MAX_WEIGHTS = 12_000_000  # 14 bytes each
 _SAMPLED_REGIONS = 64
+_SAMPLES = 8  # that these regions are divided into
 _SMOOTHED = 4  # volumes that are smoothed at once on the CPU, in float64
 
 
@@ -312,14 +313,22 @@ def compile_plan(
     Raises
     ------
     ValueError
-        If `nan_policy` is unknown, or "omit" with resampling or a smoothed statistic other than mean and sum.
+        If the Gaussian is wider than `gpumask.kernels.smoothing.MAX_SIGMA`, or if `nan_policy` is unknown, or "omit"
+        with resampling or a smoothed statistic other than mean and sum.
     """
     counts, folded = segments.counts, False
     smoothing: Smoothing | None = None
     estimate: dict[str, float] = {}
     if smoothing_fwhm:
-        sigmas = zip(region_grid.shape, fwhm_to_sigma(smoothing_fwhm, region_grid.voxel_sizes), strict=True)
-        matrices = [smoothing_matrix(n, sigma) for n, sigma in sigmas][::-1]
+        sigmas = fwhm_to_sigma(smoothing_fwhm, region_grid.voxel_sizes)
+        if sigmas.max() > MAX_SIGMA:
+            msg = (
+                f"`smoothing_fwhm` of {smoothing_fwhm:g} mm has a standard deviation of {sigmas.max():.3g} voxels of "
+                f"{region_grid.name} (voxel sizes {region_grid.voxel_sizes} mm), expected at most {MAX_SIGMA}. "
+                "Choose a smaller width, or correct the image's header."
+            )
+            raise ValueError(msg)
+        matrices = [smoothing_matrix(n, sigma) for n, sigma in zip(region_grid.shape, sigmas, strict=True)][::-1]
         shape = region_grid.shape[::-1]
         smoothing, smoothed = Smoothing.compile(segments, shape, matrices)
         ns = smoothing.multiplications * (_NS_PER_BANDED if smoothing.multiplies_bands else _NS_PER_MULTIPLY)
@@ -362,8 +371,13 @@ def _expected_weights(segments, shape, matrices):
     """Expected number of folded weights, and of voxels with a weight, from a sample of the regions."""
     full = np.flatnonzero(segments.counts)
     sample = full[np.linspace(0, len(full) - 1, min(_SAMPLED_REGIONS, len(full))).astype(int)]
-    some = [segments.indices[slice(*segments.bounds[region : region + 2])] for region in sample]
-    offsets = np.cumsum([0, *map(len, some)])
-    _, _, weights = fold(np.concatenate([segments.indices[:0], *some]), offsets, matrices)
-    n_weights = len(weights) / max(len(sample), 1) * len(full)
+    n_folded = n_sampled = 0
+    for k in range(_SAMPLES):  # one after another: scattered regions have a weight in every voxel
+        some = [segments.indices[slice(*segments.bounds[region : region + 2])] for region in sample[k::_SAMPLES]]
+        offsets = np.cumsum([0, *map(len, some)])
+        _, _, weights = fold(np.concatenate([segments.indices[:0], *some]), offsets, matrices)
+        n_folded, n_sampled = n_folded + len(weights), n_sampled + len(some)
+        if n_folded > _MAX_WEIGHTS:
+            break
+    n_weights = n_folded / max(n_sampled, 1) * len(full)
     return n_weights, min(n_weights, np.prod(shape, dtype=float))

@@ -14,6 +14,7 @@ import numpy as np
 from gpumask import backend
 from gpumask.kernels import compiled
 
+MAX_SIGMA = 10_000  # voxels: more than any image has, so a wider Gaussian averages whole lines
 # Bands up to this share of a matrix's columns are multiplied alone.
 _WIDEST_BAND = 0.5
 
@@ -52,22 +53,22 @@ def smoothing_matrix(n: int, sigma: float, truncate: float = 4.0) -> np.ndarray:
     Raises
     ------
     ValueError
-        If `sigma` is negative or not finite.
+        If `sigma` is negative, not finite or larger than `MAX_SIGMA`.
     """
-    if not 0 <= sigma < np.inf:
-        msg = f"`sigma` must be a non-negative number of voxels, got {sigma}."
+    if not 0 <= sigma <= MAX_SIGMA:
+        msg = f"`sigma` must be a number of voxels from 0 to {MAX_SIGMA}, got {sigma}."
         raise ValueError(msg)
-    if sigma == 0:
+    if sigma == 0 or n == 0:
         return np.eye(n)
     radius = int(truncate * sigma + 0.5)
     offsets = np.arange(-radius, radius + 1)
     kernel = np.exp(-0.5 * (offsets / sigma) ** 2)
     kernel /= kernel.sum()
-    source = (np.arange(n)[:, None] + offsets) % (2 * n)
-    source = np.minimum(source, 2 * n - 1 - source)  # d c b a | a b c d | d c b a, however far it reaches
-    matrix = np.zeros((n, n))
-    np.add.at(matrix, (np.arange(n)[:, None], source), kernel)
-    return matrix
+    # The mirrored line d c b a | a b c d | d c b a repeats after 2 n voxels, and so the kernel is summed up first.
+    period = 2 * n
+    kernel = np.bincount(offsets % period, kernel, period)
+    weights = kernel[(np.arange(period) - np.arange(n)[:, None]) % period]
+    return weights[:, :n] + weights[:, : n - 1 : -1]
 
 
 def gaussian_smooth(volumes: backend.Array, sigma: Sequence[float], truncate: float = 4.0) -> backend.Array:
@@ -89,15 +90,18 @@ def gaussian_smooth(volumes: backend.Array, sigma: Sequence[float], truncate: fl
     Raises
     ------
     ValueError
-        If `sigma` has more numbers than `volumes` axes, or a negative or non-finite one.
+        If `sigma` has more numbers than `volumes` axes, or one that is negative or larger than `MAX_SIGMA`.
 
     Notes
     -----
     Equals ``scipy.ndimage.gaussian_filter(mode="reflect")`` of float64 data along these axes, to rounding.
     """
     sigma = [float(s) for s in sigma]
-    if len(sigma) > volumes.ndim or not all(0 <= s < np.inf for s in sigma):
-        msg = f"`sigma` must hold at most {volumes.ndim} non-negative numbers, one per axis to smooth, got {sigma}."
+    if len(sigma) > volumes.ndim or not all(0 <= s <= MAX_SIGMA for s in sigma):
+        msg = (
+            f"`sigma` must hold at most {volumes.ndim} numbers from 0 to {MAX_SIGMA}, one per axis to smooth, "
+            f"got {sigma}."
+        )
         raise ValueError(msg)
     axes = range(volumes.ndim - len(sigma), volumes.ndim)
     matrices = [smoothing_matrix(volumes.shape[axis], s, truncate) for axis, s in zip(axes, sigma, strict=True)]

@@ -35,7 +35,7 @@ class NiftiLabelsMasker(VolumesMasker):
     mask_img : path, nibabel image, list of these or None, default=None
         Voxels that are 0 in the mask are ignored. If None, there is no mask.
     smoothing_fwhm : float or None, default=None
-        FWHM of the Gaussian smoothing kernel, in mm. If None, volumes aren't smoothed.
+        FWHM of the Gaussian smoothing kernel, in mm, at most 1000. If None, volumes aren't smoothed.
     standardize : {"zscore_sample", "zscore", "psc", True, False, None}, default=False
         "zscore_sample" or True: mean 0 and sample variance (ddof=1) 1. "zscore": population variance 1. "psc": percent
         signal change. None or False: signals aren't standardized.

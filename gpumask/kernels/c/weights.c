@@ -1,9 +1,14 @@
 /* Compiling the weights of segments; called by weights.py only.
 
-   `fold` smooths the indicator of each region: three products with banded matrices in the box that they reach. */
+   `fold` smooths the indicator of each region: three products with banded matrices in the box that they reach. A few
+   stray voxels make this box as large as the volume, so lines of zeros are skipped, and the result grows by what is in
+   the boxes. */
 
 #include "arrays.h"
 #include "bands.h"
+
+/* A region that fills less than this part of its box is searched for lines of zeros; others lose time by it. */
+enum { SPARSE = 16 };
 
 typedef struct {
     Py_ssize_t lo[3], hi[3];       /* of the region */
@@ -44,15 +49,22 @@ static size_t room_of(const Box *b) {
     return inner(b, 0) * y * x;
 }
 
+static int all_zero(const double *values, size_t n) {
+    size_t i = 0;
+    while (i < n && values[i] == 0) i++;
+    return i == n;
+}
+
 /* Multiplies along one axis: `from`, shape (before, hi - lo, after), to `to`, shape (before, last - first, after). */
-static void smooth(const Axis *axis, const Box *box, int a, size_t before, size_t after, const double *restrict from,
-                   double *restrict to) {
+static void smooth(const Axis *axis, const Box *box, int a, size_t before, size_t after, int sparse,
+                   const double *restrict from, double *restrict to) {
     const size_t n_from = inner(box, a), n_to = outer(box, a);
     memset(to, 0, before * n_to * after * sizeof(double));
     for (size_t b = 0; b < before; b++)
         for (size_t i = 0; i < n_from; i++) {
             const Py_ssize_t place = box->lo[a] + (Py_ssize_t)i;
             const double *source = from + (b * n_from + i) * after;
+            if (sparse && all_zero(source, after)) continue;
             for (Py_ssize_t j = axis->first[place]; j < axis->last[place]; j++) {
                 const double weight = axis->matrix[place * axis->n + j];
                 double *target = to + (b * n_to + (size_t)(j - box->first[a])) * after;
@@ -64,6 +76,7 @@ static void smooth(const Axis *axis, const Box *box, int a, size_t before, size_
 /* Smoothed indicator of one region, shape (z, y, x) of the box, into `parts[1]`; `parts[0]` is scratch. */
 static void smooth_region(const Axis *axes, const Box *box, const int32_t *voxels, Py_ssize_t n, double **parts) {
     const size_t z = inner(box, 0), y = inner(box, 1), x = inner(box, 2);
+    const int sparse = (size_t)n < z * y * x / SPARSE;
     memset(parts[0], 0, z * y * x * sizeof(double));
     for (Py_ssize_t v = 0; v < n; v++) {
         const Py_ssize_t plane = voxels[v] / axes[2].n;
@@ -71,9 +84,21 @@ static void smooth_region(const Axis *axes, const Box *box, const int32_t *voxel
                               (size_t)(voxels[v] % axes[2].n - box->lo[2])};
         parts[0][(at[0] * y + at[1]) * x + at[2]] = 1;
     }
-    smooth(&axes[2], box, 2, z * y, 1, parts[0], parts[1]);
-    smooth(&axes[1], box, 1, z, outer(box, 2), parts[1], parts[0]);
-    smooth(&axes[0], box, 0, 1, outer(box, 1) * outer(box, 2), parts[0], parts[1]);
+    smooth(&axes[2], box, 2, z * y, 1, sparse, parts[0], parts[1]);
+    smooth(&axes[1], box, 1, z, outer(box, 2), sparse, parts[1], parts[0]);
+    smooth(&axes[0], box, 0, 1, outer(box, 1) * outer(box, 2), sparse, parts[0], parts[1]);
+}
+
+/* Gives both bytearrays room for `needed` entries, and half as many again if they had less before. */
+static int grow(PyObject *indices, PyObject *weights, size_t needed, size_t *capacity) {
+    if (needed <= *capacity) return 0;
+    if (needed > PY_SSIZE_T_MAX / (2 * sizeof(double))) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    *capacity = *capacity ? needed + needed / 2 : needed;
+    if (PyByteArray_Resize(indices, (Py_ssize_t)(*capacity * sizeof(int32_t))) < 0) return -1;
+    return PyByteArray_Resize(weights, (Py_ssize_t)(*capacity * sizeof(double)));
 }
 
 /* fold(indices, offsets, matrix_z, matrix_y, matrix_x, new_offsets) -> (new indices, weights), as bytearrays */
@@ -117,7 +142,7 @@ PyObject *fold(PyObject *Py_UNUSED(module), PyObject *args) {
         }
     boxes = malloc((size_t)(n_regions + 1) * sizeof(Box));
     if (!boxes) goto no_memory;
-    size_t largest = 1, bound = 0;
+    size_t largest = 1, bound = 1, filled = 0, capacity = 0;
     for (Py_ssize_t r = 0; r < n_regions; r++) {
         const Py_ssize_t count = offsets[r + 1] - offsets[r];
         if (!count) continue;
@@ -125,26 +150,37 @@ PyObject *fold(PyObject *Py_UNUSED(module), PyObject *args) {
         const size_t size = outer(&boxes[r], 0) * outer(&boxes[r], 1) * outer(&boxes[r], 2);
         largest = max_of(largest, max_of(size, room_of(&boxes[r])));
         bound += size;
-        if (bound > PY_SSIZE_T_MAX / sizeof(double)) goto no_memory;
     }
     room = malloc(2 * largest * sizeof(double));
-    new_indices = PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)(bound * sizeof(int32_t)));
-    weights = PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)(bound * sizeof(double)));
+    new_indices = PyByteArray_FromStringAndSize(NULL, 0);
+    weights = PyByteArray_FromStringAndSize(NULL, 0);
     if (!room) goto no_memory;
     if (!new_indices || !weights) goto done;
-    int32_t *voxel = (int32_t *)PyByteArray_AsString(new_indices);
-    double *weight = (double *)PyByteArray_AsString(weights);
+    /* Compact regions reach less than this many voxels for each of theirs. */
+    const size_t usual = 16 * (size_t)n_entries;
+    if (grow(new_indices, weights, bound < usual ? bound : usual, &capacity) < 0) goto done;
     int64_t *new_offsets = views[NEW_OFFSETS].buf;
     double *parts[2] = {room, room + largest};
-    size_t filled = 0;
+    int failed = 0;
     Py_BEGIN_ALLOW_THREADS
     new_offsets[0] = 0;
-    for (Py_ssize_t r = 0; r < n_regions; r++) {
+    for (Py_ssize_t r = 0; r < n_regions && !failed; r++) {
         const Py_ssize_t count = offsets[r + 1] - offsets[r];
         if (count) {
             const Box *box = &boxes[r];
             smooth_region(axes, box, indices + offsets[r], count, parts);
             const double *value = parts[1];
+            const size_t size = outer(box, 0) * outer(box, 1) * outer(box, 2);
+            if (filled + size >= capacity) { /* count them, and one more: the loop writes behind the last entry */
+                size_t more = 1;
+                for (size_t i = 0; i < size; i++) more += value[i] != 0;
+                Py_BLOCK_THREADS
+                failed = grow(new_indices, weights, filled + more, &capacity);
+                Py_UNBLOCK_THREADS
+                if (failed) break;
+            }
+            int32_t *voxel = (int32_t *)PyByteArray_AsString(new_indices);
+            double *weight = (double *)PyByteArray_AsString(weights);
             for (Py_ssize_t z = box->first[0]; z < box->last[0]; z++)
                 for (Py_ssize_t y = box->first[1]; y < box->last[1]; y++) {
                     const Py_ssize_t line = (z * axes[1].n + y) * axes[2].n;
@@ -158,7 +194,7 @@ PyObject *fold(PyObject *Py_UNUSED(module), PyObject *args) {
         new_offsets[r + 1] = (int64_t)filled;
     }
     Py_END_ALLOW_THREADS
-    if (PyByteArray_Resize(new_indices, (Py_ssize_t)(filled * sizeof(int32_t))) == 0 &&
+    if (!failed && PyByteArray_Resize(new_indices, (Py_ssize_t)(filled * sizeof(int32_t))) == 0 &&
         PyByteArray_Resize(weights, (Py_ssize_t)(filled * sizeof(double))) == 0)
         result = PyTuple_Pack(2, new_indices, weights);
     goto done;
