@@ -1,8 +1,11 @@
 """The stream of volumes against nibabel's own reading, and what it says of broken input."""
 
+import bz2
 import gzip
+import math
 import os
 import re
+import struct
 import threading
 import tracemalloc
 from pathlib import Path
@@ -489,7 +492,8 @@ def test_compressed_files_are_read_once(gz, monkeypatch):
 
     monkeypatch.setattr(decoding.Decoder, "_read", counting)
     stream = open_volumes(gz)
-    assert not opened
+    assert sum(n_bytes) == 352  # the header, and no extension
+    opened.clear(), n_bytes.clear()
     read(stream, 3)
     assert opened == [str(gz)]
     assert sum(n_bytes) == 352 + np.prod(SHAPE) * 2
@@ -746,6 +750,173 @@ def test_header_that_promises_too_much(tmp_path, suffix):
         open_volumes(path)
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()
+
+
+def with_offset(raw, offset):
+    header = bytearray(raw)
+    struct.pack_into("<f", header, 108, offset)
+    return bytes(header)
+
+
+COMPRESS = {".gz": gzip.compress, ".bz2": bz2.compress, ".zst": lambda raw: zstd().compress(raw)}
+
+
+def zstd():
+    return pytest.importorskip("backports.zstd")
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize("pair", [False, True])
+def test_offset_behind_the_end_is_skipped_to_in_pieces(tmp_path, suffix, pair):
+    """A small file holds 2**22 bytes of zeros, and the header places the first volume behind them."""
+    img = nifti(values())
+    (nib.Nifti1Pair(values(), AFFINE) if pair else img).to_filename(tmp_path / ("bold.img" if pair else "bold.nii"))
+    name, rest = ("bold.hdr", b"") if pair else ("bold.nii", bytes(2**22))
+    raw = with_offset((tmp_path / name).read_bytes(), 2.0**24) + rest
+    (tmp_path / (name + suffix)).write_bytes(COMPRESS[suffix](raw))
+    path = tmp_path / f"bold.{'img' if pair else 'nii'}{suffix}"
+    if pair:
+        path.write_bytes(COMPRESS[suffix](bytes(2**22)))
+        n_bytes = 2**22
+    else:
+        n_bytes = len(raw)
+    with path.open("ab") as file:  # so that the file could hold 2**24 bytes
+        file.write(COMPRESS[suffix](np.random.default_rng(0).bytes(2**15)))
+    n_bytes += 2**15
+    stream = open_volumes(path)
+    tracemalloc.start()
+    with pytest.raises(ImageError) as caught:
+        read(stream)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert message(caught) == (
+        f"{path} is truncated or its header is wrong: it ends after {n_bytes} bytes, but by vox_offset in the header "
+        f"its first volume starts at byte {2**24}. Copy or create the file again."
+    )
+    assert peak < 5e6
+
+
+@pytest.mark.parametrize("suffix", ["", *COMPRESS])
+@pytest.mark.parametrize("cls", [nib.Nifti1Pair, nib.AnalyzeImage, nib.Spm99AnalyzeImage])
+@pytest.mark.parametrize("offset", [-16.0, -1e30])
+def test_negative_offset_of_a_pair(tmp_path, cls, suffix, offset):
+    cls(values(), AFFINE).to_filename(tmp_path / "bold.img")
+    header, data = (tmp_path / name for name in ("bold.hdr", "bold.img"))
+    header.write_bytes(with_offset(header.read_bytes(), offset))
+    (tmp_path / "bold.mat").unlink(missing_ok=True)
+    if suffix:
+        for path in (header, data):
+            Path(f"{path}{suffix}").write_bytes(COMPRESS[suffix](path.read_bytes()))
+            path.unlink()
+    path = f"{data}{suffix}"
+    with pytest.raises(ImageError) as caught:
+        open_volumes(path)
+    assert message(caught) == (
+        f"The header of {path} is wrong: by its vox_offset the values start at byte {int(np.float32(offset))} of "
+        f"{path}, expected 0 or more. Copy or create the file again."
+    )
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize(("cls", "order"), [(nib.Nifti1Image, "<"), (nib.Nifti2Image, "<"), (nib.Nifti1Pair, ">")])
+def test_extensions_larger_than_any_are_refused_unread(tmp_path, suffix, cls, order):
+    """nibabel would load them: a few kilobytes of bzip2 hold 2 GB."""
+    size = 2**26 + 16
+    pair = cls is nib.Nifti1Pair
+    image = cls(values(), AFFINE, cls.header_class(endianness=order))
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"before"))
+    image.to_filename(tmp_path / ("bold.img" if pair else "bold.nii"))
+    path = tmp_path / ("bold.hdr" if pair else "bold.nii")
+    raw = bytearray(path.read_bytes())
+    n_header = struct.unpack_from(order + "i", raw)[0]
+    end = n_header + 4 + struct.unpack_from(order + "i", raw, n_header + 4)[0]
+    if not pair:
+        at, kind = (108, "f") if n_header == 348 else (168, "q")
+        struct.pack_into(order + kind, raw, at, end + 2 * size)
+    raw = bytes(raw[:end]) + struct.pack(order + "ii", size, 6)
+    whole, told = Path(f"{path}{suffix}"), tmp_path / f"bold.{'img' if pair else 'nii'}{suffix}"
+    told.write_bytes(COMPRESS[suffix](bytes(1000)))
+    whole.write_bytes(COMPRESS[suffix](raw))
+    with pytest.raises(ImageError) as caught:
+        open_volumes(told)
+    assert message(caught) == (
+        f"The header of {whole} is wrong: its extensions have {end - n_header - 4 + size} bytes or more, expected at "
+        "most 67108864. Copy or create the file again, without extensions."
+    )
+
+
+def test_extensions_of_usual_size(tmp_path):
+    """What looks like one behind the last of them belongs to the values."""
+    array = np.full(SHAPE, 2**14, "i2")
+    image = nifti(array)
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"a" * 1000))
+    image.to_filename(tmp_path / "bold.nii.gz")
+    np.testing.assert_array_equal(read(open_volumes(tmp_path / "bold.nii.gz")), rows(array))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # nibabel leaves it open
+@pytest.mark.parametrize("dims", [(2**31 - 1, 5, 6, 7), (2**16, 2**16, 6, 7)])
+def test_shape_that_overflows_the_header_types(tmp_path, dims):
+    nib.MGHImage(values(), AFFINE).to_filename(tmp_path / "bold.mgh")
+    path = tmp_path / "bold.mgh"
+    raw = bytearray(path.read_bytes())
+    struct.pack_into(">4i", raw, 4, *dims)
+    path.write_bytes(raw)
+    with pytest.raises(ImageError) as caught:
+        open_volumes(path)
+    assert message(caught) == (
+        f"{path} is truncated or its header is wrong: by shape and dtype in the header it should hold "
+        f"{284 + 2 * math.prod(dims)} bytes, but it has {len(raw)}. Copy or create the file again."
+    )
+
+
+@pytest.mark.parametrize("damage", ["shape", "cut", "missing"])
+def test_broken_afni_file(tmp_path, damage):
+    for name in ("scaled+tlrc.HEAD", "scaled+tlrc.BRIK"):
+        (tmp_path / name).write_bytes((Path(nib.__file__).parent / "tests" / "data" / name).read_bytes())
+    head, brik = tmp_path / "scaled+tlrc.HEAD", tmp_path / "scaled+tlrc.BRIK"
+    n_bytes, size = 47 * 54 * 43 * 2, brik.stat().st_size
+    if damage == "shape":
+        head.write_text(head.read_text().replace(" 47 54 43 0 0", " 47000 54000 43 0 0"))
+        n_bytes *= 10**6
+    elif damage == "cut":
+        size = 1000
+        os.truncate(brik, size)
+    else:
+        brik.unlink()
+    with pytest.raises(ImageError) as caught:
+        open_volumes(head)
+    promised = "is truncated or its header is wrong: by shape and dtype in the header it should hold"
+    assert message(caught) == (
+        f"{brik} can't be read: No such file or directory. The image's header refers to it."
+        if damage == "missing"
+        else f"{brik} {promised} {n_bytes} bytes, but it has {size}. Copy or create the file again."
+    )
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # nibabel leaves it open
+def test_cut_par_rec_file(tmp_path):
+    for name in ("phantom_EPI_asc_CLEAR_2_1.PAR", "phantom_EPI_asc_CLEAR_2_1.REC"):
+        (tmp_path / name).write_bytes((Path(nib.__file__).parent / "tests" / "data" / name).read_bytes()[:100_000])
+    path = tmp_path / "phantom_EPI_asc_CLEAR_2_1.PAR"
+    with pytest.raises(ImageError, match=f"^{re.escape(str(path.with_suffix('')))}.* (is truncated|can't be read)"):
+        read(open_volumes(path))
+
+
+def test_volumes_that_do_not_fit_in_memory(tmp_path, monkeypatch):
+    """A megabyte of bzip2 may promise a volume of a terabyte."""
+    nib.save(nifti(values()), tmp_path / "bold.nii.gz")
+    stream = open_volumes(tmp_path / "bold.nii.gz")
+
+    def take():
+        raise MemoryError
+
+    with pytest.raises(ImageError) as caught:
+        read(stream, take=take)
+    assert message(caught) == (
+        f"Not enough memory to read {tmp_path}/bold.nii.gz: by its header, a volume of shape (4, 5, 6) and type int16 "
+        "has 240 bytes. If that is wrong, create the file again; else free memory."
+    )
 
 
 def test_missing_zstd(tmp_path, monkeypatch):

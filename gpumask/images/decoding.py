@@ -4,7 +4,9 @@ import bz2
 import contextlib
 import gzip
 import io
+import math
 import os
+import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -23,9 +25,11 @@ except ImportError:  # no wheel for this platform: zlib takes about 2.5 times as
 _MAX_RATIO = {".gz": 1032, ".mgz": 1032, ".zst": 1 << 15, ".bz2": 1_434_352}
 
 _BLOCK = 1 << 17  # compressed bytes per read
+_PIECE = 1 << 20  # decompressed bytes that are held apart from the caller's memory
 _GZIP_MAGIC, _BZIP2_MAGIC = b"\x1f\x8b", b"BZh"
 # A frame, or a frame to skip: 16 magic numbers.
 _ZSTD_MAGIC = (b"\x28\xb5\x2f\xfd", *(bytes([i]) + b"\x2a\x4d\x18" for i in range(0x50, 0x60)))
+_MAX_EXTENSIONS = 1 << 26  # bytes; those of NIfTI files hold texts, of some megabytes at most
 _PADDING = 16  # No whole gzip member ends in more than 9 zero bytes, so 16 are padding.
 
 
@@ -71,6 +75,51 @@ def check_size(path: str | os.PathLike, expected: int) -> None:
             f"bytes, but it {how} {available}. Copy or create the file again."
         )
         raise ImageError(msg)
+
+
+def check_extensions(path: str | os.PathLike) -> None:
+    """Raise ImageError if the compressed NIfTI header at `path` has more than 64 MiB of extensions.
+
+    nibabel loads them together with the header. A file that isn't a NIfTI header, or is broken, passes.
+    """
+    with Decoder(path) as decoder:
+        try:
+            n_bytes = _extension_bytes(decoder)
+        except (ImageError, struct.error):  # nibabel reports it
+            return
+    if n_bytes > _MAX_EXTENSIONS:
+        msg = (
+            f"The header of {path} is wrong: its extensions have {n_bytes} bytes or more, expected at most "
+            f"{_MAX_EXTENSIONS}. Copy or create the file again, without extensions."
+        )
+        raise ImageError(msg)
+
+
+# By the size of a NIfTI header: where its magic is, and where and how the offset of the values is written.
+_FIELDS = {348: (344, 108, "f"), 540: (4, 168, "q")}
+
+
+def _extension_bytes(decoder):
+    """Sum of the sizes of a NIfTI header's extensions, up to the first that exceeds the limit."""
+    start = bytearray(4)
+    decoder.fill(start)
+    order = next((order for order in "<>" if struct.unpack(order + "i", start)[0] in _FIELDS), None)
+    if order is None:
+        return 0
+    (n_header,) = struct.unpack(order + "i", start)
+    magic, at, kind = _FIELDS[n_header]
+    rest = bytearray(n_header)  # of the header, and the four bytes behind it, of which the first announces extensions
+    decoder.fill(rest)
+    header, total = start + rest, 0
+    is_single = header[magic : magic + 2] == b"n+"
+    room = struct.unpack_from(order + kind, header, at)[0] - len(header) if is_single else math.inf
+    while header[n_header] and total <= _MAX_EXTENSIONS and total + 16 <= room:
+        decoder.fill(start)
+        n_bytes = max(struct.unpack(order + "i", start)[0], 16)
+        total += n_bytes
+        if total <= _MAX_EXTENSIONS:
+            decoder.skip(n_bytes - len(start))
+    return total
 
 
 class Decoder:
@@ -121,11 +170,22 @@ class Decoder:
                 )
                 raise ImageError(msg)
             n += got
-            self._position += got
 
     def skip(self, n_bytes: int) -> None:
-        """Skip the next `n_bytes`."""
-        self.fill(bytearray(n_bytes))
+        """Skip the `n_bytes` before the first volume, in pieces; ImageError if the file is shorter or corrupt."""
+        if missing := self._discard(n_bytes):
+            msg = (
+                f"{self._path} is truncated or its header is wrong: it ends after {n_bytes - missing} bytes, but by "
+                f"vox_offset in the header its first volume starts at byte {n_bytes}. Copy or create the file again."
+            )
+            raise ImageError(msg)
+
+    def _discard(self, n_bytes):
+        """Read `n_bytes` into nowhere; return how many of them the file lacks."""
+        scratch = memoryview(bytearray(min(n_bytes, _PIECE)))
+        while n_bytes and (got := self._read(scratch[:n_bytes])):
+            n_bytes -= got
+        return n_bytes
 
     def finish(self) -> None:
         """Read to the end of the stream, where decoders detect truncation and verify the checksum.
@@ -133,8 +193,8 @@ class Decoder:
         Warns if the file goes on after its last member. Less than 16 zero bytes after a gzip member go unnoticed.
         """
         rest = bytearray(1 << 16)
-        while got := self._read(rest):
-            self._position += got
+        while self._read(rest):
+            pass
         n_trailing = self._n_trailing
         if not self._of_gzip:
             n_trailing = self._file.n_trailing
@@ -149,7 +209,7 @@ class Decoder:
 
     def _read(self, target):
         try:
-            return self._reader.readinto(target)
+            got = self._reader.readinto(target)
         except Exception as error:  # each library raises its own classes
             if self._of_gzip and not self._n_trailing and (n_trailing := _n_trailing(self._path)):
                 # isal raises an error for trailing bytes before it hands out the last of the image's.
@@ -159,6 +219,8 @@ class Decoder:
                 f"{self._path} is truncated or corrupt: {type(error).__name__}: {error}. Copy or create the file again."
             )
             raise ImageError(msg) from error
+        self._position += got
+        return got
 
     def _without_last(self, n_trailing):
         """Decode the file again without its trailing bytes, up to the current position."""
@@ -167,9 +229,8 @@ class Decoder:
         self._head = _Head(self._path, Path(self._path).stat().st_size - n_trailing)
         self._file = igzip.open(self._head)
         self._reader = _reader(self._file)
-        left, scratch = self._position, memoryview(bytearray(_BLOCK))
-        while left and (got := self._read(scratch[:left])):
-            left -= got
+        position, self._position = self._position, 0
+        self._discard(position)
 
 
 def _reader(file):
@@ -204,7 +265,7 @@ class _Members:
                 if not block:
                     msg = "Compressed file ended before the end-of-stream marker was reached"
                     raise EOFError(msg)
-            if data := self._decompressor.decompress(block, len(target)):
+            if data := self._decompressor.decompress(block, min(len(target), _PIECE)):
                 target[: len(data)] = data
                 return len(data)
         return 0

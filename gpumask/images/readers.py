@@ -1,6 +1,7 @@
 """The stored volumes of one image, in order and in their stored dtype, from a file or from memory."""
 
 import hashlib
+import math
 import mmap
 from collections.abc import Callable, Generator, Hashable
 from pathlib import Path
@@ -73,7 +74,7 @@ class Stored:
 
     def __init__(self, img: nib.spatialimages.SpatialImage, name: str) -> None:
         self.name = name
-        self.shape = tuple(img.shape)
+        self.shape = tuple(int(n) for n in img.shape)  # those of MGH are int32, and their product overflows
         self.ndim = len(self.shape)
         if self.ndim not in (3, 4):
             msg = (
@@ -169,6 +170,12 @@ class _OnFile(Stored):
     def _bind(self, dataobj):
         self.dtype, self.slope, self.inter = dataobj.dtype, float(dataobj.slope), float(dataobj.inter)
         self._path, self._offset = dataobj.file_like, int(dataobj.offset)
+        if self._offset < 0:
+            msg = (
+                f"The header of {self.name} is wrong: by its vox_offset the values start at byte {self._offset} of "
+                f"{self._path}, expected 0 or more. Copy or create the file again."
+            )
+            raise ImageError(msg)
         self._volume_bytes = self.grid.n_voxels * self.dtype.itemsize
         check_size(self._path, self._offset + self.n_volumes * self._volume_bytes)
 
@@ -235,6 +242,10 @@ class _Proxied(Stored):
     def _bind(self, dataobj):
         if self.ndim == 4:
             self._check_fourth_axis(dataobj)
+        file = getattr(dataobj, "file_like", None)
+        if isinstance(file, str):  # nibabel allocates what the header promises
+            stored_dtype = self.header.get_data_dtype()
+            check_size(file, getattr(dataobj, "offset", 0) + math.prod(self.shape) * stored_dtype.itemsize)
         self.dtype = self._load(0, 1).dtype
 
     def _check_fourth_axis(self, dataobj):
@@ -267,7 +278,14 @@ class _Proxied(Stored):
 
     def _load(self, start, stop):
         dataobj = self._img.dataobj
-        return np.asanyarray(dataobj[..., start:stop] if self.ndim == 4 else dataobj).reshape((*self.shape[:3], -1))
+        try:
+            part = np.asanyarray(dataobj[..., start:stop] if self.ndim == 4 else dataobj)
+        except MemoryError:
+            raise
+        except Exception as error:  # nibabel's formats raise many classes, and few name the file
+            msg = f"{self.name} can't be read: {type(error).__name__}: {error}. Copy or create the file again."
+            raise ImageError(msg) from error
+        return part.reshape((*self.shape[:3], -1))
 
     def blocks(self, n: int, take: Take | None = None) -> Blocks:
         for start in range(0, self.n_volumes, n):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 
-from gpumask.images.decoding import require_decoder
+from gpumask.images.decoding import check_extensions, is_compressed, require_decoder
 from gpumask.images.errors import DimensionError, ImageError
 from gpumask.images.grid import Grid
 from gpumask.images.readers import Stored, Take, stored
@@ -118,7 +118,8 @@ def load_volume(img: "ImageLike | Volumes") -> Volume:
         )
         raise DimensionError(msg)
     (chunk,) = volumes.chunks(1)
-    data = _scaled(chunk, np.empty(chunk.data.shape, volumes.loaded_dtype.newbyteorder("=")))
+    with volumes.naming_them():
+        data = _scaled(chunk, np.empty(chunk.data.shape, volumes.loaded_dtype.newbyteorder("=")))
     return Volume(data.reshape(volumes.grid.shape, order="F"), volumes.grid, volumes.name)
 
 
@@ -189,8 +190,25 @@ class Volumes:
         Raises
         ------
         ImageError
-            If the file is truncated or corrupt; before its last chunk is yielded.
+            If the file is truncated or corrupt, before its last chunk is yielded; or if there isn't enough memory.
         """
+        with self.naming_them():
+            yield from self._chunks(n, take)
+
+    @contextlib.contextmanager
+    def naming_them(self) -> Generator[None, None, None]:
+        """Turn a MemoryError into an ImageError that names the image and its size: headers may promise too much."""
+        try:
+            yield
+        except MemoryError as error:
+            n_bytes = self.grid.n_voxels * self.dtype.itemsize
+            msg = (
+                f"Not enough memory to read {self.name}: by its header, a volume of shape {self.grid.shape} and "
+                f"type {self.dtype} has {n_bytes} bytes. If that is wrong, create the file again; else free memory."
+            )
+            raise ImageError(msg) from error
+
+    def _chunks(self, n, take):
         start = 0
         if len(self._images) == 1:
             image = self._images[0]
@@ -263,6 +281,8 @@ def _open(item):
         msg = f"{item} is empty (0 bytes), expected an image file. Copy or create the file again."
         raise ImageError(msg)
     require_decoder(item)
+    if is_compressed(item):
+        check_extensions(header if (header := _header_of(item)).is_file() else item)
     try:
         img = nib.load(item)
     except Exception as error:  # nibabel and the decoders raise many classes
@@ -272,6 +292,12 @@ def _open(item):
         msg = f"{item} is a {type(img).__name__}, expected an image of volumes (NIfTI, Analyze or MGH)."
         raise ImageError(msg)
     return stored(img, str(item))
+
+
+def _header_of(item):
+    """The header's file of an image like run.img.gz; `item` itself for others."""
+    stem = item.with_suffix("")
+    return stem.with_suffix(".hdr" + item.suffix) if stem.suffix == ".img" else item
 
 
 def _check_list(images):
