@@ -1,6 +1,8 @@
 """``gpumask info``."""
 
 import argparse
+import sysconfig
+from pathlib import Path
 
 
 def command(_: argparse.Namespace) -> int:
@@ -28,11 +30,25 @@ def command(_: argparse.Namespace) -> int:
         facts["GPU"] = f"can't be used: {status.problem}"
     if status.remedy:
         facts["remedy"] = status.remedy
-    slower = "NumPy and SciPy, several times slower: reinstall gpumask with a C compiler available"
-    facts["kernels"] = "compiled" if compiled.is_compiled else slower
+    slower = "NumPy and SciPy, several times slower than the compiled ones"
+    facts["kernels"] = "compiled" if compiled.problem is None else f"{slower}: {_why_not_compiled(compiled.problem)}"
     is_slow = decoding.igzip.__name__ == "gzip"
     facts["gzip decoder"] = "zlib (twice as fast: pip install isal)" if is_slow else "isal"
     facts["cores"] = str(n_cores())
     for name, fact in facts.items():
         print(f"{name:14}{fact}")
     return 0
+
+
+def _why_not_compiled(problem):
+    if not isinstance(problem, ModuleNotFoundError):
+        return f"they can't be loaded ({problem}). Reinstall gpumask"
+    folder = Path(__file__).parents[1] / "kernels"
+    for file in sorted(folder.glob("_compiled.*")):
+        if file.suffix in (".so", ".pyd"):
+            this = sysconfig.get_config_var("SOABI")
+            return f"{file.name} was built for another Python than this one ({this}). Reinstall gpumask"
+    return (
+        "they weren't built when gpumask was installed. Reinstall it with a C compiler available; if there was one, "
+        "pip install -v shows what failed"
+    )

@@ -1,6 +1,6 @@
-"""The compiled inner loops of the CPU, if a C compiler was found when gpumask was installed.
+"""The compiled inner loops of the CPU, if they were built when gpumask was installed.
 
-Without one, NumPy and SciPy replace them, several times slower; `gpumask info` reports which.
+Without them, NumPy and SciPy replace them, several times slower; `gpumask info` reports which, and why.
 """
 
 import importlib
@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
-extension: Any
+extension: Any = None
 """The extension module, with `blocks`, `fold`, `interpolate`, `multiply`, `statistics` and `sums`; or None."""
+problem: ImportError | None = None
+"""Why it is None."""
 try:
     extension = importlib.import_module("gpumask.kernels._compiled")
-except ImportError:
-    extension = None
+except ImportError as error:
+    problem = error
 
 is_compiled = extension is not None
 
