@@ -1,5 +1,8 @@
 """Where gpumask differs from nilearn 0.14.1: nilearn's answer and ours, side by side."""
 
+import contextlib
+import os
+import pickle
 import re
 import warnings
 from pathlib import Path
@@ -533,6 +536,116 @@ def test_3d_images_after_set_output_default(call):
         if call != "default":
             masker.set_output(transform="pandas")
         assert masker.set_output(transform="default").fit_transform(volume).shape == shape
+
+
+# Rounding, ranges and types
+
+
+def test_infinite_voxels_and_clipping():
+    """A spline overshoots at the edges of a block; nilearn takes the range from the values with their infinity."""
+    data = np.zeros((6, 6, 6, 2))
+    data[2:4, 2:4, 2:4] = 100
+    half = AFFINE.copy()
+    half[:3, 3] = 0.74, 0.5, 0.9
+    resampled = scipy.ndimage.affine_transform(data[..., 0], np.ones(3), np.linalg.inv(AFFINE)[:3, :3] @ half[:3, 3])
+    resampled = np.repeat(resampled[..., np.newaxis], 2, axis=-1)
+    clipped = means(np.clip(resampled, 0, 100))
+    assert np.abs(clipped - means(resampled)).max() > 0.1
+    options = {"labels_img": image(label_data(), half), "resampling_target": "labels"}
+    for spoilt, of_theirs in ((0, clipped), (np.nan, clipped), (np.inf, means(np.maximum(resampled, 0)))):
+        data[0, 0, 0] = spoilt
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the voxel
+            of_both = [masker(**options).fit().transform(image(data)) for masker in (theirs, ours)]
+        np.testing.assert_allclose(of_both[0], of_theirs, atol=1e-9)
+        np.testing.assert_allclose(of_both[1], clipped, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["constant", "trend"])
+def test_confounds_that_are_constant_or_a_trend(kind):
+    """Centring or detrending leaves rounding noise of them, which nilearn scales to variance 1 and removes."""
+    rng, time = np.random.default_rng(0), np.arange(20.0)
+    data, noise = rng.normal(100, 5, (20, 3)), rng.normal(size=20)
+    confounds = np.stack([np.full(20, 1e6 / 3) if kind == "constant" else time / 3 + 0.7, noise], axis=1)
+    options = {"detrend": kind == "trend", "standardize": None}
+    expected = nilearn.signal.clean(data, confounds=noise[:, np.newaxis], **options)
+    assert np.abs(nilearn.signal.clean(data, confounds=confounds, **options) - expected).max() > 0.05
+    np.testing.assert_allclose(gpumask.signal.clean(data, confounds=confounds, **options), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_dtype_after_a_filter_that_copies(copy):
+    run = image(values().astype("f4"))
+    options = {**T_R, "clean_args": {"butterworth__copy": copy}}
+    assert theirs(**options).fit_transform(run).dtype == (np.float64 if copy else np.float32)
+    assert ours(**options).fit_transform(run).dtype == np.float32
+
+
+@pytest.mark.filterwarnings("ignore:Data array used to create", "ignore:Casting data from")
+@pytest.mark.parametrize("dtype", ["i8", "u8"])
+@pytest.mark.parametrize("form", ["3D", "list"])
+@pytest.mark.parametrize("what", ["smoothed", "resampled"])
+def test_volumes_of_64_bit_integers(dtype, form, what):
+    data = values(2).astype(dtype)
+    volumes, floats = (
+        [nib.Nifti1Image(data[..., k].astype(d), AFFINE, dtype=d) for k in range(2)] for d in (dtype, "f8")
+    )
+    half = AFFINE.copy()
+    half[0, 3] = 0.74
+    labels = image(label_data(), half if what == "resampled" else AFFINE)
+    options = {"smoothing_fwhm": 4} if what == "smoothed" else {"resampling_target": "labels"}
+    run, of_floats = (volumes, floats) if form == "list" else (volumes[0], floats[0])
+    of_both = [masker(labels_img=labels, **options).fit().transform(run) for masker in (theirs, ours)]
+    assert [signals.dtype for signals in of_both] == [np.float32, np.float64]
+    exact = theirs(labels_img=labels, **options).fit().transform(of_floats)
+    np.testing.assert_allclose(of_both[1], exact, rtol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_one_volume_with_cosines():
+    options = {"high_pass": 0.01, "t_r": 2.0, "clean_args": {"filter": "cosine"}}
+    with pytest.raises(ValueError, match="cannot convert float NaN to integer"):
+        theirs(**options).fit_transform(image(values(1)))
+    with pytest.warns(UserWarning, match="^Cosine filter was not created"):
+        signals = ours(**options).fit_transform(image(values(1)))
+    np.testing.assert_allclose(signals, means(values(1)))
+
+
+@pytest.mark.filterwarnings("ignore:Non-finite values detected")
+@pytest.mark.parametrize("background", [0, 9])
+def test_labels_that_are_nan(background):
+    """As in nilearn: NaN is 0, which is a region if the background isn't 0."""
+    labels = label_data("f4")
+    data, there = values(), labels == 0
+    labels[0, 0, 0] = np.nan
+    expected = means(data)
+    if background:
+        expected = np.concatenate([data[there].mean(axis=0)[:, np.newaxis], expected], axis=1)
+    for masker in (theirs, ours):
+        signals = masker(labels_img=image(labels), background_label=background).fit_transform(image(data))
+        np.testing.assert_allclose(signals, expected)
+
+
+def test_memory_unpickles_what_is_in_its_folder(tmp_path):
+    """As in nilearn: whoever writes to the folder runs code here."""
+    nib.save(image(values()), tmp_path / "run.nii")
+
+    class Planted:
+        def __init__(self, folder):
+            self.folder = str(folder)
+
+        def __reduce__(self):
+            return os.mkdir, (self.folder,)
+
+    for masker in (theirs, ours):
+        memory, made = tmp_path / masker.__name__, tmp_path / f"made by {masker.__name__}"
+        masker(memory=str(memory)).fit().transform(str(tmp_path / "run.nii"))
+        for file in memory.rglob("output.pkl"):
+            file.write_bytes(pickle.dumps(Planted(made)))
+        with contextlib.suppress(Exception), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            masker(memory=str(memory)).fit().transform(str(tmp_path / "run.nii"))
+        assert made.is_dir()
 
 
 def test_table_names_every_test():

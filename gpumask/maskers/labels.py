@@ -52,6 +52,7 @@ class NiftiLabelsMasker(VolumesMasker):
         (cubic splines) are resampled to the labels. None: different grids are an error.
     memory : joblib.Memory, path or None, default=None
         Cache of compiled plans and extracted signals. Runs on disk are identified by path, size and modification time.
+        joblib unpickles the files in its folder: whoever can write there can run code as you.
     memory_level : int, default=1
         0 with a `memory` means 1.
     verbose : int, default=0
