@@ -314,3 +314,21 @@ def test_memory_of_the_estimate_for_scattered_regions():
     assert plan.way == "staged"
     assert plan.estimate["folded"] > 100 * 64_000 * 0.9 * 0.12e-6
     assert peak < 25e6  # 64 x 64 000 weights of 12 bytes are 49 MB
+
+
+@pytest.mark.parametrize("done", ["smoothed", "resampled"])
+def test_axes_whose_matrices_would_be_huge(done):
+    """A file of 64 kB has 32 767 voxels in a line: a matrix of 8.6 GB."""
+    long = Grid((1, 1, 32_767), np.eye(4), "line.nii")
+    labels, grid = np.ones(long.shape, "i2"), Grid((2, 2, 2), np.diag([2.0, 2, 2, 1]), "run.nii")
+    options = {"smoothing_fwhm": 4} if done == "smoothed" else {"grid": grid}
+    message = (
+        f"Volumes with an axis of more than 5000 voxels can't be {done}, but line.nii has the shape (1, 1, 32767). "
+        "Correct its header, or extract without smoothing and resampling."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        compile_plan(labels, [1], long, **options)
+    if done == "resampled":
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            compile_plan(np.ones(grid.shape, "i2"), [1], grid, grid=long)
+    assert compile_plan(labels, [1], long).way == "direct"
