@@ -14,6 +14,7 @@ from gpumask.images.decoding import require_decoder
 from gpumask.images.errors import DimensionError, ImageError
 from gpumask.images.grid import Grid
 from gpumask.images.readers import Stored, Take, stored
+from gpumask.inputs import irregularity
 
 ImageLike = str | os.PathLike | nib.spatialimages.SpatialImage
 
@@ -259,6 +260,10 @@ def _open(item):
     if item.is_dir():
         msg = f"{item} is a directory, expected an image file."
         raise ImageError(msg)
+    for file in (item, *_partners(item)):
+        if reason := irregularity(file):
+            msg = f"{file} {reason}: an image is read more than once. Save it in a file."
+            raise ImageError(msg)
     if item.stat().st_size == 0:
         msg = f"{item} is empty (0 bytes), expected an image file. Copy or create the file again."
         raise ImageError(msg)
@@ -272,6 +277,13 @@ def _open(item):
         msg = f"{item} is a {type(img).__name__}, expected an image of volumes (NIfTI, Analyze or MGH)."
         raise ImageError(msg)
     return stored(img, str(item))
+
+
+def _partners(path):
+    """Further files that nibabel opens for an image, such as the header of a pair; they may not exist."""
+    for kind in nib.imageclasses.all_image_classes:
+        with contextlib.suppress(nib.filebasedimages.ImageFileError):  # not of this kind, by its name
+            yield from (holder.filename for holder in kind.filespec_to_file_map(path).values())
 
 
 def _check_list(images):
