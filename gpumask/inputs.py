@@ -105,7 +105,9 @@ def pieces(file: FileIO) -> Iterator[bytes]:
             msg = f"{os.fspath(file.name)} is a pipe, and {who} for {_PATIENCE:g} s. Write to it, or give a file."
             raise TimeoutError(msg)
         if piece is None:
-            select.select([file], [], [], left)
+            writing = select.poll()  # unlike select, of any number of open files
+            writing.register(file, select.POLLIN)
+            writing.poll(1000 * left)
         else:
             time.sleep(min(left, 0.02))  # no system call waits for a writer on every platform
 

@@ -16,16 +16,21 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 
 from gpumask import cli
 from gpumask.bids import Run, read_manifest
 from gpumask.bids.content import absence
 from gpumask.bids.metadata import repetition_time
+from gpumask.bids.names import label_of
 from gpumask.bids.sidecars import check_dataset_description, write_dataset_description
+from gpumask.cohort.configuration import AtlasFile, Configuration
 from gpumask.cohort.page import write_page
+from gpumask.cohort.writer import process, write_run
 from gpumask.confounds.censoring import non_steady_volumes
 from gpumask.confounds.fmriprep import fmriprep_confounds
+from gpumask.confounds.sample_masks import kept_volumes
 from gpumask.confounds.tables import confounds_matrix, read_table
 from gpumask.images.errors import ImageError
 from gpumask.images.lookup import read_lookup_table
@@ -73,6 +78,7 @@ def make_socket(path):
         one.bind(path.name)
 
 
+A_PIPE = "is a pipe, expected a regular file. Give the path of one."
 AN_IMAGE = "an image is read more than once. Save it in a file."
 KINDS = {"a pipe": make_pipe, "a device": make_device, "a socket": make_socket, "a folder": Path.mkdir}
 
@@ -245,6 +251,38 @@ def test_signals_end_the_wait(tmp_path, has_writer):
         os.close(holder)
 
 
+@pytest.mark.parametrize("command", ["extract a.nii --atlas a.nii --out o --confounds p", "cohort p o participant"])
+def test_terminating_a_command_that_waits(tmp_path, command):
+    make_pipe(tmp_path / "p")
+    helpers.save(tmp_path / "a.nii", np.ones((2, 2, 2), "i2"))
+    words = command if "--atlas" in command else f"{command} --atlas a.nii"
+    waiting = subprocess.Popen([sys.executable, "-m", "gpumask", *words.split()], cwd=tmp_path)
+    writer = None
+    while writer is None:  # opening it succeeds once the command has
+        with contextlib.suppress(OSError):
+            writer = os.open(tmp_path / "p", os.O_WRONLY | os.O_NONBLOCK)
+        assert waiting.poll() is None
+        time.sleep(0.05)
+    waiting.terminate()
+    assert waiting.wait(5) in (-signal.SIGTERM, 143)
+    os.close(writer)
+
+
+def test_pipe_in_a_cohort_fails_its_run_at_once(tmp_path, monkeypatch):
+    """Its table is read several times."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.nii", "b.nii"):
+        helpers.save(name, np.random.default_rng(0).normal(100, 1, (4, 4, 4, 20)).astype("f4"))
+    helpers.save("l.nii", np.arange(64, dtype="i2").reshape(4, 4, 4) % 3)
+    make_pipe("p")
+    atlas = AtlasFile("l.nii")
+    configuration = Configuration((atlas,), "o", confounds={"columns": ["csf"]}, relmat=False)
+    (tmp_path / "o/logs").mkdir(parents=True)
+    record = write_run(configuration, Run("a.nii", "p"))
+    assert record.error == f"p {A_PIPE}"
+    assert process(configuration, Run("b.nii", "p")).error == f"p {A_PIPE}"
+
+
 def test_pipe_without_end(tmp_path):
     make_pipe(tmp_path / "p")
     thread = writing(tmp_path / "p", bytes(200_000))
@@ -253,24 +291,31 @@ def test_pipe_without_end(tmp_path):
     thread.join()
 
 
-def test_confounds_from_a_shell(tmp_path):
+def test_confounds_from_a_shell(tmp_path, monkeypatch, capsys):
     """``--confounds <(command)``: read several times by the code, but only once from the pipe."""
-    rng = np.random.default_rng(0)
-    helpers.save(tmp_path / "r.nii", rng.normal(100, 1, (4, 4, 4, 20)).astype("f4"))
-    helpers.save(tmp_path / "a.nii", np.arange(64, dtype="i2").reshape(4, 4, 4) % 3)
-    rows = np.column_stack([rng.normal(size=20), np.arange(20) < 2])
-    np.savetxt(tmp_path / "c.tsv", rows, header="csf\tnon_steady_state_outlier00", delimiter="\t", comments="")
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    rng = np.random.default_rng(0)
+    helpers.save("r.nii", rng.normal(100, 1, (4, 4, 4, 20)).astype("f4"))
+    helpers.save("a.nii", np.arange(64, dtype="i2").reshape(4, 4, 4) % 3)
+    rows = np.column_stack([rng.normal(size=20), np.arange(20) < 2])
+    np.savetxt("c.tsv", rows, header="csf\tnon_steady_state_outlier00", delimiter="\t", comments="")
 
     def extract(confounds):
-        code = f"{sys.executable} -m gpumask extract r.nii --atlas a.nii --out o --overwrite --confounds {confounds}"
-        env = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
-        done = subprocess.run(["bash", "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
-        assert (done.returncode, "18/20 volumes kept (2 dummy scans)" in done.stdout) == (0, True), done.stderr
+        words = f"extract r.nii --atlas a.nii --out o --overwrite --confounds {confounds}"
+        assert cli.main(words.split()) == 0
+        assert "18/20 volumes kept (2 dummy scans)" in capsys.readouterr().out
+        assert list((tmp_path / "tmp").iterdir()) == []
         return (tmp_path / "o/r_atlas-a_stat-mean_timeseries.tsv").read_bytes()
 
-    assert extract("<(cat c.tsv)") == extract("<(gzip -c c.tsv)") == extract("c.tsv")
-    assert list((tmp_path / "tmp").iterdir()) == []
+    expected = extract("c.tsv")
+    for content in (Path("c.tsv").read_bytes(), gzip.compress(Path("c.tsv").read_bytes())):
+        reading, writing_end = os.pipe()
+        os.write(writing_end, content)
+        os.close(writing_end)
+        assert extract(f"/dev/fd/{reading}") == expected
+        os.close(reading)
 
 
 # Sizes
@@ -371,8 +416,11 @@ def test_integers_of_many_digits(tmp_path, digits, sign):
     path = tmp_path / "a.tsv"
     path.write_text(f"a\tb\n1\t2\n3\t{sign}{'9' * digits}\n")
     message = message_of(confounds_matrix, path, 2)
-    what = "NaN, infinite values or text are in column 'b' (volume 1). "
-    assert message.startswith(f"Confounds must be finite numbers; {what}File: {path}.")
+    what = "NaN, infinite values or text are in column 'b' (volume 1)."
+    assert message.startswith(f"Confounds must be finite numbers; {what} File: {path}.")
+    if digits < 4300:
+        frame = pd.DataFrame({"b": [2, int(f"{sign}{'9' * digits}")]})
+        assert message_of(confounds_matrix, frame, 2).startswith(f"Confounds must be finite numbers; {what}")
 
 
 def test_integers_beyond_int64(tmp_path):
@@ -399,6 +447,28 @@ def test_index_of_a_lookup_table(tmp_path, index):
     assert message.startswith(f"{path}, line 3: the index is '{index[:3]}")
     assert message.endswith("', expected a number: a region's label in the image.")
     assert len(message) < len(str(path)) + 200
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300, -1e300, 2.0**63])
+def test_sample_masks(value):
+    with pytest.raises(
+        (TypeError, IndexError), match=r"sample_mask 1 of 1 (must hold integers|contains invalid index)"
+    ):
+        kept_volumes([0.0, value], [4])
+
+
+def test_many_labels_that_occur_twice(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text("index\tname\n" + "".join(f"{i}\tA\n{i}\tB\n" for i in range(10_000)))
+    message = message_of(read_lookup_table, path)
+    assert message.startswith(f"{path} has several rows for [0, 1, 2, ")
+    assert message.endswith(", 9998, 9999]. Each region's index must occur once.")
+    assert len(message) < len(str(path)) + 300
+
+
+def test_runs_of_many_digits():
+    assert label_of("run", "0" * 5000 + "1" * 5000) == "1" * 5000
+    assert label_of("run", "000") == "0"
 
 
 def test_text_among_non_steady_volumes(tmp_path):

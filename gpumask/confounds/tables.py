@@ -103,7 +103,7 @@ def _checked_columns(confound, n_volumes, used):
             f"Signal length: {n_volumes}; confound length: {len(table)}.{where}"
         )
         raise ValueError(msg)
-    values = table.apply(pd.to_numeric, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    values = table.apply(_as_floats).to_numpy(np.float64, na_value=np.nan)
     checked = np.zeros(n_volumes, dtype=bool)
     checked[slice(None) if used is None else used] = True
     bad = ~np.isfinite(values) & checked[:, None]
@@ -118,6 +118,15 @@ def _checked_columns(confound, n_volumes, used):
         )
         raise ValueError(msg)
     return values
+
+
+def _as_floats(column):
+    """A column's numbers; NaN for text, and infinity for integers that float64 can't hold."""
+    import pandas as pd
+
+    if column.dtype == object:
+        column = column.map(lambda value: np.inf if isinstance(value, int) and abs(value) >= 1 << 1023 else value)
+    return pd.to_numeric(column, errors="coerce")
 
 
 def on_host(array: object) -> np.ndarray:

@@ -125,14 +125,15 @@ def checked_columns(columns: Any, name: str) -> Any:
             columns = columns.rename(columns=renamed)
     lacking = [column for column in ("index", "name") if column not in columns]
     if lacking:
-        msg = f"{name} must have the columns 'index' and 'name', but lacks {lacking}; it has {list(columns)}."
+        has = shortened(repr(list(columns)), 200)
+        msg = f"{name} must have the columns 'index' and 'name', but lacks {lacking}; it has {has}."
         raise ValueError(msg)
     return columns
 
 
 def _check_unique(index, name):
     if twice := [label for label, count in Counter(list(index)).items() if count > 1]:
-        msg = f"{name} has several rows for {twice}. Each region's index must occur once."
+        msg = f"{name} has several rows for {shortened(repr(twice), 200)}. Each region's index must occur once."
         raise ValueError(msg)
 
 

@@ -260,7 +260,7 @@ def _open(item):
     if item.is_dir():
         msg = f"{item} is a directory, expected an image file."
         raise ImageError(msg)
-    for file in (item, *_partners(item)):
+    for file in {item, *_partners(item)}:
         if reason := irregularity(file):
             msg = f"{file} {reason}: an image is read more than once. Save it in a file."
             raise ImageError(msg)
@@ -282,8 +282,9 @@ def _open(item):
 def _partners(path):
     """Further files that nibabel opens for an image, such as the header of a pair; they may not exist."""
     for kind in nib.imageclasses.all_image_classes:
-        with contextlib.suppress(nib.filebasedimages.ImageFileError):  # not of this kind, by its name
-            yield from (holder.filename for holder in kind.filespec_to_file_map(path).values())
+        if len(kind.files_types) > 1:
+            with contextlib.suppress(nib.filebasedimages.ImageFileError):  # not of this kind, by its name
+                yield from (Path(holder.filename) for holder in kind.filespec_to_file_map(path).values())
 
 
 def _check_list(images):
