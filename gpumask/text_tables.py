@@ -27,6 +27,7 @@ _OTHER_KINDS = {
     "version https://git-lfs": "a pointer of Git LFS (git lfs pull gets the file)",
     "/annex/objects/": "a pointer of git-annex (datalad get, or git annex get, gets the file)",
 }
+_OF_NO_TEXT = "\0\x1c\x1d\x1e\x1f"  # the last are separators, which are blanks to Python and not to others
 _REMEDY = "Save it as tab-separated text in UTF-8."
 MOST_BYTES = 1 << 27  # of text. 2500 volumes of 2000 columns with all their digits are 100 MB
 # Of a few bytes, a row becomes 300 bytes of Python objects, and a cell 60.
@@ -242,7 +243,8 @@ def _split(
     if not quoted:
         rows = [line.split(None if separator == " " else separator) for line in lines]
         starts = list(range(len(lines)))
-    for row, start in zip(rows, starts, strict=False):
+    has_long = max(map(len, lines)) > _LONGEST_CELL  # else no cell is: csv checks quoted ones of several lines
+    for row, start in zip(rows, starts, strict=False) if has_long else ():
         if (longest := max(map(len, row), default=0)) > _LONGEST_CELL:
             msg = (
                 f"{path}, line {numbers[start]}: has a cell of {longest} characters, more than the {_LONGEST_CELL} of "
@@ -285,9 +287,10 @@ def _text(path, expected):
         what = f"the byte 0x{byte:02x} isn't {encoding}, perhaps Latin-1"
         msg = f"{path}, line {line}: {what}. Expected {expected}. {_REMEDY}"
         raise ValueError(msg) from error
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        msg = f"{path}, line {line}: has a zero byte, as binary files and UTF-16 have. Expected {expected}. {_REMEDY}"
+    if found := next((character for character in _OF_NO_TEXT if character in text), None):
+        line = text.count("\n", 0, text.index(found)) + 1
+        what = "a zero byte, as binary files and UTF-16 have" if found == "\0" else f"the control character {found!r}"
+        msg = f"{path}, line {line}: has {what}. Expected {expected}. {_REMEDY}"
         raise ValueError(msg)
     return text
 

@@ -192,6 +192,14 @@ def test_records_and_logs(irregular):
     assert "unreadable: 2 (first in logs/runs-host-1.jsonl)" in re.sub("<[^>]*>", "", text)
 
 
+def test_long_name_in_a_list_of_runs_is_a_problem(tmp_path):
+    (tmp_path / "a.nii").touch()
+    (tmp_path / "list.tsv").write_text(f"bold\n{'x' * 300}\na.nii\n")
+    runs, (problem,) = read_manifest(tmp_path / "list.tsv")
+    assert [run.path for run in runs] == [str(tmp_path / "a.nii")]
+    assert problem.reason.startswith(f"line 2 of {tmp_path / 'list.tsv'} names a bold file that isn't there: ")
+
+
 # Pipes
 
 

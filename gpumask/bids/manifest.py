@@ -88,7 +88,7 @@ def _run_of_row(row, folder):
         raise ValueError(msg)
     files = {column: folder / row[column] for column in ("bold", "confounds", "mask") if column in row}
     for column, file in files.items():
-        if not file.is_file():
+        if not os.path.isfile(file):  # noqa: PTH113 - False for names that are too long
             reason = absence(file) or irregularity(file) or "isn't there"
             msg = f"names a {column} file that {reason}: {file}"
             raise ValueError(msg)
