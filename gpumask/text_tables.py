@@ -32,6 +32,7 @@ _REMEDY = "Save it as tab-separated text in UTF-8."
 MOST_BYTES = 1 << 27  # of text. 2500 volumes of 2000 columns with all their digits are 100 MB
 # Of a few bytes, a row becomes 300 bytes of Python objects, and a cell 60.
 _MOST_ROWS, _MOST_CELLS = 1 << 20, 1 << 23
+_WIDEST = 1 << 16  # cells of a row; pandas takes 50 us and 1.5 kB for a column of any length
 _LONGEST_CELL = 1 << 17  # characters; the csv module has the same limit
 _PIECE = 1 << 20  # bytes that are decompressed at once
 
@@ -165,7 +166,8 @@ def read_rows(path: Path, expected: str, separators: str = "\t,;| ") -> Rows:
     The file is UTF-8, or has a byte-order mark of UTF-16 or UTF-32; it may be compressed (gzip). Lines that begin with
     # are comments. Cells may have double quotes; if these make no sense in any row, they are characters like others.
 
-    A table may have 128 MiB (also after decompression), 2**20 lines, 2**23 cells, and 2**17 characters in a cell.
+    A table may have 128 MiB (also after decompression), 2**20 lines, 2**23 cells, 2**16 of them in a row, and 2**17
+    characters in a cell.
 
     Parameters
     ----------
@@ -244,12 +246,14 @@ def _split(
         rows = [line.split(None if separator == " " else separator) for line in lines]
         starts = list(range(len(lines)))
     has_long = max(map(len, lines)) > _LONGEST_CELL  # else no cell is: csv checks quoted ones of several lines
-    for row, start in zip(rows, starts, strict=False) if has_long else ():
-        if (longest := max(map(len, row), default=0)) > _LONGEST_CELL:
-            msg = (
-                f"{path}, line {numbers[start]}: has a cell of {longest} characters, more than the {_LONGEST_CELL} of "
-                "any number or name. Is a quote not closed, or the separator another one?"
-            )
+    for row, start in zip(rows, starts, strict=False):
+        problem = None
+        if len(row) > _WIDEST:
+            problem = f"{len(row)} cells, more than the {_WIDEST} that are read of a row"
+        elif has_long and (longest := max(map(len, row), default=0)) > _LONGEST_CELL:
+            problem = f"a cell of {longest} characters, more than the {_LONGEST_CELL} of any number or name"
+        if problem:
+            msg = f"{path}, line {numbers[start]}: has {problem}. Is a quote not closed, or the separator another one?"
             raise ValueError(msg)
     if any(" " in line or "\xa0" in line for line in lines):
         rows = [[cell.strip() for cell in row] for row in rows]

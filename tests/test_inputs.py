@@ -377,6 +377,13 @@ def test_too_many_cells(tmp_path):
     assert message_of(read_table, path) == message
 
 
+def test_too_many_columns(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text("a\tb\n1\t2\n" + "1\t" * 2**16 + "2\n")
+    message = message_of(read_table, path)
+    assert message.startswith(f"{path}, line 3: has 65537 cells, more than the 65536 that are read of a row.")
+
+
 @pytest.mark.parametrize("quote", ["", '"'])
 def test_long_cells(tmp_path, quote):
     """The csv module refuses more than 128 KiB, but names no file."""
