@@ -61,7 +61,8 @@ def open_file(path: str | os.PathLike, *, pipes: bool = False) -> FileIO:
     Parameters
     ----------
     path, pipes
-        As `irregularity`. A pipe is opened without blocking: see `pieces`.
+        As `irregularity`. A pipe is opened without blocking: `FileIO.read` returns None while its writer is silent, and
+        b"" while it has none.
 
     Raises
     ------
@@ -82,7 +83,7 @@ def _without_waiting(path, flags):
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def pieces(file: FileIO) -> Iterator[bytes]:
+def _pieces(file: FileIO) -> Iterator[bytes]:
     """Read a file of `open_file` to its end; a TimeoutError if a pipe is silent for 10 s, also before it has a writer.
 
     A signal handler that raises ends the wait.
@@ -149,7 +150,7 @@ def read_bytes(path: str | os.PathLike, *, most: int, pipes: bool = False) -> by
     with open_file(path, pipes=pipes) as file:
         if os.fstat(file.fileno()).st_size > most:
             raise ValueError(_too_large(path, most))
-        return bounded(pieces(file), path, most)
+        return bounded(_pieces(file), path, most)
 
 
 def read_json(path: str | os.PathLike, *, most: int = MOST_JSON) -> dict[str, Any]:

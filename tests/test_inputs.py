@@ -183,6 +183,24 @@ def test_options(irregular, capsys, option):
     assert capsys.readouterr().err == message
 
 
+@pytest.mark.parametrize("what", ["atlas", "lut", "mask"])
+def test_files_of_a_configuration(irregular, what):
+    path = irregular("x.tsv")
+    nib.save(nib.Nifti1Image(np.ones((2, 2, 2), "i2"), np.eye(4)), "a.nii")
+    atlas = AtlasFile(path if what == "atlas" else "a.nii", path if what == "lut" else None)
+    message = message_of(lambda: Configuration((atlas,), "o", mask=path if what == "mask" else None))
+    assert message == f"{path} is {irregular.kind}, expected a regular file. Give the path of one."
+
+
+def test_lookup_table_that_is_found(irregular, capsys):
+    """Next to the atlas, by its name."""
+    nib.save(nib.Nifti1Image(np.ones((2, 2, 2), "i2"), np.eye(4)), "a.nii")
+    path = irregular("a.tsv")
+    assert cli.main(["extract", "a.nii", "--atlas", "a.nii", "--out", "o"]) == 2
+    expected = f"gpumask extract: error: {path} is {irregular.kind}, expected a regular file. Give the path of one.\n"
+    assert capsys.readouterr().err == expected
+
+
 def test_records_and_logs(irregular):
     """They count as unreadable; the page is written without them."""
     Path("out/logs").mkdir(parents=True)
