@@ -361,7 +361,7 @@ def test_no_framewise_displacement(tmp_path):
     ("displacement", "message"),
     [
         (np.nan, "the column framewise_displacement has no number, so no volume can be censored by it. Expected mm"),
-        ("low", "the column framewise_displacement has the text 'low', expected numbers in mm."),
+        ("low", "the column framewise_displacement has the text 'low' for volume 0, expected numbers in mm."),
     ],
 )
 def test_displacement_that_says_nothing(tmp_path, options, displacement, message):

@@ -154,7 +154,7 @@ def test_refused_runs(tmp_path):
         (tmp_path / "logs" / f"{named(8)}.json", tmp_path / "logs" / "sub-90.json", other, older, text, alone, kept),
         (
             "expected",
-            "can't be read: Unterminated string",
+            "isn't JSON: Unterminated string",
             "has other regions than most",
             "its configuration is c0, but most have c1",
             "invalid value 'xx",

@@ -165,6 +165,7 @@ NO_TABLES = {
     "a byte-order mark alone": (b"\xef\xbb\xbf", "is empty."),
     "Latin-1": ("index\tname\n1\tÁrea\n".encode("latin-1"), ", line 2: the byte 0xc1 isn't UTF-8, perhaps Latin-1."),
     "UTF-16 without a mark": ("index\tname\n".encode("utf-16-le"), ", line 1: has a zero byte"),
+    "a separator of units": (b"index\tname\n1\tA\n2\tB\x1fC\n", ", line 3: has the control character '\\x1f'."),
     "half of UTF-16": ("index\tname\n1\tA".encode("utf-16")[:-1], "isn't UTF-16"),
     "an image": (b"\x5c\x01\x00\x00" + bytes(344), ", line 1: has a zero byte"),
     "a spreadsheet": (b"PK\x03\x04\x14\x00\x06\x00", ", line 1: has a zero byte"),

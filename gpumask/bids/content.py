@@ -3,6 +3,8 @@
 import os
 import stat
 
+from gpumask.inputs import open_file
+
 _LONGEST_POINTER = 1024  # bytes
 _POINTERS = {
     b"/annex/objects/": "is a git-annex pointer whose content isn't here (datalad get)",
@@ -17,7 +19,7 @@ def absence(path: str | os.PathLike) -> str | None:
     except OSError:
         return "is a link whose content isn't here (datalad get)" if os.path.islink(path) else None  # noqa: PTH114
     if stat.S_ISREG(state.st_mode) and state.st_size <= _LONGEST_POINTER:
-        with open(path, "rb") as file:  # noqa: PTH123
+        with open_file(path) as file:
             start = file.read(64)
         return next((reason for pointer, reason in _POINTERS.items() if start.startswith(pointer)), None)
     return None

@@ -9,6 +9,7 @@ from gpumask.bids.metadata import positive_seconds
 from gpumask.bids.names import is_run_name, run_folder, run_name
 from gpumask.bids.pairing import check_pairs
 from gpumask.bids.runs import Problem, Run
+from gpumask.inputs import irregularity, shortened
 from gpumask.text_tables import read_rows
 
 _COLUMNS = ("bold", "confounds", "mask", "t_r", "name")
@@ -43,9 +44,9 @@ def read_manifest(path: str | os.PathLike) -> tuple[list[Run], list[Problem]]:
     table = read_rows(path, "a list of runs, with the column bold", separators="\t")
     columns, *rows = map(_without_empty_end, table.cells)
     if "bold" not in columns or len(set(columns)) < len(columns) or set(columns) - set(_COLUMNS):
-        first = "\t".join(table.cells[0])
+        first = shortened(repr("\t".join(table.cells[0])), 200)
         msg = (
-            f"{path} begins with the line {first!r}. Expected the names of the columns, separated by tabs, each once: "
+            f"{path} begins with the line {first}. Expected the names of the columns, separated by tabs, each once: "
             "bold, and any of confounds, mask, t_r, name."
         )
         raise ValueError(msg)
@@ -87,13 +88,13 @@ def _run_of_row(row, folder):
         raise ValueError(msg)
     files = {column: folder / row[column] for column in ("bold", "confounds", "mask") if column in row}
     for column, file in files.items():
-        if not file.is_file():
-            reason = absence(file)
-            msg = f"names a {column} file that " + (f"{reason}: {file}" if reason else f"isn't there: {file}")
+        if not os.path.isfile(file):  # noqa: PTH113 - False for names that are too long
+            reason = absence(file) or irregularity(file) or "isn't there"
+            msg = f"names a {column} file that {reason}: {file}"
             raise ValueError(msg)
     name, t_r = row.get("name"), row.get("t_r")
     if name and not is_run_name(name):
-        msg = f"has the name {name!r}: expected letters, digits, and _ - + . between them"
+        msg = f"has the name {shortened(repr(name), 200)}: expected letters, digits, and _ - + . between them"
         raise ValueError(msg)
     t_r = t_r and positive_seconds(t_r, "has the t_r")
     path = str(files.pop("bold"))

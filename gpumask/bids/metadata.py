@@ -1,7 +1,6 @@
 """JSON metadata of runs by BIDS's inheritance principle, and the repetition time."""
 
 import functools
-import json
 import math
 import os
 from collections.abc import Iterable, Set
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 from gpumask.bids.content import absence
 from gpumask.bids.names import image_stem, parse_name
 from gpumask.bids.runs import Run
+from gpumask.inputs import read_json, shortened
 
 _PLAUSIBLE = 0.05, 60.0  # repetition times in s, from the fastest sequences to the sparsest
 _CONTRADICTION = 100  # factor between two sources from which on one of them is wrong: milliseconds are 1000
@@ -107,11 +107,11 @@ def _volume_times(metadata):
     """Even spacing in s of ``VolumeTiming``, or None; and what speaks against a repetition time, or None."""
     if "VolumeTiming" in metadata.values:
         path = metadata.origins["VolumeTiming"]
-        try:
-            times = [float(time) for time in metadata.values["VolumeTiming"]]
-        except (TypeError, ValueError) as error:
-            msg = f"{path} has the VolumeTiming {metadata.values['VolumeTiming']!r}: expected a list of seconds"
-            raise ValueError(msg) from error
+        value = metadata.values["VolumeTiming"]
+        times = [_number(time) for time in value] if isinstance(value, list) else [math.nan]
+        if not all(map(math.isfinite, times)):
+            msg = f"{path} has the VolumeTiming {shortened(repr(value))}: expected a list of seconds"
+            raise ValueError(msg)
         steps = [after - before for before, after in pairwise(times)]
         if not steps:
             return None, _Uneven(path, "VolumeTiming of one volume")
@@ -287,7 +287,7 @@ class Metadata(NamedTuple):
 
 
 def read_metadata(run: Run) -> Metadata:
-    """Read the files of `metadata_files`; a ValueError for one that isn't JSON."""
+    """Read the files of `metadata_files`; errors as of `gpumask.inputs.read_json`."""
     values: dict[str, Any] = {}
     origins: dict[str, Path] = {}
     absent: list[Path] = []
@@ -301,26 +301,18 @@ def read_metadata(run: Run) -> Metadata:
     return Metadata(values, origins, absent)
 
 
-def read_json(path: Path) -> dict:
-    """Read a JSON file that holds an object; a ValueError if it doesn't."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:  # also of bytes that aren't UTF-8
-        msg = f"{path} isn't JSON: {error}"
-        raise ValueError(msg) from error
-    if not isinstance(content, dict):
-        msg = f"{path} holds a JSON {type(content).__name__}: expected an object"
-        raise ValueError(msg)
-    return content
-
-
 def positive_seconds(value: Any, what: str) -> float:
     """A positive number of seconds; a ValueError, which begins with `what`, for everything else."""
-    try:
-        seconds = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        seconds = math.nan
+    seconds = _number(value)
     if not 0 < seconds < math.inf:
-        msg = f"{what} {value!r}: expected a positive number of seconds"
+        msg = f"{what} {shortened(repr(value))}: expected a positive number of seconds"
         raise ValueError(msg)
     return seconds
+
+
+def _number(value):
+    """A number as float; NaN for everything else."""
+    try:
+        return math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan

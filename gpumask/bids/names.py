@@ -118,7 +118,7 @@ def folder_label(name: str, key: str) -> str | None:
 def label_of(key: str, text: object) -> str:
     """A label given with or without its key; "1" and "01" are the same run."""
     label = str(text).removeprefix(f"{key}-")
-    return str(int(label)) if key == "run" and label.isdecimal() else label
+    return (label.lstrip("0") or "0") if key == "run" and label.isdecimal() else label
 
 
 def image_stem(path: str | os.PathLike) -> str:

@@ -7,10 +7,11 @@ from typing import Any
 from urllib.parse import quote
 
 from gpumask import __version__
-from gpumask.bids.metadata import read_json, read_metadata
+from gpumask.bids.metadata import read_metadata
 from gpumask.bids.names import labels_in, run_name
 from gpumask.bids.runs import Run
 from gpumask.files import replacing, write
+from gpumask.inputs import read_json, shortened
 from gpumask.tables import json_lines
 
 _OF_SIGNALS_TOO = ("TaskName", "StartTime", "SliceTimingCorrected", "SpatialReference", "Resolution")
@@ -121,7 +122,7 @@ def write_dataset_description(
     path = Path(out_dir, "dataset_description.json")
     root = Path(source).absolute() if source else None
     of_root = root / "dataset_description.json" if root else None
-    generators = _generators(read_json(of_root)) if of_root and of_root.is_file() else []
+    generators = _generators(of_root) if of_root and of_root.is_file() else []
     content: dict[str, Any] = {
         "Name": "gpumask: region time series",
         "BIDSVersion": "1.11.0",
@@ -156,11 +157,13 @@ def check_dataset_description(out_dir: str | os.PathLike, source: str | os.PathL
     path = Path(out_dir, "dataset_description.json")
     if not path.is_file():
         return {}
-    old = read_json(path)
-    if [generator.get("Name") for generator in _generators(old)][:1] != ["gpumask"]:
+    if [generator.get("Name") for generator in _generators(path)][:1] != ["gpumask"]:
         msg = f"{path} describes a data set that gpumask didn't make. Choose another folder for the outputs."
         raise ValueError(msg)
-    links = old.get("DatasetLinks", {})
+    links = read_json(path).get("DatasetLinks", {})
+    if not isinstance(links, dict):
+        msg = f"{path} has the DatasetLinks {shortened(repr(links))}: expected an object"
+        raise ValueError(msg)
     new = {"preprocessed": Path(source).absolute().as_uri()} if source else {}
     if {**links, **new} != {**new, **links}:
         msg = (
@@ -171,8 +174,14 @@ def check_dataset_description(out_dir: str | os.PathLike, source: str | os.PathL
     return links
 
 
-def _generators(description):
-    """A data set's generators, the latest first; before BIDS 1.4, one "PipelineDescription"."""
-    return description.get("GeneratedBy") or [
-        description[key] for key in ("PipelineDescription",) if key in description
-    ]
+def _generators(path):
+    """A data set's generators by its description, the latest first; before BIDS 1.4, one "PipelineDescription"."""
+    description = read_json(path)
+    key = "GeneratedBy" if description.get("GeneratedBy") else "PipelineDescription"
+    found = description.get(key, [])
+    generators = [found] if key == "PipelineDescription" and key in description else found
+    if not (isinstance(generators, list) and all(isinstance(generator, dict) for generator in generators)):
+        expected = "a list of objects" if key == "GeneratedBy" else "an object"
+        msg = f"{path} has the {key} {shortened(repr(found))}: expected {expected}"
+        raise ValueError(msg)
+    return generators

@@ -1,7 +1,9 @@
 """``gpumask extract`` and ``gpumask demo``."""
 
 import argparse
+import contextlib
 import functools
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,10 +17,15 @@ def command(args: argparse.Namespace) -> int:
     from gpumask.cli.progress import RunProgress
 
     progress = RunProgress(len(args.runs))
-    try:
-        records = _start(args, progress)
-    except USER_ERRORS as error:
-        return refuse("extract", error, args.verbose)
+    with contextlib.ExitStack() as stack:
+        try:
+            records = _start(args, progress, stack)
+        except USER_ERRORS as error:
+            return refuse("extract", error, args.verbose)
+        return _show(args, progress, records)
+
+
+def _show(args, progress, records):
     failed = 0
     try:
         for record in records:
@@ -39,8 +46,8 @@ def command(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _start(args, progress):
-    """Check what all runs have in common, and return an iterator that extracts them."""
+def _start(args, progress, stack):
+    """Check what all runs have in common, and return an iterator that extracts them while `stack` is open."""
     atlases = split_atlases(args)
     check_file("--mask", args.mask)
     check_confounds(args)
@@ -54,6 +61,7 @@ def _start(args, progress):
             msg = f"--confounds: expected one table per run, got {len(args.confounds)} for {len(args.runs)} run(s)"
             raise ValueError(msg)
         check_tables(args.confounds)
+        args.confounds = [_copied(path, stack) if path.is_fifo() else path for path in args.confounds]
     check_cutoffs(args)
     check_out("--out", args.out)
 
@@ -116,6 +124,16 @@ def _start(args, progress):
         tell(f"{', '.join(args.atlas)}: warning: {message}")
     args.out.mkdir(parents=True, exist_ok=True)
     return (write_run(configuration, run, functools.partial(progress, run)) for run in runs)
+
+
+def _copied(pipe, stack):
+    """A copy of a table that comes through a pipe, and so can be read only once; it is removed with `stack`."""
+    from gpumask.inputs import read_bytes
+    from gpumask.text_tables import MOST_BYTES
+
+    copy = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gpumask-")), pipe.name)
+    copy.write_bytes(read_bytes(pipe, most=MOST_BYTES, pipes=True))
+    return copy
 
 
 def demo(args: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from gpumask import __version__
 from gpumask.bids.content import check_content
 from gpumask.choices import MAX_FWHM, STANDARDIZE, STRATEGIES, TARGETS
+from gpumask.inputs import irregularity
 
 _LEVELS = ("participant", "group")
 CHOOSING = {
@@ -312,11 +313,16 @@ def check_cutoffs(args: argparse.Namespace) -> None:
 
 
 def check_file(option: str, path: Path | None) -> None:
-    """Raise a FileNotFoundError if an option's file doesn't exist."""
+    """Raise a FileNotFoundError if an option's file doesn't exist, and a ValueError if it isn't a regular file."""
     check_content(path)
-    if path is not None and not path.is_file():
+    if path is None:
+        return
+    if not path.exists():
         msg = f"{option}: no such file: {path}"
         raise FileNotFoundError(msg)
+    if reason := irregularity(path):
+        msg = f"{option}: {path} {reason}"
+        raise ValueError(msg)
 
 
 def number(text: str) -> int | float:

@@ -44,9 +44,9 @@ def split_atlases(args: argparse.Namespace) -> list[tuple[str, Path | None, str 
 
 
 def check_tables(paths: Sequence[Path]) -> None:
-    """Raise a FileNotFoundError if a confounds table doesn't exist; a link without content fails its run alone."""
+    """Check that confounds tables are files or pipes, as `check_file`; a link without content fails its run alone."""
     for path in paths:
-        if absence(path) is None:
+        if absence(path) is None and not path.is_fifo():
             check_file("--confounds", path)
 
 

@@ -14,6 +14,7 @@ from gpumask.bids.spaces import Space, space_contradiction, stated_space
 from gpumask.choices import LINEAR
 from gpumask.confounds.fmriprep import check_options, image_desc
 from gpumask.extraction import Settings
+from gpumask.inputs import check_file
 
 _DEFAULTS = {"keep_all_regions": True, "min_coverage": 0.5, "nan_policy": "omit"}
 
@@ -169,6 +170,8 @@ class Configuration:
     def described(self, atlas: AtlasFile) -> dict[str, Any]:
         """How the outputs of an atlas are made; for JSON."""
         files = [Path(path) for path in (atlas.path, atlas.lut, self.mask) if path]
+        for file in files:
+            check_file(file)
         return {
             "version": __version__,
             "atlas": atlas.name,

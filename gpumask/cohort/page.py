@@ -3,7 +3,6 @@
 import heapq
 import html
 import io
-import json
 import os
 import re
 import time
@@ -17,7 +16,9 @@ from gpumask import __version__
 from gpumask.bids.names import parse_output_name
 from gpumask.cohort.record import unusable
 from gpumask.files import replacing, write
+from gpumask.inputs import MOST_JSON, open_file, parse_json, read_bytes, read_json
 
+_MOST_COVERAGE = 1 << 24  # bytes of a table; a region takes about 30
 _LOW = 0.5  # less covered regions are "n/a" by default
 _FAILURES, _GROUPS, _WORST = 300, 50, 10  # rows of tables
 _PICTURE = (400, 600)  # most rows (regions) and columns (runs) of a coverage picture: those of a window
@@ -122,7 +123,7 @@ def _read_logs(logs):
     for path in sorted(logs.glob("*.json")):
         name = path.name.removesuffix(".json")
         try:
-            record = json.loads(path.read_bytes())
+            record = read_json(path)
             times = str(record["time"])
             outputs = [str(output["path"]) for output in record["outputs"]]
         except (OSError, ValueError, TypeError, LookupError):
@@ -159,10 +160,15 @@ def _last_attempts(logs, unreadable):
     attempts = {}
     for path in sorted(logs.glob("*.jsonl")):
         offset = 0
-        with path.open("rb") as lines:
-            for line in lines:
+        try:
+            file = open_file(path)
+        except (OSError, ValueError):
+            unreadable[path.name] += 1
+            continue
+        with io.BufferedReader(file) as lines:
+            while line := lines.readline(MOST_JSON):
                 try:
-                    values = json.loads(line)
+                    values = parse_json(line, path)
                     name, attempt = str(values["name"]), _attempt(values, path, offset)
                 except (ValueError, TypeError, LookupError):
                     unreadable[path.name] += 1
@@ -198,9 +204,9 @@ def _drop_folders(attempts, done):
 
 
 def _line(attempt):
-    with attempt.file.open("rb") as file:
+    with io.BufferedReader(open_file(attempt.file)) as file:
         file.seek(attempt.offset)
-        return json.loads(file.readline())
+        return parse_json(file.readline(MOST_JSON), attempt.file)
 
 
 def _count(counter, cohort, messages, values, name):
@@ -342,7 +348,7 @@ def _read_coverage(names, paths):
 
 
 def _coverage_table(path):
-    header, _, body = path.read_text("utf-8").partition("\n")
+    header, _, body = read_bytes(path, most=_MOST_COVERAGE).decode().partition("\n")
     if header.split("\t") != ["Node", "coverage"]:
         raise ValueError(header)
     cells = body.removesuffix("\n").replace("\n", "\t").split("\t") if body else []

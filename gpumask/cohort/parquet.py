@@ -1,6 +1,7 @@
 """One Parquet file of a whole cohort, made from its time series tables."""
 
 import hashlib
+import io
 import json
 import os
 from collections import Counter, defaultdict
@@ -12,6 +13,7 @@ import numpy as np
 
 from gpumask.bids.names import labels_in, parse_output_name
 from gpumask.files import replacing
+from gpumask.inputs import check_file, open_file, read_json
 
 _ENTITIES = {"participant_id": "sub", "session": "ses", "task": "task", "run": "run", "space": "space"}
 _KEYS = (*_ENTITIES, "name")
@@ -19,6 +21,7 @@ _OWN = (*_KEYS, "repetition_time", "volume")
 # Each column of each row group takes 50 bytes of the file's footer, which readers hold in memory: with a group per run,
 # 2 GB for 40 000 runs of 1000 regions. Groups have whole runs, up to about as many values (64 MiB).
 _GROUP = 2**23
+_MOST_HEADER = 2**24  # bytes of a table's first line
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def _tables(out_dir):
     tables, unreadable = defaultdict(list), []
     for record_path in sorted((out_dir / "logs").glob("*.json")):
         try:
-            record = json.loads(record_path.read_bytes())
+            record = read_json(record_path)
             for output, size, made in ((o["path"], o["size"], str(o["made"])) for o in record["outputs"]):
                 path = out_dir / output
                 parsed = parse_output_name(path.name)
@@ -104,8 +107,8 @@ def _tables(out_dir):
                     if path.stat().st_size != size:
                         msg = f"expected {size} bytes by its record, found {path.stat().st_size}"
                         raise ValueError(msg)
-                    with path.open("rb") as file:
-                        header = hashlib.sha256(file.readline()).digest()
+                    with io.BufferedReader(open_file(path)) as file:
+                        header = hashlib.sha256(file.readline(_MOST_HEADER)).digest()
                     table = _Table(parsed.run, path, made, header)
                     tables[parsed.atlas, parsed.stat].append(table)
         except (OSError, ValueError, TypeError, LookupError) as error:
@@ -182,10 +185,10 @@ def column_names(names: Sequence[str], ids: Sequence[float] | None) -> list[str]
 
 def _regions(path):
     """Names of the columns of the regions in a table."""
-    with path.open(encoding="utf-8") as file:
-        names = file.readline().rstrip("\n").split("\t")
+    with io.BufferedReader(open_file(path)) as file:
+        names = file.readline(_MOST_HEADER).decode().rstrip("\n").split("\t")
     try:
-        ids = [region["index"] for region in json.loads(path.with_suffix(".json").read_bytes())["Regions"]]
+        ids = [region["index"] for region in read_json(path.with_suffix(".json"))["Regions"]]
     except (OSError, ValueError, LookupError, TypeError):
         ids = None
     try:
@@ -208,7 +211,8 @@ def _read(table, regions):
     import pyarrow as pa
     from pyarrow import csv
 
-    sidecar = json.loads(table.path.with_suffix(".json").read_bytes())
+    check_file(table.path)
+    sidecar = read_json(table.path.with_suffix(".json"))
     block = min(max(table.path.stat().st_size, 1), 2**30)  # one block: a line can't be longer
     values = csv.read_csv(
         table.path,

@@ -17,6 +17,7 @@ from gpumask.bids.names import run_name
 from gpumask.bids.runs import Problem, Run
 from gpumask.cohort.configuration import AtlasFile, Configuration
 from gpumask.files import append_line, replacing, write
+from gpumask.inputs import read_json
 from gpumask.tables import json_lines
 
 
@@ -115,12 +116,12 @@ def _identity(file):
 def _recorded(configuration, run):
     """The record of a run's last success, as it is on the disk; an empty one if there is none to make sense of."""
     try:
-        record = json.loads(record_path(configuration, run).read_text("utf-8"))
+        record = read_json(record_path(configuration, run))
         outputs = [Output(str(o["path"]), int(o["size"]), str(o["made"])) for o in record["outputs"]]
         made = {output.made: dict(record["made"][output.made]) for output in outputs}
         if record["status"] != "done":
             return {}, [], {}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return {}, [], {}
     return record, outputs, made
 
@@ -318,7 +319,7 @@ def log_problems(configuration: Configuration, problems: Iterable[Problem], list
 def unusable(logs: Path) -> dict[str, dict[str, Any]]:
     """The last whole listings by key: their "time" and the "names" of what couldn't be used; see `log_problems`."""
     try:
-        listings = json.loads((logs / "unusable").read_text("utf-8"))
+        listings = read_json(logs / "unusable")
         return {key: {"time": str(one["time"]), "names": list(map(str, one["names"]))} for key, one in listings.items()}
     except (OSError, ValueError, TypeError, LookupError, AttributeError):
         return {}

@@ -38,6 +38,7 @@ from gpumask.extraction import extract, prepare
 from gpumask.files import appearing_together, locked, write
 from gpumask.images.lookup import region_names
 from gpumask.images.volumes import open_volumes
+from gpumask.inputs import check_file
 from gpumask.process import collect_warnings, warn
 from gpumask.tables import json_lines
 
@@ -200,6 +201,8 @@ def _extract(configuration, run, atlases, progress, *, n_threads):
     """Files of a run by path, each with its atlas and its lines (or bytes), and the run's record."""
     loaded = load(configuration)
     check_content(run.path, run.confounds, run.mask)
+    if run.confounds:
+        check_file(run.confounds)  # it is read several times, so a pipe won't do
     for message in check_spaces(configuration, [run]):
         warn(message)
     volumes = open_volumes(run.path)

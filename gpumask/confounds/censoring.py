@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from gpumask.confounds.sample_masks import AllVolumesRemovedError
-from gpumask.confounds.tables import read_table
+from gpumask.confounds.tables import numeric_column, read_table
 
 _NON_STEADY = re.compile(r"non_steady_state_outlier[0-9]*")
 
@@ -85,7 +85,8 @@ def non_steady_volumes(confounds_path: str | os.PathLike) -> np.ndarray:
     """Volumes that fMRIPrep's table marks as before the steady state: ndarray of int."""
     table = read_table(Path(confounds_path)).rename(columns=str)
     marks = [column for column in table if _NON_STEADY.fullmatch(column)]
-    return np.flatnonzero((table[marks].to_numpy(np.float64) == 1).any(axis=1))
+    is_marked = [numeric_column(table, column, confounds_path, "0 or 1") == 1 for column in marks]
+    return np.flatnonzero(np.any(is_marked, axis=0)) if marks else np.zeros(0, int)
 
 
 def check_kept_time(censoring: Censoring, t_r: float | None, min_time: float, name: str) -> None:

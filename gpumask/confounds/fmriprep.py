@@ -15,9 +15,10 @@ import numpy as np
 from gpumask.bids.content import check_content
 from gpumask.bids.names import image_of_confounds
 from gpumask.confounds.sample_masks import AllVolumesRemovedError
-from gpumask.confounds.tables import choose_columns, has_names, read_table
+from gpumask.confounds.tables import choose_columns, has_names, numeric_column, read_table
+from gpumask.inputs import open_file, read_json
 from gpumask.process import warn
-from gpumask.text_tables import is_number, listed, read_text_table
+from gpumask.text_tables import listed, read_text_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,12 +150,7 @@ def _check_length(table, path, run_path, n_volumes):
 
 def _displacement(table, path):
     """Framewise displacement in mm: float64, NaN for the first volume, which has none."""
-    column = choose_columns(table, [_FD], path)[_FD]
-    if column.dtype.kind not in "fi":
-        text = next(cell for cell in map(str, column) if not is_number(cell))
-        msg = f"{path}: the column {_FD} has the text {text!r}, expected numbers in mm."
-        raise ValueError(msg)
-    values = column.to_numpy(np.float64)
+    values = numeric_column(choose_columns(table, [_FD], path), _FD, path, "numbers in mm")
     unknown = np.flatnonzero(np.isnan(values))
     if len(unknown) == len(values):
         msg = (
@@ -190,8 +186,11 @@ def _by_strategy(run_path, confounds_path, strategy, fd_threshold):
     options = {"global_signal": "basic"} if strategy.endswith("+gsr") else {}
     if fd_threshold is not None and _is_scrubbing(strategy):
         options["fd_threshold"] = fd_threshold
+    metadata = confounds_path.with_suffix(".json")
     if name == "compcor":
-        check_content(confounds_path.with_suffix(".json"))
+        check_content(metadata)
+    if metadata.exists():  # nilearn reads it for every strategy
+        read_json(metadata)
     try:
         with _as_nilearn_reads(confounds_path) as path:
             return load_confounds_strategy(str(path.with_name(image)), name, **options)
@@ -209,7 +208,9 @@ def _as_nilearn_reads(path):
     table = read_text_table(path, "fMRIPrep's table of confounds", has_names)
     rows = [table.names, *table.rows] if table.names else table.rows
     text = "".join("\t".join(row) + "\n" for row in rows).encode()
-    if path.read_bytes().replace(b"\r\n", b"\n") == text:
+    with open_file(path) as file:
+        is_written_so = file.read(2 * len(text) + 1).replace(b"\r\n", b"\n") == text
+    if is_written_so:
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:

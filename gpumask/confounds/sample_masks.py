@@ -76,7 +76,8 @@ def _indices(mask, n_volumes, run):
     if mask.size == 0:
         msg = "The size of the sample mask is 0. All volumes were marked as motion outliers can not proceed. "
         raise AllVolumesRemovedError(msg)
-    indices = mask.astype(np.int64) if mask.dtype.kind in "iuf" else None
+    with np.errstate(invalid="ignore"):  # NaN and what int64 can't hold become other numbers
+        indices = mask.astype(np.int64) if mask.dtype.kind in "iuf" else None
     if indices is None or np.any(indices != mask):
         msg = f"sample_mask {run} must hold integers or booleans, got {mask.dtype}."
         raise TypeError(msg)

@@ -5,6 +5,7 @@ import fnmatch
 import io
 import numbers
 import os
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,11 +15,13 @@ import numpy as np
 from array_api_compat import is_array_api_obj
 
 from gpumask import backend
+from gpumask.inputs import shortened
 from gpumask.text_tables import is_number, listed, read_text_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
+_LONG_INTEGER = re.compile("[+-]?[0-9]{19,}")  # becomes uint64, a Python integer or text in pandas
 _EXPECTED = "a table of confounds with a column per signal and a row per volume"
 
 
@@ -100,7 +103,7 @@ def _checked_columns(confound, n_volumes, used):
             f"Signal length: {n_volumes}; confound length: {len(table)}.{where}"
         )
         raise ValueError(msg)
-    values = table.apply(pd.to_numeric, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    values = table.apply(_as_floats).to_numpy(np.float64, na_value=np.nan)
     checked = np.zeros(n_volumes, dtype=bool)
     checked[slice(None) if used is None else used] = True
     bad = ~np.isfinite(values) & checked[:, None]
@@ -117,6 +120,15 @@ def _checked_columns(confound, n_volumes, used):
     return values
 
 
+def _as_floats(column):
+    """A column's numbers; NaN for text, and infinity for integers that float64 can't hold."""
+    import pandas as pd
+
+    if column.dtype == object:
+        column = column.map(lambda value: np.inf if isinstance(value, int) and abs(value) >= 1 << 1023 else value)
+    return pd.to_numeric(column, errors="coerce")
+
+
 def on_host(array: object) -> np.ndarray:
     """Array of any library, or array-like, as a NumPy array."""
     return backend.to_host(array) if is_array_api_obj(array) else np.asarray(array)
@@ -125,11 +137,23 @@ def on_host(array: object) -> np.ndarray:
 def read_table(path: Path) -> "pd.DataFrame":
     """Read a text table, see `confounds_matrix` and `gpumask.text_tables`; without names, its columns are numbered.
 
-    Its types are pandas': numbers, exactly; "n/a" and the like are NaN; text.
+    Its types are pandas': numbers, exactly; "n/a" and the like are NaN; text. Integers that int64 can't hold are
+    floats, which may be infinite.
     """
+    table = read_text_table(path, _EXPECTED, has_names)
+    parsed = _parsed(table)
+    odd = [j for j, dtype in enumerate(parsed.dtypes) if dtype.kind not in "bif"]
+    long = [(row, j) for row in table.rows for j in odd if _LONG_INTEGER.fullmatch(row[j])]
+    if not long:
+        return parsed
+    for row, j in long:
+        row[j] += "."
+    return _parsed(table)
+
+
+def _parsed(table):
     import pandas as pd
 
-    table = read_text_table(path, _EXPECTED, has_names)
     rows = table.rows if table.names is None else [table.names, *table.rows]
     # The default can be off by a last bit before pandas 3.1, which deprecates the choice.
     exact = {"float_precision": "round_trip"} if pd.__version__ < "3.1" else {}
@@ -147,6 +171,24 @@ def read_table(path: Path) -> "pd.DataFrame":
 def has_names(first_row: Sequence[str]) -> bool:
     """Whether the first row of confounds has the columns' names; above an index written by pandas is an empty one."""
     return not is_number(first_row[0]) and first_row[0].lower() not in ("n/a", "na")
+
+
+def numeric_column(table: "pd.DataFrame", name: str, path: str | os.PathLike, expected: str) -> np.ndarray:
+    """Values of a column of a table, float64 of shape (n_volumes,); NaN where it has none.
+
+    Raises
+    ------
+    ValueError
+        If it has text; the message names the file, the column and the volume, and what is `expected`.
+    """
+    import pandas as pd
+
+    values = pd.to_numeric(table[name], errors="coerce")
+    if (texts := np.flatnonzero(values.isna() & table[name].notna())).size:
+        text = shortened(repr(table[name].iloc[texts[0]]))
+        msg = f"{path}: the column {name} has the text {text} for volume {texts[0]}, expected {expected}."
+        raise ValueError(msg)
+    return values.to_numpy(np.float64)
 
 
 def choose_columns(table: "pd.DataFrame", columns: Sequence[str], path: str | os.PathLike) -> "pd.DataFrame":

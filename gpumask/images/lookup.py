@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpumask.inputs import check_file, shortened
 from gpumask.process import warn
 from gpumask.text_tables import listed, read_text_table
 
@@ -43,9 +44,10 @@ def read_lookup_table(path: str | Path) -> dict[str, list]:
         repeats an index; the message names the file.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         msg = f"`lut` is {path}, but no such file exists. Expected a table with the columns 'index' and 'name'."
         raise ValueError(msg)
+    check_file(path)  # it is read several times, so a pipe won't do
     table = read_text_table(path, _EXPECTED, _has_names, keep_empty_rows=False)
     if table.names is None:
         columns = _nameless_columns(table)
@@ -56,7 +58,8 @@ def read_lookup_table(path: str | Path) -> dict[str, list]:
         columns = checked_columns(dict(zip(table.names, table.columns, strict=True)), str(path))
     for cell, line in zip(columns["index"], table.lines, strict=True):
         if not _is_number(cell):
-            msg = f"{path}, line {line}: the index is {cell!r}, expected a number: a region's label in the image."
+            expected = "expected a number: a region's label in the image"
+            msg = f"{path}, line {line}: the index is {shortened(repr(cell))}, {expected}."
             raise ValueError(msg)
     named = [name not in ("", "n/a") for name in columns["name"]]
     columns = {name: list(compress(cells, named)) for name, cells in columns.items()}
@@ -122,14 +125,15 @@ def checked_columns(columns: Any, name: str) -> Any:
             columns = columns.rename(columns=renamed)
     lacking = [column for column in ("index", "name") if column not in columns]
     if lacking:
-        msg = f"{name} must have the columns 'index' and 'name', but lacks {lacking}; it has {list(columns)}."
+        has = shortened(repr(list(columns)), 200)
+        msg = f"{name} must have the columns 'index' and 'name', but lacks {lacking}; it has {has}."
         raise ValueError(msg)
     return columns
 
 
 def _check_unique(index, name):
     if twice := [label for label, count in Counter(list(index)).items() if count > 1]:
-        msg = f"{name} has several rows for {twice}. Each region's index must occur once."
+        msg = f"{name} has several rows for {shortened(repr(twice), 200)}. Each region's index must occur once."
         raise ValueError(msg)
 
 

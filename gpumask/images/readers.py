@@ -16,6 +16,7 @@ from gpumask import process
 from gpumask.images.decoding import Decoder, check_size, is_compressed
 from gpumask.images.errors import DimensionError, ImageError
 from gpumask.images.grid import Grid
+from gpumask.inputs import open_file
 
 Take = Callable[[], np.ndarray]
 Blocks = Generator[np.ndarray, None, None]
@@ -187,7 +188,7 @@ class _Mapped(_OnFile):
     """An uncompressed file: blocks are views of it, without a copy. Each block has its own mapping."""
 
     def blocks(self, n: int, take: Take | None = None) -> Blocks:
-        with Path(self._path).open("rb", buffering=0) as file:
+        with open_file(self._path) as file:
             for start in range(0, self.n_volumes, n):
                 k = min(n, self.n_volumes - start)
                 first = self._offset + start * self._volume_bytes

@@ -14,6 +14,7 @@ from gpumask.images.decoding import check_extensions, is_compressed, require_dec
 from gpumask.images.errors import DimensionError, ImageError
 from gpumask.images.grid import Grid
 from gpumask.images.readers import Stored, Take, stored
+from gpumask.inputs import irregularity
 
 ImageLike = str | os.PathLike | nib.spatialimages.SpatialImage
 
@@ -277,6 +278,10 @@ def _open(item):
     if item.is_dir():
         msg = f"{item} is a directory, expected an image file."
         raise ImageError(msg)
+    for file in {item, *_partners(item)}:
+        if reason := irregularity(file):
+            msg = f"{file} {reason}: an image is read more than once. Save it in a file."
+            raise ImageError(msg)
     if item.stat().st_size == 0:
         msg = f"{item} is empty (0 bytes), expected an image file. Copy or create the file again."
         raise ImageError(msg)
@@ -298,6 +303,14 @@ def _header_of(item):
     """The header's file of an image like run.img.gz; `item` itself for others."""
     stem = item.with_suffix("")
     return stem.with_suffix(".hdr" + item.suffix) if stem.suffix == ".img" else item
+
+
+def _partners(path):
+    """Further files that nibabel opens for an image, such as the header of a pair; they may not exist."""
+    for kind in nib.imageclasses.all_image_classes:
+        if len(kind.files_types) > 1:
+            with contextlib.suppress(nib.filebasedimages.ImageFileError):  # not of this kind, by its name
+                yield from (Path(holder.filename) for holder in kind.filespec_to_file_map(path).values())
 
 
 def _check_list(images):
