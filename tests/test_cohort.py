@@ -581,16 +581,16 @@ def test_names_that_are_no_text_and_relative_folders(small, tmp_path, monkeypatc
 
 
 def test_a_record_that_cannot_be_looked_at_fails_its_run_alone(small, tmp_path, monkeypatch):
-    read_text = Path.read_text
+    opened = Path.open
 
     def denied(self, *args, **keywords):
         if self.name == f"{RUN}.json" and self.parent.name == "logs":
             raise PermissionError(13, "Permission denied", str(self))
-        return read_text(self, *args, **keywords)
+        return opened(self, *args, **keywords)
 
     configuration = configured(tmp_path)
     assert statuses(configuration, small) == {"done": 2}
-    monkeypatch.setattr(Path, "read_text", denied)
+    monkeypatch.setattr(Path, "open", denied)
     assert statuses(configuration, small) == {"done": 1, "skipped": 1}
 
 

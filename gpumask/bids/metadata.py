@@ -305,7 +305,7 @@ def read_json(path: Path) -> dict:
     """Read a JSON file that holds an object; a ValueError if it doesn't."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:  # also of bytes that aren't UTF-8
+    except (ValueError, RecursionError) as error:  # also of bytes that aren't UTF-8
         msg = f"{path} isn't JSON: {error}"
         raise ValueError(msg) from error
     if not isinstance(content, dict):

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from gpumask.bids.metadata import read_json
 from gpumask.bids.names import labels_in, parse_output_name
+from gpumask.cohort.stored import is_plain, read_record
 from gpumask.files import replacing
 
 _ENTITIES = {"participant_id": "sub", "session": "ses", "task": "task", "run": "run", "space": "space"}
@@ -96,8 +98,12 @@ def _tables(out_dir):
     tables, unreadable = defaultdict(list), []
     for record_path in sorted((out_dir / "logs").glob("*.json")):
         try:
-            record = json.loads(record_path.read_bytes())
-            for output, size, made in ((o["path"], o["size"], str(o["made"])) for o in record["outputs"]):
+            record = read_record(record_path)
+        except (OSError, ValueError) as error:
+            unreadable.append(str(error))
+            continue
+        try:
+            for output, size, made in ((o["path"], o["size"], o["made"]) for o in record["outputs"]):
                 path = out_dir / output
                 parsed = parse_output_name(path.name)
                 if parsed and parsed.suffix == "timeseries":
@@ -108,7 +114,7 @@ def _tables(out_dir):
                         header = hashlib.sha256(file.readline()).digest()
                     table = _Table(parsed.run, path, made, header)
                     tables[parsed.atlas, parsed.stat].append(table)
-        except (OSError, ValueError, TypeError, LookupError) as error:
+        except (OSError, ValueError) as error:
             unreadable.append(f"{record_path}: the run's outputs can't be read: {error}")
     return tables, unreadable
 
@@ -137,7 +143,7 @@ def _write(path, tables, metadata):
         for table in fitting:
             try:
                 sidecar, volumes, values = _read(table, regions)
-            except (OSError, ValueError, TypeError, LookupError) as error:
+            except (OSError, ValueError) as error:
                 refused.append(f"{table.path}: {error}")
                 continue
             common = sidecar if common is None else {k: v for k, v in common.items() if sidecar.get(k, ...) == v}
@@ -185,7 +191,7 @@ def _regions(path):
     with path.open(encoding="utf-8") as file:
         names = file.readline().rstrip("\n").split("\t")
     try:
-        ids = [region["index"] for region in json.loads(path.with_suffix(".json").read_bytes())["Regions"]]
+        ids = [float(region["index"]) for region in read_json(path.with_suffix(".json"))["Regions"]]
     except (OSError, ValueError, LookupError, TypeError):
         ids = None
     try:
@@ -208,7 +214,7 @@ def _read(table, regions):
     import pyarrow as pa
     from pyarrow import csv
 
-    sidecar = json.loads(table.path.with_suffix(".json").read_bytes())
+    sidecar = _sidecar(table.path.with_suffix(".json"))
     block = min(max(table.path.stat().st_size, 1), 2**30)  # one block: a line can't be longer
     values = csv.read_csv(
         table.path,
@@ -217,11 +223,28 @@ def _read(table, regions):
         convert_options=csv.ConvertOptions(column_types=dict.fromkeys(regions, pa.float64()), null_values=["n/a"]),
     )
     n_volumes, censored = sidecar.get("NumberOfVolumes", len(values)), sidecar.get("CensoredVolumes", [])
-    volumes = np.setdiff1d(np.arange(n_volumes, dtype=np.int32), censored)
-    if len(volumes) != len(values):
+    if n_volumes - len(censored) != len(values):
         msg = f"has {len(values)} rows, but its sidecar has {n_volumes} volumes, {len(censored)} of them censored"
         raise ValueError(msg)
-    return sidecar, volumes, values
+    return sidecar, np.setdiff1d(np.arange(n_volumes, dtype=np.int32), censored), values
+
+
+def _sidecar(path):
+    """A table's sidecar; ValueError unless the values that are used here are as gpumask writes them."""
+    sidecar = read_json(path)
+    n_volumes, censored = sidecar.get("NumberOfVolumes", 0), sidecar.get("CensoredVolumes", [])
+    is_ours = (
+        type(n_volumes) is int
+        and isinstance(censored, list)
+        and all(type(volume) is int and 0 <= volume < n_volumes for volume in censored)
+        and len(set(censored)) == len(censored)
+        and type(sidecar.get("RepetitionTime")) in (int, float, type(None))
+        and is_plain(sidecar)
+    )
+    if not is_ours:
+        msg = f"{path} isn't the sidecar of a table that gpumask wrote: do the run again (--overwrite)"
+        raise ValueError(msg)
+    return sidecar
 
 
 def _row_group(runs, regions):
