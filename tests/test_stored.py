@@ -79,7 +79,10 @@ HOSTILE = {
     "has an output without a description in 'made'": output(made="unheard of"),
     "has a description of another atlas than those in 'atlases'": description(atlas="Other"),
     "has another 'outputs' than gpumask writes": [
-        *(output(path=path) for path in ("", "/etc/passwd", "../x", "a/../../x", "a\0b", 3, None, "x" * 5000)),
+        *(
+            output(path=path)
+            for path in ("", "/etc/passwd", "../x", "a/../../x", "a\0b", "\ud800", 3, None, "x" * 5000)
+        ),
         *(output(size=size) for size in (-1, 1.0, True, "1", 10**400)),
         *(changed("outputs", value) for value in (None, {}, ["x"], [{}], "x")),
         lambda record: json.dumps({**record, "outputs": record["outputs"] * 2}),
@@ -99,7 +102,7 @@ SAME_MESSAGE = {
     "configuration": [None, "c" * 65],
     "inputs": [None, {"x": nested(500)}],
     "made": [None, [], {"m": {}}, {"m": None}],
-    "name": ["", None, ["x"]],
+    "name": ["", None, ["x"], "\udce9"],
     "run": ["", 0],
 }
 

@@ -93,6 +93,11 @@ def _is_called(value):
     return _is_text(_LONGEST_PATH)(value) and value != ""
 
 
+def _is_encodable(text):
+    """Whether a text can be in a picture and in a Parquet file: those of file names that aren't UTF-8 can't."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def _are_seconds(value):
     return isinstance(value, dict) and value.keys() <= set(STAGES) and all(map(_is_number, value.values()))
 
@@ -128,6 +133,7 @@ def _is_output(one):
     return (
         _is_called(path)
         and "\0" not in path
+        and _is_encodable(path)
         and not PurePosixPath(path).is_absolute()
         and ".." not in PurePosixPath(path).parts
         and type(one.get("size")) is int
@@ -151,6 +157,7 @@ _RESULTS = {
     "traceback": _is_text(_LONGEST_TRACEBACK),
 }
 _FILES = {
+    "name": lambda value: _is_called(value) and _is_encodable(value),
     "configuration": _is_text(64),
     "inputs": lambda value: isinstance(value, dict) and is_plain(value),
     "outputs": _are_outputs,
