@@ -113,7 +113,8 @@ def read_text_table(
         body = [(row, line) for row, line in body if any(row)]
     rows, lines = [row for row, _ in body], [line for _, line in body]
     width = len(table.cells[0])
-    filled = [any(len(row) > j and row[j] for row in rows) for j in range(max([width, *map(len, rows)]))]
+    with_text = {j for row in rows for j, cell in enumerate(row) if cell}
+    filled = [j in with_text for j in range(max([width, *map(len, rows)]))]
     more = [j for j in range(width, len(filled)) if filled[j]]
     all_longer = all(len(row) > width and row[width] for row in rows)
     if more == [width] and names is not None and all_longer and _have_row_names(rows):

@@ -85,6 +85,33 @@ def command(folder, *options, out="out"):
     return [sys.executable, "-W", "error", "-m", "gpumask", *map(str, words), *map(str, options)]
 
 
+def record(name, outputs=(), **values):
+    """The record of a finished run, as `gpumask cohort` writes it; outputs are (path, size, how it was made)."""
+    return {
+        "time": "2026-11-22T10:00:00.000+00:00",
+        "status": "done",
+        "run": f"/data/{name}_desc-preproc_bold.nii.gz",
+        "name": name,
+        "volumes": 100,
+        "volumes_kept": 100,
+        "dummy_scans": 0,
+        "degrees_of_freedom": None,
+        "repetition_time": 2.0,
+        "seconds": {},
+        "atlases": {"A": {"regions": 3}},
+        "warnings": [],
+        "error": "",
+        "traceback": "",
+        "configuration": "c1",
+        "inputs": {},
+        "outputs": [{"path": path, "size": size, "made": made} for path, size, made in outputs],
+        "made": {made: {"atlas": "A", "files": {}, "settings": {}} for _, _, made in outputs},
+        "host": "host",
+        "pid": 1,
+        **values,
+    }
+
+
 def outputs(out):
     """Bytes of all files of a cohort's output folder, by relative path; without logs and the page, which have times."""
     return {

@@ -556,6 +556,19 @@ def test_lines_of_a_manifest_that_cant_be_taken(tmp_path, line, reason):
     assert problems == [Problem(path, f"line 2 of {manifest} {reason.format(folder=tmp_path)}")]
 
 
+def test_one_name_for_all_lines_of_a_manifest_is_told_briefly(tmp_path):
+    """Each message listed all lines: 40 000 equal names took 10 GB."""
+    (tmp_path / "r.nii").touch()
+    (tmp_path / "runs.tsv").write_text("bold\tname\n" + "r.nii\tx\n" * 1000)
+    found, problems = read_manifest(tmp_path / "runs.tsv")
+    assert found == []
+    assert len(problems) == 1000
+    assert problems[-1].reason == (
+        f"line 1001 of {tmp_path / 'runs.tsv'} would be written under the name x, as would all of the lines 2, 3, 4, "
+        "5, 6 and 995 more: give unique ones in the column name"
+    )
+
+
 def test_names_in_a_manifest_are_unique(tmp_path):
     for subject in ("100307", "100408"):
         touch(tmp_path / subject, "rfMRI_REST1_LR.nii.gz")

@@ -191,6 +191,53 @@ def test_a_worker_process_that_dies_costs_its_run_at_most(made, tmp_path, monkey
     assert cohorts.left_over(folder / f"dying {times}") == []
 
 
+DYING_AT_START = """
+import os, signal, time
+from pathlib import Path
+from gpumask.cohort import executors
+
+ALIVE = executors._begin_worker
+STARTS = Path(__file__).parent / "starts"
+
+
+def begin(stop):
+    (STARTS / f"{{time.time_ns()}}-{{os.getpid()}}").touch()
+    if len(list(STARTS.iterdir())) <= {times}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    ALIVE(stop)
+"""
+
+
+def dying_at_start(tmp_path, monkeypatch, times):
+    """Let the first processes be killed while they start."""
+    (tmp_path / "starts").mkdir()
+    (tmp_path / f"dying_at_start{times}.py").write_text(DYING_AT_START.format(times=times))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(executors, "_begin_worker", importlib.import_module(f"dying_at_start{times}").begin)
+
+
+def test_a_process_that_is_killed_at_its_start_costs_nothing(made, tmp_path, monkeypatch):
+    folder, runs, statuses, files = made
+    dying_at_start(tmp_path, monkeypatch, 1)
+    records = list(run_cohort(configured(folder, "killed at start"), runs, n_procs=2))
+    counts = Counter(record.status for record in records)
+    assert counts["failed"] == statuses["failed"]
+    assert counts["done"] + counts["skipped"] == statuses["done"]
+    assert not any("died" in record.error for record in records)
+    assert cohorts.outputs(folder / "killed at start") == files
+
+
+def test_processes_that_are_killed_at_every_start_are_one_error(made, tmp_path, monkeypatch):
+    folder, runs, *_ = made
+    dying_at_start(tmp_path, monkeypatch, 99)
+    with pytest.raises(RuntimeError) as raised:
+        list(run_cohort(configured(folder, "always killed"), runs, n_procs=2))
+    assert str(raised.value) == (
+        "No process can be started: 3 times one was killed at its start by signal 9 (Killed), as the system does when "
+        "memory is short. Use fewer processes (--nprocs)."
+    )
+
+
 def test_an_executor_whose_worker_dies_says_so(made):
     folder, runs, *_ = made
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -214,7 +261,10 @@ def test_processes_that_cannot_start_are_one_error(made, tmp_path):
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 1
     # The processes' own complaints may come last.
-    assert 'A script must call this below `if __name__ == "__main__":`.\n' in done.stderr
+    assert (
+        "RuntimeError: No process can be started: one ended with exit status 1, for the reason above. A script must "
+        'call this below `if __name__ == "__main__":`.\n'
+    ) in done.stderr
 
 
 CUTTING = """

@@ -6,6 +6,8 @@ import io
 import json
 import re
 import sys
+import time
+from collections import Counter
 from html.parser import HTMLParser
 
 import numpy as np
@@ -13,6 +15,8 @@ import pytest
 
 from gpumask.cohort import page as cohort_page
 from gpumask.cohort.page import write_page
+
+from . import cohorts
 
 EMPTY = ("meta", "br")
 
@@ -82,19 +86,10 @@ class Cohort:
 
     def line(self, name, status, *, log="runs-host-1", **values):
         self.clock += 1
-        content = {
-            "time": f"2026-11-22T10:{self.clock // 60:02}:{self.clock % 60:02}.000+00:00",
-            "status": status,
-            "run": f"/data/{name}_desc-preproc_bold.nii.gz",
-            "name": name,
-            "volumes": 100,
-            "seconds": {},
-            "atlases": {},
-            "warnings": [],
-            "error": "",
-            "traceback": "",
-            **values,
-        }
+        time = f"2026-11-22T10:{self.clock // 60:02}:{self.clock % 60:02}.000+00:00"
+        content = {**cohorts.record(name), "time": time, "status": status, **values}
+        for of_records in ("configuration", "inputs", "outputs", "made", "host", "pid"):
+            content.pop(of_records)
         with (self.logs / f"{log}.jsonl").open("a") as file:
             file.write(json.dumps(content) + "\n")
         return content
@@ -109,17 +104,8 @@ class Cohort:
             cells = ["n/a" if np.isnan(share) else f"{share}" for share in shares]
             rows = zip(nodes or [f"r{k}" for k in range(len(cells))], cells, strict=True)
             path.write_text("Node\tcoverage\n" + "".join(f"{node}\t{cell}\n" for node, cell in rows), "utf-8")
-            size = path.stat().st_size
-            outputs.append({"path": path.relative_to(self.out).as_posix(), "size": size, "made": "m1"})
-        record = {
-            **content,
-            "configuration": "c1",
-            "inputs": {},
-            "outputs": outputs,
-            "host": "host",
-            "pid": 1,
-            **values,
-        }
+            outputs.append((path.relative_to(self.out).as_posix(), path.stat().st_size, "m1"))
+        record = {**cohorts.record(name, outputs), **content, **values}
         (self.logs / f"{name}.json").write_text(json.dumps(record))
 
     def failed(self, name, error="It is truncated.", **values):
@@ -199,9 +185,9 @@ def test_lines_that_were_cut_or_are_no_lines(cohort):
     assert "unreadable: 1 (first in logs/sub-3.json)" in page_of(cohort.out).text
 
 
-@pytest.mark.parametrize("seconds", [{}, None, 3, {"total": "x"}, {"total": 0.0}])
+@pytest.mark.parametrize("seconds", [{}, {"total": 0.0}])
 def test_records_with_little_in_them(cohort, seconds):
-    cohort.done("sub-1", {"A": [0.5]}, seconds=seconds, warnings=None, volumes=None)
+    cohort.done("sub-1", {"A": [0.5]}, seconds=seconds, volumes=0)
     page = page_of(cohort.out)
     assert "volumes per second" not in page.text
     assert "1 region, 1 run" in page.text
@@ -367,3 +353,109 @@ def test_the_old_page_stays_if_the_new_one_cant_be_written(cohort, monkeypatch):
         write_page(cohort.out)
     assert path.read_bytes() == before
     assert not list(cohort.out.glob(".gpumask*"))
+
+
+# Hostile logs
+
+
+def test_a_long_word_takes_linear_time():
+    """A word of slashes took 40 s with 200 kB; messages are shorter now, and the pattern is linear besides."""
+    counter, cohort = Counter(), cohort_page._Cohort()
+    for word in ("/" * 200_000, "/a" * 100_000, "1" * 200_000, "1." * 100_000, "a" * 200_000):
+        begin = time.process_time()
+        cohort_page._count(counter, cohort, [word], {"run": "/data/x", "name": "x"})
+        assert time.process_time() - begin < 2
+    assert (counter["<path>"], counter["N"], counter["a" * 200_000], counter.total()) == (2, 1, 1, 5)
+
+
+def test_messages_differ_by_words_with_two_slashes(cohort):
+    """As the pattern of whole paths had it: a word of two or more slashes is a path, another isn't."""
+    for number, error in enumerate(["/a/b: x", "c/d/e: x", "mm/s x", "1/2 x", "3/4 x", "(/a/b) //d x", "/q/r/ //s x"]):
+        cohort.failed(f"sub-{number}", error)
+    rows = page_of(cohort.out).rows
+    kinds = {row[1].partition("as in")[0]: row[0] for row in rows[rows.index(["Runs", "Error"]) + 1 :][:4]}
+    assert kinds == {"<path> x": "2", "mm/s x": "1", "N/N x": "2", "<path> <path> x": "2"}
+
+
+def test_work_is_linear_in_the_number_of_runs(tmp_path):
+    """Four times as many runs: at most about four times the lines of Python that are run."""
+    counts = [lines_run(tmp_path / str(n), n) for n in (100, 400)]
+    assert counts[1] < 5 * counts[0]
+
+
+def lines_run(out, n):
+    cohort = Cohort(out)
+    for k in range(n):
+        cohort.failed(f"sub-{k:04}_func", f"{k} {'x' * k}", listing="/data")
+        cohort.done(f"sub-{k:04}_task-a", warnings=[f"{'w' * k}"])
+    (cohort.logs / "unusable").write_text(
+        json.dumps(
+            {"/data": {"time": "2026-11-23T10:00:00.000+00:00", "names": [f"sub-{k:04}_func" for k in range(n)]}}
+        )
+    )
+    count = 0
+
+    def trace(frame, event, _):
+        nonlocal count
+        count += 1
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        cohort_page._read_logs(cohort.logs)
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def test_other_messages_are_counted_together(cohort, monkeypatch):
+    monkeypatch.setattr(cohort_page, "_KINDS", 2)
+    for number, letter in enumerate("aabbccd"):
+        cohort.done(f"sub-{number}", warnings=[letter])
+    rows = page_of(cohort.out).rows
+    assert sorted(rows[rows.index(["Runs", "Warning"]) + 1 :]) == [["2", "a"], ["2", "b"], ["3", "Other messages"]]
+
+
+def test_a_hundred_atlases(cohort, monkeypatch):
+    monkeypatch.setattr(cohort_page, "_ATLASES", 2)
+    cohort.done("sub-1", {"A": [0.5], "B": [0.5], "C": [0.5], "D": [0.5]})
+    page = page_of(cohort.out)
+    assert len(page.labels) == 2 + 1  # and the timings
+    assert "And 2 more atlases, in tables *_stat-coverage_bold.tsv." in page.text
+
+
+@pytest.mark.parametrize("text", ["Node\tcoverage\nr0\tinf\n", "Node\tcoverage\nr0\t1e9\n", "Node\tcoverage\nr0\t-1\n"])
+def test_coverage_that_is_none(cohort, text):
+    cohort.done("sub-1", {"A": [0.5]})
+    cohort.done("sub-2", {"A": [0.5]})
+    table = next(cohort.out.glob("sub/sub-2_*.tsv"))
+    table.write_text(text)
+    record = cohort.logs / "sub-2.json"
+    content = json.loads(record.read_text())
+    content["outputs"][0]["size"] = len(text)
+    record.write_text(json.dumps(content))
+    assert "Skipped, as unreadable or with other regions: 1 table (first: sub-2)." in page_of(cohort.out).text
+
+
+def test_coverage_of_another_size_than_recorded(cohort):
+    cohort.done("sub-1", {"A": [0.5]})
+    table = next(cohort.out.glob("sub/*.tsv"))
+    table.write_text(table.read_text() + "r1\t0.5\n")
+    assert "Skipped, as unreadable or with other regions: 1 table (first: sub-1)." in page_of(cohort.out).text
+
+
+@pytest.mark.parametrize(
+    "totals", [[1e9 - 1, np.nextafter(1e9 - 1, 0)], [0.0, 1e-300], [1e-3, 1e9 - 1], [999999999] * 2]
+)
+def test_any_seconds_have_a_picture(cohort, totals):
+    for number, total in enumerate(totals):
+        cohort.done(f"sub-{number}", seconds={"total": total}, volumes=10**9 - 1)
+    assert len(page_of(cohort.out).labels) == 1
+
+
+def test_a_log_that_is_a_folder_is_unreadable(cohort):
+    cohort.done("sub-1")
+    (cohort.logs / "runs-x.jsonl").mkdir()
+    (cohort.logs / "x.json").mkdir()
+    assert "skipped as unreadable: 2 (first in logs/runs-x.jsonl)" in page_of(cohort.out).text

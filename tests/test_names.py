@@ -1,13 +1,17 @@
 """Names of regions: the table that an atlas inherits, warnings, and labels that tell regions of one name apart."""
 
 import json
+import random
+import re
+import time
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 
-from gpumask.bids.names import lookup_table_of
+from gpumask.bids import names as bids_names
+from gpumask.bids.names import lookup_table_of, parse_output_name
 from gpumask.cli import main
 from gpumask.cohort.configuration import AtlasFile, lut_beside
 from gpumask.cohort.parquet import column_names
@@ -213,3 +217,39 @@ def test_labels_stand_in_every_sidecar(folder):
         regions = json.loads(path.read_text())["Regions"]
         assert [region["index"] for region in regions] == [label for label in np.unique(labels).tolist() if label]
         assert {region["name"] for region in regions} == {"same"}
+
+
+# Names of outputs, and names of any length
+
+OUTPUT = re.compile(
+    r"(.+)_(?:atlas|seg)-([a-zA-Z0-9]+)((?:_[a-zA-Z0-9]+-[a-zA-Z0-9+]+)*)_stat-([a-zA-Z0-9]+)_([a-zA-Z0-9]+)\.tsv"
+)
+
+
+def test_output_names_are_those_of_one_pattern():
+    """The pattern takes the square of a name's length, so the parser does without."""
+    rng = random.Random(0)
+    parts = ["sub-1", "_", "_atlas-A", "_seg-B", "_res-2", "_stat-mean", "_bold", ".tsv", "-", "+", "_atlas-A+", ""]
+    ends = ["_stat-mean_timeseries.tsv", "_atlas-C_stat-mean_bold.tsv", "_bold.tsv"]
+    n_found = 0
+    for _ in range(20_000):
+        name = "".join(rng.choices(parts, k=rng.randint(1, 6))) + rng.choice(ends)
+        expected = (match := OUTPUT.fullmatch(name)) and (match[1] + match[3], match[2], match[4], match[5])
+        found = parse_output_name(name)
+        assert (found and tuple(found)) == expected, name
+        n_found += found is not None
+    assert n_found > 1000
+
+
+@pytest.mark.parametrize(
+    "unit", ["a", "a-", "a-b_", "x_atlas-a", "_stat-a", "_a-b_stat-b", ".nii", "/", "1.", "sub-", "_"]
+)
+def test_long_names_take_linear_time(unit):
+    name = (unit * 200_000)[:200_000]
+    parsers = (bids_names.image_stem, bids_names.parse_name, bids_names.identifying_entities, parse_output_name)
+    parsers += (bids_names.run_folder, bids_names.is_run_name, bids_names.atlas_name, bids_names.labels_in)
+    for parser in parsers:
+        begin = time.process_time()
+        parser(name)
+        parser(f"{name}_stat-mean_bold.tsv")
+        assert time.process_time() - begin < 2, parser  # a quadratic one takes minutes

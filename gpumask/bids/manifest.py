@@ -10,7 +10,7 @@ from gpumask.bids.names import is_run_name, run_folder, run_name
 from gpumask.bids.pairing import check_pairs
 from gpumask.bids.runs import Problem, Run
 from gpumask.inputs import irregularity, shortened
-from gpumask.text_tables import read_rows
+from gpumask.text_tables import listed, read_rows
 
 _COLUMNS = ("bold", "confounds", "mask", "t_r", "name")
 
@@ -71,7 +71,7 @@ def read_manifest(path: str | os.PathLike) -> tuple[list[Run], list[Problem]]:
         numbers.setdefault(run_name(run), []).append(str(number))
     for number, run in runs:
         if len(same := numbers[run_name(run)]) > 1:
-            reason = f"would be written under the name {run_name(run)}, as would all of the lines {', '.join(same)}"
+            reason = f"would be written under the name {run_name(run)}, as would all of the lines {listed(same)}"
             reason = f"line {number} of {path} {reason}: give unique ones in the column name"
             problems.append(Problem(run.path, reason, run.name))
     return [run for _, run in runs if len(numbers[run_name(run)]) == 1], problems

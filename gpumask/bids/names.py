@@ -11,10 +11,8 @@ from gpumask.bids.runs import Run
 
 _IMAGE_EXTENSION = re.compile(r"\.(nii|img|hdr|mgh|mgz|mnc|head|brik|par|rec)(\.(gz|bz2|zst))?$", re.IGNORECASE)
 _NAME = re.compile(r"(?P<entities>(?:[a-zA-Z]+-[a-zA-Z0-9+]+_)*)(?P<suffix>[a-zA-Z0-9]+)(?P<extension>(?:\..*)?)")
-_OUTPUT = re.compile(
-    r"(?P<before>.+)_(?:atlas|seg)-(?P<atlas>[a-zA-Z0-9]+)(?P<after>(?:_[a-zA-Z0-9]+-[a-zA-Z0-9+]+)*)"
-    r"_stat-(?P<stat>[a-zA-Z0-9]+)_(?P<suffix>[a-zA-Z0-9]+)\.tsv"
-)
+_OUTPUT = re.compile(r"(.+)_stat-([a-zA-Z0-9]+)_([a-zA-Z0-9]+)\.tsv")
+_PAIR = re.compile(r"([a-zA-Z0-9]+)-([a-zA-Z0-9+]+)")
 _OWNERS = re.compile(r"(sub-[a-zA-Z0-9]+)(?:_(ses-[a-zA-Z0-9]+))?(?=_|$)")
 _OF_AN_ATLAS = re.compile(r"(?:^|_)(?:atlas|seg|scale|desc)-([a-zA-Z0-9+]+)")
 _AFTER_ATLAS = ("res", "den", "label", "desc")  # in BIDS's order of entities
@@ -225,8 +223,15 @@ def output_name(
 
 def parse_output_name(name: str) -> OutputName | None:
     """Parse a name that `output_name` gave to a table; None for other names."""
-    match = _OUTPUT.fullmatch(name)
-    return match and OutputName(match["before"] + match["after"], match["atlas"], match["stat"], match["suffix"])
+    if match := _OUTPUT.fullmatch(name):
+        parts = match[1].split("_")
+        for k in range(len(parts) - 1, 0, -1):  # one pattern for all of a name takes the square of its length
+            pair = _PAIR.fullmatch(parts[k])
+            if pair is None:
+                break
+            if pair[1] in ("atlas", "seg") and pair[2].isalnum() and parts[:k] != [""]:
+                return OutputName("_".join(parts[:k] + parts[k + 1 :]), pair[2], match[2], match[3])
+    return None
 
 
 def _subject_entities(name):

@@ -7,7 +7,7 @@ import re
 import signal
 
 from gpumask.bids.content import check_content
-from gpumask.cli.output import USER_ERRORS, kept_volumes, refuse, show_details, tell
+from gpumask.cli.output import USER_ERRORS, kept_volumes, refuse, show, show_details, tell
 from gpumask.cli.parser import CHOOSING, check_cutoffs
 from gpumask.cli.usage import check_confounds, check_dask, check_out, check_store, split_atlases
 
@@ -148,11 +148,11 @@ def _dry_run(configuration, runs, problems):
     for run in runs:
         done = is_done(configuration, run)
         n_done += done
-        print(run_name(run), "done" if done else "to do", run.path, sep="\t")
+        show(run_name(run), "done" if done else "to do", run.path)
     for problem in problems:
         tell(f"{problem.path}: {problem.reason}")
     for atlas in configuration.atlases:
-        print(f"atlas {atlas.name}: {atlas.path}, names by {atlas.lut or 'labels'}")
+        show(f"atlas {atlas.name}: {atlas.path}, names by {atlas.lut or 'labels'}")
     print(f"{len(runs) - n_done} to do, {n_done} done, {len(problems)} unusable")
     return 1 if problems else 0
 
@@ -222,21 +222,21 @@ def _show(record, name):
     if record.error:
         tell(f"{name}: error: {record.error}")
     elif record.status == "done":
-        print(name, kept_volumes(record), f"{record.seconds['total']:.2f} s", sep="\t", flush=True)
+        show(name, kept_volumes(record), f"{record.seconds['total']:.2f} s")
 
 
 def _summarize(args, n_runs=None):
     """Write the page and the store; returns 1 if a finished run could not be stored."""
     from gpumask.cohort.page import write_page
 
-    print(write_page(args.out_dir, n_runs))
+    show(write_page(args.out_dir, n_runs))
     if not args.store:
         return 0
     from gpumask.cohort.parquet import write_store
 
     paths, refused = write_store(args.out_dir, args.store)
     for path in paths:
-        print(path)
+        show(path)
     for message in refused:
         tell(f"--store: skipped: {message}")
     return 1 if refused else 0

@@ -3,11 +3,12 @@
 import argparse
 import contextlib
 import functools
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from gpumask.cli.output import USER_ERRORS, kept_volumes, refuse, show_details, tell
+from gpumask.cli.output import USER_ERRORS, kept_volumes, refuse, show, show_details, tell
 from gpumask.cli.parser import check_cutoffs, check_file, parse
 from gpumask.cli.usage import check_confounds, check_out, check_tables, split_atlases
 
@@ -38,7 +39,7 @@ def _show(args, progress, records):
             tables = [output.path for output in record.outputs if output.path.endswith("_timeseries.tsv")]
             for table, atlas in zip(tables, record.atlases.values(), strict=True):
                 size = f"{kept_volumes(record)} x {atlas['regions']} regions"
-                print(args.out / table, size, f"{record.seconds['total']:.2f} s", sep="\t", flush=True)
+                show(args.out / table, size, f"{record.seconds['total']:.2f} s")
             if args.verbose:
                 show_details(record)
     finally:
@@ -69,6 +70,7 @@ def _start(args, progress, stack):
     from gpumask.bids.runs import Run
     from gpumask.cohort.atlases import load
     from gpumask.cohort.configuration import AtlasFile, Configuration, check_names, check_spaces
+    from gpumask.cohort.record import failed
     from gpumask.cohort.writer import write_run
     from gpumask.process import collect_warnings
 
@@ -102,15 +104,19 @@ def _start(args, progress, stack):
         min_dof=args.min_dof,
         allow_space_mismatch=args.allow_space_mismatch,
     )
-    here = [path for path in args.runs if path.exists()]  # the others fail by themselves
+    here = [path for path in args.runs if os.path.exists(path)]  # noqa: PTH110 - the others fail by themselves
     for path in here:
         if configuration.images != "preproc" and f"_desc-{configuration.images}_" not in path.name:
             expected = f"expected images *_desc-{configuration.images}_bold"
             msg = f"--confounds-strategy {args.confounds_strategy}: {expected}, got {path}"
             raise ValueError(msg)
-    tables = args.confounds or [None] * len(args.runs)
-    if find_tables:
-        tables = [confounds_beside(path) if path in here else None for path in args.runs]
+    tables = [None] * len(args.runs) if find_tables or not args.confounds else args.confounds
+    faults = {}
+    for k in [k for k, path in enumerate(args.runs) if find_tables and path in here]:
+        try:
+            tables[k] = confounds_beside(args.runs[k])
+        except Exception as error:
+            faults[k] = error
     runs = [Run(path, table, t_r=args.t_r) for path, table in zip(args.runs, tables, strict=True)]
     check_pairs(
         [replace(run, mask=args.mask) for run in runs],
@@ -123,7 +129,10 @@ def _start(args, progress, stack):
     for message in (*messages, *notes):
         tell(f"{', '.join(args.atlas)}: warning: {message}")
     args.out.mkdir(parents=True, exist_ok=True)
-    return (write_run(configuration, run, functools.partial(progress, run)) for run in runs)
+    return (
+        failed(run, faults[k]) if k in faults else write_run(configuration, run, functools.partial(progress, run))
+        for k, run in enumerate(runs)
+    )
 
 
 def _copied(pipe, stack):

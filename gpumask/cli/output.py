@@ -15,6 +15,12 @@ def tell(message: object) -> None:
     print(" ".join(str(message).split()), file=sys.stderr, flush=True)
 
 
+def show(*cells: object) -> None:
+    """Write cells to standard output, as one line with tabs; characters that its encoding lacks are escaped."""
+    line, encoding = "\t".join(map(str, cells)), sys.stdout.encoding or "utf-8"
+    print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+
+
 def kept_volumes(record: "Record") -> str:
     """How many volumes of a run were kept, and why others weren't: "75/156 volumes kept (2 dummy scans)"."""
     if record.n_kept == record.n_volumes:

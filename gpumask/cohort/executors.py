@@ -16,6 +16,7 @@ from concurrent.futures import (
     wait,
 )
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import SpawnContext, SpawnProcess
 
 from gpumask.bids.runs import Run
 from gpumask.bids.sidecars import check_dataset_description, write_dataset_description
@@ -24,6 +25,8 @@ from gpumask.cohort.record import Record, check_unchanged, failed, is_done, logg
 from gpumask.cohort.writer import process
 from gpumask.files import locked
 from gpumask.process import every_warning, n_cores, one_blas_thread
+
+_STARTS = 3  # times that processes are started while one is killed before any works
 
 
 def run_cohort(
@@ -115,9 +118,10 @@ def _spread(configuration, runs, pool, in_flight):
                 record = logged(configuration, failed(run, error))
             yield record
         if suspects:  # any of them may have killed the process: retry each alone
-            pool.restart()
+            pool.restart(1)
             for suspect in suspects:
                 yield _alone(configuration, suspect, pool)
+            pool.restart()
 
     with one_blas_thread, every_warning:
         try:
@@ -144,7 +148,7 @@ def _alone(configuration, run, pool):
     try:
         return pool.submit(configuration, run).result()
     except BrokenProcessPool:
-        pool.restart()
+        pool.restart(1)
         msg = "The process died twice during this run: killed, out of memory or crashed."
         return logged(configuration, Record(run, "failed", error=msg))
 
@@ -158,7 +162,7 @@ class _CallersExecutor:
     def submit(self, configuration, run):
         return self._executor.submit(process, configuration, run)
 
-    def restart(self):
+    def restart(self, _n=None):
         """Raise: the caller must."""
         msg = "The executor lost a process and accepts no more work. Start again: finished runs are kept."
         raise RuntimeError(msg)
@@ -183,32 +187,49 @@ class _Threads:
         self._executor.shutdown()
 
 
+class _Context(SpawnContext):
+    """Starts new processes and keeps them: an executor doesn't report how they ended."""
+
+    def __init__(self):
+        super().__init__()
+        self.started = []
+
+    def Process(self, *args, **keywords):  # noqa: N802 - called so by the executor
+        process = SpawnProcess(*args, **keywords)
+        self.started.append(process)
+        return process
+
+
 class _Processes:
     """New processes, each with one run at a time."""
 
     def __init__(self, n):
-        self._n, self._context = n, multiprocessing.get_context("spawn")
-        self._stop = self._context.RawValue("b", 0)  # without a lock, which a killed process could keep
-        self._start()
+        self._n = n
+        self._stop = SpawnContext().RawValue("b", 0)  # without a lock, which a killed process could keep
+        self._start(n)
 
-    def _start(self):
-        self._executor = ProcessPoolExecutor(self._n, self._context, _begin_worker, (self._stop,))
-        signals = {signal.SIGINT, signal.SIGTERM}
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # inherited until they are ignored
-        try:
-            started = [self._executor.submit(os.getpid) for _ in range(self._n)]
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        try:
-            next(as_completed(started)).result()
-        except BrokenProcessPool as error:
-            msg = 'No process can be started. A script must call this below `if __name__ == "__main__":`.'
-            raise RuntimeError(msg) from error
+    def _start(self, n):
+        """Start processes until one works, anew if one is killed before."""
+        for left in reversed(range(_STARTS)):
+            context = _Context()
+            self._executor = ProcessPoolExecutor(n, context, _begin_worker, (self._stop,))
+            try:
+                with _signals_blocked():
+                    started = [self._executor.submit(os.getpid) for _ in range(n)]
+                next(as_completed(started)).result()
+                return
+            except BrokenProcessPool as error:
+                self._executor.shutdown()  # waits until all have ended
+                codes = [process.exitcode for process in context.started if process.exitcode]
+                killed = [-code for code in codes if code < 0 and code != -signal.SIGTERM]  # which the executor sends
+                if left and killed:
+                    continue
+                raise RuntimeError(_killed(killed[0]) if killed else _unable(codes)) from error
 
-    def restart(self):
-        """Replace all processes after one has died."""
+    def restart(self, n=None):
+        """Replace all processes after one has died, by `n` or as many as before."""
         self._executor.shutdown()
-        self._start()
+        self._start(n or self._n)
 
     def submit(self, configuration, run):
         try:
@@ -221,6 +242,27 @@ class _Processes:
     def close(self):
         self._stop.value = 1
         self._executor.shutdown()
+
+
+@contextlib.contextmanager
+def _signals_blocked():
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # new processes inherit it
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _killed(number):
+    return (
+        f"No process can be started: {_STARTS} times one was killed at its start by signal {number} "
+        f"({signal.strsignal(number)}), as the system does when memory is short. Use fewer processes (--nprocs)."
+    )
+
+
+def _unable(codes):
+    ended = f": one ended with exit status {codes[0]}, for the reason above" if codes else ""
+    return f'No process can be started{ended}. A script must call this below `if __name__ == "__main__":`.'
 
 
 _stop = None  # in a worker process: nonzero when it must stop

@@ -8,6 +8,7 @@ import re
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,16 @@ import numpy as np
 from gpumask import __version__
 from gpumask.bids.names import parse_output_name
 from gpumask.cohort.record import unusable
+from gpumask.cohort.stored import STAGES, read_attempt, read_attempts, read_record
 from gpumask.files import replacing, write
-from gpumask.inputs import MOST_JSON, open_file, parse_json, read_bytes, read_json
+from gpumask.inputs import read_bytes
 
-_MOST_COVERAGE = 1 << 24  # bytes of a table; a region takes about 30
 _LOW = 0.5  # less covered regions are "n/a" by default
 _FAILURES, _GROUPS, _WORST = 300, 50, 10  # rows of tables
 _PICTURE = (400, 600)  # most rows (regions) and columns (runs) of a coverage picture: those of a window
-_STAGES = ("read", "reduce", "clean", "write", "total")
+_ATLASES = 50  # most coverage pictures: each takes half a second
+_KINDS = 10_000  # most different messages that are counted
+_LARGEST_TABLE = 2**26  # bytes of a coverage table: a million regions
 _ACCENT = "#3b82c4"  # legible on white and on black
 _INK = "#123456"  # becomes the colour of the page's text
 _STYLE = (
@@ -42,7 +45,8 @@ _STYLE = (
 def write_page(out_dir: str | os.PathLike, n_runs: int | None = None) -> Path:
     """Write the page of a cohort's output folder, ``cohort.html``; it is self-contained.
 
-    The page appears whole or not at all. Truncated log lines are skipped and counted. Without matplotlib, it has no
+    The page appears whole or not at all. Log lines and records that aren't as gpumask writes them, such as truncated
+    ones, are skipped and counted. Time and memory are linear in the size of the logs. Without matplotlib, it has no
     pictures.
 
     Parameters
@@ -87,6 +91,12 @@ def write_page(out_dir: str | os.PathLike, n_runs: int | None = None) -> Path:
 # Logs
 
 
+_FOLDER = re.compile("(sub-[^_]+(?:_ses-[^_]+)?)(?:_func)?")
+_WORD = re.compile(r"\S+")
+_NUMBER = re.compile(r"\d+(\.\d+)?")
+_SHORTEST = 1e-3  # s of a run that took any time
+
+
 @dataclass
 class _Attempt:
     """Last line about a run; its other values stay in the file, at `offset`."""
@@ -107,7 +117,7 @@ class _Cohort:
     skipped: int = 0  # finished runs whose last attempt found them finished
     unreadable: Counter = field(default_factory=Counter)  # by log file: lines or whole records
     configurations: Counter = field(default_factory=Counter)
-    coverage: dict = field(default_factory=lambda: defaultdict(list))  # atlas: (name, relative path of table)
+    coverage: dict = field(default_factory=lambda: defaultdict(list))  # atlas: (name, relative path, size)
     seconds: dict = field(default_factory=lambda: defaultdict(list))  # stage: one number per run
     left: list = field(default_factory=list)  # (degrees of freedom, volumes kept, volumes, name), one per run
     rates: list = field(default_factory=list)  # volumes per second, one number per run
@@ -118,39 +128,39 @@ class _Cohort:
 
 def _read_logs(logs):
     cohort = _Cohort()
-    attempts, times_done = _last_attempts(logs, cohort.unreadable), []
+    attempts, times_done = _last_attempts(logs, cohort.unreadable), {}
     _drop_usable(attempts, logs)
     for path in sorted(logs.glob("*.json")):
-        name = path.name.removesuffix(".json")
         try:
-            record = read_json(path)
-            times = str(record["time"])
-            outputs = [str(output["path"]) for output in record["outputs"]]
-        except (OSError, ValueError, TypeError, LookupError):
+            record = read_record(path)
+        except (OSError, ValueError):
             cohort.unreadable[path.name] += 1
             continue
+        name = record["name"]
         last = attempts.pop(name, None)
-        if last and last.status == "failed" and last.time > times:  # finished once, redone in vain
+        if last and last.status == "failed" and last.time > record["time"]:  # finished once, redone in vain
             attempts[name] = last
             continue
         cohort.done.append(name)
-        times_done.append((name, times))
+        times_done[name] = record["time"]
         cohort.skipped += last is not None and last.status == "skipped"
-        cohort.configurations[str(record.get("configuration"))] += 1
-        _count(cohort.warnings, cohort, record.get("warnings"), record, name)
+        cohort.configurations[record["configuration"]] += 1
+        _count(cohort.warnings, cohort, record["warnings"], record)
         _add_seconds(cohort, record)
-        _add_left(cohort, record, name)
-        for output in outputs:
-            table = parse_output_name(Path(output).name)
+        if record["degrees_of_freedom"] is not None:
+            numbers = (record[key] for key in ("degrees_of_freedom", "volumes_kept", "volumes"))
+            cohort.left.append((*numbers, name))
+        for output in record["outputs"]:
+            table = parse_output_name(Path(output["path"]).name)
             if table and (table.stat, table.suffix) == ("coverage", "bold"):
-                cohort.coverage[table.atlas].append((name, output))
+                cohort.coverage[table.atlas].append((name, output["path"], output["size"]))
     _drop_folders(attempts, times_done)
     for name, attempt in sorted(attempts.items()):
         if attempt.status == "failed":
-            line = _line(attempt)
+            line = _line(attempt, name)
             cohort.failed[name] = attempt
-            _count(cohort.errors, cohort, [line.get("error")], line, name)
-            _count(cohort.warnings, cohort, line.get("warnings"), line, name)
+            _count(cohort.errors, cohort, [line["error"]], line)
+            _count(cohort.warnings, cohort, line["warnings"], line)
         else:
             (cohort.taken if attempt.status == "taken" else cohort.lost).append(name)
     return cohort
@@ -159,84 +169,73 @@ def _read_logs(logs):
 def _last_attempts(logs, unreadable):
     attempts = {}
     for path in sorted(logs.glob("*.jsonl")):
-        offset = 0
         try:
-            file = open_file(path)
-        except (OSError, ValueError):
-            unreadable[path.name] += 1
-            continue
-        with io.BufferedReader(file) as lines:
-            while line := lines.readline(MOST_JSON):
-                try:
-                    values = parse_json(line, path)
-                    name, attempt = str(values["name"]), _attempt(values, path, offset)
-                except (ValueError, TypeError, LookupError):
+            for offset, values in read_attempts(path):
+                if values is None:
                     unreadable[path.name] += 1
-                else:
-                    # "taken" means that another process has the run: its own line or record is more informative.
-                    known = attempts.get(name)
-                    rank = (attempt.status != "taken", attempt.time)
-                    if known is None or rank >= (known.status != "taken", known.time):
-                        attempts[name] = attempt
-                offset += len(line)
+                    continue
+                name, status, since = (values[key] for key in ("name", "status", "time"))
+                # "taken" means that another process has the run: its own line or record is more informative.
+                known = attempts.get(name)
+                if known is None or (status != "taken", since) >= (known.status != "taken", known.time):
+                    attempts[name] = _Attempt(status, since, path, offset, values.get("listing", ""))
+        except (OSError, ValueError):  # a folder or a pipe
+            unreadable[path.name] += 1
     return attempts
-
-
-def _attempt(values, path, offset):
-    return _Attempt(values["status"], str(values["time"]), path, offset, str(values.get("listing", "")))
 
 
 def _drop_usable(attempts, logs):
     """Remove failures of what couldn't be used and isn't in a later listing."""
-    listings = unusable(logs)
+    listings = {key: (listing["time"], set(listing["names"])) for key, listing in unusable(logs).items()}
     for name, attempt in list(attempts.items()):
-        last = listings.get(attempt.listing) if attempt.status == "failed" else None
-        if last and last["time"] > attempt.time and name not in last["names"]:
+        listed, names = listings.get(attempt.listing, ("", ()))
+        if attempt.status == "failed" and listed > attempt.time and name not in names:
             del attempts[name]
 
 
-def _drop_folders(attempts, done):
+def _drop_folders(attempts, times_done):
     """Remove failures of folders without usable runs that have finished ones, by their names and times, since."""
+    last_done = {}  # by the names of folders, as in `_FOLDER`
+    for run, done in times_done.items():
+        for folder in accumulate(run.split("_")[:2], "{}_{}".format):
+            last_done[folder] = max(done, last_done.get(folder, ""))
     for name, attempt in list(attempts.items()):
-        folder = re.fullmatch("(sub-[^_]+(?:_ses-[^_]+)?)(?:_func)?", name) if attempt.listing else None
-        if folder and any(run.startswith(f"{folder[1]}_") and time > attempt.time for run, time in done):
+        folder = _FOLDER.fullmatch(name) if attempt.listing else None
+        if folder and last_done.get(folder[1], "") > attempt.time:
             del attempts[name]
 
 
-def _line(attempt):
-    with io.BufferedReader(open_file(attempt.file)) as file:
-        file.seek(attempt.offset)
-        return parse_json(file.readline(MOST_JSON), attempt.file)
+def _line(attempt, name):
+    """The line of an attempt, read again: those of all runs may not fit in memory."""
+    missing = {"run": name, "name": name, "warnings": [], "error": "no message"}
+    try:
+        line = read_attempt(attempt.file, attempt.offset)
+    except OSError:
+        line = None
+    return missing | (line or {"error": f"{attempt.file} has changed while it was read."})
 
 
-def _count(counter, cohort, messages, values, name):
+def _count(counter, cohort, messages, values):
     """Count each message of a run once; messages are the same if they only differ in paths, names and numbers."""
     kinds = {}
-    for message in messages if isinstance(messages, list) else ():
-        message = str(message)
+    for message in messages:
         kind = message
-        for own in (str(values.get("run")), name):
+        for own in (values["run"], values["name"]):
             kind = kind.replace(own, "<run>")
-        kind = re.sub(r"\S*/(\S*/)+\S*", "<path>", kind)
-        kinds[re.sub(r"\d+(\.\d+)?", "N", kind)] = message
+        kind = _WORD.sub(lambda word: "<path>" if word[0].count("/") > 1 else word[0], kind)
+        kinds[_NUMBER.sub("N", kind)] = message
     for kind, message in kinds.items():
+        if kind not in counter and len(counter) >= _KINDS:
+            kind = message = "Other messages"
         counter[kind] += 1
         cohort.example.setdefault(kind, message)
 
 
 def _add_seconds(cohort, record):
-    seconds = record.get("seconds")
-    seconds = {k: v for k, v in seconds.items() if isinstance(v, (int, float))} if isinstance(seconds, dict) else {}
-    for stage, value in seconds.items():
+    for stage, value in record["seconds"].items():
         cohort.seconds[stage].append(value)
-    if seconds.get("total", 0) > 0 and isinstance(record.get("volumes"), int):
-        cohort.rates.append(record["volumes"] / seconds["total"])
-
-
-def _add_left(cohort, record, name):
-    numbers = [record.get(key) for key in ("degrees_of_freedom", "volumes_kept", "volumes")]
-    if all(isinstance(number, (int, float)) and abs(number) < 1e15 for number in numbers):  # as we write them
-        cohort.left.append((*numbers, name))
+    if record["seconds"].get("total", 0) > _SHORTEST:
+        cohort.rates.append(record["volumes"] / record["seconds"]["total"])
 
 
 # Sections
@@ -277,10 +276,9 @@ def _failures(cohort):
         return "<h2>Failures</h2><p>None.</p>"
     rows = []
     for name, attempt in heapq.nsmallest(_FAILURES, cohort.failed.items(), key=lambda item: item[0]):
-        line = _line(attempt)
-        run = str(line.get("run") or name)
-        error = html.escape(str(line.get("error") or "no message").replace(run, Path(run).name))  # the path is below
-        rest = "\n".join(str(line[key]) for key in ("run", "time", "traceback") if line.get(key))
+        line = _line(attempt, name)
+        error = html.escape(line["error"].replace(line["run"], Path(line["run"]).name))  # the path is below
+        rest = "\n".join(line[key] for key in ("run", "time", "traceback") if line.get(key))
         details = f"<details><summary>{error}</summary><pre>{html.escape(rest)}</pre></details>"
         rows.append((f"<div class='run'>{html.escape(name)}</div>", details))
     left = len(cohort.failed) - len(rows)
@@ -322,40 +320,43 @@ def _coverage(cohort, out_dir):
     parts = ["<h2>Coverage</h2>"]
     if not cohort.coverage:
         parts.append("<p>No coverage tables.</p>")
-    for atlas, tables in sorted(cohort.coverage.items()):
-        coverage = _read_coverage([name for name, _ in tables], [out_dir / path for _, path in tables])
-        parts.append(f"<h3>{html.escape(atlas)}</h3>{coverage.html()}")
+    for atlas, tables in heapq.nsmallest(_ATLASES, cohort.coverage.items()):
+        parts.append(f"<h3>{html.escape(atlas)}</h3>{_read_coverage(tables, out_dir).html()}")
+    if (left := len(cohort.coverage) - _ATLASES) > 0:
+        parts.append(f"<p>And {_number(left, 'more atlas', 'more atlases')}, in tables *_stat-coverage_bold.tsv.</p>")
     return "".join(parts)
 
 
-def _read_coverage(names, paths):
+def _read_coverage(tables, out_dir):
     """Read an atlas's coverage tables one after the other; memory doesn't grow with regions times runs."""
-    coverage = None
-    bad = []
-    for index, path in enumerate(paths):
+    names, coverage, bad = [name for name, _, _ in tables], None, []
+    for index, (name, path, size) in enumerate(tables):
         try:
-            nodes, values = _coverage_table(path)
-        except (OSError, ValueError, LookupError):
-            bad.append(names[index])
+            nodes, values = _coverage_table(out_dir / path, size)
+        except (OSError, ValueError):
+            bad.append(name)
             continue
         if coverage is None:
             coverage = _Coverage(names, nodes, bad)
         if nodes != coverage.nodes:
-            bad.append(names[index])
+            bad.append(name)
         else:
             coverage.add(index, values)
     return coverage or _Coverage(names, [], bad)
 
 
-def _coverage_table(path):
-    header, _, body = read_bytes(path, most=_MOST_COVERAGE).decode().partition("\n")
-    if header.split("\t") != ["Node", "coverage"]:
-        raise ValueError(header)
+def _coverage_table(path, size):
+    """Regions and their coverage; ValueError for a table other than the record's, of `size` bytes."""
+    content = read_bytes(path, most=min(size, _LARGEST_TABLE))
+    header, _, body = content.decode("utf-8").partition("\n")
     cells = body.removesuffix("\n").replace("\n", "\t").split("\t") if body else []
-    nodes, values = cells[0::2], cells[1::2]
-    if len(nodes) != len(values):
-        raise ValueError(body)
-    return nodes, np.array([float("nan" if value == "n/a" else value) for value in values])
+    nodes, cells = cells[0::2], cells[1::2]
+    if len(content) != size or header.split("\t") != ["Node", "coverage"] or len(nodes) != len(cells):
+        raise ValueError(path)
+    values = np.array([float("nan" if cell == "n/a" else cell) for cell in cells])
+    if np.any((values < 0) | (values > 1)):
+        raise ValueError(path)
+    return nodes, values
 
 
 class _Coverage:
@@ -435,7 +436,7 @@ def _left(cohort):
 
 
 def _timings(cohort):
-    stages = [*(s for s in _STAGES if s in cohort.seconds), *sorted(set(cohort.seconds) - set(_STAGES))]
+    stages = [stage for stage in STAGES if stage in cohort.seconds]
     if not stages:
         return "<h2>Timings</h2><p>No finished runs.</p>"
     rows, panels = [], []
@@ -451,10 +452,10 @@ def _timings(cohort):
     )
 
 
-def _number(count, noun=""):
+def _number(count, noun="", plural=""):
     """Count with spaces between thousands, and a noun in the singular or plural."""
     number = f"{count:,}".replace(",", "\u202f")
-    return f"{number} {noun}{'s' * (count != 1)}" if noun else number
+    return f"{number} {noun if count == 1 else plural or f'{noun}s'}" if noun else number
 
 
 # Pictures
@@ -489,6 +490,7 @@ def _short(name, length=28):
 def _histograms(panels):
     def draw(figure):
         for axes, (label, values) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            values = np.float64(np.float32(values))  # there are no bins between doubles next to each other
             axes.hist(values, bins=min(30, max(5, len(values) // 3)), color=_ACCENT)
             axes.set_xlabel(label)
             axes.spines[["top", "right"]].set_visible(False)

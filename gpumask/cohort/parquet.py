@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from gpumask.bids.names import labels_in, parse_output_name
+from gpumask.cohort.stored import is_plain, read_record
 from gpumask.files import replacing
-from gpumask.inputs import check_file, open_file, read_json
+from gpumask.inputs import open_file, read_json
 
 _ENTITIES = {"participant_id": "sub", "session": "ses", "task": "task", "run": "run", "space": "space"}
 _KEYS = (*_ENTITIES, "name")
@@ -99,8 +100,12 @@ def _tables(out_dir):
     tables, unreadable = defaultdict(list), []
     for record_path in sorted((out_dir / "logs").glob("*.json")):
         try:
-            record = read_json(record_path)
-            for output, size, made in ((o["path"], o["size"], str(o["made"])) for o in record["outputs"]):
+            record = read_record(record_path)
+        except (OSError, ValueError) as error:
+            unreadable.append(str(error))
+            continue
+        try:
+            for output, size, made in ((o["path"], o["size"], o["made"]) for o in record["outputs"]):
                 path = out_dir / output
                 parsed = parse_output_name(path.name)
                 if parsed and parsed.suffix == "timeseries":
@@ -111,7 +116,7 @@ def _tables(out_dir):
                         header = hashlib.sha256(file.readline(_MOST_HEADER)).digest()
                     table = _Table(parsed.run, path, made, header)
                     tables[parsed.atlas, parsed.stat].append(table)
-        except (OSError, ValueError, TypeError, LookupError) as error:
+        except (OSError, ValueError) as error:
             unreadable.append(f"{record_path}: the run's outputs can't be read: {error}")
     return tables, unreadable
 
@@ -140,7 +145,7 @@ def _write(path, tables, metadata):
         for table in fitting:
             try:
                 sidecar, volumes, values = _read(table, regions)
-            except (OSError, ValueError, TypeError, LookupError) as error:
+            except (OSError, ValueError) as error:
                 refused.append(f"{table.path}: {error}")
                 continue
             common = sidecar if common is None else {k: v for k, v in common.items() if sidecar.get(k, ...) == v}
@@ -188,7 +193,7 @@ def _regions(path):
     with io.BufferedReader(open_file(path)) as file:
         names = file.readline(_MOST_HEADER).decode().rstrip("\n").split("\t")
     try:
-        ids = [region["index"] for region in read_json(path.with_suffix(".json"))["Regions"]]
+        ids = [float(region["index"]) for region in read_json(path.with_suffix(".json"))["Regions"]]
     except (OSError, ValueError, LookupError, TypeError):
         ids = None
     try:
@@ -211,8 +216,7 @@ def _read(table, regions):
     import pyarrow as pa
     from pyarrow import csv
 
-    check_file(table.path)
-    sidecar = read_json(table.path.with_suffix(".json"))
+    sidecar = _sidecar(table.path.with_suffix(".json"))
     block = min(max(table.path.stat().st_size, 1), 2**30)  # one block: a line can't be longer
     values = csv.read_csv(
         table.path,
@@ -221,11 +225,28 @@ def _read(table, regions):
         convert_options=csv.ConvertOptions(column_types=dict.fromkeys(regions, pa.float64()), null_values=["n/a"]),
     )
     n_volumes, censored = sidecar.get("NumberOfVolumes", len(values)), sidecar.get("CensoredVolumes", [])
-    volumes = np.setdiff1d(np.arange(n_volumes, dtype=np.int32), censored)
-    if len(volumes) != len(values):
+    if n_volumes - len(censored) != len(values):
         msg = f"has {len(values)} rows, but its sidecar has {n_volumes} volumes, {len(censored)} of them censored"
         raise ValueError(msg)
-    return sidecar, volumes, values
+    return sidecar, np.setdiff1d(np.arange(n_volumes, dtype=np.int32), censored), values
+
+
+def _sidecar(path):
+    """A table's sidecar; ValueError unless the values that are used here are as gpumask writes them."""
+    sidecar = read_json(path)
+    n_volumes, censored = sidecar.get("NumberOfVolumes", 0), sidecar.get("CensoredVolumes", [])
+    is_ours = (
+        type(n_volumes) is int
+        and isinstance(censored, list)
+        and all(type(volume) is int and 0 <= volume < n_volumes for volume in censored)
+        and len(set(censored)) == len(censored)
+        and type(sidecar.get("RepetitionTime")) in (int, float, type(None))
+        and is_plain(sidecar)
+    )
+    if not is_ours:
+        msg = f"{path} isn't the sidecar of a table that gpumask wrote: do the run again (--overwrite)"
+        raise ValueError(msg)
+    return sidecar
 
 
 def _row_group(runs, regions):

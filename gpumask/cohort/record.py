@@ -16,8 +16,15 @@ from gpumask.bids.metadata import metadata_files
 from gpumask.bids.names import run_name
 from gpumask.bids.runs import Problem, Run
 from gpumask.cohort.configuration import AtlasFile, Configuration
+from gpumask.cohort.stored import (
+    read_listings,
+    read_record,
+    shortened,
+    shortened_path,
+    shortened_traceback,
+    shortened_warnings,
+)
 from gpumask.files import append_line, replacing, write
-from gpumask.inputs import read_json
 from gpumask.tables import json_lines
 
 
@@ -42,7 +49,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Record:
-    """Outcome of a run.
+    """Outcome of a run. Long messages lose their middles.
 
     Attributes
     ----------
@@ -81,6 +88,11 @@ class Record:
     error: str = ""
     traceback: str = ""
 
+    def __post_init__(self):
+        object.__setattr__(self, "warnings", shortened_warnings(self.warnings))
+        object.__setattr__(self, "error", shortened(self.error))
+        object.__setattr__(self, "traceback", shortened_traceback(self.traceback))
+
 
 def failed(run: Run, error: BaseException, warnings: Iterable[str] = ()) -> Record:
     """The record of a run that raised `error`."""
@@ -114,41 +126,37 @@ def _identity(file):
 
 
 def _recorded(configuration, run):
-    """The record of a run's last success, as it is on the disk; an empty one if there is none to make sense of."""
+    """The record of a run's last success and its outputs; empty if there is none."""
     try:
-        record = read_json(record_path(configuration, run))
-        outputs = [Output(str(o["path"]), int(o["size"]), str(o["made"])) for o in record["outputs"]]
-        made = {output.made: dict(record["made"][output.made]) for output in outputs}
-        if record["status"] != "done":
-            return {}, [], {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}, [], {}
-    return record, outputs, made
+        record = read_record(record_path(configuration, run))
+    except (OSError, ValueError):
+        return {}, []
+    return record, [Output(one["path"], one["size"], one["made"]) for one in record["outputs"]]
 
 
 def recorded_outputs(configuration: Configuration, run: Run, *, of_all: bool = True) -> list[Path]:
     """Outputs that a run's record names: of all atlases, or of those of the configuration."""
-    _, outputs, made = _recorded(configuration, run)
+    record, outputs = _recorded(configuration, run)
     ours = {atlas.name for atlas in configuration.atlases}
-    paths = [output.path for output in outputs if of_all or made[output.made].get("atlas") in ours]
-    return [configuration.out_dir / path for path in paths if not Path(path).is_absolute() and ".." not in path]
+    return [
+        configuration.out_dir / output.path
+        for output in outputs
+        if of_all or record["made"][output.made]["atlas"] in ours
+    ]
 
 
 def is_stale(configuration: Configuration, run: Run) -> bool:
     """Whether a run's record was made from other inputs, or of a run that has less left than is now required."""
-    record, _, _ = _recorded(configuration, run)
-    return bool(record) and (record.get("inputs") != identities(run) or _falls_short(configuration, record))
+    record, _ = _recorded(configuration, run)
+    return bool(record) and (record["inputs"] != identities(run) or _falls_short(configuration, record))
 
 
 def _falls_short(configuration, record):
     """Whether ``min_time`` or ``min_dof`` refuses a run by the numbers of its record."""
-    try:
-        n_kept, freedom = record["volumes_kept"], record["degrees_of_freedom"]
-        is_censored = n_kept + record["dummy_scans"] < record["volumes"]
-        is_short = is_censored and n_kept * (record["repetition_time"] or 0) < configuration.min_time
-        return is_short or (freedom is not None and freedom < (configuration.min_dof or 0) - 1e-6)
-    except (KeyError, TypeError):
-        return True
+    n_kept, freedom = record["volumes_kept"], record["degrees_of_freedom"]
+    is_censored = n_kept + record["dummy_scans"] < record["volumes"]
+    is_short = is_censored and n_kept * (record["repetition_time"] or 0) < configuration.min_time
+    return is_short or (freedom is not None and freedom < (configuration.min_dof or 0) - 1e-6)
 
 
 def check_unchanged(configuration: Configuration, runs: Iterable[Run]) -> None:
@@ -167,7 +175,7 @@ def check_unchanged(configuration: Configuration, runs: Iterable[Run]) -> None:
 
 
 def _difference(configuration, run):
-    _, outputs, made = _recorded(configuration, run)
+    record, outputs = _recorded(configuration, run)
     for atlas in configuration.atlases:
         new = json.loads(json.dumps(configuration.described(atlas), default=str))
         paths = configuration.outputs(run, atlas).values()
@@ -177,16 +185,16 @@ def _difference(configuration, run):
                 continue
             if not (configuration.out_dir / output.path).exists():
                 continue
-            if changes := _changes(made[output.made], new):
-                return f"{configuration.out_dir / output.path} was made with {'; '.join(changes)}"
+            if changes := _changes(record["made"][output.made], new):
+                return f"{configuration.out_dir / output.path} was made with {shortened('; '.join(changes))}"
     return None
 
 
 def _changes(old, new):
     """What differs between two descriptions of outputs, in words; nothing for the version."""
     own = ("background_label", "confounds", "dummy_scans")
-    olds, news = ({key: how.get(key) for key in own} | how.get("settings", {}) for how in (old, new))
-    is_other = list(old.get("files", {}).values()) != list(new["files"].values())
+    olds, news = ({key: how.get(key) for key in own} | how["settings"] for how in (old, new))
+    is_other = list(old["files"].values()) != list(new["files"].values())
     return (["another atlas, look-up table or mask"] if is_other else []) + [
         f"{name} {olds.get(name)!r}, now {news.get(name)!r}"
         for name in dict.fromkeys([*olds, *news])
@@ -217,16 +225,16 @@ class Kept:
 
 def kept(configuration: Configuration, run: Run) -> Kept:
     """Read a run's record, if it was made from the same inputs, and look for its outputs."""
-    record, outputs, made = _recorded(configuration, run)
+    record, outputs = _recorded(configuration, run)
     try:
         if not record or record["inputs"] != identities(run) or _falls_short(configuration, record):
             return Kept()
-        outputs = tuple(o for o in outputs if _size(configuration.out_dir / o.path) == o.size)
-        made = {output.made: made[output.made] for output in outputs}
-        atlases = {str(how["atlas"]): dict(record["atlases"][how["atlas"]]) for how in made.values()}
-        return Kept(outputs, made, atlases, tuple(map(str, record["warnings"])) if outputs else ())
-    except (OSError, ValueError, KeyError, TypeError):  # an error of the run's files shows when it is processed
+    except Exception:  # a fault of the run's files shows when it is processed
         return Kept()
+    outputs = tuple(o for o in outputs if _size(configuration.out_dir / o.path) == o.size)
+    made = {output.made: record["made"][output.made] for output in outputs}
+    atlases = {how["atlas"]: record["atlases"][how["atlas"]] for how in made.values()}
+    return Kept(outputs, made, atlases, tuple(record["warnings"]) if outputs else ())
 
 
 def _size(path):
@@ -262,8 +270,8 @@ def described(record: Record) -> dict[str, Any]:
     return {
         "time": _now(),
         "status": record.status,
-        "run": os.fspath(record.run.path),
-        "name": run_name(record.run),
+        "run": shortened_path(os.fspath(record.run.path)),
+        "name": shortened_path(run_name(record.run)),
         "volumes": record.n_volumes,
         "volumes_kept": record.n_kept,
         "dummy_scans": record.n_dummy_scans,
@@ -319,11 +327,10 @@ def log_problems(configuration: Configuration, problems: Iterable[Problem], list
 def unusable(logs: Path) -> dict[str, dict[str, Any]]:
     """The last whole listings by key: their "time" and the "names" of what couldn't be used; see `log_problems`."""
     try:
-        listings = read_json(logs / "unusable")
-        return {key: {"time": str(one["time"]), "names": list(map(str, one["names"]))} for key, one in listings.items()}
-    except (OSError, ValueError, TypeError, LookupError, AttributeError):
+        return read_listings(logs / "unusable")
+    except (OSError, ValueError):
         return {}
 
 
 def _run_of(problem):
-    return Run(problem.path, name=problem.name)
+    return Run(shortened_path(problem.path), name=problem.name and shortened_path(problem.name))

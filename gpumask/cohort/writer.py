@@ -31,6 +31,7 @@ from gpumask.cohort.record import (
     recorded_outputs,
     unfinished,
 )
+from gpumask.cohort.stored import shortened_warnings
 from gpumask.confounds.censoring import censor, check_kept_time
 from gpumask.confounds.fmriprep import fmriprep_confounds
 from gpumask.confounds.tables import confounds_matrix
@@ -157,7 +158,7 @@ def _with_earlier(record, made, earlier):
         "outputs": [vars(output) for output in outputs],
         "made": made,
         "atlases": {name: found for name, found in {**earlier.atlases, **record.atlases}.items() if name in named},
-        "warnings": list(dict.fromkeys([*(earlier.warnings if still_used else ()), *record.warnings])),
+        "warnings": shortened_warnings(dict.fromkeys([*(earlier.warnings if still_used else ()), *record.warnings])),
     }
 
 
