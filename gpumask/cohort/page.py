@@ -16,7 +16,7 @@ import numpy as np
 from gpumask import __version__
 from gpumask.bids.names import parse_output_name
 from gpumask.cohort.record import unusable
-from gpumask.files import replacing, write
+from gpumask.files import inside, replacing, write
 
 _LOW = 0.5  # less covered regions are "n/a" by default
 _FAILURES, _GROUPS, _WORST = 300, 50, 10  # rows of tables
@@ -317,18 +317,18 @@ def _coverage(cohort, out_dir):
     if not cohort.coverage:
         parts.append("<p>No coverage tables.</p>")
     for atlas, tables in sorted(cohort.coverage.items()):
-        coverage = _read_coverage([name for name, _ in tables], [out_dir / path for _, path in tables])
+        coverage = _read_coverage(out_dir, tables)
         parts.append(f"<h3>{html.escape(atlas)}</h3>{coverage.html()}")
     return "".join(parts)
 
 
-def _read_coverage(names, paths):
+def _read_coverage(out_dir, tables):
     """Read an atlas's coverage tables one after the other; memory doesn't grow with regions times runs."""
-    coverage = None
+    coverage, names = None, [name for name, _ in tables]
     bad = []
-    for index, path in enumerate(paths):
+    for index, (_, path) in enumerate(tables):
         try:
-            nodes, values = _coverage_table(path)
+            nodes, values = _coverage_table(inside(out_dir, path))
         except (OSError, ValueError, LookupError):
             bad.append(names[index])
             continue

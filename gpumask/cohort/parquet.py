@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from gpumask.bids.names import labels_in, parse_output_name
-from gpumask.files import replacing
+from gpumask.files import created, inside, replacing
 
 _ENTITIES = {"participant_id": "sub", "session": "ses", "task": "task", "run": "run", "space": "space"}
 _KEYS = (*_ENTITIES, "name")
@@ -98,7 +98,7 @@ def _tables(out_dir):
         try:
             record = json.loads(record_path.read_bytes())
             for output, size, made in ((o["path"], o["size"], str(o["made"])) for o in record["outputs"]):
-                path = out_dir / output
+                path = inside(out_dir, output)
                 parsed = parse_output_name(path.name)
                 if parsed and parsed.suffix == "timeseries":
                     if path.stat().st_size != size:
@@ -129,8 +129,9 @@ def _write(path, tables, metadata):
     common = None
     with (
         replacing(path) as part,
+        created(part) as file,
         pq.ParquetWriter(
-            part, _schema(regions), compression="zstd", use_dictionary=list(_KEYS), write_statistics=list(_OWN)
+            file, _schema(regions), compression="zstd", use_dictionary=list(_KEYS), write_statistics=list(_OWN)
         ) as writer,
     ):
         group, n_rows = [], 0

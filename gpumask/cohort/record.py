@@ -16,7 +16,7 @@ from gpumask.bids.metadata import metadata_files
 from gpumask.bids.names import run_name
 from gpumask.bids.runs import Problem, Run
 from gpumask.cohort.configuration import AtlasFile, Configuration
-from gpumask.files import append_line, replacing, write
+from gpumask.files import append_line, inside, replacing, write
 from gpumask.tables import json_lines
 
 
@@ -117,6 +117,8 @@ def _recorded(configuration, run):
     try:
         record = json.loads(record_path(configuration, run).read_text("utf-8"))
         outputs = [Output(str(o["path"]), int(o["size"]), str(o["made"])) for o in record["outputs"]]
+        for output in outputs:
+            inside(configuration.out_dir, output.path)
         made = {output.made: dict(record["made"][output.made]) for output in outputs}
         if record["status"] != "done":
             return {}, [], {}
@@ -130,7 +132,7 @@ def recorded_outputs(configuration: Configuration, run: Run, *, of_all: bool = T
     _, outputs, made = _recorded(configuration, run)
     ours = {atlas.name for atlas in configuration.atlases}
     paths = [output.path for output in outputs if of_all or made[output.made].get("atlas") in ours]
-    return [configuration.out_dir / path for path in paths if not Path(path).is_absolute() and ".." not in path]
+    return [configuration.out_dir / path for path in paths]
 
 
 def is_stale(configuration: Configuration, run: Run) -> bool:

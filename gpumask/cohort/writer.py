@@ -35,7 +35,7 @@ from gpumask.confounds.censoring import censor, check_kept_time
 from gpumask.confounds.fmriprep import fmriprep_confounds
 from gpumask.confounds.tables import confounds_matrix
 from gpumask.extraction import extract, prepare
-from gpumask.files import appearing_together, locked, write
+from gpumask.files import appearing_together, locked, make_folder, write
 from gpumask.images.lookup import region_names
 from gpumask.images.volumes import open_volumes
 from gpumask.process import collect_warnings, warn
@@ -164,7 +164,7 @@ def _write_run(configuration, run, progress):
     started = time.perf_counter()
     tables = [path for atlas in configuration.atlases for path in configuration.outputs(run, atlas).values()]
     for path in (path for table in tables for path in (table, table.with_suffix(".json"))):
-        if path.exists() and not configuration.overwrite:
+        if os.path.lexists(path) and not configuration.overwrite:  # also a link of git-annex without content
             msg = f"{path} already exists. To replace it: overwrite=True (--overwrite)."
             raise FileExistsError(msg)
     check_content(run.path)
@@ -178,7 +178,7 @@ def _write_run(configuration, run, progress):
 def _write(configuration, files, record, started, token=None, last=None, content=None, old=()):
     """Write files by path, each with its atlas and lines; then `last`, whose content is made from the record."""
     for folder in {path.parent for path in files}:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, configuration.out_dir)
     paths = [*files, *([last] if last else [])]
     with appearing_together(paths, token, old) as parts:
         writing = time.perf_counter()
