@@ -11,6 +11,7 @@ from benchmarks import report
 from benchmarks.inputs import REAL_FILES, Inputs
 from benchmarks.measure import DifferentResultsError, measure_row, save_result, time_steps, workloads_of
 from benchmarks.rows import all_rows
+from gpumask.files import appearing_together, write
 
 RESULTS = Path(__file__).parent / "results"
 _BYTES = {False: 6e9, True: 25e9}  # of all inputs, without and with --full
@@ -115,8 +116,9 @@ def _write(path, document, table):
     # A line per row: short, and readable where it differs.
     rows = ",\n".join(json.dumps(row) for row in document["rows"])
     text = f'{{"about": {json.dumps(document["about"], indent=1)},\n"rows": [\n{rows}\n]}}\n'
-    path.with_suffix(".json").write_text(text)
-    path.with_suffix(".md").write_text("\n".join(table) + "\n")
+    with appearing_together([path.with_suffix(".json"), path.with_suffix(".md")]) as parts:
+        write(parts[0], [text])
+        write(parts[1], ["\n".join(table), "\n"])
 
 
 if __name__ == "__main__":

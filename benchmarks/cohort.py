@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 
 from benchmarks import inputs
+from gpumask.files import appearing_together, write
+from gpumask.tables import json_lines
 
 CLEANING = {"detrend": True, "low_pass": 0.1, "high_pass": 0.01, "standardize": "zscore_sample"}
 N_REGIONS = (116, 416)
@@ -178,7 +180,8 @@ def main(argv=None):
             "seconds": seconds,
         }
         if options.json:
-            options.json.write_text(json.dumps(report, indent=2) + "\n")
+            with appearing_together([options.json]) as (part,):
+                write(part, json_lines(report))
         print(_table(report, options.procs))
 
 

@@ -26,7 +26,6 @@ volume on one core: a hundred times the upload, and a thousand times any reducti
 
 import argparse
 import itertools
-import json
 import os
 import platform
 import statistics
@@ -45,6 +44,7 @@ import pandas as pd
 
 from benchmarks.inputs import T_R, Inputs
 from gpumask import NiftiLabelsMasker, backend
+from gpumask.files import appearing_together, write
 from gpumask.kernels import segments_cuda
 from gpumask.kernels.cleaning import regress_out, standardize
 from gpumask.kernels.filtering import butterworth_sos, fft_filtfilt
@@ -52,6 +52,7 @@ from gpumask.kernels.resampling import CubicResampling, resample_cubic
 from gpumask.kernels.segments import STRATEGIES, Segments
 from gpumask.kernels.smoothing import fwhm_to_sigma, gaussian_smooth, smoothing_matrix
 from gpumask.kernels.weights import fold
+from gpumask.tables import json_lines
 
 RESULTS = Path(__file__).parent / "results"
 DEVICE = "cuda:0"
@@ -348,7 +349,8 @@ def main(argv=None):
     print("\n".join(tables(report)))
     out = options.out or RESULTS / f"gpu-{report['machine']['date'].replace(':', '')}.json"
     out.parent.mkdir(exist_ok=True, parents=True)
-    out.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    with appearing_together([out]) as (part,):
+        write(part, json_lines(report))
     print(f"\nwritten: {out}")
 
 

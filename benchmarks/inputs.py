@@ -95,6 +95,7 @@ class Inputs:
         path = self.folder / name
         if not path.exists():
             part = self.folder / f"part-{name}"
+            part.unlink(missing_ok=True)  # of a killed benchmark, or someone's link
             write(part)
             with part.open("rb") as file:
                 os.fsync(file.fileno())  # lest the system writes while the first measurement is made

@@ -14,6 +14,7 @@ from pathlib import Path
 from benchmarks import report
 from benchmarks.measure import OURS, Measured, median_and_range
 from benchmarks.rows import all_rows
+from gpumask.files import appearing_together, write
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -228,7 +229,9 @@ _GPU_KINDS = {"gpu": gpu, "gpu_runs": gpu_runs, "gpu_cohort": gpu_cohort}
 def main():
     """Write the tables of all documents."""
     for path in DOCUMENTS:
-        path.write_text(written(path.read_text("utf-8")), "utf-8")
+        text = written(path.read_text("utf-8"))
+        with appearing_together([path]) as (part,):
+            write(part, [text])
     return 0
 
 

@@ -1,11 +1,14 @@
 """The inputs of ``gpumask demo``: a real run from nibabel's wheel, and an atlas cut from it."""
 
+import gzip
 import os
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
+
+from gpumask.files import appearing_together, write
 
 _CUTS = (2, 3, 3)  # pieces along x, y and z
 
@@ -43,6 +46,8 @@ def write_atlas(run: str | os.PathLike, folder: Path) -> tuple[Path, Path]:
     names = [f"x{(i - 1) % 2}_y{(i - 1) // 2 % 3}_z{(i - 1) // 6}" for i in index]
     folder.mkdir(parents=True, exist_ok=True)
     atlas, lut = folder / "atlas-boxes_dseg.nii.gz", folder / "atlas-boxes_dseg.tsv"
-    nib.Nifti1Image(labels, img.affine).to_filename(atlas)
-    pd.DataFrame({"index": index, "name": names}).to_csv(lut, sep="\t", index=False)
+    table = pd.DataFrame({"index": index, "name": names}).to_csv(sep="\t", index=False)
+    with appearing_together([atlas, lut]) as parts:
+        write(parts[0], [gzip.compress(nib.Nifti1Image(labels, img.affine).to_bytes(), mtime=0)])
+        write(parts[1], [table])
     return atlas, lut

@@ -1,13 +1,19 @@
-"""Files that appear together or not at all, even if the process is killed or others write at the same time."""
+"""Files that appear together or not at all, even if the process is killed or others write at the same time.
+
+Others may have put links, pipes or folders at any name: temporary files are made anew, files with their final names are
+replaced and never written through, and locks and logs aren't opened through links.
+"""
 
 import contextlib
 import errno
 import glob
 import os
+import stat
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import BinaryIO
 
 
 def _encoded(text):
@@ -15,19 +21,29 @@ def _encoded(text):
     return text.encode("utf-8", "backslashreplace")
 
 
-def write(path: Path, parts: Iterable[str | bytes]) -> None:
-    """Write parts, of text or bytes, to a file, and sync it to the disk."""
-    with path.open("wb") as file:
-        file.writelines(_encoded(part) if isinstance(part, str) else part for part in parts)
+@contextlib.contextmanager
+def created(path: Path) -> Iterator[BinaryIO]:
+    """A new file, open for writing, which is synced to the disk after the block; FileExistsError if the name is taken.
+
+    Links aren't followed.
+    """
+    with path.open("xb") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
+
+
+def write(path: Path, parts: Iterable[str | bytes]) -> None:
+    """Write parts, of text or bytes, to a file that doesn't exist yet; see `created`."""
+    with created(path) as file:
+        file.writelines(_encoded(part) if isinstance(part, str) else part for part in parts)
 
 
 @contextlib.contextmanager
 def appearing_together(
     paths: Sequence[Path], token: str | None = None, outdated: Sequence[Path] = ()
 ) -> Iterator[list[Path]]:
-    """Paths to write to instead of `paths`; they get those names after the block succeeds, the last one last.
+    """Paths to create instead of `paths`; they get those names after the block succeeds, the last one last.
 
     If the file of the last path exists, all do: an old one is removed before any other is replaced.
 
@@ -44,9 +60,10 @@ def appearing_together(
     names = [f".gpumask-{token or uuid.uuid4().hex}.{k}.part" for k in reversed(range(len(paths)))]
     parts = [path.with_name(name) for path, name in zip(paths, names, strict=True)]
     if token:
+        _remove(parts[-1])  # its folder may hold too many files to look for others
         for folder in {path.parent for path in paths[:-1]}:
             for left in folder.glob(f".gpumask-{glob.escape(token)}.*.part"):
-                left.unlink()
+                _remove(left)
     try:
         yield parts
         paths[-1].unlink(missing_ok=True)
@@ -63,29 +80,29 @@ def appearing_together(
             part.unlink(missing_ok=True)
 
 
+def _remove(path):
+    """Remove a temporary file that a killed process left."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _not_ours(path, error) from error
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Path to write to instead of `path`, which it replaces after the block succeeds; other writers wait.
+    """Path to create instead of `path`, which it replaces after the block succeeds; other writers wait.
 
-    Its name is always the same, so the next process reuses what a killed one left.
+    Its name is always the same, so the next process removes what a killed one left.
     """
-    import fcntl  # not on Windows
-
     part = path.with_name(f".gpumask-{path.name}.part")
-    while True:
-        with part.open("ab") as file:  # "wb" would empty what another process is writing
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if not _is_at(file.fileno(), part):
-                continue  # the last holder of the lock has renamed or removed it
-            try:
-                yield part
-                os.fsync(file.fileno())
-                part.replace(path)
-            except BaseException:
-                part.unlink(missing_ok=True)
-                raise
-        _sync(path.parent)
-        return
+    with locked(path.with_name(f".gpumask-{path.name}.lock"), wait=True):
+        _remove(part)
+        try:
+            yield part
+            part.replace(path)
+            _sync(path.parent)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def _sync(folder):
@@ -99,23 +116,30 @@ def _sync(folder):
 
 
 @contextlib.contextmanager
-def locked(path: str | os.PathLike) -> Iterator[bool]:
+def locked(path: str | os.PathLike, *, wait: bool = False) -> Iterator[bool]:
     """Hold a lock inside the block; yields False if another process, or thread, has it.
 
     The lock of a process that dies is released. The file is removed with the lock.
 
+    Parameters
+    ----------
+    path : str or path-like
+        An empty file for the lock; created if missing.
+    wait : bool
+        Whether to wait for the lock, instead of yielding False.
+
     Raises
     ------
     OSError
-        If the file can't be created, or its file system has no locks.
+        If the file can't be created, its name is a link's, a folder's or the like, or its file system has no locks.
     """
     import fcntl  # not on Windows
 
     while True:
-        number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        number = _opened(path, os.O_RDWR)
         try:
             try:
-                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(number, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 yield False
                 return
@@ -132,22 +156,96 @@ def locked(path: str | os.PathLike) -> Iterator[bool]:
 
 def _is_at(number, path):
     with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(number), os.stat(path))  # noqa: PTH116
+        return os.path.samestat(os.fstat(number), os.lstat(path))
     return False
+
+
+def _opened(path, flags):
+    """Descriptor of a regular file, created if missing; links aren't followed, pipes aren't waited for."""
+    try:
+        number = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        raise _not_ours(path, error) from error
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise _not_ours(path, OSError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)))
+    return number
+
+
+_KINDS = {stat.S_IFLNK: "symbolic link", stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+
+
+def _not_ours(path, error):
+    """The error for a name of gpumask's own files that something else has; another error as it is."""
+    try:
+        mode = stat.S_IFMT(os.lstat(path).st_mode)
+    except OSError:
+        return error
+    if mode == stat.S_IFREG:
+        return error
+    msg = f"{path} is a {_KINDS.get(mode, 'device')}, but gpumask keeps a file of its own under this name. Remove it."
+    return FileExistsError(msg)
 
 
 _appending = threading.Lock()
 
 
 def append_line(path: str | os.PathLike, line: str) -> None:
-    """Append a line, whole or not at all, to a file that only this process writes to."""
+    """Append a line, whole or not at all, to a file that only this process writes to.
+
+    Raises
+    ------
+    OSError
+        If it can't be written, or if the file is a link or another file's second name (a hard link).
+    """
     data = _encoded(f"{line}\n")
     with _appending:
-        number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        number = _opened(path, os.O_WRONLY | os.O_APPEND)
         try:
+            if (n_names := os.fstat(number).st_nlink) > 1:
+                msg = f"{path} is a file with {n_names} names (hard links): a line would be added to all. Remove it."
+                raise FileExistsError(msg)
             written = os.write(number, data)
             if written < len(data):
                 os.ftruncate(number, os.fstat(number).st_size - written)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         finally:
             os.close(number)
+
+
+def inside(folder: Path, name: str | os.PathLike) -> Path:
+    """Path of a file in a folder, or below it, that others have named.
+
+    Parameters
+    ----------
+    folder : Path
+        May be a link itself.
+    name : str or path-like
+        Relative to `folder`. Links below it must lead to a place below it too, except for the file's own link to
+        git-annex's objects, which are often in a folder above.
+
+    Raises
+    ------
+    ValueError
+        If the file is elsewhere: the name is absolute, has "..", or is or passes a link out of the folder.
+    """
+    path, names = folder / name, PurePath(name).parts
+    places = [folder.joinpath(*names[: k + 1]) for k in range(len(names))]
+    is_below = bool(names) and not PurePath(name).is_absolute() and ".." not in names
+    if is_below and any(place.is_symlink() for place in places):  # else it is below: resolving takes longer
+        root = Path(os.path.realpath(folder))
+        target = Path(os.path.realpath(path))
+        if "/annex/objects/" in target.as_posix():
+            target = Path(os.path.realpath(path.parent))
+        is_below = target.is_relative_to(root)
+    if not is_below:
+        msg = f'{path} isn\'t in {folder}. Expected a name below that folder, without ".." or a link out of it.'
+        raise ValueError(msg)
+    return path
+
+
+def make_folder(folder: Path, root: Path) -> None:
+    """Make a folder, and those that it is in; ValueError if it isn't below the folder `root`, see `inside`."""
+    if folder != root:
+        inside(root, folder.relative_to(root))
+    folder.mkdir(parents=True, exist_ok=True)

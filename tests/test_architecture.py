@@ -28,13 +28,13 @@ LAYERS = {
     "confounds": {"confounds", "bids", "images", "kernels", "backend", "process", "inputs", "text_tables"},
     "signal": {"confounds", "kernels", "backend", "choices", "process"},
     "extraction": {"engine", "signal", "confounds", "images", "choices", "process"},
-    "reports": {"reports", "images"},
+    "reports": {"reports", "images", "files"},
     "maskers": {"maskers", "extraction", "engine", "reports", "images", "backend", "choices", "process"},
     "cohort": {
         *("cohort", "extraction", "engine", "confounds", "images", "reports", "bids"),
         *("files", "tables", "inputs", "choices", "process", "backend"),
     },
-    "demo": set(),
+    "demo": {"files"},
     "cli": {
         *("cli", "cohort", "bids", "reports", "images", "kernels"),
         *("backend", "choices", "process", "inputs", "text_tables", "demo"),

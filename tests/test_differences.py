@@ -207,6 +207,24 @@ def test_labels_that_are_not_whole():
     np.testing.assert_allclose(signals, expected)
 
 
+def test_atlases_elsewhere():
+    """nilearn has three answers, by the direction and the grid that is resampled; with an overlap, one."""
+    run, affine = image(values()), AFFINE.copy()
+    affine[0, 3] = -500
+    there = image(label_data(), affine)
+    assert not theirs(labels_img=there, resampling_target="labels").fit().transform(run).any()
+    with pytest.raises(ValueError, match=r"^in-memory image doesn't overlap with the regions of in-memory image: "):
+        ours(labels_img=there, resampling_target="labels").fit().transform(run)
+    affine[0, 3] = -8
+    there = image(label_data(), affine)
+    expected = theirs(labels_img=there, resampling_target="labels").fit().transform(run)
+    masker = ours(labels_img=there, resampling_target="labels").fit()
+    with pytest.warns(
+        UserWarning, match=r"^in-memory image covers only 33% of the atlas in-memory image\. Are they in"
+    ):
+        np.testing.assert_allclose(masker.transform(run), expected)
+
+
 # Mutated inputs
 
 

@@ -1,11 +1,12 @@
 """The atlases of a configuration as a process has loaded them, with the plans compiled from them."""
 
+import contextlib
 import os
 import threading
 from dataclasses import replace
 
 from gpumask import backend
-from gpumask.cohort.configuration import AtlasFile, Configuration
+from gpumask.cohort.configuration import AtlasFile, Configuration, sha256
 from gpumask.engine.regions import LabelRegions
 from gpumask.extraction import Plans
 from gpumask.images.labels import load_atlas, load_mask
@@ -25,11 +26,31 @@ class LoadedAtlases:
 
     def __init__(self, configuration):
         self.device = backend.resolve_device(configuration.device)
-        self.atlases = {a.name: load_atlas(a.path, a.background) for a in configuration.atlases}
-        self.tables = {a.name: read_lookup_table(a.lut) if a.lut else None for a in configuration.atlases}
+        self._files, self._mask = configuration.files, configuration.mask
+        self.atlases, self.tables = {}, {}
+        for atlas in configuration.atlases:
+            with self._as_hashed(atlas.path):
+                self.atlases[atlas.name] = load_atlas(atlas.path, atlas.background)
+            with self._as_hashed(atlas.lut):
+                self.tables[atlas.name] = read_lookup_table(atlas.lut) if atlas.lut else None
         self.notes = [note for a in configuration.atlases for note in self._notes(a)]
         self.plans = Plans(n_kept=_KEPT_MASKS * len(self.atlases))
         self._regions, self._lock = {}, threading.Lock()
+
+    @contextlib.contextmanager
+    def _as_hashed(self, path):
+        """Context to read a file in; ValueError if it isn't, or doesn't stay, the one that the configuration hashed."""
+        hashes = self._files[os.fspath(path)] if path else {}
+        before = [_state(file) for file in hashes]
+        for file, expected in hashes.items():
+            if (found := sha256(file)) != expected:
+                raise _changed(file, f"its SHA-256 is {found[:16]}..., expected {expected[:16]}...")
+        try:
+            yield
+        finally:
+            for file, state in zip(hashes, before, strict=True):
+                if _state(file) != state:
+                    raise _changed(file, "it was written to while it was read")
 
     def _notes(self, atlas):
         """Messages about an atlas's names; ValueError if no row of its look-up table matches a label."""
@@ -53,15 +74,35 @@ class LoadedAtlases:
 
     def regions(self, mask: str | os.PathLike | None) -> dict[str, LabelRegions]:
         """Regions by atlas, within a mask; the same objects for the same mask file."""
-        key = mask and (os.fspath(mask), os.stat(mask).st_mtime_ns)  # noqa: PTH116
+        # A mask of the configuration is read once; a run's own may be another file for the next run.
+        of_all = mask is not None and mask == self._mask
+        key = mask and (os.fspath(mask), None if of_all else _state(mask))
         with self._lock:
             if key not in self._regions:
-                inside, grid = load_mask(mask) if mask else (None, None)
+                with self._as_hashed(mask if of_all else None):
+                    inside, grid = load_mask(mask) if mask else (None, None)
                 masked = {name: replace(a, mask=inside, mask_grid=grid) for name, a in self.atlases.items()}
                 while len(self._regions) >= _KEPT_MASKS:
                     self._regions.pop(next(iter(self._regions)))
                 self._regions[key] = {name: LabelRegions(atlas, atlas) for name, atlas in masked.items()}
             return self._regions[key]
+
+
+def _state(file):
+    """What differs after a file was replaced or written to; None without the file."""
+    try:
+        state = os.stat(file)  # noqa: PTH116
+    except FileNotFoundError:
+        return None
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+
+
+def _changed(file, how):
+    msg = (
+        f"{file} has changed since this command was started: {how}. Outputs are recorded with the old content, so "
+        "nothing is extracted with the new one. Restore the file, or repeat the command to use it as it is now."
+    )
+    return ValueError(msg)
 
 
 _loaded: dict[tuple, LoadedAtlases] = {}  # only the last configuration
@@ -74,9 +115,9 @@ def load(configuration: Configuration) -> LoadedAtlases:
     Raises
     ------
     ValueError, OSError
-        If an atlas, look-up table or device is unusable.
+        If an atlas, look-up table or device is unusable, or a file has changed since the configuration was made.
     """
-    key = configuration.hash, configuration.device
+    key = configuration.hash, configuration.device, configuration.atlases, configuration.mask
     with _loading:
         if key not in _loaded:
             loaded = LoadedAtlases(configuration)

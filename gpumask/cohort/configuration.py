@@ -14,6 +14,7 @@ from gpumask.bids.spaces import Space, space_contradiction, stated_space
 from gpumask.choices import LINEAR
 from gpumask.confounds.fmriprep import check_options, image_desc
 from gpumask.extraction import Settings
+from gpumask.images.volumes import image_files
 from gpumask.inputs import check_file
 
 _DEFAULTS = {"keep_all_regions": True, "min_coverage": 0.5, "nan_policy": "omit"}
@@ -106,6 +107,9 @@ class Configuration:
         Whether an atlas or mask whose name states another space than a run's is a warning and not an error.
     settings : Settings
         Made from `parameters`.
+    files : dict of dict
+        SHA-256 of each file that an atlas, look-up table or mask consists of, by the path of the atlas etc. and by that
+        of the file. Whoever loads one checks that it still has this hash.
     made : dict of str
         For each atlas, a hash of everything that decides its signals: version, settings, confounds, contents of files.
     hash : str
@@ -136,6 +140,7 @@ class Configuration:
     min_dof: float | None = None
     allow_space_mismatch: bool = False
     settings: Settings = field(init=False)
+    files: dict[str, dict[str, str]] = field(init=False)
     made: dict[str, str] = field(init=False)
     hash: str = field(init=False)
 
@@ -154,6 +159,10 @@ class Configuration:
             raise ValueError(msg)
         smoothed = self.parameters.get("smoothing_fwhm") and self.parameters.get("strategy", "mean") not in LINEAR
         fix("settings", Settings(**(_DEFAULTS | ({"nan_policy": "zero"} if smoothed else {}) | self.parameters)))
+        images = [*(atlas.path for atlas in self.atlases), *([self.mask] if self.mask else [])]
+        files = {path: image_files(path) for path in map(os.fspath, images)}
+        files |= {os.fspath(atlas.lut): [os.fspath(atlas.lut)] for atlas in self.atlases if atlas.lut}
+        fix("files", {path: {file: sha256(file) for file in group} for path, group in files.items()})
         fix("made", {atlas.name: _hash(self.described(atlas)) for atlas in self.atlases})
         fix("hash", _hash([*self.made.values(), self.coverage, self.relmat, self.figures]))
 
@@ -169,14 +178,12 @@ class Configuration:
 
     def described(self, atlas: AtlasFile) -> dict[str, Any]:
         """How the outputs of an atlas are made; for JSON."""
-        files = [Path(path) for path in (atlas.path, atlas.lut, self.mask) if path]
-        for file in files:
-            check_file(file)
+        paths = [os.fspath(path) for path in (atlas.path, atlas.lut, self.mask) if path]
         return {
             "version": __version__,
             "atlas": atlas.name,
             "background_label": atlas.background,
-            "files": {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
+            "files": {file: digest for path in paths for file, digest in self.files[path].items()},
             "settings": self.described_settings,
             "confounds": self.confounds,
             "dummy_scans": self.dummy_scans,
@@ -193,6 +200,12 @@ class Configuration:
         if self.figures:
             paths["figure"] = self.out_dir / "figures" / output_name(run, atlas.name, stat, extension=".png")
         return paths
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with open(path, "rb") as file:  # noqa: PTH123
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _hash(content):

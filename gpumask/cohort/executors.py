@@ -23,7 +23,7 @@ from gpumask.bids.sidecars import check_dataset_description, write_dataset_descr
 from gpumask.cohort.configuration import Configuration, check_names, check_spaces
 from gpumask.cohort.record import Record, check_unchanged, failed, is_done, logged
 from gpumask.cohort.writer import process
-from gpumask.files import locked
+from gpumask.files import locked, make_folder
 from gpumask.process import every_warning, n_cores, one_blas_thread
 
 _STARTS = 3  # times that processes are started while one is killed before any works
@@ -81,7 +81,7 @@ def run_cohort(
     out = configuration.out_dir
     source = next((run.source for run in runs if run.source), None)
     check_dataset_description(out, source)  # before anything is written to another program's folder
-    (out / "logs").mkdir(parents=True, exist_ok=True)
+    make_folder(out / "logs", out)
     _remove_left_locks(out / "logs")
     write_dataset_description(out, source, configuration=configuration.hash)
     if executor is not None:
@@ -94,7 +94,7 @@ def run_cohort(
 def _remove_left_locks(logs):
     """Remove lock files left by killed processes; their locks are gone already."""
     for path in logs.glob(".*.lock"):
-        with locked(path):
+        with contextlib.suppress(FileExistsError), locked(path):  # not our file: its run fails, and names it
             pass
 
 

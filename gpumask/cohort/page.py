@@ -17,7 +17,7 @@ from gpumask import __version__
 from gpumask.bids.names import parse_output_name
 from gpumask.cohort.record import unusable
 from gpumask.cohort.stored import STAGES, read_attempt, read_attempts, read_record
-from gpumask.files import replacing, write
+from gpumask.files import inside, replacing, write
 from gpumask.inputs import read_bytes
 
 _LOW = 0.5  # less covered regions are "n/a" by default
@@ -332,7 +332,7 @@ def _read_coverage(tables, out_dir):
     names, coverage, bad = [name for name, _, _ in tables], None, []
     for index, (name, path, size) in enumerate(tables):
         try:
-            nodes, values = _coverage_table(out_dir / path, size)
+            nodes, values = _coverage_table(inside(out_dir, path), size)
         except (OSError, ValueError):
             bad.append(name)
             continue

@@ -13,7 +13,7 @@ import numpy as np
 
 from gpumask.bids.names import labels_in, parse_output_name
 from gpumask.cohort.stored import is_plain, read_record
-from gpumask.files import replacing
+from gpumask.files import created, inside, replacing
 from gpumask.inputs import open_file, read_json
 
 _ENTITIES = {"participant_id": "sub", "session": "ses", "task": "task", "run": "run", "space": "space"}
@@ -106,7 +106,7 @@ def _tables(out_dir):
             continue
         try:
             for output, size, made in ((o["path"], o["size"], o["made"]) for o in record["outputs"]):
-                path = out_dir / output
+                path = inside(out_dir, output)
                 parsed = parse_output_name(path.name)
                 if parsed and parsed.suffix == "timeseries":
                     if path.stat().st_size != size:
@@ -137,8 +137,9 @@ def _write(path, tables, metadata):
     common = None
     with (
         replacing(path) as part,
+        created(part) as file,
         pq.ParquetWriter(
-            part, _schema(regions), compression="zstd", use_dictionary=list(_KEYS), write_statistics=list(_OWN)
+            file, _schema(regions), compression="zstd", use_dictionary=list(_KEYS), write_statistics=list(_OWN)
         ) as writer,
     ):
         group, n_rows = [], 0

@@ -24,7 +24,7 @@ from gpumask.cohort.stored import (
     shortened_traceback,
     shortened_warnings,
 )
-from gpumask.files import append_line, replacing, write
+from gpumask.files import append_line, inside, replacing, write
 from gpumask.tables import json_lines
 
 
@@ -129,9 +129,12 @@ def _recorded(configuration, run):
     """The record of a run's last success and its outputs; empty if there is none."""
     try:
         record = read_record(record_path(configuration, run))
+        outputs = [Output(one["path"], one["size"], one["made"]) for one in record["outputs"]]
+        for output in outputs:
+            inside(configuration.out_dir, output.path)
     except (OSError, ValueError):
         return {}, []
-    return record, [Output(one["path"], one["size"], one["made"]) for one in record["outputs"]]
+    return record, outputs
 
 
 def recorded_outputs(configuration: Configuration, run: Run, *, of_all: bool = True) -> list[Path]:

@@ -36,15 +36,13 @@ from gpumask.confounds.censoring import censor, check_kept_time
 from gpumask.confounds.fmriprep import fmriprep_confounds
 from gpumask.confounds.tables import confounds_matrix
 from gpumask.extraction import extract, prepare
-from gpumask.files import appearing_together, locked, write
+from gpumask.files import appearing_together, locked, make_folder, write
 from gpumask.images.lookup import region_names
 from gpumask.images.volumes import open_volumes
 from gpumask.inputs import check_file
 from gpumask.process import collect_warnings, warn
 from gpumask.tables import json_lines
 
-_LEAST_EXTENT = 0.5  # share of an atlas in a run's field of view, below which it may be in another space
-_SAMPLED = 10_000  # voxels of the atlas that the share is estimated from
 _LEAST_DOF = 2  # with fewer, at most a mean is left, and every correlation is 1 or -1
 LOW_DOF_SHARE = 0.1  # of the kept volumes: with fewer degrees of freedom left, a run gets a warning
 _KEPT_MASKS = 64  # brain masks whose plans a process keeps; runs of a subject may share one
@@ -166,7 +164,7 @@ def _write_run(configuration, run, progress):
     started = time.perf_counter()
     tables = [path for atlas in configuration.atlases for path in configuration.outputs(run, atlas).values()]
     for path in (path for table in tables for path in (table, table.with_suffix(".json"))):
-        if path.exists() and not configuration.overwrite:
+        if os.path.lexists(path) and not configuration.overwrite:  # also a link of git-annex without content
             msg = f"{path} already exists. To replace it: overwrite=True (--overwrite)."
             raise FileExistsError(msg)
     check_content(run.path)
@@ -180,7 +178,7 @@ def _write_run(configuration, run, progress):
 def _write(configuration, files, record, started, token=None, last=None, content=None, old=()):
     """Write files by path, each with its atlas and lines; then `last`, whose content is made from the record."""
     for folder in {path.parent for path in files}:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, configuration.out_dir)
     paths = [*files, *([last] if last else [])]
     with appearing_together(paths, token, old) as parts:
         writing = time.perf_counter()
@@ -227,12 +225,13 @@ def _extract(configuration, run, atlases, progress, *, n_threads):
     check_kept_time(censoring, t_r.seconds, configuration.min_time, os.fspath(run.path))
     report = functools.partial(_report, progress, volumes.n_volumes)
     report(0)
-    for atlas in atlases:
-        _check_extent(atlas, loaded.atlases[atlas.name], run, volumes.grid)
     regions = loaded.regions(run.mask or configuration.mask)
     prepared = [
         prepare(volumes, regions[atlas.name], settings, confounds, kept, plans=loaded.plans) for atlas in atlases
     ]
+    for atlas, one in zip(atlases, prepared, strict=True):
+        if not _same_space(atlas, run) and (message := one.regions.little_overlap(os.fspath(run.path))):
+            warn(message)
     freedom = _degrees_of_freedom(configuration, run, prepared[0], censoring)
     try:
         results = extract(prepared, volumes, loaded.device, progress=report, n_threads=n_threads)
@@ -265,19 +264,9 @@ def _extract(configuration, run, atlases, progress, *, n_threads):
     return files, Record(run, "done", volumes.n_volumes, **numbers, seconds=seconds, atlases=summary)
 
 
-def _check_extent(atlas, labels, run, grid):
-    """Warn if most of an atlas is outside of a run's field of view, unless names say that their space is the same."""
-    if stated_space(atlas.path) and stated_space(run.path) and not space_contradiction(atlas.path, run.path):
-        return  # a slab, or a brain that is cut off
-    order = "F" if labels.labels.flags.f_contiguous else "C"
-    flat = np.flatnonzero(labels.labels.ravel(order=order) != labels.background)
-    flat = flat[:: max(len(flat) // _SAMPLED, 1)]
-    voxels = np.array(np.unravel_index(flat, labels.grid.shape, order=order))
-    to_run = np.linalg.solve(grid.affine, labels.grid.affine)
-    there = to_run[:3, :3] @ voxels + to_run[:3, 3:]
-    inside = np.all((there > -0.5) & (there < np.array(grid.shape)[:, None] - 0.5), axis=0)
-    if inside.size and inside.mean() < _LEAST_EXTENT:
-        warn(f"{run.path} covers only {inside.mean():.0%} of the atlas {atlas.path}. Are they in the same space?")
+def _same_space(atlas, run):
+    """Whether names state one space: then a small overlap is that of a slab, or of a brain that is cut off."""
+    return stated_space(atlas.path) and stated_space(run.path) and not space_contradiction(atlas.path, run.path)
 
 
 def _report(progress, n_volumes, done):

@@ -8,7 +8,7 @@ from typing import Protocol
 import nibabel as nib
 import numpy as np
 
-from gpumask.images.grid import Grid
+from gpumask.images.grid import Grid, resample_nearest
 from gpumask.images.labels import Atlas, covered_voxels
 from gpumask.kernels.segments import Segments
 
@@ -74,6 +74,13 @@ class RegionsOnGrid:
         voxels, covered = self.coverage
         return covered / np.maximum(voxels, 1)
 
+    def little_overlap(self, run: str) -> str | None:
+        """Message if less than half of the regions' volume lies in the field of view of a run called `run`."""
+        raise NotImplementedError
+
+
+_LEAST_EXTENT = 0.5  # a field of view that cuts off the cerebellum has more, another space often less
+
 
 @dataclass(frozen=True, eq=False)
 class _LabelsOnGrid(RegionsOnGrid):
@@ -92,6 +99,17 @@ class _LabelsOnGrid(RegionsOnGrid):
     @cached_property
     def coverage(self):
         return covered_voxels(self.given, self.atlas, self.run_grid, self.ids)
+
+    @cached_property
+    def _extent(self):
+        return 1.0 if self.given.grid.matches(self.run_grid) else self.given.share_inside(self.run_grid)
+
+    def little_overlap(self, run):
+        """See `RegionsOnGrid`."""
+        if self._extent >= _LEAST_EXTENT:
+            return None
+        share = f"{self._extent:.0%}" if self._extent >= 0.01 else "less than 1%"
+        return f"{run} covers only {share} of the atlas {self.given.grid.name}. Are they in the same space?"
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +158,7 @@ class LabelRegions:
         Raises
         ------
         ValueError
-            If no region is left, or if the grids differ and `target` is None.
+            If no region is left, none lies in the field of view of the runs, or the grids differ and `target` is None.
         """
         atlas, notes = self.atlas, []
 
@@ -164,14 +182,18 @@ class LabelRegions:
             atlas = atlas.with_mask_resampled(meeting)
             atlas.check_mask()
         if keep == "all":
+            atlas.check_mask()  # else `columns` does, in nilearn's way
             ids = self.given.values[self.given.values != self.given.background]
         else:
             ids = atlas.columns(keep_masked=keep == "masked", warn=note)
+        segments = _segments(atlas, ids)
+        if resampled == ["images"]:
+            _check_overlap(grid, atlas.grid, segments)
         return _LabelsOnGrid(
             grid,
             # If both grids match, the run's voxel sizes are used for smoothing.
             grid if atlas.grid.matches(grid) else atlas.grid,
-            _segments(atlas, ids),
+            segments,
             ids,
             tuple(resampled),
             notes,
@@ -187,6 +209,17 @@ def _segments(atlas, ids):
     inside = np.flatnonzero(atlas.mask.ravel(order="F"))
     segments = Segments.from_labels(labels[inside], ids)
     return Segments(inside[segments.indices].astype(segments.indices.dtype), segments.offsets)
+
+
+def _check_overlap(run, labels, segments):
+    """Raise ValueError if resampling runs to the labels' grid leaves no value in any region."""
+    there = resample_nearest(np.ones(run.shape, np.uint8), run, labels).ravel(order="F")
+    if not there[segments.indices].any():
+        msg = (
+            f"{run.name} doesn't overlap with the regions of {labels.name}: resampled to their grid, it is 0 in all of "
+            "them. They may lie in different spaces: compare their affines."
+        )
+        raise ValueError(msg)
 
 
 def check_same_grids(lead: str, labels: Grid, **others: Grid | None) -> None:

@@ -89,6 +89,13 @@ class Atlas:
         _check_mask(mask, self.mask_grid.name)
         return replace(self, mask=mask, mask_grid=replace(grid, name=self.mask_grid.name))
 
+    def share_inside(self, grid: Grid) -> float:
+        """Return the share of the labelled voxels whose centres lie in the field of view of a grid."""
+        corners = Grid((2, 2, 2), grid.affine @ _from_corners(grid.shape))
+        labelled = self.labels != self.background
+        inside = resample_nearest(np.ones(corners.shape, np.uint8), corners, self.grid).astype(bool)
+        return int((labelled & inside).sum()) / max(int(labelled.sum()), 1)
+
     def check_mask(self) -> None:
         """Raise ValueError if no label but the background lies inside the mask."""
         if self.mask is not None and not np.any(self.labels[self.mask] != self.background):
@@ -166,6 +173,13 @@ class Atlas:
         with ThreadPoolExecutor(n_threads) as threads:
             list(threads.map(paint, np.atleast_2d(volumes), np.atleast_2d(signals)))
         return volumes.T.reshape(self.grid.shape + signals.shape[:-1], order="F")
+
+
+def _from_corners(shape):
+    """Affine from the indices 0 and 1 along each axis to the outer faces of the first and the last voxel."""
+    affine = np.diag([*shape, 1.0])
+    affine[:3, 3] = -0.5
+    return affine
 
 
 def _zeros(shape, dtype):

@@ -91,6 +91,19 @@ def open_volumes(imgs: "ImageLike | Iterable[ImageLike] | Volumes") -> "Volumes"
     return Volumes([_open(item) for item in items], is_list=not single or len(items) > 1)
 
 
+def image_files(path: str | os.PathLike) -> list[str]:
+    """Files that an image consists of: its own, and those that belong to it, such as the header (.hdr) of an .img file.
+
+    A file that can't be read as an image is alone; who loads it finds out why.
+    """
+    try:
+        there = nib.load(path).file_map.values()
+    except Exception:  # nibabel and the decoders raise many classes
+        return [os.fspath(path)]
+    others = sorted(os.fspath(file.filename) for file in there if file.filename and Path(file.filename).exists())
+    return list(dict.fromkeys([os.fspath(path), *others]))
+
+
 def load_volume(img: "ImageLike | Volumes") -> Volume:
     """Load a 3D image such as an atlas, or a 4D one with a single volume.
 

@@ -127,6 +127,8 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         prepared = prepare(volumes, self._regions, settings, confounds, sample_mask, plans=self._plans, memory=memory)
         for name in prepared.regions.resampled:
             process.warn(_IMAGES_AT_TRANSFORM_TIME if name == "images" else _AT_TRANSFORM_TIME.format(name))
+        if message := prepared.regions.little_overlap(volumes.name):
+            process.warn(message)
         if prepared.plan.resampling is not None:
             self._log("Resampling images", "transform")
         if self.smoothing_fwhm is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gpumask.files import appearing_together, write
 from gpumask.images.grid import Grid
 from gpumask.images.volumes import open_volumes
 from gpumask.reports.figures import draw_cuts, new_figure, to_png
@@ -39,15 +40,18 @@ class Report:
         return f'<iframe srcdoc="{html.escape(self.html)}" width="100%" height="700" frameBorder="0"></iframe>'
 
     def save_as_html(self, path: str | os.PathLike) -> None:
-        """Write the page to a file."""
-        Path(path).write_text(self.html, encoding="utf-8")
+        """Write the page to a file, which is replaced."""
+        with appearing_together([Path(path)]) as (part,):
+            write(part, [self.html])
 
     def open_in_browser(self, file_name: str | os.PathLike | None = None) -> None:
         """Write the page to `file_name` (None: a temporary file) and open it."""
         if file_name is None:
-            with NamedTemporaryFile(suffix=".html", delete=False) as file:
-                file_name = file.name
-        self.save_as_html(file_name)
+            with NamedTemporaryFile("w", suffix=".html", delete=False, encoding="utf-8") as file:
+                file.write(self.html)
+            file_name = file.name
+        else:
+            self.save_as_html(file_name)
         webbrowser.open(Path(file_name).absolute().as_uri())
 
 
