@@ -14,7 +14,7 @@ from gpumask.bids.spaces import Space, space_contradiction, stated_space
 from gpumask.choices import LINEAR
 from gpumask.confounds.fmriprep import check_options, image_desc
 from gpumask.extraction import Settings
-from gpumask.inputs import check_file
+from gpumask.inputs import open_file
 
 _DEFAULTS = {"keep_all_regions": True, "min_coverage": 0.5, "nan_policy": "omit"}
 
@@ -170,13 +170,11 @@ class Configuration:
     def described(self, atlas: AtlasFile) -> dict[str, Any]:
         """How the outputs of an atlas are made; for JSON."""
         files = [Path(path) for path in (atlas.path, atlas.lut, self.mask) if path]
-        for file in files:
-            check_file(file)
         return {
             "version": __version__,
             "atlas": atlas.name,
             "background_label": atlas.background,
-            "files": {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
+            "files": {str(file): _sha256(file) for file in files},
             "settings": self.described_settings,
             "confounds": self.confounds,
             "dummy_scans": self.dummy_scans,
@@ -193,6 +191,11 @@ class Configuration:
         if self.figures:
             paths["figure"] = self.out_dir / "figures" / output_name(run, atlas.name, stat, extension=".png")
         return paths
+
+
+def _sha256(path):
+    with open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _hash(content):

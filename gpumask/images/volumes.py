@@ -91,6 +91,20 @@ def open_volumes(imgs: "ImageLike | Iterable[ImageLike] | Volumes") -> "Volumes"
     return Volumes([_open(item) for item in items], is_list=not single or len(items) > 1)
 
 
+def image_files(path: str | os.PathLike) -> list[str]:
+    """Files that an image consists of, by their names: its own first, and others that exist, such as a pair's header.
+
+    None is opened. Where formats share a name, the files of all of them are listed.
+    """
+    others = set()
+    for kind in nib.imageclasses.all_image_classes:
+        if len(kind.files_types) > 1:
+            with contextlib.suppress(nib.filebasedimages.ImageFileError):  # not of this kind, by its name
+                files = kind.filespec_to_file_map(path).values()
+                others |= {os.fspath(file.filename) for file in files if file.filename}
+    return [os.fspath(path), *sorted(file for file in others - {os.fspath(path)} if os.path.exists(file))]  # noqa: PTH110
+
+
 def load_volume(img: "ImageLike | Volumes") -> Volume:
     """Load a 3D image such as an atlas, or a 4D one with a single volume.
 
@@ -260,7 +274,7 @@ def _open(item):
     if item.is_dir():
         msg = f"{item} is a directory, expected an image file."
         raise ImageError(msg)
-    for file in {item, *_partners(item)}:
+    for file in image_files(item):
         if reason := irregularity(file):
             msg = f"{file} {reason}: an image is read more than once. Save it in a file."
             raise ImageError(msg)
@@ -277,14 +291,6 @@ def _open(item):
         msg = f"{item} is a {type(img).__name__}, expected an image of volumes (NIfTI, Analyze or MGH)."
         raise ImageError(msg)
     return stored(img, str(item))
-
-
-def _partners(path):
-    """Further files that nibabel opens for an image, such as the header of a pair; they may not exist."""
-    for kind in nib.imageclasses.all_image_classes:
-        if len(kind.files_types) > 1:
-            with contextlib.suppress(nib.filebasedimages.ImageFileError):  # not of this kind, by its name
-                yield from (Path(holder.filename) for holder in kind.filespec_to_file_map(path).values())
 
 
 def _check_list(images):
