@@ -34,7 +34,7 @@ from gpumask.confounds.sample_masks import kept_volumes
 from gpumask.confounds.tables import confounds_matrix, read_table
 from gpumask.images.errors import ImageError
 from gpumask.images.lookup import read_lookup_table
-from gpumask.images.volumes import open_volumes
+from gpumask.images.volumes import image_files, open_volumes
 from gpumask.inputs import read_bytes, read_json
 from gpumask.text_tables import read_rows
 
@@ -160,6 +160,36 @@ def test_partners_of_images(irregular, other):
         f"{path} is {irregular.kind}, expected a regular file: an image is read more than once. Save it in a file."
     )
     assert message_of(open_volumes, path.with_name("a.img"), error=ImageError) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        ("a.nii", []),
+        ("a.nii.gz", []),
+        ("a.img", ["a.hdr", "a.mat"]),
+        ("a.hdr", ["a.img", "a.mat"]),
+        ("b.HEAD", ["b.BRIK.gz"]),
+        ("c.par", ["c.rec"]),
+        ("d.tsv", []),
+    ],
+)
+def test_files_of_an_image(tmp_path, name, others):
+    for one in (
+        "a.nii",
+        "a.nii.gz",
+        "a.img",
+        "a.hdr",
+        "a.mat",
+        "b.HEAD",
+        "b.BRIK.gz",
+        "c.par",
+        "c.rec",
+        "c.hdr",
+        "d.tsv",
+    ):
+        (tmp_path / one).touch()
+    assert image_files(tmp_path / name) == [str(tmp_path / one) for one in (name, *others)]
 
 
 @pytest.mark.parametrize("column", ["bold", "confounds", "mask"])

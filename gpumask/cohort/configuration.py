@@ -15,7 +15,7 @@ from gpumask.choices import LINEAR
 from gpumask.confounds.fmriprep import check_options, image_desc
 from gpumask.extraction import Settings
 from gpumask.images.volumes import image_files
-from gpumask.inputs import check_file
+from gpumask.inputs import open_file
 
 _DEFAULTS = {"keep_all_regions": True, "min_coverage": 0.5, "nan_policy": "omit"}
 
@@ -203,8 +203,8 @@ class Configuration:
 
 
 def sha256(path: str | os.PathLike) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    with open(path, "rb") as file:  # noqa: PTH123
+    """SHA-256 of a file, in hexadecimal digits; ValueError if it isn't a regular one."""
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

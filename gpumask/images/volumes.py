@@ -92,16 +92,17 @@ def open_volumes(imgs: "ImageLike | Iterable[ImageLike] | Volumes") -> "Volumes"
 
 
 def image_files(path: str | os.PathLike) -> list[str]:
-    """Files that an image consists of: its own, and those that belong to it, such as the header (.hdr) of an .img file.
+    """Files that an image consists of, by their names: its own first, and others that exist, such as a pair's header.
 
-    A file that can't be read as an image is alone; who loads it finds out why.
+    None is opened. Where formats share a name, the files of all of them are listed.
     """
-    try:
-        there = nib.load(path).file_map.values()
-    except Exception:  # nibabel and the decoders raise many classes
-        return [os.fspath(path)]
-    others = sorted(os.fspath(file.filename) for file in there if file.filename and Path(file.filename).exists())
-    return list(dict.fromkeys([os.fspath(path), *others]))
+    others = set()
+    for kind in nib.imageclasses.all_image_classes:
+        if len(kind.files_types) > 1:
+            with contextlib.suppress(nib.filebasedimages.ImageFileError):  # not of this kind, by its name
+                files = kind.filespec_to_file_map(path).values()
+                others |= {os.fspath(file.filename) for file in files if file.filename}
+    return [os.fspath(path), *sorted(file for file in others - {os.fspath(path)} if os.path.exists(file))]  # noqa: PTH110
 
 
 def load_volume(img: "ImageLike | Volumes") -> Volume:
@@ -291,7 +292,7 @@ def _open(item):
     if item.is_dir():
         msg = f"{item} is a directory, expected an image file."
         raise ImageError(msg)
-    for file in {item, *_partners(item)}:
+    for file in image_files(item):
         if reason := irregularity(file):
             msg = f"{file} {reason}: an image is read more than once. Save it in a file."
             raise ImageError(msg)
@@ -316,14 +317,6 @@ def _header_of(item):
     """The header's file of an image like run.img.gz; `item` itself for others."""
     stem = item.with_suffix("")
     return stem.with_suffix(".hdr" + item.suffix) if stem.suffix == ".img" else item
-
-
-def _partners(path):
-    """Further files that nibabel opens for an image, such as the header of a pair; they may not exist."""
-    for kind in nib.imageclasses.all_image_classes:
-        if len(kind.files_types) > 1:
-            with contextlib.suppress(nib.filebasedimages.ImageFileError):  # not of this kind, by its name
-                yield from (Path(holder.filename) for holder in kind.filespec_to_file_map(path).values())
 
 
 def _check_list(images):
