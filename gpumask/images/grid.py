@@ -8,6 +8,8 @@ from scipy import linalg, ndimage
 
 from gpumask.images.errors import ImageError
 
+_MOST = 1e9  # mm: a thousand kilometres. Determinants and products of far larger numbers overflow.
+
 
 @dataclass(frozen=True, eq=False)
 class Grid:
@@ -25,7 +27,7 @@ class Grid:
     Raises
     ------
     ImageError
-        If the affine isn't 4 x 4, isn't finite or is singular.
+        If the affine isn't 4 x 4, isn't finite, is singular or holds values beyond 1e9 mm.
     """
 
     shape: tuple[int, int, int]
@@ -39,6 +41,8 @@ class Grid:
             problem = f"has shape {affine.shape}, expected (4, 4)"
         elif not np.isfinite(affine).all():
             problem = "holds NaN or infinite values"
+        elif np.abs(affine).max() > _MOST:
+            problem = f"holds values beyond {_MOST:g} mm"
         elif abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * np.prod(np.linalg.norm(affine[:3, :3], axis=0)):
             problem = "is singular: its voxels have no volume"
         if problem:
