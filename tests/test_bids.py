@@ -586,6 +586,18 @@ def test_names_in_a_manifest_are_unique(tmp_path):
     ]
 
 
+def test_a_manifest_with_one_name_for_all_is_refused_in_linear_memory(tmp_path):
+    touch(tmp_path, "a.nii")
+    manifest = write_manifest(tmp_path, "bold", *["a.nii"] * 3000)
+    found, problems = read_manifest(manifest)
+    assert not found
+    assert problems[7].reason == (
+        f"line 9 of {manifest} would be written under the name a, as would all of the lines 2, 3, 4, 5, 6 and 2995 "
+        "more: give unique ones in the column name"
+    )
+    assert len(problems) == 3000
+
+
 @pytest.mark.parametrize("first", ["a.nii.gz", "bold,confounds", "bold\tconfound", "bold\tmask\tmask"])
 def test_first_line_of_a_manifest(tmp_path, first):
     manifest = write_manifest(tmp_path, first)

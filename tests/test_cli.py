@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from gpumask import NiftiLabelsMasker, __version__, backend, choices, cli
+from gpumask.cli.output import refuse
 from gpumask.cli.parser import build_parser, number, positive
 from gpumask.extraction import Settings
 from gpumask.images import decoding
@@ -393,3 +394,8 @@ def test_the_real_run(data, folder, capsys):
     reference = NiftiLabelsMasker(atlas, high_pass=0.01, t_r=2.0)
     expected = reference.fit_transform(bold, confounds=pd.read_table(confounds)[["rot_x", "rot_y"]])
     assert np.array_equal(values(path), expected)
+
+
+def test_an_error_without_a_message_is_named(capsys):
+    assert refuse("cohort", MemoryError(), 0) == 2
+    assert capsys.readouterr().err == "gpumask cohort: error: MemoryError\n"

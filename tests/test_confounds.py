@@ -101,6 +101,18 @@ def test_values_that_are_not_finite_are_named(tmp_path):
     )
 
 
+@pytest.mark.filterwarnings("error")
+def test_values_whose_squares_overflow_are_named(tmp_path):
+    path = tmp_path / "confounds.tsv"
+    path.write_text("csf\twhite_matter\n1\t2\n2\t-1e300\n3\t1e99\n")
+    with pytest.raises(ValueError) as caught:
+        confounds_matrix(path, 3)
+    assert str(caught.value) == (
+        f"Confounds must lie within 1e+100, but larger values are in column 'white_matter' (volume 1). File: {path}."
+    )
+    assert confounds_matrix(path, 3, [0, 2]).shape == (3, 2)  # the volume is censored
+
+
 def test_many_values_that_are_not_finite():
     with pytest.raises(ValueError, match=r"are in column 0 \(volume 0, 1, 2, 3, 4 and 25 more\)\. fMRIPrep"):
         confounds_matrix(np.full(30, np.nan), 30)

@@ -129,6 +129,13 @@ def test_design_equals_nilearn(cutoffs):
     assert_agree(fft_filtfilt(signals, butterworth_sos(1.37, *cutoffs, order=3)), expected, signals)
 
 
+@pytest.mark.parametrize(("low_pass", "high_pass", "kind"), [(np.nan, None, "low"), (0.1, np.nan, "high")])
+def test_nan_is_no_cutoff(low_pass, high_pass, kind):
+    with pytest.raises(ValueError) as caught:
+        butterworth_sos(2.0, low_pass, high_pass)
+    assert str(caught.value) == f"The {kind} pass cutoff frequency must be a number of Hz, got nan."
+
+
 def test_design_without_cutoff():
     assert butterworth_sos(2.0) is None
 

@@ -981,6 +981,17 @@ def test_unusable_affine(tmp_path, bad, problem):
         open_volumes(nib.spatialimages.SpatialImage(values(), None))
 
 
+def test_infinite_header_of_mgh_is_one_error(tmp_path):
+    """nibabel computes the affine while it loads the header, and NumPy would warn."""
+    path = tmp_path / "bold.mgz"
+    nib.save(nib.MGHImage(values(), AFFINE), path)
+    raw = bytearray(gzip.decompress(path.read_bytes()))
+    raw[30:34] = np.array(np.inf, ">f4").tobytes()  # voxel size along x
+    path.write_bytes(gzip.compress(raw))
+    with pytest.raises(ImageError, match=re.escape(f"The affine of {path} holds NaN or infinite values.")):
+        open_volumes(path)
+
+
 @pytest.mark.parametrize("dtype", ["c8", [("R", "u1"), ("G", "u1"), ("B", "u1")]])
 def test_unusable_dtype(tmp_path, dtype):
     path = tmp_path / "bold.nii.gz"

@@ -69,12 +69,13 @@ def read_manifest(path: str | os.PathLike) -> tuple[list[Run], list[Problem]]:
     numbers: dict[str, list[str]] = {}
     for number, run in runs:
         numbers.setdefault(run_name(run), []).append(str(number))
+    same = {name: listed(lines) for name, lines in numbers.items() if len(lines) > 1}
     for number, run in runs:
-        if len(same := numbers[run_name(run)]) > 1:
-            reason = f"would be written under the name {run_name(run)}, as would all of the lines {listed(same)}"
+        if (name := run_name(run)) in same:
+            reason = f"would be written under the name {name}, as would all of the lines {same[name]}"
             reason = f"line {number} of {path} {reason}: give unique ones in the column name"
             problems.append(Problem(run.path, reason, run.name))
-    return [run for _, run in runs if len(numbers[run_name(run)]) == 1], problems
+    return [run for _, run in runs if run_name(run) not in same], problems
 
 
 def _without_empty_end(cells):

@@ -46,5 +46,5 @@ def refuse(command: str, error: Exception, verbose: int) -> int:
     """Write why a command isn't started, and return its exit status."""
     if verbose:
         traceback.print_exception(error)
-    tell(f"gpumask {command}: error: {error}")
+    tell(f"gpumask {command}: error: {error if str(error) else type(error).__name__}")
     return 2

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _LONG_INTEGER = re.compile("[+-]?[0-9]{19,}")  # becomes uint64, a Python integer or text in pandas
+_MOST = 1e100  # the sum of the squares of larger values may overflow
 _EXPECTED = "a table of confounds with a column per signal and a row per volume"
 
 
@@ -49,8 +50,8 @@ def confounds_matrix(confounds: object, n_volumes: int, used: Sequence[int] | No
     TypeError
         If a confound has another type.
     ValueError
-        If a confound can't be read, has another length, more than two dimensions, or non-finite values; the message
-        names the file, the columns and the volumes.
+        If a confound can't be read, has another length, more than two dimensions, or values that aren't finite or are
+        beyond 1e100; the message names the file, the columns and the volumes.
     """
     if confounds is None:
         return None
@@ -108,14 +109,15 @@ def _checked_columns(confound, n_volumes, used):
     checked[slice(None) if used is None else used] = True
     bad = ~np.isfinite(values) & checked[:, None]
     if bad.any():
-        columns = [
-            f"{table.columns[j]!r} (volume {listed(np.flatnonzero(bad[:, j]))})" for j in np.flatnonzero(bad.any(0))
-        ]
         msg = (
-            f"Confounds must be finite numbers; NaN, infinite values or text are in column {listed(columns)}.{where} "
+            "Confounds must be finite numbers; NaN, infinite values or text are in column "
+            f"{_places(table, bad)}.{where} "
             "fMRIPrep writes n/a in the first volumes of derivatives: fill them, leave these volumes out by "
             "`sample_mask`, or use nilearn.interfaces.fmriprep.load_confounds."
         )
+        raise ValueError(msg)
+    if (large := (np.abs(values) > _MOST) & checked[:, None]).any():
+        msg = f"Confounds must lie within {_MOST:g}, but larger values are in column {_places(table, large)}.{where}"
         raise ValueError(msg)
     return values
 
@@ -127,6 +129,12 @@ def _as_floats(column):
     if column.dtype == object:
         column = column.map(lambda value: np.inf if isinstance(value, int) and abs(value) >= 1 << 1023 else value)
     return pd.to_numeric(column, errors="coerce")
+
+
+def _places(table, found):
+    """Columns and volumes where `found` is True."""
+    columns = np.flatnonzero(found.any(0))
+    return listed(f"{table.columns[j]!r} (volume {listed(np.flatnonzero(found[:, j]))})" for j in columns)
 
 
 def on_host(array: object) -> np.ndarray:

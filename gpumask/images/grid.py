@@ -8,6 +8,8 @@ from scipy import linalg, ndimage
 
 from gpumask.images.errors import ImageError
 
+_MOST = 1e9  # mm: a thousand kilometres. With far larger or smaller numbers, products overflow and inverses are noise.
+
 
 @dataclass(frozen=True, eq=False)
 class Grid:
@@ -25,7 +27,7 @@ class Grid:
     Raises
     ------
     ImageError
-        If the affine isn't 4 x 4, isn't finite or is singular.
+        If the affine isn't 4 x 4, isn't finite, is singular, holds values beyond 1e9 mm or has voxels below 1e-9 mm.
     """
 
     shape: tuple[int, int, int]
@@ -39,8 +41,12 @@ class Grid:
             problem = f"has shape {affine.shape}, expected (4, 4)"
         elif not np.isfinite(affine).all():
             problem = "holds NaN or infinite values"
+        elif np.abs(affine).max() > _MOST:
+            problem = f"holds values beyond {_MOST:g} mm"
         elif abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * np.prod(np.linalg.norm(affine[:3, :3], axis=0)):
             problem = "is singular: its voxels have no volume"
+        elif np.linalg.norm(affine[:3, :3], axis=0).min() < 1 / _MOST:
+            problem = f"has voxels smaller than {1 / _MOST:g} mm"
         if problem:
             msg = f"The affine of {self.name} {problem}. Correct the image's header (sform or qform). Got:\n{affine}"
             raise ImageError(msg)

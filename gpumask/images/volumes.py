@@ -303,7 +303,8 @@ def _open(item):
     if is_compressed(item):
         check_extensions(header if (header := _header_of(item)).is_file() else item)
     try:
-        img = nib.load(item)
+        with np.errstate(all="ignore"):  # of infinite values in the header, which `Grid` refuses
+            img = nib.load(item)
     except Exception as error:  # nibabel and the decoders raise many classes
         msg = f"{item} can't be read as an image: {type(error).__name__}: {error}. Expected NIfTI, Analyze or MGH."
         raise ImageError(msg) from error

@@ -34,7 +34,7 @@ def butterworth_sos(t_r, low_pass=None, high_pass=None, order=5):
     Raises
     ------
     ValueError
-        If `high_pass` isn't below `low_pass`, or a cut-off is zero.
+        If `high_pass` isn't below `low_pass`, or a cut-off is zero or NaN.
     """
     if low_pass is None and high_pass is None:
         return None
@@ -64,6 +64,9 @@ def butterworth_sos(t_r, low_pass=None, high_pass=None, order=5):
 
 
 def _valid_cutoff(kind, frequency, nyquist):
+    if np.isnan(frequency):
+        msg = f"The {kind} pass cutoff frequency must be a number of Hz, got nan."
+        raise ValueError(msg)
     eps = np.finfo(np.float32).eps  # the filter is unstable at the very ends (scipy issue 6265)
     if frequency >= nyquist:
         frequency = nyquist - nyquist * 10 * eps
