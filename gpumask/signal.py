@@ -307,6 +307,12 @@ class Cleaner:
         return f"cleaning: {n_series:,} series {how}{few}; expected on one core: {costs}"
 
     @property
+    def only_selects(self) -> bool:
+        """Whether cleaning does no more than drop volumes."""
+        changes = self.detrend or self.sos is not None or self.standardize is not None
+        return not changes and all(basis is None for basis in self.bases)
+
+    @property
     def n_kept(self) -> int:
         """Volumes of the result."""
         return sum(len(rows if kept is None else kept) for rows, kept in zip(self.run_rows, self.kept, strict=True))

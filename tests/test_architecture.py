@@ -25,8 +25,9 @@ LAYERS = {
     "engine": {"engine", "images", "kernels", "backend", "choices", "process"},
     "bids": {"bids", "files", "tables", "text_tables"},
     "confounds": {"confounds", "bids", "images", "kernels", "backend", "process", "text_tables"},
-    "signal": {"confounds", "kernels", "backend", "choices", "process"},
-    "extraction": {"engine", "signal", "confounds", "images", "choices", "process"},
+    "time_operator": {"kernels", "backend"},
+    "signal": {"confounds", "kernels", "time_operator", "backend", "choices", "process"},
+    "extraction": {"engine", "signal", "confounds", "images", "backend", "choices", "process"},
     "reports": {"reports", "images"},
     "maskers": {"maskers", "extraction", "engine", "reports", "images", "backend", "choices", "process"},
     "cohort": {
