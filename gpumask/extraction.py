@@ -412,7 +412,7 @@ def _finished(prepared: Prepared, extraction: Extraction, volumes, started, devi
         with backend.device_errors(device):
             signals = prepared.cleaner.in_place(signals, extraction.base, device=device)
     else:
-        signals = _of_regions(prepared, signals, keep=keep)
+        signals = _of_regions(prepared, prepared.regions.combine(signals), keep=keep)
     done = time.perf_counter()
     seconds = {**extraction.seconds, "clean": done - cleaning, "total": done - started}
     dtype = _dtype(prepared, volumes)

@@ -290,7 +290,7 @@ class Cleaner:
         return {"steps": 1e-9 * n_series * per_series, "product": 1e-9 * (n_volumes * per_series + n_series * products)}
 
     def way(self, n_series: int) -> str:
-        """How `n_series` series are cleaned: by "steps", or by one matrix "product" if that is expected to be faster."""
+        """How `n_series` series are cleaned: by "steps", or by one matrix "product" if that is expected to pay."""
         seconds = self.estimate(n_series)
         return "product" if n_series >= _FEWEST and seconds["product"] < seconds["steps"] else "steps"
 

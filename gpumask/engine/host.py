@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from gpumask.engine.overshoots import Overshoots
-from gpumask.engine.staging import Signals, Staging
 from gpumask.engine.plan import Plan
+from gpumask.engine.staging import Signals, Staging
 from gpumask.images.volumes import Volumes
 from gpumask.process import one_blas_thread
 

@@ -36,7 +36,7 @@ class Staging:
         digits than the values.
     """
 
-    dtype: np.dtype = np.dtype(np.float64)
+    dtype: np.dtype | type = np.float64
     from_first: bool = False
 
     def staged(self, n_volumes: int, n_regions: int) -> "Staged":

@@ -209,23 +209,21 @@ class FoldedSegments(Segments):
     Parameters
     ----------
     segments : Segments
-        Without weights.
     matrices : sequence of three ndarrays
         Passed to `gpumask.kernels.weights.fold`.
 
     Raises
     ------
     ValueError
-        If the segments have weights, or the matrices aren't three symmetric ones.
+        If the matrices aren't three symmetric ones.
     """
 
     def __init__(self, segments: Segments, matrices: Sequence[np.ndarray]) -> None:
-        segments.require_no_weights("folded smoothing")
         self._given, self._matrices = segments, check_matrices(matrices)
 
     @cached_property
     def _folded(self):
-        return fold(self._given.indices, self._given.offsets, self._matrices)
+        return fold(self._given.indices, self._given.offsets, self._matrices, self._given.weights)
 
     indices = property(lambda self: self._folded[0])
     offsets = property(lambda self: self._folded[1])

@@ -7,11 +7,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from sklearn.utils.validation import check_array, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 
 from gpumask import process
 from gpumask.engine.regions import LabelRegions, check_same_grids
-from gpumask.extraction import Prepared, Result, asked_dtype, extract
+from gpumask.extraction import Prepared, Result, extract
 from gpumask.images.labels import load_atlas, load_mask
 from gpumask.images.lookup import disagreement, loaded_lookup_table, lookup_table
 from gpumask.images.volumes import Volumes, open_volumes
@@ -241,27 +241,8 @@ class NiftiLabelsMasker(VolumesMasker):
         ValueError
             If `signals` has the wrong shape, or NaN where no parameter lets `transform` return it.
         """
-        check_is_fitted(self)
-        self._log("Computing image from signals", "inverse_transform")
-        if hasattr(signals, "to_numpy"):
-            signals = signals.to_numpy()
-            signals = signals[0] if len(signals) == 1 else signals
         marks = self.keep_all_regions or self.min_coverage is not None or self.nan_policy == "omit"
-        finite = "allow-nan" if marks else True
-        signals = check_array(np.atleast_1d(signals), ensure_2d=False, ensure_all_finite=finite)
-        expected = (*signals.shape[:-1], self.n_elements_)
-        if signals.ndim > 2 or signals.shape != expected:
-            msg = f"Input to 'inverse_transform' has wrong shape.\nExpected {expected}.\nGot {signals.shape}."
-            raise ValueError(msg)
-        if signals.dtype == bool:
-            dtype = self.dtype if self.dtype is not None else np.int32
-            process.warn(f"Casting boolean input to {dtype}")
-            signals = signals.astype(np.int32)
-        signals = signals.astype(asked_dtype(self.dtype, signals.dtype) or signals.dtype, copy=False)
-        if signals.dtype in (np.int64, np.uint64) and np.array_equal(signals.astype(np.int32), signals):
-            msg = "64-bit integers are rare in NIfTI files, so the data has been converted to int32."
-            process.warn(msg)
-            signals = signals.astype(np.int32)
+        signals = self._checked_signals(signals, allow_nan=marks)
         ids = [label for key, label in self.region_ids_.items() if key != "background"]
         data = self._regions.atlas.painted(ids, signals, n_threads=process.n_cores())
         return nib.Nifti1Image(data, self._regions.grid.affine, dtype=data.dtype)
@@ -319,12 +300,6 @@ class NiftiLabelsMasker(VolumesMasker):
         names = list(self.region_names_.values())
         columns = {"index": regions.ids.tolist(), "name": names, "voxels": voxels, "covered": covered}
         return pd.DataFrame(columns).assign(fraction=regions.covered_share)
-
-    def _last_regions(self, name):
-        if not hasattr(self, "_on_grid"):
-            msg = f"'{type(self).__name__}' object has no attribute '{name}' before transform."
-            raise AttributeError(msg)
-        return self._on_grid
 
     @property
     def labels_(self) -> list:
