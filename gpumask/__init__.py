@@ -8,7 +8,7 @@ __all__ = ["MultiNiftiLabelsMasker", "NiftiLabelsMasker", "__version__", "kernel
 _LAZY = {
     "MultiNiftiLabelsMasker": "gpumask.maskers.multi",
     "NiftiLabelsMasker": "gpumask.maskers.labels",
-    "transform_together": "gpumask.maskers.labels",
+    "transform_together": "gpumask.maskers.together",
 }
 _MODULES = ("kernels", "signal")
 
