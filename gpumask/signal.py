@@ -1,5 +1,6 @@
 """Temporal cleaning of region signals, equal to ``nilearn.signal.clean`` (0.14.1), on any array library and device."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
@@ -234,7 +235,12 @@ class Cleaner:
         dtype = _result_dtype(xp, signals.dtype, widened=self.widens)
         if self.way(signals.shape[1]) == "product":
             out = xp.empty((self.n_kept, signals.shape[1]), dtype=dtype, device=backend.device_of(signals))
-            return self._in_blocks(signals, out, signals)
+
+            def put(block, cleaned):
+                out[:, block] = xp.astype(cleaned, dtype)
+
+            self.in_blocks(signals.shape[1], lambda block: (signals[:, block], None), put, signals)
+            return out
         cleaned = self._by_steps(self._finite(xp.astype(signals, xp.float64, copy=False)))
         is_ready = backend.is_numpy(cleaned) and cleaned.dtype == dtype and cleaned.flags.c_contiguous
         if is_ready and not (copy and cleaned is signals):
@@ -334,35 +340,59 @@ class Cleaner:
         ndarray, shape (n_kept, n_series)
             The first rows of `staged`. The bits don't depend on the number of cores.
         """
-        where = np.zeros(0) if device == "cpu" else backend.to_device(np.zeros(0), device)
-        return self._in_blocks(staged, staged[: self.n_kept], where, base)
+        out = staged[: self.n_kept]
 
-    def _in_blocks(self, signals, out, where, base=None):
-        """Clean `signals` into `out`, in blocks that are cleaned in the library and on the device of `where`."""
-        n_volumes, n_series = signals.shape
+        def read(block):
+            return staged[:, block], None if base is None else base[block]
+
+        def put(block, cleaned):
+            out[:, block] = backend.to_host(cleaned)
+
+        self.in_blocks(staged.shape[1], read, put, backend.to_device(np.zeros(0), device))
+        return out
+
+    def in_blocks(
+        self,
+        n_series: int,
+        read: Callable[[slice], tuple[Array, Array | None]],
+        put: Callable[[slice, Array], object],
+        where: Array,
+    ) -> None:
+        """Clean many series, a block at a time; on the CPU, in several threads.
+
+        Parameters
+        ----------
+        n_series : int
+        read : callable
+            Returns the series of a slice, of any real dtype and of shape (n_volumes, n), and their base or None: float64
+            of shape (n,), to be added to all volumes. Called twice for each block if "psc" has to decide first.
+        put : callable
+            Gets the slice and its cleaned series: float64 of shape (n_kept, n).
+        where : array
+            Blocks are cleaned in its library and on its device. The bits don't depend on the number of cores.
+        """
+        n_volumes = sum(map(len, self.run_rows))
         step = n_series if n_volumes == 1 else max(_BLOCK_VALUES // n_volumes, 64)
         blocks = [slice(start, min(start + step, n_series)) for start in range(0, n_series, step)]
         by_product = self.way(n_series) == "product"
         operator = self.operator.like(where) if by_product or self.standardize == "psc" else None
 
-        def read(block):
-            x = backend.like(signals[:, block], where)
+        def values(block):
+            x, base = read(block)
+            x = backend.like(x, where)
             xp = backend.array_namespace(x)
-            return self._finite(xp.astype(x, xp.float64)), None if base is None else backend.like(base[block], where)
+            return self._finite(xp.astype(x, xp.float64)), None if base is None else backend.like(base, where)
 
         def sizes(block):
-            return operator.mean_sizes(*read(block))
+            return operator.mean_sizes(*values(block))
 
         def clean(block):
-            x, of_block = read(block)
+            x, base = values(block)
             if by_product:
-                cleaned = operator(x, of_block, put_back)
+                cleaned = operator(x, base, put_back)
             else:
-                cleaned = self._by_steps(x if of_block is None else x + of_block, put_back)
-            if backend.is_numpy(out):
-                out[:, block] = backend.to_host(cleaned)
-            else:
-                out[:, block] = backend.array_namespace(out).astype(cleaned, out.dtype)
+                cleaned = self._by_steps(x if base is None else x + base, put_back)
+            put(block, cleaned)
 
         put_back = None
         each = _in_threads if backend.is_numpy(where) else _in_turn
@@ -370,7 +400,6 @@ class Cleaner:
             if self.standardize == "psc":
                 put_back = puts_back(each(sizes, blocks))
             each(clean, blocks)
-        return out
 
     def _finite(self, x):
         if not self.ensure_finite:
