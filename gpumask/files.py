@@ -8,6 +8,7 @@ import threading
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 
 def _encoded(text):
@@ -21,6 +22,17 @@ def write(path: Path, parts: Iterable[str | bytes]) -> None:
         file.writelines(_encoded(part) if isinstance(part, str) else part for part in parts)
         file.flush()
         os.fsync(file.fileno())
+
+
+def reserve(file: BinaryIO, size: int) -> None:
+    """Make a file `size` bytes long, so that a full disk is an error now: writing to its mapping would end the process.
+
+    Where the system can't reserve, the file is only made as long.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+    else:
+        file.truncate(size)
 
 
 @contextlib.contextmanager

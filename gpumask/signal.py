@@ -232,7 +232,7 @@ class Cleaner:
             As `clean`.
         """
         xp = backend.array_namespace(signals)
-        dtype = _result_dtype(xp, signals.dtype, widened=self.widens)
+        dtype = self.result_dtype(signals.dtype, xp)
         if self.way(signals.shape[1]) == "product":
             out = xp.empty((self.n_kept, signals.shape[1]), dtype=dtype, device=backend.device_of(signals))
 
@@ -248,6 +248,18 @@ class Cleaner:
         out = xp.empty(cleaned.shape, dtype=dtype, device=backend.device_of(signals))
         out[...] = xp.astype(cleaned, dtype, copy=False)  # C order, which a NumPy cast wouldn't make
         return out
+
+    def result_dtype(self, dtype: Any, xp: Any = np) -> Any:
+        """Return the dtype of cleaned signals, as nilearn's: that of array library `xp` for signals of its `dtype`.
+
+        float32 for float32, booleans and integers of less than 64 bits, else float64; always float64 if filtered with
+        ``butterworth__copy=True``.
+        """
+        if xp.isdtype(dtype, "real floating"):
+            single = dtype == xp.float32
+        else:
+            single = xp.isdtype(dtype, "bool") or xp.iinfo(dtype).bits < 64
+        return xp.float32 if single and not self.widens else xp.float64
 
     def degrees_of_freedom(self) -> float:
         """Effective degrees of freedom that cleaning leaves of white noise, before standardizing.
@@ -312,6 +324,13 @@ class Cleaner:
         few = f" (fewer than {_FEWEST} series always are)" if n_series < _FEWEST else ""
         return f"cleaning: {n_series:,} series {how}{few}; expected on one core: {costs}"
 
+    def standardizing(self, method: str | None) -> "Cleaner":
+        """Return the same cleaning with another standardization."""
+        other = object.__new__(type(self))
+        vars(other).update(vars(self) | {"standardize": _STANDARDIZE[method]})
+        vars(other).pop("operator", None)
+        return other
+
     @property
     def only_selects(self) -> bool:
         """Whether cleaning does no more than drop volumes."""
@@ -364,8 +383,8 @@ class Cleaner:
         ----------
         n_series : int
         read : callable
-            Returns the series of a slice, of any real dtype and of shape (n_volumes, n), and their base or None: float64
-            of shape (n,), to be added to all volumes. Called twice for each block if "psc" has to decide first.
+            Returns the series of a slice, of any real dtype and of shape (n_volumes, n), and their base or None:
+            float64 of shape (n,), to be added to all volumes. Called twice for each block if "psc" has to decide first.
         put : callable
             Gets the slice and its cleaned series: float64 of shape (n_kept, n).
         where : array
@@ -474,15 +493,6 @@ def _in_threads(function, blocks):
 
 def _rows(x, indices):
     return backend.array_namespace(x).take(x, backend.like(indices, x), axis=0)
-
-
-def _result_dtype(xp, dtype, widened):
-    """The dtype that nilearn returns for signals of a dtype; its filter returns float64 if it copies."""
-    if xp.isdtype(dtype, "real floating"):
-        single = dtype == xp.float32
-    else:
-        single = xp.isdtype(dtype, "bool") or xp.iinfo(dtype).bits < 64
-    return xp.float32 if single and not widened else xp.float64
 
 
 def _with_drifts(confounds, drifts):

@@ -13,14 +13,14 @@ PACKAGE = Path(gpumask.__file__).parent
 # Part of the package: the parts that it may import. A new module belongs in this table.
 # A call goes down through each floor once: cli, cohort (or maskers), extraction, engine, images and kernels, backend.
 LAYERS = {
-    "__init__": {"maskers", "kernels", "signal"},
+    "__init__": {"maskers", "image_to_image", "kernels", "signal"},
     "backend": set(),
     "choices": set(),
     "process": set(),
     "files": set(),
     "tables": set(),
     "text_tables": set(),
-    "images": {"images", "process", "text_tables"},
+    "images": {"images", "files", "process", "text_tables"},
     "kernels": {"kernels", "backend", "choices"},
     "engine": {"engine", "images", "kernels", "backend", "choices", "process"},
     "bids": {"bids", "files", "tables", "text_tables"},
@@ -28,8 +28,9 @@ LAYERS = {
     "time_operator": {"kernels", "backend"},
     "signal": {"confounds", "kernels", "time_operator", "backend", "choices", "process"},
     "extraction": {"engine", "signal", "confounds", "images", "backend", "choices", "process"},
+    "image_to_image": {"signal", "kernels", "images", "backend", "process"},
     "reports": {"reports", "images"},
-    "maskers": {"maskers", "extraction", "engine", "reports", "images", "backend", "choices", "process"},
+    "maskers": {"maskers", "extraction", "engine", "reports", "images", "kernels", "backend", "choices", "process"},
     "cohort": {
         *("cohort", "extraction", "engine", "confounds", "images", "reports", "bids"),
         *("files", "tables", "choices", "process", "backend"),
@@ -45,7 +46,7 @@ LAYERS = {
 KEPT_TO = {
     "cupy": {"backend"},
     "cupyx": {"backend"},
-    "nibabel": {"images", "engine", "maskers", "reports", "demo"},
+    "nibabel": {"images", "engine", "image_to_image", "maskers", "reports", "demo"},
     "sklearn": {"maskers"},
     "matplotlib": {"reports", "cohort"},
     "pyarrow": {"cohort"},
