@@ -68,6 +68,26 @@ class Inputs:
         name = f"atlas_{self.source_of_atlas(n_regions)}{n_regions}_{dtype}_{affine}.nii.gz"
         return self._made(name, lambda part: self._write_atlas(part, n_regions, dtype, affine))
 
+    def maps(self, n_maps=113, voxel=2.0):
+        """Path of probabilistic maps that overlap, uint8 percent, with `voxel` sizes in mm."""
+        n_maps = max(n_maps // 20, 2) if self.tiny else n_maps
+        return self._made(f"maps_{n_maps}_{voxel:g}mm.nii", lambda part: self._write_maps(part, n_maps, voxel))
+
+    def mask(self):
+        """Path of a brain mask on the run's grid."""
+
+        def write(part):
+            nib.Nifti1Image(self._brain().astype(np.uint8), self.affine).to_filename(f"{part}.nii")
+            Path(f"{part}.nii").rename(part)
+
+        return self._made("mask.nii", write)
+
+    def seeds(self, n_seeds=264):
+        """Coordinates in mm of seeds in the brain: a list of lists."""
+        inside = np.argwhere(ndimage.binary_erosion(self._brain(), iterations=1 if self.tiny else 5))
+        chosen = np.random.default_rng(2).choice(len(inside), max(n_seeds // 20, 2) if self.tiny else n_seeds, False)
+        return nib.affines.apply_affine(self.affine, inside[chosen]).tolist()
+
     def source_of_atlas(self, n_regions):
         """Whether an atlas is "real" or "synthetic"."""
         return "real" if not self.tiny and (REAL / REAL_FILES[n_regions]).is_file() else "synthetic"
@@ -153,6 +173,25 @@ class Inputs:
         )
         nib.Nifti1Image(labels.astype(dtype), _moved(self.affine, affine)).to_filename(f"{path}.nii.gz")
         Path(f"{path}.nii.gz").rename(path)
+
+    def _write_maps(self, path, n_maps, voxel):
+        """The regions of a cut brain, each blurred by 5 mm, volume by volume."""
+        labels, size = self._cut(n_maps), self.affine[0, 0]
+        step = 8.0 if self.tiny else voxel
+        shape = tuple(round(n * size / step) for n in self.shape)
+        affine = self.affine @ np.diag([step / size] * 3 + [1])
+        header = nib.Nifti1Header()
+        header.set_data_dtype(np.uint8)
+        header.set_data_shape((*shape, n_maps))
+        header.set_sform(affine, "mni")
+        header["vox_offset"], header["magic"] = 352, b"n+1"
+        with path.open("wb") as file:
+            file.write(header.binaryblock + bytes(4))
+            for label in range(1, n_maps + 1):
+                blurred = ndimage.gaussian_filter((labels == label).astype(np.float32), 5 / 2.355 / size, truncate=3)
+                if shape != self.shape:
+                    blurred = ndimage.zoom(blurred, [a / b for a, b in zip(shape, self.shape, strict=True)], order=1)
+                file.write(np.rint(100 * blurred).astype(np.uint8).tobytes(order="F"))
 
     def _real_labels(self, n_regions):
         """A real atlas on the grid: all of them have 2 mm voxels, so that nearest neighbours only shift and flip it."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from benchmarks import workloads
 from benchmarks.inputs import T_R
-from benchmarks.workloads import Command, Compilation, Decoding, Extraction, Painting
+from benchmarks.workloads import Command, Compilation, Correlation, Decoding, Extraction, Painting
 
 RAW = {"standardize": None}
 CLEANED = {
@@ -145,6 +145,37 @@ def _targets():
         )
 
 
+def _maskers():
+    """The other maskers: maps, spheres, voxels, and correlation maps of regions with voxels."""
+    plain = {"suffix": ".nii"}
+    maps = {"kind": "maps", "run": plain, "parameters": RAW}
+    yield _row("maskers", "113 maps, .nii", nilearn=100, **maps)
+    few = {**maps, "run": {**plain, "first": FEW}}
+    name = f"113 maps of 1 mm, resampled to the run, .nii, {FEW} volumes"
+    yield _row("maskers", name, atlases=({"voxel": 1.0},), **few)
+    spheres = {**RAW, "radius": 8, "allow_overlap": True}
+    yield _row("maskers", "264 spheres of 8 mm, .nii", nilearn=100, kind="spheres", run=plain, parameters=spheres)
+    voxels = {"kind": "voxels", "confounds": True, "parameters": CLEANED}
+    limits = {"peak_mb": 460}  # twice the result's memory
+    yield _row("maskers", "all voxels, 6 mm + cleaning, .nii", nilearn=80, run=plain, limits=limits, **voxels)
+    yield _row("maskers", "all voxels, .nii", run=plain, kind="voxels", parameters=RAW)
+    yield Row(
+        "correlation maps of 416 regions, 6 mm + cleaning, .nii",
+        "maskers",
+        Correlation("gpumask", plain, CLEANED),
+        {"nilearn": Against(Correlation("nilearn", plain, CLEANED), 40)},
+        tolerance=3e-5,
+        absolute=True,
+    )
+    for n_maps in (10, 113, 1000):
+        row = {**maps, "atlases": ({"n_maps": n_maps},), "few": True}
+        yield _row("growth with maps", f"{n_maps:,} maps, .nii", full=n_maps > 113, **row)
+    for n_volumes in (100, 400, 1200):
+        run = {**plain, "n_volumes": n_volumes}
+        row = _row("growth of voxels", f"6 mm + cleaning, {n_volumes} volumes", full=n_volumes > 400, run=run, **voxels)
+        yield replace(row, against={})  # of 400 volumes, nilearn takes minutes and 6 GB
+
+
 def _together(n_atlases, target=None, quick=False):
     atlases = tuple({"n_regions": n} for n in (416, 116, 454, 1000, 1177)[:n_atlases])
     group = "targets" if target else "growth with atlases"
@@ -198,4 +229,4 @@ def _peers():
 
 def all_rows():
     """Every row, in the order of the table; names are unique within a group."""
-    return [*_targets(), *_growth(), *_peers()]
+    return [*_targets(), *_maskers(), *_growth(), *_peers()]

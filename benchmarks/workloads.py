@@ -12,11 +12,23 @@ from pathlib import Path
 
 from benchmarks.inputs import T_R
 
-CLASSES = {"gpumask": "gpumask", "nilearn": "nilearn.maskers"}
+MODULES = {"gpumask": "gpumask", "nilearn": "nilearn.maskers"}
+# By kind of regions: the class of the masker, and the method of `Inputs` that makes its first argument.
+KINDS = {
+    "labels": ("NiftiLabelsMasker", "atlas"),
+    "maps": ("NiftiMapsMasker", "maps"),
+    "spheres": ("NiftiSpheresMasker", "seeds"),
+    "voxels": ("NiftiMasker", "mask"),
+}
 
 
-def _masker_class(tool):
-    return importlib.import_module(CLASSES[tool]).NiftiLabelsMasker
+def _masker(tool, kind, inputs, made, **parameters):
+    """A masker of a tool, of the regions that `Inputs` makes with the parameters `made`."""
+    name, method = KINDS[kind]
+    regions = getattr(inputs, method)(**made)
+    own = {"device": "cpu"} if tool == "gpumask" else {}
+    regions = str(regions) if isinstance(regions, Path) else regions
+    return getattr(importlib.import_module(MODULES[tool]), name)(regions, **parameters, **own)
 
 
 class Workload:
@@ -68,12 +80,15 @@ class Extraction(Workload):
     run : dict
         Parameters of `Inputs.bold`.
     atlases : tuple of dict
-        Parameters of `Inputs.atlas`. gpumask extracts several in one pass, nilearn one after the other.
+        Parameters of `Inputs.atlas`, or of the method for another `kind`. gpumask extracts several in one pass,
+        nilearn one after the other.
     parameters : dict
         Of the masker.
     confounds : bool
     compared : bool
         Whether the result is to equal gpumask's in the row; another workload of gpumask's may do other work.
+    kind : str
+        One of `KINDS`.
     """
 
     tool: str
@@ -82,20 +97,19 @@ class Extraction(Workload):
     parameters: dict = field(default_factory=dict)
     confounds: bool = False
     compared: bool = True
+    kind: str = "labels"
 
     @property
     def n_volumes(self):
         return self.run.get("first") or self.run.get("n_volumes", 200)
 
     def steps(self, inputs, scratch):
-        Masker = _masker_class(self.tool)
-        own = {"device": "cpu"} if self.tool == "gpumask" else {}
         run = str(inputs.bold(**self.run))
-        maskers = [Masker(str(inputs.atlas(**atlas)), **self.parameters, **own) for atlas in self.atlases]
+        maskers = [_masker(self.tool, self.kind, inputs, made, **self.parameters) for made in self.atlases]
         table = str(inputs.confounds(self.run.get("n_volumes", 200))) if self.confounds else None
 
         def following():
-            if own and len(maskers) > 1:
+            if self.tool == "gpumask" and len(maskers) > 1:
                 from gpumask import transform_together
 
                 signals = transform_together(maskers, run, table)
@@ -112,6 +126,46 @@ class Extraction(Workload):
 
 
 @dataclass(frozen=True)
+class Correlation(Workload):
+    """Correlation of regions with all voxels of the brain, both cleaned; nilearn's way is two maskers and a product.
+
+    "first" includes `fit`; see `Extraction` for the attributes.
+    """
+
+    tool: str
+    run: dict = field(default_factory=dict)
+    parameters: dict = field(default_factory=dict)
+
+    @property
+    def n_volumes(self):
+        return self.run.get("n_volumes", 200)
+
+    def steps(self, inputs, scratch):
+        run, table = str(inputs.bold(**self.run)), str(inputs.confounds(self.n_volumes))
+        regions = _masker(self.tool, "labels", inputs, {}, **self.parameters)
+        mask = str(inputs.mask())
+
+        def ours():
+            from gpumask import correlation_maps
+
+            return [correlation_maps(regions, run, table, mask_img=mask)]
+
+        def theirs():
+            signals, voxels = (masker.transform(run, confounds=table) for masker in (regions, brain))
+            return [signals.T @ voxels / (len(voxels) - 1)]
+
+        following = ours if self.tool == "gpumask" else theirs
+        brain = None if self.tool == "gpumask" else _masker(self.tool, "voxels", inputs, {}, **self.parameters)
+
+        def first():
+            for masker in filter(None, (regions, brain)):
+                masker.fit(run)
+            return following()
+
+        return {"first": first, "next": following}
+
+
+@dataclass(frozen=True)
 class Painting(Workload):
     """`inverse_transform` of random signals."""
 
@@ -121,7 +175,7 @@ class Painting(Workload):
     def steps(self, inputs, scratch):
         import numpy as np
 
-        masker = _masker_class(self.tool)(str(inputs.atlas()), standardize=None)
+        masker = _masker(self.tool, "labels", inputs, {}, standardize=None)
         n_regions = masker.fit_transform(str(inputs.bold(suffix=".nii", first=1))).shape[-1]
         signals = np.random.default_rng(0).normal(size=(inputs.n_volumes(self.n_volumes), n_regions))
         return {"next": lambda: [np.asanyarray(masker.inverse_transform(signals).dataobj)]}

@@ -3,12 +3,25 @@
 from importlib import import_module, metadata
 
 __version__ = metadata.version("gpumask")
-__all__ = ["MultiNiftiLabelsMasker", "NiftiLabelsMasker", "__version__", "kernels", "signal", "transform_together"]
+__all__ = [
+    "MultiNiftiLabelsMasker",
+    "NiftiLabelsMasker",
+    "__version__",
+    "clean_img",
+    "correlation_maps",
+    "kernels",
+    "signal",
+    "smooth_img",
+    "transform_together",
+]
 
 _LAZY = {
     "MultiNiftiLabelsMasker": "gpumask.maskers.multi",
     "NiftiLabelsMasker": "gpumask.maskers.labels",
-    "transform_together": "gpumask.maskers.labels",
+    "clean_img": "gpumask.image_to_image",
+    "correlation_maps": "gpumask.maskers.correlation",
+    "smooth_img": "gpumask.image_to_image",
+    "transform_together": "gpumask.maskers.together",
 }
 _MODULES = ("kernels", "signal")
 

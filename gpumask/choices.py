@@ -3,6 +3,7 @@
 from typing import Any
 
 STRATEGIES = ("mean", "sum", "median", "minimum", "maximum", "variance", "standard_deviation")
+VOXEL = "voxel"  # of maskers of voxels: each region is one voxel, and its signal the voxel's value
 LINEAR = ("mean", "sum")  # the strategies that are linear in the voxels
 STANDARDIZE = ("zscore_sample", "zscore", "psc")
 TARGETS = ("labels", "data", None)

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy
 
-from gpumask import __version__
-from gpumask.choices import MAX_FWHM, NAN_POLICIES, STANDARDIZE, STRATEGIES, TARGETS, check_type
+from gpumask import __version__, backend
+from gpumask.choices import MAX_FWHM, NAN_POLICIES, STANDARDIZE, STRATEGIES, TARGETS, VOXEL, check_type
 from gpumask.confounds.high_variance import high_variance_confounds
 from gpumask.engine.plan import Plan, compile_plan
 from gpumask.engine.regions import Regions, RegionsOnGrid
+from gpumask.engine.staging import Signals, Staging, blank_volumes
 from gpumask.engine.stream import Extraction, run_plans
 from gpumask.images.errors import DimensionError
 from gpumask.images.grid import Grid
@@ -44,7 +45,7 @@ _TYPES = {
 }
 _CHOICES = {
     "standardize": (*STANDARDIZE, True, False, None),
-    "strategy": STRATEGIES,
+    "strategy": (*STRATEGIES, VOXEL),
     "resampling_target": TARGETS,
     "nan_policy": NAN_POLICIES,
 }
@@ -76,6 +77,7 @@ class Settings:
     high_pass: float | bool | None = None
     t_r: float | None = None
     clean_args: Mapping[str, Any] | None = None
+    runs: Any = None
 
     def __post_init__(self):
         for name in (setting.name for setting in fields(self)):
@@ -122,6 +124,7 @@ class Settings:
         """Prepare the cleaning of a run; raises the errors of `gpumask.signal.Cleaner`."""
         return Cleaner(
             n_volumes,
+            runs=self.runs,
             detrend=self.detrend,
             standardize=self.standardize,
             standardize_confounds=self.standardize_confounds,
@@ -356,10 +359,11 @@ def extract(
     """
     started = time.perf_counter()
     plans = [one.plan for one in prepared]
-    options: dict[str, Any] = {"device": device, "progress": progress, "n_threads": n_threads}
+    stagings = [_staging(one, volumes) for one in prepared]
+    options: dict[str, Any] = {"device": device, "progress": progress, "n_threads": n_threads, "stagings": stagings}
     memory = prepared[0].memory if len(prepared) == 1 else None
     if memory is not None:
-        key = prepared[0].key, volumes.identity(), device
+        key = prepared[0].key, volumes.identity(), device, *map(repr, stagings)
         extractions = memory.cache(_run, ignore=["plans", "volumes", "options"])(
             key, plans=plans, volumes=volumes, options=options
         )
@@ -368,7 +372,7 @@ def extract(
     if on_cleaning:
         on_cleaning()
     return [
-        _finished(one, extraction, volumes, started, keep=memory is not None)
+        _finished(one, extraction, volumes, started, device, keep=memory is not None)
         for one, extraction in zip(prepared, extractions, strict=True)
     ]
 
@@ -378,30 +382,57 @@ def _run(key, *, plans, volumes, options):
     return run_plans(plans, volumes, **options)
 
 
-def _finished(prepared: Prepared, extraction: Extraction, volumes, started, *, keep):
+def _staging(prepared: Prepared, volumes: Volumes) -> Staging:
+    if prepared.plan.strategy != VOXEL:
+        return Staging()
+    dtype = _dtype(prepared, volumes)
+    if dtype != np.float32:
+        return Staging()
+    return Staging(dtype, from_first=not prepared.cleaner.only_selects)
+
+
+def _dtype(prepared: Prepared, volumes: Volumes) -> np.dtype:
+    settings, plan = prepared.settings, prepared.plan
+    done = {"smoothed": settings.smoothing_fwhm is not None, "resampled": plan.resampling is not None}
+    rule = voxel_dtype if plan.strategy == VOXEL else signal_dtype
+    return rule(settings.dtype, volumes.loaded_dtype, **done)
+
+
+def _finished(prepared: Prepared, extraction: Extraction, volumes, started, device, *, keep):
     """Clean the signals and convert them to their dtype."""
     settings, plan, signals = prepared.settings, prepared.plan, extraction.signals
     zeroed = extraction.non_finite and settings.nan_policy == "zero"
     if zeroed and (settings.smoothing_fwhm is None or plan.resampling is not None):  # as nilearn does
         warn("Non-finite values detected. These values will be replaced with zeros.")
-    lost = plan.counts == 0
+    counted = signals if plan.strategy == VOXEL else signals[:, plan.counts > 0]
+    blank = blank_volumes(Signals(counted, extraction.base, extraction.non_finite))
+    cleaning = time.perf_counter()
+    if plan.strategy == VOXEL:
+        signals = np.array(signals) if keep else signals  # from `memory`, they may be a mapped file
+        with backend.device_errors(device):
+            signals = prepared.cleaner.in_place(signals, extraction.base, device=device)
+    else:
+        signals = _of_regions(prepared, prepared.regions.combine(signals), keep=keep)
+    done = time.perf_counter()
+    seconds = {**extraction.seconds, "clean": done - cleaning, "total": done - started}
+    dtype = _dtype(prepared, volumes)
+    if dtype.kind != "f" and np.isnan(signals).any():
+        msg = f"dtype={settings.dtype!r} can't hold NaN, which marks regions without data. Use a float dtype."
+        raise ValueError(msg)
+    return Result(signals.astype(dtype, copy=False), extraction.non_finite, blank, seconds)
+
+
+def _of_regions(prepared, signals, *, keep):
+    """Clean the signals of regions; NaN marks those without data."""
+    settings = prepared.settings
+    lost = prepared.plan.counts == 0
     if not settings.keep_all_regions:  # an empty column is then one that `keep_masked_labels` keeps: zeros
         signals = np.where(lost, 0.0, signals) if lost.any() else signals
         lost = np.zeros_like(lost)
     if settings.min_coverage is not None:
         lost = lost | (prepared.regions.covered_share < settings.min_coverage)
-    cleaning = time.perf_counter()
     with one_blas_thread:
-        signals = _cleaned(signals, lost, prepared.cleaner, copy=keep)  # signals from `memory` may be a mapped file
-    done = time.perf_counter()
-    seconds = {**extraction.seconds, "clean": done - cleaning, "total": done - started}
-    smoothed, resampled = settings.smoothing_fwhm is not None, plan.resampling is not None
-    dtype = signal_dtype(settings.dtype, volumes.loaded_dtype, smoothed=smoothed, resampled=resampled)
-    if dtype.kind != "f" and np.isnan(signals).any():
-        msg = f"dtype={settings.dtype!r} can't hold NaN, which marks regions without data. Use a float dtype."
-        raise ValueError(msg)
-    blank = np.flatnonzero(~extraction.signals[:, plan.counts > 0].any(axis=1))
-    return Result(signals.astype(dtype, copy=False), extraction.non_finite, blank, seconds)
+        return _cleaned(signals, lost, prepared.cleaner, copy=keep)  # signals from `memory` may be a mapped file
 
 
 def _cleaned(signals, lost, cleaner, *, copy):
@@ -447,3 +478,14 @@ def signal_dtype(asked: Any, loaded: np.dtype, *, smoothed: bool, resampled: boo
     if (resampled and dtype.kind == "i") or (smoothed and dtype.kind in "iu"):
         dtype = np.dtype(np.float64 if dtype.itemsize == 8 else np.float32)
     return np.dtype(np.float32 if dtype == np.float32 and dtype.isnative else np.float64)
+
+
+def voxel_dtype(asked: Any, loaded: np.dtype, *, smoothed: bool, resampled: bool) -> np.dtype:
+    """Return the dtype of voxels' signals, by nilearn's rules; parameters as of `signal_dtype`."""
+    dtype = np.dtype(loaded)
+    if (chosen := asked_dtype(asked, dtype)) is not None:
+        return chosen
+    if dtype.kind == "f":
+        return np.dtype(np.float32 if dtype == np.float32 else np.float64)
+    promoted = (smoothed and dtype.kind in "iu") or (resampled and dtype.kind == "i")
+    return np.dtype(np.float64 if promoted and dtype.itemsize == 8 else np.float32)

@@ -39,6 +39,17 @@ def write(path: Path, parts: Iterable[str | bytes]) -> None:
         file.writelines(_encoded(part) if isinstance(part, str) else part for part in parts)
 
 
+def reserve(file: BinaryIO, size: int) -> None:
+    """Make a file `size` bytes long, so that a full disk is an error now: writing to its mapping would end the process.
+
+    Where the system can't reserve, the file is only made as long.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+    else:
+        file.truncate(size)
+
+
 @contextlib.contextmanager
 def appearing_together(
     paths: Sequence[Path], token: str | None = None, outdated: Sequence[Path] = ()

@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 
 class Counted:
@@ -112,6 +113,20 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("gpumask", "sklearn"):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
+
+
+def available_memory() -> int | None:
+    """Return the bytes of memory that this process may still use, or None where Linux doesn't say."""
+    limits = []
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        limits += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+        group = Path("/sys/fs/cgroup")  # of a container; its files exist there with cgroup v2
+        limit, used = (group / "memory.max").read_text("ascii"), (group / "memory.current").read_text("ascii")
+        limits.append(max(int(limit) - int(used), 0))
+    except (OSError, ValueError, IndexError):  # "max": the group has no limit
+        pass
+    return min(limits, default=None)
 
 
 def n_cores() -> int:

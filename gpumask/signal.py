@@ -1,5 +1,8 @@
 """Temporal cleaning of region signals, equal to ``nilearn.signal.clean`` (0.14.1), on any array library and device."""
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,18 @@ from gpumask.choices import check_type
 from gpumask.confounds.sample_masks import kept_volumes
 from gpumask.confounds.tables import confounds_matrix
 from gpumask.kernels import cleaning, filtering
-from gpumask.process import warn
+from gpumask.process import collect_warnings, n_cores, one_blas_thread, warn
+from gpumask.time_operator import RunMap, TimeOperator, puts_back
+
+# Nanoseconds on one core of a Xeon with AVX-512, per volume and series. Only their ratios matter: they decide between
+# the cleaning's steps and one matrix product.
+_NS_FILTER = 95.0
+_NS_DETREND = 7.0
+_NS_REGRESSOR = 0.1
+_NS_MULTIPLY = 0.02
+# Fewer series, such as those of regions, are always cleaned step by step: their bits don't depend on how many they are.
+_FEWEST = 4096
+_BLOCK_VALUES = 2**17  # series cleaned at a time: 1 MiB in float64, with temporary arrays in the second-level cache
 
 _SCALAR = float | np.floating | int | np.integer | None
 _STANDARDIZE = {
@@ -218,21 +232,34 @@ class Cleaner:
             As `clean`.
         """
         xp = backend.array_namespace(signals)
-        x = xp.astype(signals, xp.float64, copy=False)
-        if self.ensure_finite:
-            x = xp.where(xp.isfinite(x), x, xp.zeros_like(x))
-        cleaned = [
-            self._clean_run(_rows(x, rows) if self.in_runs else x, kept, basis)
-            for rows, kept, basis in zip(self.run_rows, self.kept, self.bases, strict=True)
-        ]
-        cleaned = cleaned[0] if len(cleaned) == 1 else xp.concat(cleaned)
-        dtype = _result_dtype(xp, signals.dtype, widened=self.widens)
+        dtype = self.result_dtype(signals.dtype, xp)
+        if self.way(signals.shape[1]) == "product":
+            out = xp.empty((self.n_kept, signals.shape[1]), dtype=dtype, device=backend.device_of(signals))
+
+            def put(block, cleaned):
+                out[:, block] = xp.astype(cleaned, dtype)
+
+            self.in_blocks(signals.shape[1], lambda block: (signals[:, block], None), put, signals)
+            return out
+        cleaned = self._by_steps(self._finite(xp.astype(signals, xp.float64, copy=False)))
         is_ready = backend.is_numpy(cleaned) and cleaned.dtype == dtype and cleaned.flags.c_contiguous
         if is_ready and not (copy and cleaned is signals):
             return cleaned
         out = xp.empty(cleaned.shape, dtype=dtype, device=backend.device_of(signals))
         out[...] = xp.astype(cleaned, dtype, copy=False)  # C order, which a NumPy cast wouldn't make
         return out
+
+    def result_dtype(self, dtype: Any, xp: Any = np) -> Any:
+        """Return the dtype of cleaned signals, as nilearn's: that of array library `xp` for signals of its `dtype`.
+
+        float32 for float32, booleans and integers of less than 64 bits, else float64; always float64 if filtered with
+        ``butterworth__copy=True``.
+        """
+        if xp.isdtype(dtype, "real floating"):
+            single = dtype == xp.float32
+        else:
+            single = xp.isdtype(dtype, "bool") or xp.iinfo(dtype).bits < 64
+        return xp.float32 if single and not self.widens else xp.float64
 
     def degrees_of_freedom(self) -> float:
         """Effective degrees of freedom that cleaning leaves of white noise, before standardizing.
@@ -242,24 +269,178 @@ class Cleaner:
         (Satterthwaite's approximation, as Worsley and Friston 1995 apply it to time series).
         """
         traces, squares = 0.0, 0.0
-        for rows, kept, basis in zip(self.run_rows, self.kept, self.bases, strict=True):
-            map_, _, _ = self._prepared(np.eye(len(rows)), kept, with_levels=False)
-            if basis is not None:
-                map_ = cleaning.regress_out(map_, basis)
-            covariance = map_ @ map_.T
+        for map_ in self.operator.maps:
+            covariance = map_.matrix @ map_.matrix.T
             traces += np.trace(covariance)
             squares += np.sum(covariance**2)
         n_volumes = sum(len(rows) for rows in self.run_rows)
         # What is left of a variance of 1 per volume is rounding noise.
         return float(traces**2 / squares) if traces > 1e-10 * n_volumes else 0.0
 
-    def _clean_run(self, signals, kept, basis):
+    @cached_property
+    def operator(self) -> TimeOperator:
+        """The cleaning as matrices over time, on the host; compiled once."""
+        maps = []
+        for rows, kept, basis in zip(self.run_rows, self.kept, self.bases, strict=True):
+            matrix, level, _ = self._prepared(np.eye(len(rows)), kept)
+            if basis is not None:
+                matrix = cleaning.regress_out(matrix, basis)
+            volumes = rows if self.in_runs or kept is not None else None
+            if kept is not None:
+                matrix, level, volumes = matrix[:, kept], level[kept], rows[kept]
+            interpolates = kept is not None and self.filter == "butterworth"
+            removes = self.detrend and len(level) > 1
+            maps.append(RunMap(volumes, np.ascontiguousarray(matrix), level, removes, interpolates))
+        return TimeOperator(maps, self.standardize)
+
+    def estimate(self, n_series: int) -> dict[str, float]:
+        """Expected seconds on one core for cleaning `n_series` series, before standardizing, for each way.
+
+        "steps": one step after another, the filter by FFT. "product": one matrix product, and the steps for the matrix.
+        """
+        per_series = products = 0.0
+        for rows, kept, basis in zip(self.run_rows, self.kept, self.bases, strict=True):
+            n, n_regressors = len(rows), 0 if basis is None else basis.shape[1]
+            of_sample = _NS_FILTER * (self.sos is not None) + _NS_DETREND * self.detrend + _NS_REGRESSOR * n_regressors
+            per_series += n * of_sample
+            products += n * (n if kept is None else len(kept)) * _NS_MULTIPLY
+        n_volumes = sum(map(len, self.run_rows))
+        return {"steps": 1e-9 * n_series * per_series, "product": 1e-9 * (n_volumes * per_series + n_series * products)}
+
+    def way(self, n_series: int) -> str:
+        """How `n_series` series are cleaned: by "steps", or by one matrix "product" if that is expected to pay."""
+        seconds = self.estimate(n_series)
+        return "product" if n_series >= _FEWEST and seconds["product"] < seconds["steps"] else "steps"
+
+    def explain(self, n_series: int) -> str:
+        """Describe how `n_series` series are cleaned, and why, in a line."""
+        seconds = self.estimate(n_series)
+        if not seconds["steps"]:
+            return "cleaning: no linear step"
+        costs = ", ".join(f"{way} {one:.2g} s" for way, one in seconds.items())
+        n_volumes = sum(map(len, self.run_rows))
+        way = self.way(n_series)
+        how = "step by step" if way == "steps" else f"by one product with a matrix of {self.n_kept} x {n_volumes}"
+        few = f" (fewer than {_FEWEST} series always are)" if n_series < _FEWEST else ""
+        return f"cleaning: {n_series:,} series {how}{few}; expected on one core: {costs}"
+
+    def standardizing(self, method: str | None) -> "Cleaner":
+        """Return the same cleaning with another standardization."""
+        other = object.__new__(type(self))
+        vars(other).update(vars(self) | {"standardize": _STANDARDIZE[method]})
+        vars(other).pop("operator", None)
+        return other
+
+    @property
+    def only_selects(self) -> bool:
+        """Whether cleaning does no more than drop volumes."""
+        changes = self.detrend or self.sos is not None or self.standardize is not None
+        return not changes and all(basis is None for basis in self.bases)
+
+    @property
+    def n_kept(self) -> int:
+        """Volumes of the result."""
+        return sum(len(rows if kept is None else kept) for rows, kept in zip(self.run_rows, self.kept, strict=True))
+
+    def in_place(self, staged: Array, base: Array | None = None, *, device: str = "cpu") -> Array:
+        """Clean many series in blocks, in their own memory.
+
+        Parameters
+        ----------
+        staged : ndarray of float32 or float64, shape (n_volumes, n_series), C-contiguous
+            Overwritten.
+        base : ndarray of float64, shape (n_series,), optional
+            Added to all volumes. float32 holds the differences from a first volume to more digits than the values.
+        device : str
+            Where blocks are cleaned: "cpu" or "cuda:N".
+
+        Returns
+        -------
+        ndarray, shape (n_kept, n_series)
+            The first rows of `staged`. The bits don't depend on the number of cores.
+        """
+        out = staged[: self.n_kept]
+
+        def read(block):
+            return staged[:, block], None if base is None else base[block]
+
+        def put(block, cleaned):
+            out[:, block] = backend.to_host(cleaned)
+
+        self.in_blocks(staged.shape[1], read, put, backend.to_device(np.zeros(0), device))
+        return out
+
+    def in_blocks(
+        self,
+        n_series: int,
+        read: Callable[[slice], tuple[Array, Array | None]],
+        put: Callable[[slice, Array], object],
+        where: Array,
+    ) -> None:
+        """Clean many series, a block at a time; on the CPU, in several threads.
+
+        Parameters
+        ----------
+        n_series : int
+        read : callable
+            Returns the series of a slice, of any real dtype and of shape (n_volumes, n), and their base or None:
+            float64 of shape (n,), to be added to all volumes. Called twice for each block if "psc" has to decide first.
+        put : callable
+            Gets the slice and its cleaned series: float64 of shape (n_kept, n).
+        where : array
+            Blocks are cleaned in its library and on its device. The bits don't depend on the number of cores.
+        """
+        n_volumes = sum(map(len, self.run_rows))
+        step = n_series if n_volumes == 1 else max(_BLOCK_VALUES // n_volumes, 64)
+        blocks = [slice(start, min(start + step, n_series)) for start in range(0, n_series, step)]
+        by_product = self.way(n_series) == "product"
+        operator = self.operator.like(where) if by_product or self.standardize == "psc" else None
+
+        def values(block):
+            x, base = read(block)
+            x = backend.like(x, where)
+            xp = backend.array_namespace(x)
+            return self._finite(xp.astype(x, xp.float64)), None if base is None else backend.like(base, where)
+
+        def sizes(block):
+            return operator.mean_sizes(*values(block))
+
+        def clean(block):
+            x, base = values(block)
+            if by_product:
+                cleaned = operator(x, base, put_back)
+            else:
+                cleaned = self._by_steps(x if base is None else x + base, put_back)
+            put(block, cleaned)
+
+        put_back = None
+        each = _in_threads if backend.is_numpy(where) else _in_turn
+        with one_blas_thread:
+            if self.standardize == "psc":
+                put_back = puts_back(each(sizes, blocks))
+            each(clean, blocks)
+
+    def _finite(self, x):
+        if not self.ensure_finite:
+            return x
+        xp = backend.array_namespace(x)
+        return xp.where(xp.isfinite(x), x, xp.zeros_like(x))
+
+    def _by_steps(self, x, put_back=None):
+        put_back = put_back or [None] * len(self.bases)
+        cleaned = [
+            self._clean_run(_rows(x, rows) if self.in_runs else x, kept, basis, back)
+            for rows, kept, basis, back in zip(self.run_rows, self.kept, self.bases, put_back, strict=True)
+        ]
+        return cleaned[0] if len(cleaned) == 1 else backend.array_namespace(x).concat(cleaned)
+
+    def _clean_run(self, signals, kept, basis, put_back=None):
         signals, mean, noise = self._prepared(signals, kept, with_levels=self.standardize is not None)
         if basis is not None:
             signals = cleaning.regress_out(signals, backend.like(basis, signals))
         if self.standardize is None:
             return signals
-        return cleaning.standardize(signals, self.standardize, original_mean=mean, noise=noise)
+        return cleaning.standardize(signals, self.standardize, original_mean=mean, noise=noise, put_back=put_back)
 
     def _prepared(self, x, kept, *, with_levels=True):
         """Censor, detrend and filter `x`; also return its mean and rounding noise after censoring, or None."""
@@ -290,17 +471,28 @@ class Cleaner:
         return cleaning.orthonormal_basis(confounds)
 
 
+def _in_turn(function, blocks):
+    return [function(block) for block in blocks]
+
+
+def _in_threads(function, blocks):
+    """Results of a function for each block, in order; distinct warnings are issued once, by this thread."""
+    if len(blocks) == 1:
+        return _in_turn(function, blocks)
+
+    def collecting(block):
+        with collect_warnings() as messages:
+            return function(block), messages
+
+    with ThreadPoolExecutor(n_cores(), "gpumask-clean") as workers:
+        results = list(workers.map(collecting, blocks))
+    for message in dict.fromkeys(message for _, messages in results for message in messages):
+        warn(message)
+    return [result for result, _ in results]
+
+
 def _rows(x, indices):
     return backend.array_namespace(x).take(x, backend.like(indices, x), axis=0)
-
-
-def _result_dtype(xp, dtype, widened):
-    """The dtype that nilearn returns for signals of a dtype; its filter returns float64 if it copies."""
-    if xp.isdtype(dtype, "real floating"):
-        single = dtype == xp.float32
-    else:
-        single = xp.isdtype(dtype, "bool") or xp.iinfo(dtype).bits < 64
-    return xp.float32 if single and not widened else xp.float64
 
 
 def _with_drifts(confounds, drifts):

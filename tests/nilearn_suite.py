@@ -1,8 +1,9 @@
-"""A pytest plugin that puts gpumask's maskers and `clean` in the place of nilearn's, for nilearn's own tests.
+"""A pytest plugin that puts gpumask's maskers and functions in the place of nilearn's, for nilearn's own tests.
 
 pytest -p nilearn_suite --pyargs nilearn.maskers.tests.test_nifti_labels_masker
 """
 
+import nilearn.image.image
 import nilearn.maskers._mixin
 import nilearn.regions.parcellations
 import nilearn.signal
@@ -13,5 +14,7 @@ import gpumask
 nilearn.maskers.NiftiLabelsMasker = nilearn.regions.parcellations.NiftiLabelsMasker = gpumask.NiftiLabelsMasker
 nilearn.maskers.MultiNiftiLabelsMasker = gpumask.MultiNiftiLabelsMasker
 nilearn.signal.clean = gpumask.signal.clean
+for module in (nilearn.image, nilearn.image.image):
+    module.clean_img, module.smooth_img = gpumask.clean_img, gpumask.smooth_img
 # What `isinstance` tells the checks that a masker takes lists of confounds.
 nilearn.maskers._mixin._MultiMixin = (nilearn.maskers._mixin._MultiMixin, gpumask.MultiNiftiLabelsMasker)

@@ -13,7 +13,7 @@ PACKAGE = Path(gpumask.__file__).parent
 # Part of the package: the parts that it may import. A new module belongs in this table.
 # A call goes down through each floor once: cli, cohort (or maskers), extraction, engine, images and kernels, backend.
 LAYERS = {
-    "__init__": {"maskers", "kernels", "signal"},
+    "__init__": {"maskers", "image_to_image", "kernels", "signal"},
     "backend": set(),
     "choices": set(),
     "process": set(),
@@ -21,15 +21,17 @@ LAYERS = {
     "tables": set(),
     "inputs": set(),
     "text_tables": {"inputs"},
-    "images": {"images", "process", "inputs", "text_tables"},
+    "images": {"images", "files", "process", "inputs", "text_tables"},
     "kernels": {"kernels", "backend", "choices"},
     "engine": {"engine", "images", "kernels", "backend", "choices", "process"},
     "bids": {"bids", "files", "tables", "inputs", "text_tables"},
     "confounds": {"confounds", "bids", "images", "kernels", "backend", "process", "inputs", "text_tables"},
-    "signal": {"confounds", "kernels", "backend", "choices", "process"},
-    "extraction": {"engine", "signal", "confounds", "images", "choices", "process"},
+    "time_operator": {"kernels", "backend"},
+    "signal": {"confounds", "kernels", "time_operator", "backend", "choices", "process"},
+    "extraction": {"engine", "signal", "confounds", "images", "backend", "choices", "process"},
+    "image_to_image": {"signal", "kernels", "images", "backend", "process"},
     "reports": {"reports", "images", "files"},
-    "maskers": {"maskers", "extraction", "engine", "reports", "images", "backend", "choices", "process"},
+    "maskers": {"maskers", "extraction", "engine", "reports", "images", "kernels", "backend", "choices", "process"},
     "cohort": {
         *("cohort", "extraction", "engine", "confounds", "images", "reports", "bids"),
         *("files", "tables", "inputs", "choices", "process", "backend"),
@@ -45,7 +47,7 @@ LAYERS = {
 KEPT_TO = {
     "cupy": {"backend"},
     "cupyx": {"backend"},
-    "nibabel": {"images", "engine", "maskers", "reports", "demo"},
+    "nibabel": {"images", "engine", "image_to_image", "maskers", "reports", "demo"},
     "sklearn": {"maskers"},
     "matplotlib": {"reports", "cohort"},
     "pyarrow": {"cohort"},

@@ -271,13 +271,6 @@ def test_fold_with_unusual_matrices(kind):
         np.testing.assert_array_equal(voxels, expected)
 
 
-def test_fold_of_weighted_segments():
-    segments = Segments(np.array([0, 1]), np.array([0, 2]), np.ones(2))
-    message = "`segments` has weights, which a folded smoothing can't use: compile without (Segments.from_labels)."
-    with pytest.raises(ValueError, match=exactly(message)):
-        FoldedSegments(segments, MATRICES)
-
-
 # Smoothing and resampling
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from gpumask import backend
 from gpumask.engine.overshoots import Overshoots
 from gpumask.engine.plan import Plan
+from gpumask.engine.staging import Signals, Staging
 from gpumask.images.volumes import Volumes
 
 _BUFFERS = 2  # one is filled while the other is emptied, on the host and on the device
@@ -26,15 +27,16 @@ def stream(
     plans: Sequence[Plan],
     volumes: Volumes,
     clips: Sequence[tuple[float, float] | None],
+    stagings: Sequence[Staging],
     size: int,
     device: str,
     progress: Callable[[int], object] | None,
-) -> tuple[list[tuple[np.ndarray, bool]], dict[str, float]]:
+) -> tuple[list[Signals], dict[str, float]]:
     """Extract the region signals of several plans.
 
     Parameters
     ----------
-    plans, volumes, clips
+    plans, volumes, clips, stagings
         As for `gpumask.engine.host.stream`.
     size : int
         Volumes in a buffer. If the device lacks memory, fewer are reduced at a time, with the same result.
@@ -45,7 +47,7 @@ def stream(
 
     Returns
     -------
-    results : list of (ndarray of float64 with shape (n_volumes, n_regions), bool)
+    results : list of Signals
         As from `gpumask.engine.host.stream`.
     seconds : dict
         Wall-clock seconds in "read" (decoding into the buffers), and seconds of device time in "upload" and "reduce".
@@ -60,7 +62,7 @@ def stream(
         try:
             run.allocate()
             run.read(progress)
-            return run.results(), run.seconds()
+            return run.results(stagings), run.seconds()
         finally:
             run.drain()
 
@@ -235,14 +237,18 @@ class _GpuRun:
             if overshoot is not None:
                 kept.add(overshoot._replace(volumes=overshoot.volumes + start))
 
-    def results(self):
-        """Download the signals of each plan, and whether a voxel of its regions is NaN or infinite."""
+    def results(self, stagings):
+        """Download the signals of each plan."""
         self.reducing.synchronize()
         with self.reducing:
             *signals, flags = self._parts(backend.to_host(self.out))
-        for of_plan, overshoots in zip(signals, self.overshoots, strict=True):
+        results = []
+        for of_plan, overshoots, staging, found in zip(signals, self.overshoots, stagings, flags, strict=True):
             overshoots.clip(of_plan)
-        return [(of_plan, bool(found.any())) for of_plan, found in zip(signals, flags, strict=True)]
+            staged = staging.staged(*of_plan.shape)
+            staged.put(slice(0, len(of_plan)), of_plan)
+            results.append(Signals(staged.values, staged.base, bool(found.any())))
+        return results
 
     def seconds(self):
         uploads = sum(backend.seconds_between(started, copied) for started, copied, _, _ in self.events)

@@ -10,6 +10,7 @@ import numpy as np
 
 from gpumask.engine.overshoots import Overshoots
 from gpumask.engine.plan import Plan
+from gpumask.engine.staging import Signals, Staging
 from gpumask.images.volumes import Volumes
 from gpumask.process import one_blas_thread
 
@@ -18,10 +19,11 @@ def stream(
     plans: Sequence[Plan],
     volumes: Volumes,
     clips: Sequence[tuple[float, float] | None],
+    stagings: Sequence[Staging],
     size: int,
     n_threads: int,
     progress: Callable[[int], object] | None,
-) -> tuple[list[tuple[np.ndarray, bool]], dict[str, float]]:
+) -> tuple[list[Signals], dict[str, float]]:
     """Extract the region signals of several plans.
 
     Parameters
@@ -31,6 +33,8 @@ def stream(
         Read once, in order.
     clips : sequence of tuples of two floats, or None
         Range that each plan's resampled values are clipped to. If None, the range of the run, afterwards.
+    stagings : sequence of Staging
+        How each plan's signals are kept.
     size : int
         Volumes in a chunk. At most `n_threads` + 1 chunks are in memory.
     n_threads : int
@@ -40,12 +44,12 @@ def stream(
 
     Returns
     -------
-    results : list of (ndarray of float64 with shape (n_volumes, n_regions), bool)
-        Signals of each plan, and whether a voxel of its regions is NaN or infinite.
+    results : list of Signals
+        Of each plan.
     seconds : dict
         Wall-clock seconds in "read" and, summed over the threads, "reduce".
     """
-    outputs = [_Output(plan, volumes, clip) for plan, clip in zip(plans, clips, strict=True)]
+    outputs = [_Output(*each, volumes) for each in zip(plans, clips, stagings, strict=True)]
     # The worker threads already use all cores.
     with one_blas_thread if any(plan.uses_products for plan in plans) else contextlib.nullcontext():
         seconds = _share_out(outputs, volumes, size, n_threads, progress)
@@ -55,10 +59,10 @@ def stream(
 class _Output:
     """The signals of one plan; `add` may run in several threads at once."""
 
-    def __init__(self, plan, volumes, clip):
+    def __init__(self, plan, clip, staging, volumes):
         self.plan, self.clip = plan, clip
         self.may_be_missing = volumes.dtype.kind == "f"
-        self.signals = np.empty((volumes.n_volumes, len(plan.counts)))
+        self.staged = staging.staged(volumes.n_volumes, len(plan.counts))
         self.found = np.zeros(volumes.n_volumes, bool)
         self.overshoots = Overshoots(plan)
 
@@ -72,13 +76,14 @@ class _Output:
         """Reduce a `Chunk` of the run, in any order."""
         rows = slice(chunk.start, chunk.start + len(chunk.data))
         reduced = self.plan.reduce(chunk.data, chunk.slope, chunk.inter, self.clip)
-        self.signals[rows], self.found[rows] = reduced.signals, reduced.found
+        self.staged.put(rows, reduced.signals)
+        self.found[rows] = reduced.found
         if reduced.overshoot is not None:
             self.overshoots.add(reduced.overshoot._replace(volumes=reduced.overshoot.volumes + chunk.start))
 
     def result(self):
-        self.overshoots.clip(self.signals)
-        return self.signals, bool(self.found.any())
+        self.overshoots.clip(self.staged.values)
+        return Signals(self.staged.values, self.staged.base, bool(self.found.any()))
 
 
 def _share_out(outputs, volumes, size, n_threads, progress):
@@ -117,6 +122,8 @@ def _share_out(outputs, volumes, size, n_threads, progress):
                 if chunk is None:
                     break
                 pending.append(workers.submit(reduce, chunk, filled))
+                if chunk.start == 0 and any(output.staged.is_from_first for output in outputs):
+                    pending[0].result()  # others may be kept as differences from the first volume
                 while len(pending) > n_threads or (pending and pending[0].done()):
                     done += _collect(pending, seconds, progress, done)
             while pending:

@@ -54,7 +54,8 @@ class Overshoots:
             return
         low, high = min(chunk.low for chunk in self._chunks), max(chunk.high for chunk in self._chunks)
         volumes, entries, values = (np.concatenate([chunk[k] for chunk in self._chunks]) for k in (2, 3, 4))
-        signals -= self._weighted(len(signals), volumes, entries, values - np.clip(values, low, high))
+        excess = self._weighted(len(signals), volumes, entries, values - np.clip(values, low, high))
+        signals[excess.row, excess.col] -= excess.data
 
     def _weighted(self, n_volumes, volumes, entries, excess):
         segments = self._plan.segments
@@ -65,4 +66,4 @@ class Overshoots:
         n_points = int(max(indices.max(initial=-1), entries.max(initial=-1))) + 1
         by_region = scipy.sparse.csr_array((weights, indices, offsets), (len(offsets) - 1, n_points))
         by_volume = scipy.sparse.csr_array((excess, (volumes, entries)), (n_volumes, n_points))
-        return (by_volume @ by_region.T).toarray()
+        return (by_volume @ by_region.T).tocoo()

@@ -16,7 +16,7 @@ import numpy as np
 
 from gpumask import backend
 from gpumask.backend import Array
-from gpumask.choices import LINEAR, NAN_POLICIES
+from gpumask.choices import LINEAR, NAN_POLICIES, VOXEL
 from gpumask.engine.overshoots import Overshoot
 from gpumask.engine.steps import Resampling, Smoothing
 from gpumask.images.grid import Grid
@@ -64,7 +64,7 @@ class Plan:
     grid : Grid
         Grid of the volumes that the plan reduces.
     strategy : str
-        One of `gpumask.choices.STRATEGIES`.
+        One of `gpumask.choices.STRATEGIES`, or "voxel".
     nan_policy : {"zero", "omit"}
         Whether NaN and infinite voxels count as 0, or are omitted.
     segments : Segments
@@ -100,7 +100,7 @@ class Plan:
     @property
     def linear(self) -> bool:
         """Whether signals are weighted sums of resampled voxels, so clipping can be corrected in the signals."""
-        return self.strategy in LINEAR and self.smoothing is None
+        return self.strategy in (*LINEAR, VOXEL) and self.smoothing is None
 
     @property
     def uses_products(self) -> bool:
@@ -127,7 +127,8 @@ class Plan:
             Whether volumes may hold NaN or infinite values.
         """
         if backend.is_cupy(self.segments.indices):
-            _ = self.segments.layout, self.segments.totals
+            if self.strategy != VOXEL:
+                _ = self.segments.layout, self.segments.totals
             if may_be_missing:
                 _ = self.resampling and self.resampling.nearest, self.smoothing and self.smoothing.voxels
         elif self.strategy in LINEAR:
@@ -243,18 +244,21 @@ class Plan:
     def explain(self) -> str:
         """Describe the steps for each volume, and why they were chosen, in a few lines."""
         x, y, z = self.grid.shape
-        lines = [f"{len(self.counts)} regions, {int(self.counts.sum()):,} voxels of a {x} x {y} x {z} grid"]
+        regions = "" if self.strategy == VOXEL else f"{len(self.counts)} regions, "
+        lines = [f"{regions}{int(self.counts.sum()):,} voxels of a {x} x {y} x {z} grid"]
         if self.resampling is not None:
             how = "one matrix per axis" if self.resampling.cubic.points is not None else "at the needed voxels only"
             lines.append(f"cubic resampling to the labels' grid, {how}")
         if self.way == "direct":
-            lines.append(f"direct: {self.strategy} of the stored voxels")
+            what = "value" if self.strategy == VOXEL else self.strategy
+            lines.append(f"direct: {what} of the stored voxels")
         elif self.way == "folded":
             n_weights = self.segments.indices.shape[0]
             lines.append(f"folded: smoothing folded into {n_weights:,} weights; no volume is smoothed")
         else:
-            lines.append(f"staged: each volume is smoothed, then {self.strategy}")
-            if self.strategy not in LINEAR:
+            then = "its voxels are taken" if self.strategy == VOXEL else self.strategy
+            lines.append(f"staged: each volume is smoothed, then {then}")
+            if self.strategy not in (*LINEAR, VOXEL):
                 what = f"a {self.strategy} of smoothed voxels isn't linear in raw ones"
                 lines.append(f"{what}, so smoothing can't be folded")
         if len(self.estimate) > 1:
@@ -301,7 +305,7 @@ def compile_plan(
     smoothing_fwhm : float, optional
         FWHM of the Gaussian kernel, in mm.
     strategy : str
-        One of `gpumask.choices.STRATEGIES`.
+        One of `gpumask.choices.STRATEGIES`, or "voxel": each segment has one voxel, whose value is the signal.
     nan_policy : {"zero", "omit"}
         Whether NaN and infinite voxels count as 0, or are omitted.
     way : {"folded", "staged"}, optional

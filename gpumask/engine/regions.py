@@ -55,6 +55,19 @@ class RegionsOnGrid:
     resampled: tuple[str, ...]
     notes: list[tuple[str, type[Warning]]]
 
+    def combine(self, signals: np.ndarray) -> np.ndarray:
+        """Turn what the plan reduces volumes to into the regions' signals: themselves, unless a kind solves for them.
+
+        Parameters
+        ----------
+        signals : ndarray of float64, shape (n_volumes, n_segments)
+
+        Returns
+        -------
+        ndarray of float64, shape (n_volumes, n_regions)
+        """
+        return signals
+
     @property
     def image(self) -> nib.Nifti1Image:
         """The regions as applied to the runs, for figures and reports."""

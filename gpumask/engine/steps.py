@@ -158,7 +158,7 @@ class Smoothing:
         inner = [hi - lo for lo, hi in tight]
         entries = np.ravel_multi_index(coordinates - np.array([lo for lo, _ in tight])[:, None], inner)
         entries = entries.astype(segments.indices.dtype)
-        return cls(shape, box, matrices, entries), Segments(entries, segments.offsets)
+        return cls(shape, box, matrices, entries), Segments(entries, segments.offsets, segments.weights)
 
     def cropped(self) -> tuple["Smoothing", np.ndarray]:
         """Return the same smoothing for volumes already cut to the box, and the box's voxels in whole volumes."""

@@ -11,14 +11,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from gpumask.choices import VOXEL
 from gpumask.engine import cuda, host
 from gpumask.engine.plan import Plan
+from gpumask.engine.staging import Staging
 from gpumask.images.volumes import Volumes
 from gpumask.process import n_cores
 
 # A product with 16 volumes reads each weight once for all of them; more volumes only cost memory.
 _CHUNK_VOLUMES = 16
 _CHUNK_BYTES = 48 * 2**20
+_CHUNK_OF_VOXELS = 4  # the values of all voxels take memory in float64, too
 
 
 @dataclass
@@ -27,8 +30,10 @@ class Extraction:
 
     Attributes
     ----------
-    signals : ndarray of float64, shape (n_volumes, n_regions)
+    signals : ndarray of float64 (with another `Staging`, of its dtype), shape (n_volumes, n_regions)
         Before any cleaning.
+    base : ndarray of float64, shape (n_regions,), or None
+        To be added to the signals of all volumes.
     non_finite : bool
         Whether a voxel of a region is NaN or infinite.
     seconds : dict
@@ -38,6 +43,7 @@ class Extraction:
     """
 
     signals: np.ndarray
+    base: np.ndarray | None = None
     non_finite: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -46,6 +52,7 @@ def run_plans(
     plans: Sequence[Plan],
     volumes: Volumes,
     *,
+    stagings: Sequence[Staging] | None = None,
     device: str = "cpu",
     progress: Callable[[int], object] | None = None,
     chunk: int | None = None,
@@ -59,6 +66,8 @@ def run_plans(
         For the grid of `volumes`.
     volumes : Volumes
         Read once, in order; read twice if a resampled, non-linear plan needs the run's range of values beforehand.
+    stagings : sequence of Staging, optional
+        How each plan's signals are kept. If None, in float64.
     device : str
         "cpu" or "cuda:N", from `backend.resolve_device`.
     progress : callable, optional
@@ -76,18 +85,20 @@ def run_plans(
     started = time.perf_counter()
     clip = _range(volumes) if any(plan.resampling is not None and not plan.linear for plan in plans) else None
     clips = [None if plan.linear else clip for plan in plans]
-    size = min(chunk or _chunk_size(volumes), volumes.n_volumes)
+    stagings = stagings or [Staging()] * len(plans)
+    size = min(chunk or _chunk_size(volumes, plans), volumes.n_volumes)
     if device == "cpu":
-        results, seconds = host.stream(plans, volumes, clips, size, n_threads or n_cores(), progress)
+        results, seconds = host.stream(plans, volumes, clips, stagings, size, n_threads or n_cores(), progress)
     else:
-        results, seconds = cuda.stream(plans, volumes, clips, size, device, progress)
+        results, seconds = cuda.stream(plans, volumes, clips, stagings, size, device, progress)
     seconds["total"] = time.perf_counter() - started
-    return [Extraction(signals, non_finite, seconds) for signals, non_finite in results]
+    return [Extraction(*signals, seconds) for signals in results]
 
 
-def _chunk_size(volumes):
+def _chunk_size(volumes, plans=()):
     volume_bytes = max(volumes.grid.n_voxels * volumes.dtype.itemsize, 1)
-    return int(min(max(_CHUNK_BYTES // volume_bytes, 1), _CHUNK_VOLUMES, max(volumes.n_volumes, 1)))
+    most = _CHUNK_OF_VOXELS if any(plan.strategy == VOXEL for plan in plans) else _CHUNK_VOLUMES
+    return int(min(max(_CHUNK_BYTES // volume_bytes, 1), most, max(volumes.n_volumes, 1)))
 
 
 def _range(volumes):

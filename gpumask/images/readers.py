@@ -69,6 +69,7 @@ class Stored:
     slope, inter : float
         Scaled values are ``slope * stored + inter``.
     header : nibabel header
+    image : nibabel.spatialimages.SpatialImage
     """
 
     dtype: np.dtype
@@ -94,7 +95,7 @@ class Stored:
         self.grid = Grid((x, y, z), img.affine, name)
         self.header = img.header
         self.slope, self.inter = 1.0, 0.0
-        self._img = img
+        self.image = img
         self._bind(img.dataobj)
         if self.dtype.kind not in "biuf":
             msg = f"{name} holds values of type {self.dtype}, expected integers or real floats."
@@ -148,7 +149,7 @@ class Stored:
         return self.shape, self.grid.affine.tobytes(), data
 
     def _files(self):
-        return {holder.filename for holder in self._img.file_map.values() if holder.filename}
+        return {holder.filename for holder in self.image.file_map.values() if holder.filename}
 
     def _digest(self):
         digest = hashlib.blake2b(self.dtype.str.encode(), digest_size=16)
@@ -278,7 +279,7 @@ class _Proxied(Stored):
         return 0.0 if factors is None else float(np.max(np.abs(factors)))
 
     def _load(self, start, stop):
-        dataobj = self._img.dataobj
+        dataobj = self.image.dataobj
         try:
             part = np.asanyarray(dataobj[..., start:stop] if self.ndim == 4 else dataobj)
         except MemoryError:

@@ -2,7 +2,9 @@
 
 import contextlib
 import glob
+import mmap
 import os
+import tempfile
 from collections.abc import Generator, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +12,8 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 
+from gpumask import process
+from gpumask.files import reserve
 from gpumask.images.decoding import check_extensions, is_compressed, require_decoder
 from gpumask.images.errors import DimensionError, ImageError
 from gpumask.images.grid import Grid
@@ -239,6 +243,49 @@ class Volumes:
             for i, image in enumerate(images):
                 self._read(image, rows[i : i + 1])
             yield Chunk(start, rows, slope, inter)
+
+    def whole(self, scratch: Path | None = None) -> Chunk:
+        """Return all volumes at once.
+
+        An uncompressed file is mapped, and an array in Fortran order is used as it is. Otherwise, the volumes are
+        read once and held in their stored dtype: in memory, or in a file that is mapped.
+
+        Parameters
+        ----------
+        scratch : Path, optional
+            Folder for this file, for volumes that need more than half of the available memory. It is removed with the
+            last use of its data. If None, such volumes are refused.
+
+        Raises
+        ------
+        MemoryError
+            If the volumes don't fit in memory, and there is no `scratch`.
+        ImageError, OSError
+            If the file is truncated or corrupt, or the scratch file can't be written.
+        """
+        shape = (self.n_volumes, self.grid.n_voxels)
+
+        def take():
+            size, available = shape[0] * shape[1] * self.dtype.itemsize, process.available_memory()
+            if available is None or size <= available / 2:
+                return np.empty(shape, self.dtype)
+            takes, of = size / 2**30, available / 2**30
+            needed = f"{self.name} takes {takes:.1f} GiB decoded, of {of:.1f} GiB available memory"
+            if scratch is None:
+                msg = f"{needed}. Decompress it to a file (.nii), which doesn't have to fit."
+                raise MemoryError(msg)
+            process.warn(f"{needed}: it is decoded into a temporary file in {scratch}.")
+            with tempfile.TemporaryFile(dir=scratch) as file:
+                reserve(file, size)
+                return np.frombuffer(mmap.mmap(file.fileno(), size), self.dtype).reshape(shape)
+
+        with contextlib.closing(self.chunks(self.n_volumes, take)) as chunks:
+            return next(chunks)
+
+    @property
+    def template(self) -> nib.spatialimages.SpatialImage:
+        """The first image, whose class and header serve for images made from these volumes."""
+        return self._images[0].image
 
     def _read(self, image, row):
         with contextlib.closing(image.blocks(1, (lambda: row) if self._alike else None)) as blocks:

@@ -76,7 +76,7 @@ def orthonormal_basis(confounds):
     return q[:, np.abs(np.diag(r)) > 100 * _EPS]
 
 
-def standardize(signals, method, *, original_mean=None, noise=_EPS):
+def standardize(signals, method, *, original_mean=None, noise=_EPS, put_back=None):
     """Standardize each signal over time.
 
     Parameters
@@ -91,6 +91,8 @@ def standardize(signals, method, *, original_mean=None, noise=_EPS):
         ``nilearn.signal.clean`` this is decided once for all signals, where the mean of the absolute means has
         fallen below a tenth: a signal's result can depend on which others are given along with it.
         A single volume isn't standardized, but its means are put back if confounds explain it completely.
+    put_back : bool, default=None
+        Whether the means are put back. If None, these signals decide.
     noise : float or array of float64, shape (n_signals,), default=2.2e-16
         Standard deviations up to this are taken for rounding noise: z-scores of these signals are 0.
 
@@ -108,11 +110,9 @@ def standardize(signals, method, *, original_mean=None, noise=_EPS):
         raise ValueError(msg)
     xp, signals = _as_float64(signals)
     mean = xp.mean(signals, axis=0)
-    if (
-        method == "psc"
-        and original_mean is not None
-        and bool(xp.mean(xp.abs(mean)) < 0.1 * xp.mean(xp.abs(original_mean)))  # synchronises
-    ):
+    if method == "psc" and original_mean is not None and put_back is None:
+        put_back = bool(xp.mean(xp.abs(mean)) < 0.1 * xp.mean(xp.abs(original_mean)))  # synchronises
+    if method == "psc" and original_mean is not None and put_back:
         signals = signals + original_mean
         mean = xp.mean(signals, axis=0)
     if signals.shape[0] == 1:
@@ -184,9 +184,7 @@ def interpolate_censored(signals, kept, *, extrapolate=False):
         msg = "The indices of the kept volumes must be strictly increasing to interpolate the censored ones."
         raise ValueError(msg)
     values = xp.take(signals, backend.like(kept, signals), axis=0)
-    if not bool(xp.all(xp.isfinite(values))):  # synchronises
-        msg = "The signals hold NaN or infinite values and can't be interpolated: use ensure_finite=True."
-        raise ValueError(msg)
+    require_finite(values)
     wanted = np.arange(signals.shape[0]) if extrapolate else np.arange(kept[0], kept[-1] + 1)
     censored = np.setdiff1d(wanted, kept)
     if censored.size == 0:
@@ -194,6 +192,14 @@ def interpolate_censored(signals, kept, *, extrapolate=False):
     interpolated = backend.like(_spline_weights(tuple(kept), tuple(censored)), signals) @ values
     order = np.argsort(np.concatenate((kept, censored)))
     return xp.take(xp.concat((values, interpolated)), backend.like(order, signals), axis=0)
+
+
+def require_finite(values):
+    """Raise ValueError if kept volumes, between which others are interpolated, hold NaN or infinite values."""
+    xp = backend.array_namespace(values)
+    if not bool(xp.all(xp.isfinite(values))):  # synchronises
+        msg = "The signals hold NaN or infinite values and can't be interpolated: use ensure_finite=True."
+        raise ValueError(msg)
 
 
 @functools.lru_cache(maxsize=2)  # a run's signals and confounds share them; 0.1 s at 1000 volumes

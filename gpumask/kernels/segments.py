@@ -209,23 +209,21 @@ class FoldedSegments(Segments):
     Parameters
     ----------
     segments : Segments
-        Without weights.
     matrices : sequence of three ndarrays
         Passed to `gpumask.kernels.weights.fold`.
 
     Raises
     ------
     ValueError
-        If the segments have weights, or the matrices aren't three symmetric ones.
+        If the matrices aren't three symmetric ones.
     """
 
     def __init__(self, segments: Segments, matrices: Sequence[np.ndarray]) -> None:
-        segments.require_no_weights("folded smoothing")
         self._given, self._matrices = segments, check_matrices(matrices)
 
     @cached_property
     def _folded(self):
-        return fold(self._given.indices, self._given.offsets, self._matrices)
+        return fold(self._given.indices, self._given.offsets, self._matrices, self._given.weights)
 
     indices = property(lambda self: self._folded[0])
     offsets = property(lambda self: self._folded[1])
@@ -256,7 +254,7 @@ def reduce(
     segments : Segments
         In the library and on the device of `data`. Only "sum" and "mean" accept weights.
     strategy : str
-        One of `gpumask.choices.STRATEGIES`.
+        One of `gpumask.choices.STRATEGIES`; or "voxel", for segments of one voxel each: its value.
     slope, inter : float
         The statistic is that of ``slope * data + inter``, in float64.
     non_finite : {"keep", "zero", "omit"}
@@ -278,7 +276,8 @@ def reduce(
         For an unknown `strategy` or `non_finite`, for weights with a strategy that doesn't support them, and for
         volumes with less voxels than the segments reach.
     """
-    for name, value, known in (("strategy", strategy, choices.STRATEGIES), ("non_finite", non_finite, _NON_FINITE)):
+    strategies = (*choices.STRATEGIES, choices.VOXEL)
+    for name, value, known in (("strategy", strategy, strategies), ("non_finite", non_finite, _NON_FINITE)):
         if value not in known:
             msg = f"`{name}` must be one of {list(known)}, got {value!r}."
             raise ValueError(msg)
@@ -292,6 +291,8 @@ def reduce(
             msg = "`segments` must be on the device of `data`: take `segments.like(data)`."
             raise TypeError(msg)
     segments.require_voxels(data)
+    if strategy == choices.VOXEL:
+        return _voxel_values(data, segments, slope, inter, non_finite)
     if strategy not in choices.LINEAR:
         segments.require_no_weights(strategy)
     if not (backend.is_numpy(data) or backend.is_cupy(data)):
@@ -415,6 +416,22 @@ def _portable(data, segments, strategy):
 
 def _is_real(data):
     return backend.array_namespace(data).isdtype(data.dtype, ("bool", "integral", "real floating"))
+
+
+def _voxel_values(data, segments, slope, inter, non_finite):
+    if segments.indices.shape[0] != len(segments):
+        msg = f"A voxel's value needs segments of one voxel each, got {segments.indices.shape[0]} in {len(segments)}."
+        raise ValueError(msg)
+    xp = backend.array_namespace(data)
+    values = xp.astype(xp.take(data, segments.indices, axis=1), xp.float64)
+    if (slope, inter) != (1.0, 0.0):
+        values = values * slope + inter
+    elif not xp.isdtype(data.dtype, "real floating"):
+        return values, xp.zeros(data.shape[0], dtype=xp.bool, device=backend.device_of(data))
+    finite = xp.isfinite(values)
+    if non_finite != "keep":
+        values = xp.where(finite, values, xp.nan if non_finite == "omit" else 0.0)
+    return values, ~xp.all(finite, axis=1)
 
 
 def _reduce_portable(data, segments, strategy, slope, inter, non_finite):

@@ -155,9 +155,9 @@ def cut(indices: np.ndarray, offsets: np.ndarray, weights: np.ndarray | None = N
 
 
 def fold(
-    indices: np.ndarray, offsets: np.ndarray, matrices: Sequence[np.ndarray]
+    indices: np.ndarray, offsets: np.ndarray, matrices: Sequence[np.ndarray], weights: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Smooth the indicator of each region.
+    """Smooth the indicator of each region, or its weights.
 
     Parameters
     ----------
@@ -165,11 +165,13 @@ def fold(
         As in `gpumask.kernels.segments.Segments`, of volumes in C order.
     matrices : sequence of three ndarrays of float64, shape (n, n)
         `gpumask.kernels.smoothing.smoothing_matrix` along each axis of a volume: z, y, x. Symmetric.
+    weights : ndarray, shape (n_entries,), optional
+        As in `gpumask.kernels.segments.Segments`.
 
     Returns
     -------
     indices, offsets, weights : ndarray
-        Entries of the smoothed regions. The weights of a region sum to its number of voxels.
+        Entries of the smoothed regions. The weights of a region sum to its number of voxels, or to its `weights`.
 
     Raises
     ------
@@ -178,7 +180,7 @@ def fold(
     """
     matrices = check_matrices(matrices)
     shape = [len(matrix) for matrix in matrices]
-    check_entries(indices, offsets)
+    check_entries(indices, offsets, weights)
     n_voxels = math.prod(shape)
     if len(indices) and indices.max() >= n_voxels:
         msg = (
@@ -186,8 +188,8 @@ def fold(
             f"got {indices.max()}."
         )
         raise ValueError(msg)
-    if compiled.extension is None or n_voxels >= 2**31:
-        return _fold_numpy(indices, offsets, matrices, shape)
+    if compiled.extension is None or n_voxels >= 2**31 or weights is not None:
+        return _fold_numpy(indices, offsets, matrices, shape, weights)
     new_offsets = np.empty(len(offsets), np.int64)
     arrays = (np.ascontiguousarray(indices, np.int32), np.ascontiguousarray(offsets, np.int64))
     new_indices, weights = compiled.extension.fold(*arrays, *matrices, new_offsets)
@@ -220,24 +222,26 @@ def reach(matrix: np.ndarray, lo: int, hi: int) -> tuple[int, int]:
     return rows[0], rows[-1] + 1
 
 
-def _fold_numpy(indices, offsets, matrices, shape):
-    regions = [_smooth_region(indices[start:stop], matrices, shape) for start, stop in pairwise(offsets.tolist())]
+def _fold_numpy(indices, offsets, matrices, shape, weights):
+    weights = np.ones(len(indices)) if weights is None else weights
+    parts = [slice(start, stop) for start, stop in pairwise(offsets.tolist())]
+    regions = [_smooth_region(indices[part], weights[part], matrices, shape) for part in parts]
     new_offsets = np.concatenate([[0], np.cumsum([len(voxels) for voxels, _ in regions], dtype=np.int64)])
     voxels = np.concatenate([np.zeros(0, np.intp), *(voxels for voxels, _ in regions)]).astype(indices.dtype)
     return voxels, new_offsets, np.concatenate([np.zeros(0), *(weights for _, weights in regions)])
 
 
-def _smooth_region(voxels, matrices, shape):
-    """Voxels and weights of one region's smoothed indicator."""
+def _smooth_region(voxels, weights, matrices, shape):
+    """Voxels and weights of one smoothed region."""
     if not len(voxels):
         return np.zeros(0, np.intp), np.zeros(0)
     coordinates = np.unravel_index(voxels, shape)
     tight = [(c.min(), c.max() + 1) for c in coordinates]
     reached = [reach(matrix, lo, hi) for matrix, (lo, hi) in zip(matrices, tight, strict=True)]
-    indicator = np.zeros([hi - lo for lo, hi in tight])
-    indicator[tuple(c - lo for c, (lo, _) in zip(coordinates, tight, strict=True))] = 1.0
+    region = np.zeros([hi - lo for lo, hi in tight])
+    region[tuple(c - lo for c, (lo, _) in zip(coordinates, tight, strict=True))] = weights
     cuts = [m[first:last, lo:hi] for m, (lo, hi), (first, last) in zip(matrices, tight, reached, strict=True)]
-    (smooth,) = apply_separable(cuts, indicator[np.newaxis])
+    (smooth,) = apply_separable(cuts, region[np.newaxis])
     inner = np.nonzero(smooth)
     voxels = np.ravel_multi_index([c + first for c, (first, _) in zip(inner, reached, strict=True)], shape)
     return voxels, smooth[inner]

@@ -11,10 +11,10 @@ import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import InputTags
 from sklearn.utils._set_output import _get_output_config, _wrap_data_with_container
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_array, check_is_fitted
 
 from gpumask import backend, process
-from gpumask.extraction import Plans, Prepared, Result, Settings, extract, prepare
+from gpumask.extraction import Plans, Prepared, Result, Settings, asked_dtype, extract, prepare
 from gpumask.images.volumes import Volumes, open_volumes
 from gpumask.maskers.parameters import check_parameters
 
@@ -41,14 +41,18 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
     """Base class of the maskers of volumes.
 
     A subclass defines a constructor and `fit`, which calls `_begin_fit` and sets `_regions` (a
-    `gpumask.engine.regions.Regions`).
+    `gpumask.engine.regions.Regions`), and maybe `_settings`.
     """
+
+    def _settings(self) -> Settings:
+        """Return the settings of the extraction, checked."""
+        return Settings.of(self.get_params(deep=False))
 
     def _begin_fit(self, imgs):
         """Check the parameters, choose memory and device, and return the opened run, or None."""
         parameters = self.get_params(deep=False)
         check_parameters(parameters)
-        Settings.of(parameters)
+        self._settings()
         volumes = None
         if imgs is not None:
             self._log(f"Loading data from {described(imgs)}", "fit")
@@ -63,7 +67,7 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         return volumes
 
     def _forget_run(self):
-        for name in {"plan_", "seconds_", "_on_grid", "_lut_"} & set(vars(self)):
+        for name in {"plan_", "seconds_", "_on_grid", "_cleaning", "_lut_"} & set(vars(self)):
             delattr(self, name)
 
     def transform(self, imgs: Any, confounds: Any = None, sample_mask: Any = None) -> np.ndarray:
@@ -123,7 +127,7 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         parameters = self.get_params(deep=False)
         check_parameters(parameters)
         memory = self.memory_ if self.memory_.location is not None else None
-        settings = Settings.of(parameters)
+        settings = self._settings()
         prepared = prepare(volumes, self._regions, settings, confounds, sample_mask, plans=self._plans, memory=memory)
         for name in prepared.regions.resampled:
             process.warn(_IMAGES_AT_TRANSFORM_TIME if name == "images" else _AT_TRANSFORM_TIME.format(name))
@@ -145,11 +149,50 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
     def finish(self, prepared: Prepared, result: Result, volumes: Volumes) -> np.ndarray:
         """Set the attributes that describe the run, and return the signals in their final shape."""
         self.plan_, self.seconds_, self._on_grid = prepared.plan, result.seconds, prepared.regions
+        self._cleaning = prepared.cleaner.explain(result.signals.shape[1])
         shares = ", ".join(f"{step} {seconds:.3f} s" for step, seconds in self.seconds_.items())
         self._log(f"{volumes.n_volumes} volumes: {shares} (reading and reducing overlap)", "transform")
         if volumes.is_3d and _get_output_config("transform", self)["dense"] == "default":
             return result.signals.squeeze()
         return result.signals
+
+    def explain(self) -> str:
+        """Describe how the volumes and the signals of the last run were computed, and why, in a few lines.
+
+        AttributeError before `transform`.
+        """
+        self._last_regions("explain")
+        return f"{self.plan_.explain()}\n{self._cleaning}"
+
+    def _last_regions(self, name):
+        if not hasattr(self, "_on_grid"):
+            msg = f"'{type(self).__name__}' object has no attribute '{name}' before transform."
+            raise AttributeError(msg)
+        return self._on_grid
+
+    def _checked_signals(self, signals, *, allow_nan):
+        """Return what `inverse_transform` got as an array of one or two dimensions, in the dtype of the image."""
+        check_is_fitted(self)
+        self._log("Computing image from signals", "inverse_transform")
+        if hasattr(signals, "to_numpy"):
+            signals = signals.to_numpy()
+            signals = signals[0] if len(signals) == 1 else signals
+        finite = "allow-nan" if allow_nan else True
+        signals = check_array(np.atleast_1d(signals), ensure_2d=False, ensure_all_finite=finite)
+        expected = (*signals.shape[:-1], self.n_elements_)
+        if signals.ndim > 2 or signals.shape != expected:
+            msg = f"Input to 'inverse_transform' has wrong shape.\nExpected {expected}.\nGot {signals.shape}."
+            raise ValueError(msg)
+        if signals.dtype == bool:
+            dtype = self.dtype if self.dtype is not None else np.int32
+            process.warn(f"Casting boolean input to {dtype}")
+            signals = signals.astype(np.int32)
+        signals = signals.astype(asked_dtype(self.dtype, signals.dtype) or signals.dtype, copy=False)
+        if signals.dtype in (np.int64, np.uint64) and np.array_equal(signals.astype(np.int32), signals):
+            msg = "64-bit integers are rare in NIfTI files, so the data has been converted to int32."
+            process.warn(msg)
+            signals = signals.astype(np.int32)
+        return signals
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

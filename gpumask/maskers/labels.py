@@ -1,21 +1,20 @@
-"""NiftiLabelsMasker: parameters, fitted attributes, and the inverse transform; and several maskers on one run."""
+"""NiftiLabelsMasker: parameters, fitted attributes, and the inverse transform."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from sklearn.utils.validation import check_array, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 
 from gpumask import process
 from gpumask.engine.regions import LabelRegions, check_same_grids
-from gpumask.extraction import Prepared, Result, asked_dtype, extract
+from gpumask.extraction import Prepared, Result
 from gpumask.images.labels import load_atlas, load_mask
 from gpumask.images.lookup import disagreement, loaded_lookup_table, lookup_table
-from gpumask.images.volumes import Volumes, open_volumes
-from gpumask.maskers.base import VolumesMasker, described, wrapped
+from gpumask.images.volumes import Volumes
+from gpumask.maskers.base import VolumesMasker, described
 from gpumask.maskers.parameters import checked_names
 
 
@@ -242,27 +241,8 @@ class NiftiLabelsMasker(VolumesMasker):
         ValueError
             If `signals` has the wrong shape, or NaN where no parameter lets `transform` return it.
         """
-        check_is_fitted(self)
-        self._log("Computing image from signals", "inverse_transform")
-        if hasattr(signals, "to_numpy"):
-            signals = signals.to_numpy()
-            signals = signals[0] if len(signals) == 1 else signals
         marks = self.keep_all_regions or self.min_coverage is not None or self.nan_policy == "omit"
-        finite = "allow-nan" if marks else True
-        signals = check_array(np.atleast_1d(signals), ensure_2d=False, ensure_all_finite=finite)
-        expected = (*signals.shape[:-1], self.n_elements_)
-        if signals.ndim > 2 or signals.shape != expected:
-            msg = f"Input to 'inverse_transform' has wrong shape.\nExpected {expected}.\nGot {signals.shape}."
-            raise ValueError(msg)
-        if signals.dtype == bool:
-            dtype = self.dtype if self.dtype is not None else np.int32
-            process.warn(f"Casting boolean input to {dtype}")
-            signals = signals.astype(np.int32)
-        signals = signals.astype(asked_dtype(self.dtype, signals.dtype) or signals.dtype, copy=False)
-        if signals.dtype in (np.int64, np.uint64) and np.array_equal(signals.astype(np.int32), signals):
-            msg = "64-bit integers are rare in NIfTI files, so the data has been converted to int32."
-            process.warn(msg)
-            signals = signals.astype(np.int32)
+        signals = self._checked_signals(signals, allow_nan=marks)
         ids = [label for key, label in self.region_ids_.items() if key != "background"]
         data = self._regions.atlas.painted(ids, signals, n_threads=process.n_cores())
         return nib.Nifti1Image(data, self._regions.grid.affine, dtype=data.dtype)
@@ -321,12 +301,6 @@ class NiftiLabelsMasker(VolumesMasker):
         columns = {"index": regions.ids.tolist(), "name": names, "voxels": voxels, "covered": covered}
         return pd.DataFrame(columns).assign(fraction=regions.covered_share)
 
-    def _last_regions(self, name):
-        if not hasattr(self, "_on_grid"):
-            msg = f"'{type(self).__name__}' object has no attribute '{name}' before transform."
-            raise AttributeError(msg)
-        return self._on_grid
-
     @property
     def labels_(self) -> list:
         """Labels of the regions, and of the background if present."""
@@ -376,57 +350,3 @@ class NiftiLabelsMasker(VolumesMasker):
 
 def _ignore(*_, **__):
     """Replace `process.warn` where all regions keep their column."""
-
-
-def transform_together(
-    maskers: Sequence[NiftiLabelsMasker],
-    imgs: Any,
-    confounds: Any = None,
-    sample_mask: Any = None,
-    *,
-    n_threads: int | None = None,
-    progress: Callable[[int], object] | None = None,
-) -> list[np.ndarray]:
-    """Extract the signals of several atlases from one run, reading it once.
-
-    The maskers may differ in atlas, mask, strategy, smoothing and cleaning, but must share the device. Decompressing a
-    run takes longer than reducing it, so five atlases take little longer than one.
-
-    Parameters
-    ----------
-    maskers : sequence of NiftiLabelsMasker
-        Fitted.
-    imgs : path, nibabel image, list of 3D images or Volumes
-        A run.
-    confounds, sample_mask
-        For all maskers; see `NiftiLabelsMasker.transform`.
-    n_threads : int, optional
-        Threads that reduce volumes on the CPU, in addition to the calling thread, which reads. If None, one per core.
-        Results don't depend on it.
-    progress : callable, optional
-        Called with the number of volumes done so far, in the calling thread. An exception from it ends the extraction.
-
-    Returns
-    -------
-    list of ndarray
-        What each masker's `transform` would return, bit for bit. `memory` is used for compiled plans and high-variance
-        confounds, but not for signals, unless there is a single masker.
-
-    Raises
-    ------
-    ValueError
-        If `maskers` is empty or the maskers differ in device.
-    TypeError, ValueError, IndexError
-        As `NiftiLabelsMasker.transform`.
-    """
-    for masker in maskers:
-        check_is_fitted(masker)
-    devices = {masker.device_ for masker in maskers}
-    if len(devices) != 1:
-        msg = f"`maskers` must hold at least one masker, all on one device, got the devices {sorted(devices)}."
-        raise ValueError(msg)
-    volumes = open_volumes(imgs)
-    prepared = [masker.prepare(volumes, confounds, sample_mask) for masker in maskers]
-    results = extract(prepared, volumes, devices.pop(), progress=progress, n_threads=n_threads)
-    finished = zip(maskers, prepared, results, strict=True)
-    return [wrapped(masker, masker.finish(one, result, volumes), imgs) for masker, one, result in finished]

@@ -1,0 +1,83 @@
+"""Where signals are kept until the end of a run: in float64, or in float32 as differences from the first volume."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Signals(NamedTuple):
+    """Signals of one plan: ``values``, plus ``base`` if there is one.
+
+    Attributes
+    ----------
+    values : ndarray of float32 or float64, shape (n_volumes, n_regions)
+    base : ndarray of float64, shape (n_regions,), or None
+        Added to all volumes.
+    non_finite : bool
+        Whether a voxel of a region is NaN or infinite.
+    """
+
+    values: np.ndarray
+    base: np.ndarray | None
+    non_finite: bool
+
+
+@dataclass(frozen=True)
+class Staging:
+    """How signals are kept.
+
+    Attributes
+    ----------
+    dtype : numpy.dtype
+        float32 or float64. Values of other dtypes are converted after cleaning.
+    from_first : bool
+        Whether to keep the differences from the first volume: against a large mean, float32 holds those to more
+        digits than the values.
+    """
+
+    dtype: np.dtype | type = np.float64
+    from_first: bool = False
+
+    def staged(self, n_volumes: int, n_regions: int) -> "Staged":
+        """Allocate the memory for some signals."""
+        return Staged(self, n_volumes, n_regions)
+
+
+def blank_volumes(signals: Signals) -> np.ndarray:
+    """Volumes in which all signals are 0: ndarray of int."""
+
+    def is_blank(row, columns):
+        base = 0.0 if signals.base is None else signals.base[columns]
+        return not (row[columns] + base).any()
+
+    few, rest = slice(0, 64), slice(64, None)  # a few signals are enough for most volumes
+    return np.array([k for k, row in enumerate(signals.values) if is_blank(row, few) and is_blank(row, rest)], int)
+
+
+class Staged:
+    """Signals that arrive in parts, from several threads.
+
+    Attributes
+    ----------
+    values, base
+        As in `Signals`.
+    """
+
+    base: np.ndarray | None = None
+
+    def __init__(self, staging: Staging, n_volumes: int, n_regions: int) -> None:
+        self.values = np.empty((n_volumes, n_regions), staging.dtype)
+        self.is_from_first = staging.from_first
+
+    def put(self, rows: slice, signals: np.ndarray) -> None:
+        """Keep the signals of some volumes, float64; `signals` is overwritten.
+
+        The part with the first volume must be put before any other, if differences from it are kept.
+        """
+        if self.is_from_first:
+            if rows.start == 0:
+                self.base = signals[0].copy()
+            assert self.base is not None
+            signals -= self.base
+        self.values[rows] = signals
