@@ -31,7 +31,7 @@ LAYERS = {
     "maskers": {"maskers", "extraction", "engine", "reports", "images", "backend", "choices", "process"},
     "cohort": {
         *("cohort", "extraction", "engine", "confounds", "images", "reports", "bids"),
-        *("files", "tables", "choices", "process", "backend"),
+        *("files", "tables", "text_tables", "choices", "process", "backend"),
     },
     "demo": {"files"},
     "cli": {

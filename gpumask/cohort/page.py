@@ -17,6 +17,7 @@ from gpumask import __version__
 from gpumask.bids.names import parse_output_name
 from gpumask.cohort.record import unusable
 from gpumask.files import inside, replacing, write
+from gpumask.tables import cells
 
 _LOW = 0.5  # less covered regions are "n/a" by default
 _FAILURES, _GROUPS, _WORST = 300, 50, 10  # rows of tables
@@ -345,8 +346,8 @@ def _coverage_table(path):
     header, _, body = path.read_text("utf-8").partition("\n")
     if header.split("\t") != ["Node", "coverage"]:
         raise ValueError(header)
-    cells = body.removesuffix("\n").replace("\n", "\t").split("\t") if body else []
-    nodes, values = cells[0::2], cells[1::2]
+    found = cells(body.removesuffix("\n").replace("\n", "\t")) if body else []
+    nodes, values = found[0::2], found[1::2]
     if len(nodes) != len(values):
         raise ValueError(body)
     return nodes, np.array([float("nan" if value == "n/a" else value) for value in values])
