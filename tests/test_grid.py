@@ -45,6 +45,7 @@ def test_affine_is_an_own_constant():
         (affine(2, 2, 2e9), "holds values beyond 1e+09 mm"),
         (affine(1e200, 1e200, 1e200), "holds values beyond 1e+09 mm"),  # the determinant overflows
         (affine(2, 2, 2, origin=(0, -3e38, 0)), "holds values beyond 1e+09 mm"),
+        (affine(2, 1e-45, 2), "has voxels smaller than 1e-09 mm"),
         (affine(2, 2, 0), "is singular: its voxels have no volume"),
         (affine(2, 2, 2, rotation=np.ones((3, 3))), "is singular: its voxels have no volume"),
     ],

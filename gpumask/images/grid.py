@@ -8,7 +8,7 @@ from scipy import linalg, ndimage
 
 from gpumask.images.errors import ImageError
 
-_MOST = 1e9  # mm: a thousand kilometres. Determinants and products of far larger numbers overflow.
+_MOST = 1e9  # mm: a thousand kilometres. With far larger or smaller numbers, products overflow and inverses are noise.
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class Grid:
     Raises
     ------
     ImageError
-        If the affine isn't 4 x 4, isn't finite, is singular or holds values beyond 1e9 mm.
+        If the affine isn't 4 x 4, isn't finite, is singular, holds values beyond 1e9 mm or has voxels below 1e-9 mm.
     """
 
     shape: tuple[int, int, int]
@@ -45,6 +45,8 @@ class Grid:
             problem = f"holds values beyond {_MOST:g} mm"
         elif abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * np.prod(np.linalg.norm(affine[:3, :3], axis=0)):
             problem = "is singular: its voxels have no volume"
+        elif np.linalg.norm(affine[:3, :3], axis=0).min() < 1 / _MOST:
+            problem = f"has voxels smaller than {1 / _MOST:g} mm"
         if problem:
             msg = f"The affine of {self.name} {problem}. Correct the image's header (sform or qform). Got:\n{affine}"
             raise ImageError(msg)

@@ -1,0 +1,1 @@
+"""Mutated inputs, each used in a forked process with bounded memory and time; see `test_fuzz.py`."""
