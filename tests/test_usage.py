@@ -72,6 +72,8 @@ in_dry_runs_too = pytest.mark.parametrize("dry", ["", " --dry-run"])
         ("--min-coverage 2", "`min_coverage` must be a share"),
         ("--space func --space T1w", "argument --space: given twice, expected once"),
         ("--low-pass 0.1 --low-pass 0.2", "argument --low-pass: given twice, expected once"),
+        ("--store=--", "argument --store: expected one argument"),
+        ("--confounds-strategy=--", "argument --confounds-strategy: expected one argument"),
         ("--lut a.tsv b.tsv", "--lut: expected one for each --atlas, got 2 for 1"),
         ("--nprocs 0", "--nprocs: expected 1 or more"),
         ("--shard 3/2", "--shard: expected a shard from 1 to 2"),

@@ -28,6 +28,8 @@ class _Given(argparse.Action):
         self._is_given = False
 
     def __call__(self, parser, namespace, values, option_string=None):
+        if self.nargs is None and isinstance(values, list):  # argparse makes an empty one of --option=--
+            raise argparse.ArgumentError(self, "expected one argument")
         if self._is_given and option_string:
             if self.nargs is None:
                 raise argparse.ArgumentError(self, "given twice, expected once")
