@@ -10,6 +10,8 @@ import numpy as np
 def table_lines(names: Iterable[str], rows: np.ndarray, index: Sequence[str] | None = None) -> Iterator[str]:
     """Lines of a TSV file. Numbers have enough digits to be read back exactly in their dtype; NaN is "n/a".
 
+    In texts, tabs and line breaks become blanks. Those that begin with a quote are quoted; `cells` reads them.
+
     Parameters
     ----------
     names : iterable of str
@@ -61,7 +63,15 @@ def shortest(singles: np.ndarray) -> np.ndarray:
 
 
 def _cell(text):
-    return re.sub(r"\s", " ", str(text))  # BIDS has no quotes around a tab
+    text = re.sub("[\t\r\n]", " ", str(text))  # BIDS has no quotes around a tab
+    # Readers such as pandas would take a quote at the beginning for that of a whole cell, and not find its end.
+    return '"{}"'.format(text.replace('"', '""')) if text.startswith('"') else text
+
+
+def cells(line: str) -> list[str]:
+    """Cells of a line that `table_lines` has written, as they were before."""
+    found = line.removesuffix("\n").split("\t")
+    return [cell[1:-1].replace('""', '"') if cell.startswith('"') else cell for cell in found]
 
 
 def json_lines(content: object, default: Callable | None = None) -> Iterator[str]:

@@ -34,7 +34,7 @@ LAYERS = {
     "maskers": {"maskers", "extraction", "engine", "reports", "images", "kernels", "backend", "choices", "process"},
     "cohort": {
         *("cohort", "extraction", "engine", "confounds", "images", "reports", "bids"),
-        *("files", "tables", "inputs", "choices", "process", "backend"),
+        *("files", "tables", "inputs", "text_tables", "choices", "process", "backend"),
     },
     "demo": {"files"},
     "cli": {

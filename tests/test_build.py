@@ -1,8 +1,9 @@
 """How the C extension is built, and what is reported where it can't be imported."""
 
 import argparse
-import runpy
 import sysconfig
+import tomllib
+import warnings
 from pathlib import Path
 
 import pytest
@@ -10,40 +11,45 @@ import pytest
 from gpumask.cli import info
 from gpumask.kernels import compiled
 
-SETUP = Path(__file__).parents[1] / "setup.py"
+ROOT = Path(__file__).parents[1]
 NAME = "gpumask.kernels._compiled"
 
 
-def arguments_of_setup(monkeypatch, config):
-    setuptools = pytest.importorskip("setuptools")
-    given, asked = {}, sysconfig.get_config_var
-    monkeypatch.setattr(setuptools, "setup", lambda **arguments: given.update(arguments))
-    monkeypatch.setattr(sysconfig, "get_config_var", lambda name: config.get(name, asked(name)))
-    runpy.run_path(str(SETUP))
-    (extension,) = given["ext_modules"]
-    return extension, given["options"]
+def commands(monkeypatch, *, has_stable_abi):
+    """Both commands of a distribution that is configured by pyproject.toml, finalized."""
+    pytest.importorskip("setuptools")
+    from setuptools.config.pyprojecttoml import apply_configuration
+    from setuptools.dist import Distribution
+
+    monkeypatch.chdir(ROOT)
+    asked = sysconfig.get_config_var
+    monkeypatch.setattr(
+        sysconfig, "get_config_var", lambda n: not has_stable_abi if n == "Py_GIL_DISABLED" else asked(n)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        distribution = apply_configuration(Distribution({"name": "gpumask"}), ROOT / "pyproject.toml")
+        made = [distribution.get_command_obj(name) for name in ("build_ext", "bdist_wheel")]
+        for command in made:
+            command.ensure_finalized()
+    return made
 
 
-def test_one_wheel_with_the_stable_abi(monkeypatch):
-    extension, options = arguments_of_setup(monkeypatch, {"Py_GIL_DISABLED": 0})
+@pytest.mark.parametrize("has_stable_abi", [True, False])
+def test_the_stable_abi_is_used_where_there_is_one(monkeypatch, has_stable_abi):
+    build, wheel = commands(monkeypatch, has_stable_abi=has_stable_abi)
+    (extension,) = build.extensions
     assert extension.name == NAME
-    assert extension.define_macros == [("Py_LIMITED_API", "0x030B0000")]
-    assert extension.py_limited_api
-    assert options == {"bdist_wheel": {"py_limited_api": "cp311"}}
+    macros = {tuple(macro) for macro in extension.define_macros}
+    assert (("Py_LIMITED_API", "0x030B0000") in macros) is has_stable_abi
+    assert extension.py_limited_api is has_stable_abi
+    assert wheel.py_limited_api == ("cp311" if has_stable_abi else False)
 
 
-def test_free_threaded_python_has_no_stable_abi(monkeypatch):
-    """Its Python.h refuses the macro, and setuptools refuses the wheel's tag."""
-    extension, options = arguments_of_setup(monkeypatch, {"Py_GIL_DISABLED": 1})
-    assert extension.define_macros == []
-    assert not extension.py_limited_api
-    assert options == {}
-
-
-def test_every_source_is_built(monkeypatch):
-    extension, _ = arguments_of_setup(monkeypatch, {})
-    files = {str(file.relative_to(SETUP.parent)) for file in (SETUP.parent / "gpumask/kernels/c").iterdir()}
-    assert {*extension.sources, *extension.depends} == files
+def test_every_source_is_built():
+    given = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["ext-modules"][0]
+    files = {str(file.relative_to(ROOT)) for file in (ROOT / "gpumask/kernels/c").iterdir() if file.is_file()}
+    assert {*given["sources"], *given["depends"]} == files
 
 
 @pytest.mark.parametrize("reason", ["not built", "another Python", "not loaded"])

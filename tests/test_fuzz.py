@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 N = int(os.environ.get("GPUMASK_FUZZ", "500"))
 SEED = os.environ.get("GPUMASK_FUZZ_SEED", "0")
-SHARES = {"images": 0.5, "tables": 0.2, "records": 0.1, "options": 0.2}
+SHARES = {"images": 0.54, "tables": 0.2, "records": 0.06, "options": 0.2}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="address space is limited on Linux only")

@@ -284,3 +284,44 @@ def test_names_in_nilearns_position(second):
         f"Got: '{type(second).__name__}'\n"
         "It is the second positional argument. Pass names as labels=names, a table as lut=table."
     )
+
+
+@pytest.mark.parametrize("label", [["", "n/a"], [None, np.nan], [pd.NA, "n/a"]], ids=str)
+def test_rows_without_a_name(label):
+    """pandas reads the names "NA", "nan" and "null" of a table as missing ones."""
+    lut = pd.DataFrame({"index": [1, 2, 3], "name": [*label, "A"]})
+    masker = NiftiLabelsMasker(atlas_of(1, 2, 3), lut=lut).set_output(transform="pandas")
+    message = "`lut` doesn't fit the label image: 2 labels without a row (called 'unknown'): 1, 2. "
+    with pytest.warns(UserWarning, match=f"^{re.escape(message)}"):
+        signals = masker.fit_transform(run())
+    assert list(signals) == ["unknown", "unknown", "A"]
+    assert masker.lut_["name"].to_list() == ["Background", "unknown", "unknown", "A"]
+
+
+@pytest.mark.parametrize("name", [np.nan, None, "", "n/a", pd.NA], ids=str)
+@pytest.mark.parametrize("form", ["DataFrame", "file"])
+def test_no_row_has_a_name(tmp_path, name, form):
+    lut = pd.DataFrame({"index": [1, 2, 3], "name": [name] * 3})
+    if form == "file":
+        lut.to_csv(tmp_path / "lut.tsv", sep="\t", index=False, na_rep="n/a")
+        lut = tmp_path / "lut.tsv"
+    masker = NiftiLabelsMasker(atlas_of(1, 2, 3), lut=lut)
+    with pytest.warns(
+        UserWarning, match=r"^No row of `lut` matches a label of the label image: 3 labels without a row "
+    ):
+        masker.fit(run())
+    assert masker.transform(run()).shape == (3, 3)
+    assert list(masker.region_names_.values()) == ["unknown"] * 3
+
+
+@pytest.mark.parametrize("names", [[1, 2, 3], [1.5, 2.5, 3.5], [True, False, True]], ids=str)
+def test_names_that_are_numbers_become_text(names):
+    masker = NiftiLabelsMasker(atlas_of(1, 2, 3), lut=pd.DataFrame({"index": [1, 2, 3], "name": names}))
+    assert masker.fit(run()).get_feature_names_out() == [str(name) for name in names]
+    assert list(masker.set_output(transform="pandas").transform(run())) == [str(name) for name in names]
+
+
+def test_names_of_a_list_stay_as_they_are():
+    masker = NiftiLabelsMasker(atlas_of(1, 2, 3), labels=["", "n/a", "A"]).fit(run())
+    masker.transform(run())
+    assert list(masker.region_names_.values()) == ["", "n/a", "A"]

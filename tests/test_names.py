@@ -1,5 +1,6 @@
 """Names of regions: the table that an atlas inherits, warnings, and labels that tell regions of one name apart."""
 
+import html
 import json
 import random
 import re
@@ -15,6 +16,7 @@ from gpumask.bids.names import lookup_table_of, parse_output_name
 from gpumask.cli import main
 from gpumask.cohort.configuration import AtlasFile, lut_beside
 from gpumask.cohort.parquet import column_names
+from gpumask.tables import cells, table_lines
 
 from .cohorts import make_atlases, make_cohort
 
@@ -123,7 +125,7 @@ def test_image_and_table_disagree(folder, capsys, command):
         "row (called 'unknown'): 40, 50, 99; 1 row without a label: 31 (x). Give the table of this atlas."
     ]
     table = next((folder / ("out" if command == "cohort" else "single")).rglob("*_timeseries.tsv"))
-    assert table.read_text().splitlines()[0].split("\t") == ["a", "b", "c", "unknown", "unknown", "unknown"]
+    assert table.read_text().splitlines()[0].split("\t") == ["a", "b", "c", *(f"unknown [{n}]" for n in (40, 50, 99))]
 
 
 @pytest.mark.parametrize("command", ["cohort", "extract"])
@@ -161,6 +163,7 @@ def test_unusable_tables_exit_2(folder, capsys, command, text, words):
         (["run", "b"], [1, 2], ["run [1]", "b"]),
         (["a", "a"], [0.5, 1000001.0], ["a [0.5]", "a [1000001]"]),
         (["unknown"] * 3, [1, 2, 3], ["unknown [1]", "unknown [2]", "unknown [3]"]),
+        (["a", "a", "a [1]"], [1, 2, 3], ["a [1] [1]", "a [2]", "a [1] [3]"]),
         (["a", "b"], None, ["a", "b"]),
     ],
 )
@@ -168,22 +171,21 @@ def test_columns_of_regions(names, ids, expected):
     assert column_names(names, ids) == expected
 
 
-@pytest.mark.parametrize(
-    ("names", "ids", "twice"),
-    [(["a", "a", "a [1]"], [1, 2, 3], r"a \[1\]"), (["b", "b"], None, "b"), (["run"], None, "run")],
-)
-def test_columns_that_stay_the_same(names, ids, twice):
+@pytest.mark.parametrize(("names", "twice"), [(["b", "b"], "b"), (["run"], "run")])
+def test_columns_that_stay_the_same(names, twice):
     with pytest.raises(ValueError, match=f"^columns of a Parquet file need different names, but {twice} would occur"):
-        column_names(names, ids)
+        column_names(names, None)
 
 
 def test_duplicates_are_stored(folder, capsys):
     pytest.importorskip("pyarrow")
     write_table(["Vis", "Vis", "run", "Mot", "Vis", "x"])
     assert cohort("--store", "s.parquet") == 0
-    assert capsys.readouterr().err.splitlines()[0] == (
-        "warning: Toy: Vis, run: not unique, or reserved. Their columns in --store are 'Vis [10]' etc."
-    )
+    assert capsys.readouterr().err.splitlines()[:2] == [
+        f"warning: {folder}/atlas-Toy_dseg.tsv has several regions called Vis. Their columns have the label too: "
+        "'Vis [10]'.",
+        "warning: Toy: run: reserved. Their columns in --store are 'run [30]' etc.",
+    ]
     columns = ["Vis [10]", "Vis [20]", "run [30]", "Mot", "Vis [50]", "x"]
     frame = pd.read_parquet("s.parquet")
     assert list(frame)[-6:] == columns
@@ -196,15 +198,11 @@ def test_duplicates_are_stored(folder, capsys):
         np.testing.assert_array_equal(part[columns].to_numpy(), expected.astype(float))
 
 
-def test_names_that_cant_be_stored_are_found_before_the_runs(folder, capsys):
+def test_names_that_look_like_ours_are_stored(folder):
     pytest.importorskip("pyarrow")
     write_table(["a", "a", "a [10]", "b", "c", "d"])
-    assert cohort("--store", "s.parquet") == 2
-    assert capsys.readouterr().err.startswith(
-        "gpumask cohort: error: columns of a Parquet file need different names, but a [10] would occur twice."
-    )
-    assert not (folder / "out").exists()
-    assert cohort() == 0
+    assert cohort("--store", "s.parquet") == 0
+    assert list(pd.read_parquet("s.parquet"))[-6:] == ["a [10] [10]", "a [20]", "a [10] [30]", "b", "c", "d"]
 
 
 def test_labels_stand_in_every_sidecar(folder):
@@ -216,7 +214,67 @@ def test_labels_stand_in_every_sidecar(folder):
     for path in sidecars:
         regions = json.loads(path.read_text())["Regions"]
         assert [region["index"] for region in regions] == [label for label in np.unique(labels).tolist() if label]
-        assert {region["name"] for region in regions} == {"same"}
+        assert [region["name"] for region in regions] == [f"same [{region['index']}]" for region in regions]
+
+
+# Names that readers of tables would change
+
+ODD = ["NA", '"Area 4" (left)', "=cmd|' /C calc'!A0", "dup", "dup", '"']
+COLUMNS = ["NA", '"Area 4" (left)', "=cmd|' /C calc'!A0", "dup [40]", "dup [50]", '"']
+
+
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [
+        (ODD, COLUMNS),
+        (["nan", "null", "None", "N/A", "#NA", "1.5"], None),
+        (
+            ["", "n/a", "x", 'mid "quote"', "'single'", "#"],
+            ["unknown [10]", "unknown [20]", "x", 'mid "quote"', "'single'", "#"],
+        ),
+        (["a\tb", "a b", "a\nb", "Node", '""', 'a"'], ["a b [10]", "a b [20]", "a b [30]", "Node [40]", '""', 'a"']),
+        (["a\xa0b", "\u00e9", "-1", "@x", "+", "run"], None),
+    ],
+)
+def test_columns_are_what_pandas_reads(folder, names, columns):
+    """Tables by pandas' default reader; page, store and figures have the same names."""
+    pytest.importorskip("pyarrow")
+    write_table(names)
+    expected = columns or names
+    assert cohort("--store", "s.parquet") == 0
+    tables = sorted((folder / "out").rglob("*.tsv"))
+    assert len(tables) == 2 * 3
+    for table in tables:
+        read = pd.read_csv(table, sep="\t", keep_default_na=False)
+        kind = table.name.removesuffix(".tsv").rpartition("_")[2]
+        if kind != "timeseries":
+            assert read["Node"].tolist() == expected
+        if kind != "bold":
+            assert pd.read_csv(table, sep="\t").columns.tolist() == ["Node"] * (kind == "relmat") + expected
+        index = json.loads(table.with_suffix(".json").read_text())["Regions"]
+        assert [region["name"] for region in index] == expected
+    page = (folder / "out" / "cohort.html").read_text()
+    assert all(html.escape(name) in page for name in expected)
+    assert "Skipped" not in page
+    stored = [f"{name} [99]" if name == "run" else name for name in expected]
+    assert list(pd.read_parquet("s.parquet"))[-6:] == stored
+
+
+@pytest.mark.parametrize("names", [ODD, ["nan", "null", "None", "N/A", "$x$", "1.5"]])
+def test_figures_of_odd_names(folder, names):
+    pytest.importorskip("matplotlib")
+    write_table(names)
+    assert cohort("--figures") == 0
+    assert len(list((folder / "out" / "figures").glob("*.png"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [("a\tb\n", ["a", "b"]), ('"""a"" b"\t""""\t""""""\ta"b\n', ['"a" b', '"', '""', 'a"b'])],
+)
+def test_cells_of_our_lines(line, expected):
+    assert cells(line) == expected
+    assert next(table_lines(expected, np.empty((0, len(expected))))) == line
 
 
 # Names of outputs, and names of any length

@@ -790,8 +790,8 @@ def test_offset_behind_the_end_is_skipped_to_in_pieces(tmp_path, suffix, pair):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert message(caught) == (
-        f"{path} is truncated or its header is wrong: it ends after {n_bytes} bytes, but by vox_offset in the header "
-        f"its first volume starts at byte {2**24}. Copy or create the file again."
+        f"{path} is truncated or its header is wrong: it ends after {n_bytes} bytes, but by its header the first "
+        f"volume starts at byte {2**24}. Copy or create the file again."
     )
     assert peak < 5e6
 
@@ -901,6 +901,23 @@ def test_cut_par_rec_file(tmp_path):
     path = tmp_path / "phantom_EPI_asc_CLEAR_2_1.PAR"
     with pytest.raises(ImageError, match=f"^{re.escape(str(path.with_suffix('')))}.* (is truncated|can't be read)"):
         read(open_volumes(path))
+
+
+def test_large_volume_that_is_not_there_is_found_on_opening(tmp_path):
+    """Otherwise labels are resampled to its grid before it is read."""
+    header = nib.Nifti1Header()
+    header.set_data_dtype("u1")
+    header.set_data_shape((700, 700, 600))
+    header.set_sform(AFFINE, 1)
+    path = tmp_path / "bold.nii.bz2"
+    raw = with_offset(header.binaryblock[:344] + b"n+1\0" + bytes(4), 352.0) + np.random.default_rng(0).bytes(1000)
+    path.write_bytes(bz2.compress(raw))
+    with pytest.raises(ImageError) as caught:
+        open_volumes(path)
+    assert message(caught) == (
+        f"{path} is truncated or its header is wrong: it ends after 1352 bytes, but by its header the first volume "
+        "ends at byte 294000352. Copy or create the file again."
+    )
 
 
 def test_volumes_that_do_not_fit_in_memory(tmp_path, monkeypatch):

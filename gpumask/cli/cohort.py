@@ -106,7 +106,7 @@ def _plan_cohort(args):
 
 
 def _renamed(loaded, configuration):
-    """Messages about regions that --store will rename; ValueError if it can't."""
+    """Messages about regions that --store will rename."""
     from gpumask.cohort.parquet import column_names
     from gpumask.text_tables import listed
 
@@ -115,7 +115,7 @@ def _renamed(loaded, configuration):
         changed = [(name, new) for name, new in zip(names, column_names(names, ids), strict=True) if name != new]
         if changed:
             shown = listed(dict.fromkeys(name for name, _ in changed))
-            yield f"{atlas.name}: {shown}: not unique, or reserved. Their columns in --store are {changed[0][1]!r} etc."
+            yield f"{atlas.name}: {shown}: reserved. Their columns in --store are {changed[0][1]!r} etc."
 
 
 def shard(text: str | None) -> tuple[int, int]:

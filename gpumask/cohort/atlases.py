@@ -3,14 +3,18 @@
 import contextlib
 import os
 import threading
+from collections import Counter
 from dataclasses import replace
+
+import numpy as np
 
 from gpumask import backend
 from gpumask.cohort.configuration import AtlasFile, Configuration, sha256
 from gpumask.engine.regions import LabelRegions
 from gpumask.extraction import Plans
 from gpumask.images.labels import load_atlas, load_mask
-from gpumask.images.lookup import disagreement, read_lookup_table, region_names
+from gpumask.images.lookup import UNKNOWN, disagreement, distinct_names, read_lookup_table, region_names
+from gpumask.text_tables import listed
 
 _KEPT_MASKS = 64  # brain masks whose plans a process keeps; runs of a subject may share one
 
@@ -60,17 +64,28 @@ class LoadedAtlases:
         found = disagreement(loaded.values, loaded.background, table, image=str(atlas.path), table=str(atlas.lut))
         if found and found.nothing_matches:
             raise ValueError(found.message)
-        called = [n for n, name in zip(table["index"], table["name"], strict=True) if str(name).lower() == "background"]
-        if wrong := [label for label in called if label in loaded.values and label != loaded.background]:
-            note = f"{atlas.lut} calls label {wrong[0]} of {atlas.path} Background. Are its rows shifted?"
-            return [*([found.message] if found else []), note]
-        return [found.message] if found else []
+        notes = [found.message] if found else []
+        rows = list(zip(table["index"], table["name"], strict=True))
+        shifted = [n for n, name in rows if name.lower() == "background" and n in loaded.values]
+        if wrong := [label for label in shifted if label != loaded.background]:
+            notes.append(f"{atlas.lut} calls label {wrong[0]} of {atlas.path} Background. Are its rows shifted?")
+        counts = Counter(region_names(loaded.values[loaded.values != loaded.background], table))
+        if shared := [name for name, count in counts.items() if count > 1 and name != UNKNOWN]:
+            label = next(n for n, name in rows if name == shared[0])
+            what = f"{atlas.lut} has several regions called {listed(shared)}"
+            notes.append(f"{what}. Their columns have the label too: '{shared[0]} [{label}]'.")
+        return notes
 
-    def names(self, atlas: AtlasFile) -> tuple[list[float], list[str]]:
-        """Label and name of each region of an atlas."""
+    def names(self, atlas: AtlasFile, ids: np.ndarray | None = None) -> tuple[list[float], list[str]]:
+        """Label and column's name of each region of an atlas, or of those of `ids`; see `distinct_names`."""
         values = self.atlases[atlas.name].values
-        ids = values[values != atlas.background]
-        return ids.tolist(), region_names(ids, self.tables[atlas.name])
+        own = values[values != atlas.background]
+        known = own if ids is None else np.union1d(own, ids)  # resampling may bring in 0 as a region
+        # "Node" is the name of a column.
+        distinct = distinct_names(region_names(known, self.tables[atlas.name]), known.tolist(), ["Node"])
+        names = dict(zip(known.tolist(), distinct, strict=True))
+        labels = own.tolist() if ids is None else ids.tolist()
+        return labels, [names[label] for label in labels]
 
     def regions(self, mask: str | os.PathLike | None) -> dict[str, LabelRegions]:
         """Regions by atlas, within a mask; the same objects for the same mask file."""

@@ -19,6 +19,7 @@ from gpumask.cohort.record import unusable
 from gpumask.cohort.stored import STAGES, read_attempt, read_attempts, read_record
 from gpumask.files import inside, replacing, write
 from gpumask.inputs import read_bytes
+from gpumask.tables import cells
 
 _LOW = 0.5  # less covered regions are "n/a" by default
 _FAILURES, _GROUPS, _WORST = 300, 50, 10  # rows of tables
@@ -349,11 +350,11 @@ def _coverage_table(path, size):
     """Regions and their coverage; ValueError for a table other than the record's, of `size` bytes."""
     content = read_bytes(path, most=min(size, _LARGEST_TABLE))
     header, _, body = content.decode("utf-8").partition("\n")
-    cells = body.removesuffix("\n").replace("\n", "\t").split("\t") if body else []
-    nodes, cells = cells[0::2], cells[1::2]
-    if len(content) != size or header.split("\t") != ["Node", "coverage"] or len(nodes) != len(cells):
+    found = cells(body.removesuffix("\n").replace("\n", "\t")) if body else []
+    nodes, shares = found[0::2], found[1::2]
+    if len(content) != size or header.split("\t") != ["Node", "coverage"] or len(nodes) != len(shares):
         raise ValueError(path)
-    values = np.array([float("nan" if cell == "n/a" else cell) for cell in cells])
+    values = np.array([float("nan" if share == "n/a" else share) for share in shares])
     if np.any((values < 0) | (values > 1)):
         raise ValueError(path)
     return nodes, values

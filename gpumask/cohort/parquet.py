@@ -14,7 +14,9 @@ import numpy as np
 from gpumask.bids.names import labels_in, parse_output_name
 from gpumask.cohort.stored import is_plain, read_record
 from gpumask.files import created, inside, replacing
+from gpumask.images.lookup import distinct_names
 from gpumask.inputs import open_file, read_json
+from gpumask.tables import cells
 
 _ENTITIES = {"participant_id": "sub", "session": "ses", "task": "task", "run": "run", "space": "space"}
 _KEYS = (*_ENTITIES, "name")
@@ -41,7 +43,7 @@ def write_store(out_dir: str | os.PathLike, path: str | os.PathLike) -> tuple[li
     A row is a volume. The columns are participant_id ("sub-01"), session, task, run, space and name (of the run; all
     categories in pandas, missing if the name lacks the entity), repetition_time (s), volume (its number in the run,
     from 0; censored volumes are missing), and a float64 column per region, with exactly the tables' numbers; "n/a" is
-    missing. Regions of the same name have their labels in it, see `column_names`. Runs are sorted by name. Row groups
+    missing. Reserved names have the region's label in them, see `column_names`. Runs are sorted by name. Row groups
     have whole runs, up to about 64 MiB; their statistics let readers find a run without reading the others. The key
     "gpumask" has JSON metadata: atlas, statistic, and the common values of the runs' sidecars. Memory doesn't grow with
     the number of values.
@@ -175,11 +177,8 @@ def column_names(names: Sequence[str], ids: Sequence[float] | None) -> list[str]
     ValueError
         If columns still have the same name.
     """
+    names = names if ids is None else distinct_names(names, ids, _OWN)
     counts = Counter([*_OWN, *names])
-    if ids is not None:
-        labels = [int(label) if label == int(label) else label for label in ids]
-        names = [f"{n} [{label}]" if counts[n] > 1 else n for n, label in zip(names, labels, strict=True)]
-        counts = Counter([*_OWN, *names])
     if twice := [name for name, count in counts.items() if count > 1]:
         msg = (
             f"columns of a Parquet file need different names, but {', '.join(twice[:5])} would occur twice. Rename "
@@ -192,13 +191,14 @@ def column_names(names: Sequence[str], ids: Sequence[float] | None) -> list[str]
 def _regions(path):
     """Names of the columns of the regions in a table."""
     with io.BufferedReader(open_file(path)) as file:
-        names = file.readline(_MOST_HEADER).decode().rstrip("\n").split("\t")
+        names = cells(file.readline(_MOST_HEADER).decode())
     try:
         ids = [float(region["index"]) for region in read_json(path.with_suffix(".json"))["Regions"]]
+        ids = ids if len(set(ids)) == len(ids) == len(names) else None
     except (OSError, ValueError, LookupError, TypeError):
         ids = None
     try:
-        return column_names(names, ids if ids and len(ids) == len(names) else None)
+        return column_names(names, ids)
     except ValueError as error:
         msg = f"{path}: {error}"
         raise ValueError(msg) from None

@@ -37,7 +37,6 @@ from gpumask.confounds.fmriprep import fmriprep_confounds
 from gpumask.confounds.tables import confounds_matrix
 from gpumask.extraction import extract, prepare
 from gpumask.files import appearing_together, locked, make_folder, write
-from gpumask.images.lookup import region_names
 from gpumask.images.volumes import open_volumes
 from gpumask.inputs import check_file
 from gpumask.process import collect_warnings, warn
@@ -245,7 +244,7 @@ def _extract(configuration, run, atlases, progress, *, n_threads):
     mean = _mean(volumes, report) if configuration.figures else None
     files, summary = {}, {}
     for atlas, one, result in zip(atlases, prepared, results, strict=True):
-        names = region_names(one.regions.ids, loaded.tables[atlas.name])
+        _, names = loaded.names(atlas, one.regions.ids)
         described = functools.partial(
             contents.metadata_of, configuration, run, atlas, t_r, confounds, censoring, freedom, one, loaded.device
         )

@@ -171,12 +171,12 @@ class Decoder:
                 raise ImageError(msg)
             n += got
 
-    def skip(self, n_bytes: int) -> None:
-        """Skip the `n_bytes` before the first volume, in pieces; ImageError if the file is shorter or corrupt."""
+    def skip(self, n_bytes: int, *, to: str = "starts") -> None:
+        """Skip `n_bytes`, in pieces, to where the first volume starts (or ends); ImageError if the file is shorter."""
         if missing := self._discard(n_bytes):
             msg = (
                 f"{self._path} is truncated or its header is wrong: it ends after {n_bytes - missing} bytes, but by "
-                f"vox_offset in the header its first volume starts at byte {n_bytes}. Copy or create the file again."
+                f"its header the first volume {to} at byte {n_bytes}. Copy or create the file again."
             )
             raise ImageError(msg)
 

@@ -61,13 +61,14 @@ def read_lookup_table(path: str | Path) -> dict[str, list]:
             expected = "expected a number: a region's label in the image"
             msg = f"{path}, line {line}: the index is {shortened(repr(cell))}, {expected}."
             raise ValueError(msg)
-    named = [name not in ("", "n/a") for name in columns["name"]]
+    named = [name not in _NAMELESS for name in columns["name"]]
     columns = {name: list(compress(cells, named)) for name, cells in columns.items()}
     columns = {name: cells if name in _NAMES else _numbers(cells) for name, cells in columns.items()}
     _check_unique(columns["index"], str(path))
     return columns
 
 
+_NAMELESS = ("", "n/a")
 _EXPECTED = "a look-up table with the columns 'index' and 'name'"
 _NAMES = ("name", "label")
 
@@ -104,8 +105,18 @@ def _numbers(cells):
 
 
 def checked_lookup_table(table: "pd.DataFrame") -> "pd.DataFrame":
-    """A copy with "name" for "label" and numbers for an index of text; ValueError as `read_lookup_table`."""
+    """A copy with "name" for "label", names as text and numbers for an index of text.
+
+    Rows without a name are skipped. pandas makes such rows of the name "NA" too, when it reads a table.
+
+    Raises
+    ------
+    ValueError
+        As `read_lookup_table`.
+    """
     table = checked_columns(table, "`lut`").copy()
+    table = table[(table["name"].notna() & ~table["name"].isin(_NAMELESS)).to_numpy()]
+    table["name"] = np.array([str(name) for name in table["name"]], dtype=object)
     index = table["index"].to_list()
     if any(isinstance(label, str) for label in index):
         cells = [str(label).strip() for label in index]
@@ -212,6 +223,24 @@ def region_names(ids: np.ndarray, lut: dict[str, list] | None) -> list[str]:
     return [str(names.get(label, UNKNOWN)) for label in ids.tolist()]
 
 
+def distinct_names(names: Sequence[str], ids: Sequence[float], reserved: Sequence[str] = ()) -> list[str]:
+    """Return the names with the label where several regions share one, or where it is reserved: "Left [3]".
+
+    Parameters
+    ----------
+    names : sequence of str
+    ids : sequence of numbers
+        Labels of the regions, each once.
+    reserved : sequence of str
+    """
+    labels = [int(label) if label == int(label) else label for label in ids]
+    distinct, counts = list(names), Counter([*reserved, *names])
+    while any(counts[name] > 1 for name in distinct):  # "A [1]" may be another region's name
+        distinct = [f"{n} [{label}]" if counts[n] > 1 else n for n, label in zip(distinct, labels, strict=True)]
+        counts = Counter([*reserved, *distinct])
+    return distinct
+
+
 def lookup_table(
     values: np.ndarray,
     background: float,
@@ -264,6 +293,14 @@ def lookup_table(
             warn("Too many names for the indices. Dropping excess names values.")
             named = named[: len(labels)]
         table = pd.DataFrame({"index": labels, "name": named})
+    return rows_of(table, values, background)
+
+
+def rows_of(table: "pd.DataFrame", values: np.ndarray, background: float) -> "pd.DataFrame":
+    """The row of each label in a checked table, as `lookup_table` returns them; regions without one are "unknown"."""
+    import pandas as pd
+
+    labels = values.tolist()
     table = table[table["index"].isin(labels)].copy()
     missing = sorted(set(labels) - set(table["index"]))
     if missing:

@@ -21,6 +21,10 @@ from gpumask.inputs import open_file
 Take = Callable[[], np.ndarray]
 Blocks = Generator[np.ndarray, None, None]
 
+# A larger volume that would be compressed more than usual is decoded when the file is opened: masks, labels and buffers
+# of its size are allocated before it is read.
+_LARGE, _USUAL_RATIO = 1 << 28, 50  # bytes; decompressed by compressed
+
 _SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
 
 
@@ -202,6 +206,13 @@ class _Mapped(_OnFile):
 
 class _Compressed(_OnFile):
     """A compressed file, decoded into the arrays that `take` returns."""
+
+    def _bind(self, dataobj):
+        super()._bind(dataobj)
+        end = self._offset + self._volume_bytes
+        if end > _LARGE and end > _USUAL_RATIO * Path(self._path).stat().st_size:
+            with Decoder(self._path) as decoder:
+                decoder.skip(end, to="ends")
 
     def blocks(self, n: int, take: Take | None = None) -> Blocks:
         with Decoder(self._path) as decoder:

@@ -12,7 +12,7 @@ from gpumask import process
 from gpumask.engine.regions import LabelRegions, check_same_grids
 from gpumask.extraction import Prepared, Result
 from gpumask.images.labels import load_atlas, load_mask
-from gpumask.images.lookup import disagreement, loaded_lookup_table, lookup_table
+from gpumask.images.lookup import disagreement, loaded_lookup_table, lookup_table, rows_of
 from gpumask.images.volumes import Volumes
 from gpumask.maskers.base import VolumesMasker, described
 from gpumask.maskers.parameters import checked_names
@@ -336,7 +336,7 @@ class NiftiLabelsMasker(VolumesMasker):
             wanted = ids.tolist()
             if atlas.background in atlas.values:
                 wanted = [atlas.background, *wanted]
-            table = lookup_table(np.array(wanted, dtype=ids.dtype), atlas.background, lut=self.lut_)
+            table = rows_of(self.lut_, np.array(wanted, dtype=ids.dtype), atlas.background)
             self._lut_ = table.set_index("index").loc[wanted].reset_index()
         return super().finish(prepared, result, volumes)
 

@@ -120,7 +120,7 @@ class Images:
         try:
             signals = masker.fit().transform(paths["run"])
         except Exception as error:
-            return refusal(error, *(path.parent / path.stem for path in paths.values()))
+            return refusal(error, *(self._folder / f"{role}." for role in paths))
         return self._compared(np.atleast_2d(signals), paths)
 
     def _compared(self, signals, paths):
