@@ -42,6 +42,7 @@ def test_affine_is_an_own_constant():
         (np.eye(3), "has shape (3, 3), expected (4, 4)"),
         (affine(2, 2, np.nan), "holds NaN or infinite values"),
         (affine(2, 2, 2, origin=(0, np.inf, 0)), "holds NaN or infinite values"),
+        (np.diag([2.0, 2, 2, 0]), "has another last row than 0, 0, 0, 1"),
         (affine(2, 2, 2e9), "holds values beyond 1e+09 mm"),
         (affine(1e200, 1e200, 1e200), "holds values beyond 1e+09 mm"),  # the determinant overflows
         (affine(2, 2, 2, origin=(0, -3e38, 0)), "holds values beyond 1e+09 mm"),

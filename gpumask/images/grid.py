@@ -27,7 +27,8 @@ class Grid:
     Raises
     ------
     ImageError
-        If the affine isn't 4 x 4, isn't finite, is singular, holds values beyond 1e9 mm or has voxels below 1e-9 mm.
+        If the affine isn't 4 x 4, isn't finite, doesn't end in 0, 0, 0, 1, is singular, holds values beyond 1e9 mm or
+        has voxels below 1e-9 mm.
     """
 
     shape: tuple[int, int, int]
@@ -41,6 +42,8 @@ class Grid:
             problem = f"has shape {affine.shape}, expected (4, 4)"
         elif not np.isfinite(affine).all():
             problem = "holds NaN or infinite values"
+        elif not np.allclose(affine[3], (0, 0, 0, 1), atol=1e-5):
+            problem = "has another last row than 0, 0, 0, 1"
         elif np.abs(affine).max() > _MOST:
             problem = f"holds values beyond {_MOST:g} mm"
         elif abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * np.prod(np.linalg.norm(affine[:3, :3], axis=0)):
