@@ -845,6 +845,28 @@ def test_extensions_larger_than_any_are_refused_unread(tmp_path, suffix, cls, or
     )
 
 
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize(
+    ("at", "value"),
+    [
+        (544, b"\0\0\0\0"),  # an extension of 0 bytes: nibabel reads to the end of the file
+        (544, b"\0\0\0\x40"),  # of 1 GB
+        (16, struct.pack("<q", 64)),  # 64 dimensions: nibabel takes the header for a big-endian one
+        (168, bytes(8)),  # values that begin in the header: nibabel takes all that follows for extensions
+    ],
+)
+def test_extensions_are_measured_as_nibabel_reads_them(tmp_path, suffix, at, value):
+    image = nib.Nifti2Image(np.full(SHAPE, 2**14, "i2"), AFFINE)
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"a" * 1000))
+    image.to_filename(tmp_path / "bold.nii")
+    raw = bytearray((tmp_path / "bold.nii").read_bytes())
+    raw[at : at + len(value)] = value
+    path = tmp_path / f"bold.nii{suffix}"
+    path.write_bytes(gzip.compress(raw) if suffix else raw)
+    with pytest.raises(ImageError, match=re.escape(f"The header of {path} is wrong: its extensions have ")):
+        open_volumes(path)
+
+
 def test_extensions_of_usual_size(tmp_path):
     """What looks like one behind the last of them belongs to the values."""
     array = np.full(SHAPE, 2**14, "i2")
