@@ -420,7 +420,7 @@ from gpumask.kernels.segments import Segments
 labels = np.arange(60).reshape(3, 4, 5) % 4
 image = nib.Nifti1Image(np.ones((3, 4, 5, 2), "f4"), np.eye(4))
 for strategy in ("mean", "median"):
-    for target in (np.eye(4), np.eye(4) * 0.9):
+    for target in (np.eye(4), np.diag([0.9, 0.9, 0.9, 1])):
         segments = Segments.from_labels(labels.ravel(order="F"), [1, 2])
         plan = compile_plan(segments, Grid(labels.shape, target), grid=Grid(labels.shape, np.eye(4)),
                             smoothing_fwhm=2.0, strategy=strategy)

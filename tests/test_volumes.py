@@ -578,7 +578,7 @@ def test_identity(tmp_path, gz):
     assert open_volumes(str(gz)).identity() == same == open_volumes(nib.load(gz)).identity()
     hash(same)
     moved = nib.load(gz)
-    moved = open_volumes(nib.Nifti1Image(moved.dataobj, moved.affine + np.eye(4), moved.header)).identity()
+    moved = open_volumes(nib.Nifti1Image(moved.dataobj, moved.affine + np.diag([1, 1, 1, 0]), moved.header)).identity()
     assert moved != same
     assert moved[0][2] == same[0][2]  # the file isn't read for it
     gz.touch()
@@ -588,7 +588,7 @@ def test_identity(tmp_path, gz):
     hash(in_memory)
     assert in_memory == open_volumes(nifti(np.ascontiguousarray(values()))).identity()
     assert in_memory != open_volumes(nifti(values(seed=1))).identity()
-    assert in_memory != open_volumes(nifti(values(), AFFINE + np.eye(4))).identity()
+    assert in_memory != open_volumes(nifti(values(), AFFINE + np.diag([1, 1, 1, 0]))).identity()
     assert in_memory != open_volumes(nifti(values().astype("u2"))).identity()
     changed = nib.load(gz)
     changed = nib.Nifti1Image(
@@ -845,6 +845,28 @@ def test_extensions_larger_than_any_are_refused_unread(tmp_path, suffix, cls, or
     )
 
 
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize(
+    ("at", "value"),
+    [
+        (544, b"\0\0\0\0"),  # an extension of 0 bytes: nibabel reads to the end of the file
+        (544, b"\0\0\0\x40"),  # of 1 GB
+        (16, struct.pack("<q", 64)),  # 64 dimensions: nibabel takes the header for a big-endian one
+        (168, bytes(8)),  # values that begin in the header: nibabel takes all that follows for extensions
+    ],
+)
+def test_extensions_are_measured_as_nibabel_reads_them(tmp_path, suffix, at, value):
+    image = nib.Nifti2Image(np.full(SHAPE, 2**14, "i2"), AFFINE)
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"a" * 1000))
+    image.to_filename(tmp_path / "bold.nii")
+    raw = bytearray((tmp_path / "bold.nii").read_bytes())
+    raw[at : at + len(value)] = value
+    path = tmp_path / f"bold.nii{suffix}"
+    path.write_bytes(gzip.compress(raw) if suffix else raw)
+    with pytest.raises(ImageError, match=re.escape(f"The header of {path} is wrong: its extensions have ")):
+        open_volumes(path)
+
+
 def test_extensions_of_usual_size(tmp_path):
     """What looks like one behind the last of them belongs to the values."""
     array = np.full(SHAPE, 2**14, "i2")
@@ -982,7 +1004,7 @@ def test_lists_of_different_grids(tmp_path):
         f"Field of view of image #1 ({tmp_path}/b.nii) is different from reference FOV ({tmp_path}/a.nii).\n"
     )
     with pytest.raises(ValueError, match="is different from reference FOV"):
-        open_volumes([tmp_path / "a.nii", nifti(values((4, 5, 6)), AFFINE + 0.01 * np.eye(4))])
+        open_volumes([tmp_path / "a.nii", nifti(values((4, 5, 6)), AFFINE + np.diag([0.01, 0.01, 0.01, 0]))])
 
 
 @pytest.mark.parametrize(("bad", "problem"), [(np.nan, "holds NaN"), (np.inf, "holds NaN"), (0, "is singular")])

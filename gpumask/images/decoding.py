@@ -4,13 +4,14 @@ import bz2
 import contextlib
 import gzip
 import io
-import math
 import os
 import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import nibabel as nib
 
 from gpumask import process
 from gpumask.images.errors import ImageError
@@ -78,14 +79,14 @@ def check_size(path: str | os.PathLike, expected: int) -> None:
 
 
 def check_extensions(path: str | os.PathLike) -> None:
-    """Raise ImageError if the compressed NIfTI header at `path` has more than 64 MiB of extensions.
+    """Raise ImageError if the NIfTI header at `path` has more than 64 MiB of extensions.
 
     nibabel loads them together with the header. A file that isn't a NIfTI header, or is broken, passes.
     """
     with Decoder(path) as decoder:
         try:
             n_bytes = _extension_bytes(decoder)
-        except (ImageError, struct.error):  # nibabel reports it
+        except ImageError:  # nibabel reports it
             return
     if n_bytes > _MAX_EXTENSIONS:
         msg = (
@@ -95,30 +96,31 @@ def check_extensions(path: str | os.PathLike) -> None:
         raise ImageError(msg)
 
 
-# By the size of a NIfTI header: where its magic is, and where and how the offset of the values is written.
-_FIELDS = {348: (344, 108, "f"), 540: (4, 168, "q")}
+_HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 
 
 def _extension_bytes(decoder):
-    """Sum of the sizes of a NIfTI header's extensions, up to the first that exceeds the limit."""
+    """Sum of the sizes of a NIfTI header's extensions as nibabel reads them, up to the first that exceeds the limit."""
     start = bytearray(4)
     decoder.fill(start)
-    order = next((order for order in "<>" if struct.unpack(order + "i", start)[0] in _FIELDS), None)
-    if order is None:
+    n_header = next((n for n in map(int.from_bytes, (start, start[::-1])) if n in _HEADERS), None)
+    if n_header is None:
         return 0
-    (n_header,) = struct.unpack(order + "i", start)
-    magic, at, kind = _FIELDS[n_header]
     rest = bytearray(n_header)  # of the header, and the four bytes behind it, of which the first announces extensions
     decoder.fill(rest)
-    header, total = start + rest, 0
-    is_single = header[magic : magic + 2] == b"n+"
-    room = struct.unpack_from(order + kind, header, at)[0] - len(header) if is_single else math.inf
-    while header[n_header] and total <= _MAX_EXTENSIONS and total + 16 <= room:
+    block = bytes(start + rest)
+    header, total = _HEADERS[n_header](block[:n_header], check=False), 0
+    order = header.endianness  # which nibabel may guess from the number of dimensions
+    is_single = header["magic"].item().startswith(b"n+")
+    room = float(header["vox_offset"]) - len(block) if is_single else -1.0
+    while block[n_header] and (room >= 16 or room < 0):  # of less than none, nibabel reads to the end
         decoder.fill(start)
-        n_bytes = max(struct.unpack(order + "i", start)[0], 16)
-        total += n_bytes
-        if total <= _MAX_EXTENSIONS:
-            decoder.skip(n_bytes - len(start))
+        (n_bytes,) = struct.unpack(order + "i", start)
+        total += n_bytes if n_bytes >= 8 else _MAX_EXTENSIONS + 1  # of less than its own 8 bytes, it reads all
+        if total > _MAX_EXTENSIONS:
+            break
+        decoder.skip(n_bytes - len(start))
+        room -= n_bytes
     return total
 
 
@@ -131,7 +133,7 @@ class Decoder:
     Parameters
     ----------
     path : str or path-like
-        The suffix determines the format. All members of a multi-member file are read.
+        The suffix determines the format; others aren't compressed. All members of a multi-member file are read.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -142,9 +144,11 @@ class Decoder:
             self._file = _Members(path, _zstd(path).ZstdDecompressor, _ZSTD_MAGIC)
         elif suffix == ".bz2":
             self._file = _Members(path, bz2.BZ2Decompressor, (_BZIP2_MAGIC,))
-        else:
+        elif is_compressed(path):
             self._file = igzip.open(path)
-        self._of_gzip = suffix not in (".zst", ".bz2")
+        else:
+            self._file = Path(path).open("rb")  # noqa: SIM115 - closed by `__exit__`
+        self._of_gzip = suffix in (".gz", ".mgz")
         self._position = self._n_trailing = 0
         self._head: io.FileIO | None = None
         self._reader = _reader(self._file)

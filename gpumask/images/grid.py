@@ -42,7 +42,7 @@ class Grid:
             problem = f"has shape {affine.shape}, expected (4, 4)"
         elif not np.isfinite(affine).all():
             problem = "holds NaN or infinite values"
-        elif (affine[3] != (0, 0, 0, 1)).any():
+        elif not np.allclose(affine[3], (0, 0, 0, 1), atol=1e-5):
             problem = "has another last row than 0, 0, 0, 1"
         elif np.abs(affine).max() > _MOST:
             problem = f"holds values beyond {_MOST:g} mm"

@@ -4,6 +4,7 @@ import contextlib
 import glob
 import mmap
 import os
+import re
 import tempfile
 from collections.abc import Generator, Hashable, Iterable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 
 from gpumask import process
 from gpumask.files import reserve
-from gpumask.images.decoding import check_extensions, is_compressed, require_decoder
+from gpumask.images.decoding import check_extensions, require_decoder
 from gpumask.images.errors import DimensionError, ImageError
 from gpumask.images.grid import Grid
 from gpumask.images.readers import Stored, Take, stored
@@ -347,8 +348,7 @@ def _open(item):
         msg = f"{item} is empty (0 bytes), expected an image file. Copy or create the file again."
         raise ImageError(msg)
     require_decoder(item)
-    if is_compressed(item):
-        check_extensions(header if (header := _header_of(item)).is_file() else item)
+    check_extensions(header if (header := _header_of(item)).is_file() else item)
     try:
         with np.errstate(all="ignore"):  # of infinite values in the header, which `Grid` refuses
             img = nib.load(item)
@@ -362,9 +362,8 @@ def _open(item):
 
 
 def _header_of(item):
-    """The header's file of an image like run.img.gz; `item` itself for others."""
-    stem = item.with_suffix("")
-    return stem.with_suffix(".hdr" + item.suffix) if stem.suffix == ".img" else item
+    """The header's file of an image like run.img or run.img.gz; `item` itself for others."""
+    return item.with_name(re.sub(r"\.img(\.\w+)?$", r".hdr\1", item.name))
 
 
 def _check_list(images):
