@@ -323,6 +323,7 @@ def arguments_of(function):
         "fold": {
             "indices": indices,
             "offsets": offsets,
+            "weights": None,
             **dict(zip(("matrix_z", "matrix_y", "matrix_x"), MATRICES, strict=True)),
             "new_offsets": np.zeros(N_REGIONS + 1, np.int64),
         },
@@ -342,7 +343,7 @@ def arguments_of(function):
 FUNCTIONS = ["blocks", "sums", "statistics", "fold", "multiply", "interpolate"]
 RESULTS = {"sums": "out", "statistics": "out", "fold": "new_offsets", "multiply": "out", "interpolate": "out"}
 STRIDED = ("multiply", "volumes")
-OPTIONAL = ("blocks", "weights")
+OPTIONAL = [("blocks", "weights"), ("fold", "weights")]
 if compiled.extension is None:
     ARRAYS = []
 else:
@@ -350,7 +351,7 @@ else:
         (function, name)
         for function in FUNCTIONS
         for name, value in arguments_of(function).items()
-        if isinstance(value, np.ndarray) or (function, name) == OPTIONAL
+        if isinstance(value, np.ndarray) or (function, name) in OPTIONAL
     ]
 every_function = pytest.mark.parametrize("function", FUNCTIONS)
 every_array = pytest.mark.parametrize(("function", "name"), ARRAYS)
@@ -377,7 +378,7 @@ def test_compiled_functions_accept_what_fits(function):
 @every_array
 @pytest.mark.parametrize("value", [None, "text", 3, [1.0, 2.0]], ids=["None", "text", "number", "list"])
 def test_compiled_functions_refuse_other_objects(function, name, value):
-    if value is None and (function, name) == OPTIONAL:
+    if value is None and (function, name) in OPTIONAL:
         return
     message = f"`{name}` must be an array of {type_of(function, name)}, got {type(value).__name__}."
     with pytest.raises(TypeError, match=exactly(message)):
@@ -570,6 +571,7 @@ ASCENDING = np.arange(0, 50, 10)
         ("fold", {"offsets": edited(ASCENDING, 0, -500)}, OFFSETS),
         ("fold", {"offsets": ASCENDING[:0]}, OFFSETS),
         ("fold", {"offsets": ASCENDING * 10**6}, OFFSETS),
+        ("fold", {"weights": np.ones(3)}, "`weights` must be as long as `indices`."),
         ("fold", {"new_offsets": np.zeros(1, int)}, "`new_offsets` must be as long as `offsets`."),
         ("fold", {"new_offsets": np.zeros(6, int)}, "`new_offsets` must be as long as `offsets`."),
         ("fold", {"matrix_z": np.eye(6)[:, :3].copy()}, MATRIX),

@@ -71,6 +71,20 @@ def test_fold_is_the_smoothed_indicator(sigma):
 
 
 @pytest.mark.usefixtures("either")
+@pytest.mark.parametrize("sigma", [SIGMA, (0.0, 2.0, 0.3)])
+def test_fold_smooths_weights(sigma):
+    segments, rng = some_segments(), np.random.default_rng(4)
+    given = rng.normal(size=len(segments.indices))
+    indices, offsets, weights = fold(segments.indices, segments.offsets, matrices(sigma), given)
+    for region, (start, stop) in enumerate(pairwise(segments.bounds)):
+        entries = slice(offsets[region], offsets[region + 1])
+        volume, expected = np.zeros(SHAPE), np.zeros(SHAPE)
+        np.add.at(volume.reshape(-1), indices[entries], weights[entries])
+        expected.reshape(-1)[segments.indices[start:stop]] = given[start:stop]
+        np.testing.assert_allclose(volume, scipy.ndimage.gaussian_filter(expected, sigma), rtol=1e-11, atol=1e-15)
+
+
+@pytest.mark.usefixtures("either")
 def test_memory_of_folding_regions_with_stray_voxels():
     """20 blocks of 27 voxels, each with a voxel in two corners: a box of 64 000 voxels, 1300 of which are reached."""
     shape, sigma = (40, 40, 40), 0.5

@@ -188,12 +188,13 @@ def fold(
             f"got {indices.max()}."
         )
         raise ValueError(msg)
-    if compiled.extension is None or n_voxels >= 2**31 or weights is not None:
+    if compiled.extension is None or n_voxels >= 2**31:
         return _fold_numpy(indices, offsets, matrices, shape, weights)
     new_offsets = np.empty(len(offsets), np.int64)
     arrays = (np.ascontiguousarray(indices, np.int32), np.ascontiguousarray(offsets, np.int64))
-    new_indices, weights = compiled.extension.fold(*arrays, *matrices, new_offsets)
-    return np.frombuffer(new_indices, np.int32), new_offsets, np.frombuffer(weights, np.float64)
+    given = None if weights is None else np.ascontiguousarray(weights, np.float64)
+    new_indices, smoothed = compiled.extension.fold(*arrays, given, *matrices, new_offsets)
+    return np.frombuffer(new_indices, np.int32), new_offsets, np.frombuffer(smoothed, np.float64)
 
 
 def check_matrices(matrices: Sequence[np.ndarray]) -> list[np.ndarray]:

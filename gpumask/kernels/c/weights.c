@@ -1,6 +1,6 @@
 /* Compiling the weights of segments; called by weights.py only.
 
-   `fold` smooths the indicator of each region: three products with banded matrices in the box that they reach. A few
+   `fold` smooths the indicator of each region, or its weights: three products with banded matrices in the box that they reach. A few
    stray voxels make this box as large as the volume, so lines of zeros are skipped, and the result grows by what is in
    the boxes. */
 
@@ -73,8 +73,10 @@ static void smooth(const Axis *axis, const Box *box, int a, size_t before, size_
         }
 }
 
-/* Smoothed indicator of one region, shape (z, y, x) of the box, into `parts[1]`; `parts[0]` is scratch. */
-static void smooth_region(const Axis *axes, const Box *box, const int32_t *voxels, Py_ssize_t n, double **parts) {
+/* One smoothed region, shape (z, y, x) of the box, into `parts[1]`; `parts[0]` is scratch. Without weights: its
+   indicator. */
+static void smooth_region(const Axis *axes, const Box *box, const int32_t *voxels, const double *weights, Py_ssize_t n,
+                          double **parts) {
     const size_t z = inner(box, 0), y = inner(box, 1), x = inner(box, 2);
     const int sparse = (size_t)n < z * y * x / SPARSE;
     memset(parts[0], 0, z * y * x * sizeof(double));
@@ -82,7 +84,7 @@ static void smooth_region(const Axis *axes, const Box *box, const int32_t *voxel
         const Py_ssize_t plane = voxels[v] / axes[2].n;
         const size_t at[3] = {(size_t)(plane / axes[1].n - box->lo[0]), (size_t)(plane % axes[1].n - box->lo[1]),
                               (size_t)(voxels[v] % axes[2].n - box->lo[2])};
-        parts[0][(at[0] * y + at[1]) * x + at[2]] = 1;
+        parts[0][(at[0] * y + at[1]) * x + at[2]] = weights ? weights[v] : 1;
     }
     smooth(&axes[2], box, 2, z * y, 1, sparse, parts[0], parts[1]);
     smooth(&axes[1], box, 1, z, outer(box, 2), sparse, parts[1], parts[0]);
@@ -101,25 +103,33 @@ static int grow(PyObject *indices, PyObject *weights, size_t needed, size_t *cap
     return PyByteArray_Resize(weights, (Py_ssize_t)(*capacity * sizeof(double)));
 }
 
-/* fold(indices, offsets, matrix_z, matrix_y, matrix_x, new_offsets) -> (new indices, weights), as bytearrays */
+/* fold(indices, offsets, weights or None, matrix_z, matrix_y, matrix_x, new_offsets) -> (new indices, new weights),
+   as bytearrays */
 PyObject *fold(PyObject *Py_UNUSED(module), PyObject *args) {
-    enum { INDICES, OFFSETS, Z, Y, X, NEW_OFFSETS, N };
+    enum { INDICES, OFFSETS, WEIGHTS, Z, Y, X, NEW_OFFSETS, N };
     static const Argument arguments[N] = {
-        {"indices", INT32, 1, INPUT},    {"offsets", INT64, 1, INPUT},    {"matrix_z", FLOAT64, 2, INPUT},
-        {"matrix_y", FLOAT64, 2, INPUT}, {"matrix_x", FLOAT64, 2, INPUT}, {"new_offsets", INT64, 1, RESULT}};
+        {"indices", INT32, 1, INPUT},    {"offsets", INT64, 1, INPUT},    {"weights", FLOAT64, 1, OPTIONAL},
+        {"matrix_z", FLOAT64, 2, INPUT}, {"matrix_y", FLOAT64, 2, INPUT}, {"matrix_x", FLOAT64, 2, INPUT},
+        {"new_offsets", INT64, 1, RESULT}};
     PyObject *objects[N], *new_indices = NULL, *weights = NULL, *result = NULL;
     Py_buffer views[N];
     Axis axes[3] = {{0}};
     Box *boxes = NULL;
     double *room = NULL;
-    if (!PyArg_ParseTuple(args, "OOOOOO", objects, objects + 1, objects + 2, objects + 3, objects + 4, objects + 5))
+    if (!PyArg_ParseTuple(args, "OOOOOOO", objects, objects + 1, objects + 2, objects + 3, objects + 4, objects + 5,
+                          objects + 6))
         return NULL;
     if (open_arrays(objects, views, N, arguments) < 0) return close_arrays(views, N);
     const int32_t *indices = views[INDICES].buf;
     const int64_t *offsets = views[OFFSETS].buf;
+    const double *given = views[WEIGHTS].buf;
     const Py_ssize_t n_entries = views[INDICES].shape[0], n_regions = views[OFFSETS].shape[0] - 1;
     Py_ssize_t n_voxels = 1;
     if (check_offsets(offsets, n_regions + 1, n_entries) < 0) goto done;
+    if (given && views[WEIGHTS].shape[0] != n_entries) {
+        PyErr_SetString(PyExc_ValueError, "`weights` must be as long as `indices`.");
+        goto done;
+    }
     if (views[NEW_OFFSETS].shape[0] != n_regions + 1) {
         PyErr_SetString(PyExc_ValueError, "`new_offsets` must be as long as `offsets`.");
         goto done;
@@ -168,7 +178,7 @@ PyObject *fold(PyObject *Py_UNUSED(module), PyObject *args) {
         const Py_ssize_t count = offsets[r + 1] - offsets[r];
         if (count) {
             const Box *box = &boxes[r];
-            smooth_region(axes, box, indices + offsets[r], count, parts);
+            smooth_region(axes, box, indices + offsets[r], given ? given + offsets[r] : NULL, count, parts);
             const double *value = parts[1];
             const size_t size = outer(box, 0) * outer(box, 1) * outer(box, 2);
             if (filled + size >= capacity) { /* count them, and one more: the loop writes behind the last entry */
