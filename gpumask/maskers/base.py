@@ -41,7 +41,7 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
     """Base class of the maskers of volumes.
 
     A subclass defines a constructor and `fit`, which calls `_begin_fit` and sets `_regions` (a
-    `gpumask.engine.regions.Regions`), and maybe `_settings`.
+    `gpumask.engine.regions.Regions`); and maybe `_settings`.
     """
 
     def _settings(self) -> Settings:
@@ -191,6 +191,16 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
             process.warn(msg)
             signals = signals.astype(np.int32)
         return signals
+
+    def _check_report(self, engine):
+        """Raise an error unless the masker is fitted and can make a report."""
+        check_is_fitted(self)
+        if not self.reports:
+            msg = "generate_report needs reports=True, but the masker has reports=False."
+            raise ValueError(msg)
+        if engine != "matplotlib":
+            msg = f"`engine` must be 'matplotlib', got {engine!r}."
+            raise ValueError(msg)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
