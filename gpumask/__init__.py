@@ -3,11 +3,20 @@
 from importlib import import_module, metadata
 
 __version__ = metadata.version("gpumask")
-__all__ = ["MultiNiftiLabelsMasker", "NiftiLabelsMasker", "__version__", "kernels", "signal", "transform_together"]
+__all__ = [
+    "MultiNiftiLabelsMasker",
+    "NiftiLabelsMasker",
+    "NiftiSpheresMasker",
+    "__version__",
+    "kernels",
+    "signal",
+    "transform_together",
+]
 
 _LAZY = {
     "MultiNiftiLabelsMasker": "gpumask.maskers.multi",
     "NiftiLabelsMasker": "gpumask.maskers.labels",
+    "NiftiSpheresMasker": "gpumask.maskers.spheres",
     "transform_together": "gpumask.maskers.together",
 }
 _MODULES = ("kernels", "signal")
