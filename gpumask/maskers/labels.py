@@ -271,6 +271,9 @@ class NiftiLabelsMasker(VolumesMasker):
 
         return masker_report(self, getattr(self, "_report_run", None), title)
 
+    def _nilearn_parameters(self):
+        return {"labels": checked_names(self.labels, self.lut), "lut": None if self.lut is None else self.lut_}
+
     @property
     def n_elements_(self) -> int:
         """Number of columns of the last `transform`; before any, the number of regions of `lut_`."""
