@@ -6,6 +6,7 @@ __version__ = metadata.version("gpumask")
 __all__ = [
     "MultiNiftiLabelsMasker",
     "NiftiLabelsMasker",
+    "NiftiSpheresMasker",
     "__version__",
     "clean_img",
     "correlation_maps",
@@ -18,6 +19,7 @@ __all__ = [
 _LAZY = {
     "MultiNiftiLabelsMasker": "gpumask.maskers.multi",
     "NiftiLabelsMasker": "gpumask.maskers.labels",
+    "NiftiSpheresMasker": "gpumask.maskers.spheres",
     "clean_img": "gpumask.image_to_image",
     "correlation_maps": "gpumask.maskers.correlation",
     "smooth_img": "gpumask.image_to_image",

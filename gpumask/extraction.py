@@ -393,7 +393,8 @@ def _staging(prepared: Prepared, volumes: Volumes) -> Staging:
 
 def _dtype(prepared: Prepared, volumes: Volumes) -> np.dtype:
     settings, plan = prepared.settings, prepared.plan
-    done = {"smoothed": settings.smoothing_fwhm is not None, "resampled": plan.resampling is not None}
+    as_smoothed = settings.smoothing_fwhm is not None or prepared.regions.stay_integers
+    done = {"smoothed": as_smoothed, "resampled": plan.resampling is not None}
     rule = voxel_dtype if plan.strategy == VOXEL else signal_dtype
     return rule(settings.dtype, volumes.loaded_dtype, **done)
 

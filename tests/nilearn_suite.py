@@ -13,6 +13,7 @@ import gpumask
 # Before `nilearn._utils.estimator_checks` and the tests are imported, which bind the names.
 nilearn.maskers.NiftiLabelsMasker = nilearn.regions.parcellations.NiftiLabelsMasker = gpumask.NiftiLabelsMasker
 nilearn.maskers.MultiNiftiLabelsMasker = gpumask.MultiNiftiLabelsMasker
+nilearn.maskers.NiftiSpheresMasker = gpumask.NiftiSpheresMasker
 nilearn.signal.clean = gpumask.signal.clean
 for module in (nilearn.image, nilearn.image.image):
     module.clean_img, module.smooth_img = gpumask.clean_img, gpumask.smooth_img

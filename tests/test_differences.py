@@ -666,6 +666,89 @@ def test_memory_unpickles_what_is_in_its_folder(tmp_path):
         assert made.is_dir()
 
 
+# Spheres
+
+
+SPHERE = (4.0, 4.0, 6.0)
+
+
+def both_spheres(run, seeds=(SPHERE,), **parameters):
+    """Maskers of spheres, ours and nilearn's, and their signals."""
+    maskers = (
+        gpumask.NiftiSpheresMasker(list(seeds), **parameters),
+        nilearn.maskers.NiftiSpheresMasker(list(seeds), **{"standardize": None, **parameters}),
+    )
+    return [(masker, masker.fit_transform(run)) for masker in maskers]
+
+
+def test_spheres_of_integer_runs():
+    """The seed's voxel (2, 2, 2) and its four neighbours in x and y, at 2 mm."""
+    data = values(3).astype("i2")
+    sphere = data[[2, 1, 3, 2, 2], [2, 2, 2, 1, 3], 2]
+    (_, ours_signals), (_, theirs_signals) = both_spheres(image(data), radius=2)
+    assert ours_signals.dtype == theirs_signals.dtype == np.float32
+    np.testing.assert_allclose(ours_signals[:, 0], sphere.mean(axis=0), rtol=1e-7)
+    np.testing.assert_array_equal(theirs_signals[:, 0], sphere.mean(axis=0).astype(int))
+    mask = image(np.ones((6, 6, 6), "u1"))
+    (_, ours_masked), (_, theirs_masked) = both_spheres(image(data), radius=2, mask_img=mask)
+    np.testing.assert_array_equal(ours_masked, ours_signals)
+    np.testing.assert_array_equal(theirs_masked, theirs_signals)
+
+
+def test_inverse_transform_of_a_sphere_with_the_nearest_voxel_alone():
+    """nilearn compares lists with tuples, and doesn't find the nearest voxel."""
+    seed, mask = (5.2, 4.0, 6.0), image(np.ones((6, 6, 6), "u1"))
+    (own, signals), (other, _) = both_spheres(image(values(3)), [seed], mask_img=mask)
+    painted = own.inverse_transform(signals).get_fdata()
+    np.testing.assert_array_equal(painted[3, 2, 2], signals[:, 0])
+    assert np.count_nonzero(painted) == 3
+    with pytest.raises(ValueError, match=r"^These spheres are empty: \[0\]$"):
+        other.inverse_transform(signals)
+
+
+def test_spheres_in_a_mask_of_few_voxels():
+    data, mask = values(3), np.zeros((6, 6, 6), "u1")
+    mask[2, 2, :3] = 1
+    given = {"seeds": [SPHERE], "mask_img": image(mask)}
+    np.testing.assert_array_equal(gpumask.NiftiSpheresMasker(**given).fit_transform(image(data))[:, 0], data[2, 2, 2])
+    with pytest.raises(TypeError, match="must be real number, not NoneType"):
+        nilearn.maskers.NiftiSpheresMasker(**given, standardize=None).fit_transform(image(data))
+
+
+@pytest.mark.parametrize("mask", [np.ones((6, 6, 6, 2), "u1"), np.arange(216, dtype="u1").reshape(6, 6, 6)])
+def test_masks_of_spheres(mask):
+    given = {"seeds": [SPHERE], "mask_img": image(mask)}
+    data = values(3)
+    np.testing.assert_array_equal(gpumask.NiftiSpheresMasker(**given).fit_transform(image(data))[:, 0], data[2, 2, 2])
+    masker = nilearn.maskers.NiftiSpheresMasker(**given, standardize=None).fit()
+    with pytest.raises((TypeError, ValueError)):
+        masker.transform(image(data))
+
+
+def test_infinite_voxels_in_spheres():
+    data = values(3)
+    data[2, 2, 2, 1] = np.inf
+    with pytest.warns(UserWarning, match="^Non-finite values detected"):
+        signals = gpumask.NiftiSpheresMasker([SPHERE]).fit_transform(image(data))
+    np.testing.assert_array_equal(signals[:, 0], np.where(np.isinf(data[2, 2, 2]), 0, data[2, 2, 2]))
+    theirs_signals = nilearn.maskers.NiftiSpheresMasker([SPHERE], standardize=None).fit_transform(image(data))
+    assert theirs_signals[1, 0] == np.inf
+
+
+def test_spheres_in_big_endian_runs():
+    (_, ours_signals), (_, theirs_signals) = both_spheres(image(values(3).astype(">f4")))
+    assert (ours_signals.dtype, theirs_signals.dtype) == (np.float64, ">f4")
+
+
+def test_seeds_that_are_not_finite():
+    seeds = [(1.0, 2.0, np.nan)]
+    with pytest.raises(ValueError, match=r"^Seed #0 is \[1\.0, 2\.0, nan\], expected finite coordinates in mm\.$"):
+        gpumask.NiftiSpheresMasker(seeds).fit()
+    masker = nilearn.maskers.NiftiSpheresMasker(seeds, standardize=None).fit()
+    with pytest.raises(Exception, match=r"NaN|invalid value"):
+        masker.transform(image(values(3)))
+
+
 def test_table_names_every_test():
     table = Path(__file__).with_name("DIFFERENCES.md").read_text("utf-8")
     rows = re.findall(r"^\|.*\|$", table, re.M)

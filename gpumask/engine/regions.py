@@ -17,10 +17,6 @@ class Regions(Protocol):
     """The interface of a kind of regions for the engine."""
 
     @property
-    def grid(self) -> Grid:
-        """The grid that the regions are defined on."""
-
-    @property
     def identity(self) -> str:
         """Hash of everything that defines the regions, for cache keys."""
 
@@ -67,6 +63,11 @@ class RegionsOnGrid:
         ndarray of float64, shape (n_volumes, n_regions)
         """
         return signals
+
+    @property
+    def stay_integers(self) -> bool:
+        """Whether nilearn keeps the signals of integer runs in their dtype until they are cleaned."""
+        return False
 
     @property
     def image(self) -> nib.Nifti1Image:

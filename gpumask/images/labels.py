@@ -85,9 +85,8 @@ class Atlas:
         """Return the atlas with its mask on another grid (nearest voxel); ValueError if the mask is empty there."""
         assert self.mask is not None
         assert self.mask_grid is not None
-        mask = resample_nearest(self.mask.view(np.uint8), self.mask_grid, grid).astype(bool)
-        _check_mask(mask, self.mask_grid.name)
-        return replace(self, mask=mask, mask_grid=replace(grid, name=self.mask_grid.name))
+        mask, mask_grid = resample_mask(self.mask, self.mask_grid, grid)
+        return replace(self, mask=mask, mask_grid=mask_grid)
 
     def share_inside(self, grid: Grid) -> float:
         """Return the share of the labelled voxels whose centres lie in the field of view of a grid."""
@@ -234,6 +233,13 @@ def covered_voxels(given: Atlas, placed: Atlas, grid: Grid, ids: np.ndarray) -> 
         return np.array([counts.get(label, 0) for label in ids.tolist()], dtype=np.int64)
 
     return count(given.labels), count(given.labels[inside])
+
+
+def resample_mask(mask: np.ndarray, source: Grid, target: Grid) -> tuple[np.ndarray, Grid]:
+    """Resample a mask to another grid (nearest voxel): mask and grid; ValueError if the mask is empty there."""
+    resampled = resample_nearest(mask.view(np.uint8), source, target).astype(bool)
+    _check_mask(resampled, source.name)
+    return resampled, replace(target, name=source.name)
 
 
 _NON_FINITE = "Non-finite values detected. These values will be replaced with zeros."

@@ -1,5 +1,6 @@
 """Base class of the maskers of volumes: scikit-learn's interface, and the steps from a run to its signals."""
 
+import inspect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,7 +42,8 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
     """Base class of the maskers of volumes.
 
     A subclass defines a constructor and `fit`, which calls `_begin_fit` and sets `_regions` (a
-    `gpumask.engine.regions.Regions`), and maybe `_settings`.
+    `gpumask.engine.regions.Regions`); and maybe `_settings` and `_nilearn_parameters`. Its name is that of nilearn's
+    masker.
     """
 
     def _settings(self) -> Settings:
@@ -164,6 +166,47 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         self._last_regions("explain")
         return f"{self.plan_.explain()}\n{self._cleaning}"
 
+    def to_nilearn(self) -> Any:
+        """Return nilearn's masker of the same parameters, for nilearn's estimators, which accept no other class.
+
+        Returns
+        -------
+        nilearn.maskers.NiftiLabelsMasker or another class of nilearn
+            That of this masker's name, fitted without a run. `standardize` is None or "zscore_sample" instead of False
+            or True, about which nilearn warns.
+
+        Raises
+        ------
+        ImportError
+            If nilearn isn't installed.
+        ValueError
+            If a parameter, other than `device`, has a value that nilearn doesn't support.
+        """
+        check_is_fitted(self)
+        try:
+            from nilearn import maskers
+        except ImportError as error:
+            msg = "to_nilearn needs nilearn: pip install 'gpumask[nilearn]'"
+            raise ImportError(msg) from error
+        masker_class = next(getattr(maskers, c.__name__) for c in type(self).__mro__ if hasattr(maskers, c.__name__))
+        parameters = self.get_params(deep=False)
+        supported = set(masker_class().get_params())
+        defaults = {name: given.default for name, given in inspect.signature(type(self)).parameters.items()}
+        own = [name for name in defaults if name not in {*supported, "device"}]
+        lacking = [name for name in own if repr(parameters[name]) != repr(defaults[name])]  # arrays have no one ==
+        lacking += ["standardize"] * (parameters["standardize"] == "zscore")
+        if lacking:
+            values = ", ".join(f"{name}={parameters[name]!r}" for name in lacking)
+            msg = f"nilearn's {masker_class.__name__} doesn't support {values}. Use the default to convert this masker."
+            raise ValueError(msg)
+        chosen = {name: value for name, value in parameters.items() if name in supported} | self._nilearn_parameters()
+        chosen["standardize"] = {False: None, True: "zscore_sample"}.get(self.standardize, self.standardize)
+        return masker_class(**chosen).fit()
+
+    def _nilearn_parameters(self):
+        """Parameters that nilearn needs in another form."""
+        return {}
+
     def _last_regions(self, name):
         if not hasattr(self, "_on_grid"):
             msg = f"'{type(self).__name__}' object has no attribute '{name}' before transform."
@@ -193,6 +236,16 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
             process.warn(msg)
             signals = signals.astype(np.int32)
         return signals
+
+    def _check_report(self, engine):
+        """Raise an error unless the masker is fitted and can make a report."""
+        check_is_fitted(self)
+        if not self.reports:
+            msg = "generate_report needs reports=True, but the masker has reports=False."
+            raise ValueError(msg)
+        if engine != "matplotlib":
+            msg = f"`engine` must be 'matplotlib', got {engine!r}."
+            raise ValueError(msg)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

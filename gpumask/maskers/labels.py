@@ -267,16 +267,13 @@ class NiftiLabelsMasker(VolumesMasker):
         ValueError
             If the masker has ``reports=False``, or for another `engine`.
         """
-        check_is_fitted(self)
-        if not self.reports:
-            msg = "generate_report needs reports=True, but the masker has reports=False."
-            raise ValueError(msg)
-        if engine != "matplotlib":
-            msg = f"`engine` must be 'matplotlib', got {engine!r}."
-            raise ValueError(msg)
+        self._check_report(engine)
         from gpumask.reports.masker import masker_report
 
         return masker_report(self, getattr(self, "_report_run", None), title)
+
+    def _nilearn_parameters(self):
+        return {"labels": checked_names(self.labels, self.lut), "lut": None if self.lut is None else self.lut_}
 
     @property
     def n_elements_(self) -> int:

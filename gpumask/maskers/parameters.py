@@ -12,6 +12,8 @@ from gpumask.choices import check_type
 _INTEGER = int | np.integer
 _TYPES = {
     "background_label": float | np.floating | int | np.integer,
+    "radius": float | np.floating | int | np.integer | None,
+    "allow_overlap": bool,
     "memory": joblib.Memory | str | Path | None,
     "memory_level": _INTEGER,
     "verbose": bool | int | np.integer,
