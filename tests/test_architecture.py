@@ -51,7 +51,7 @@ KEPT_TO = {
     "pyarrow": {"cohort"},
     "argparse": {"cli"},
     "distributed": {"cohort"},
-    "nilearn": {"confounds"},  # optional, for fMRIPrep's strategies; the tests compare with it
+    "nilearn": {"confounds", "maskers"},  # optional: fMRIPrep's strategies, masks; the tests compare with it
 }
 # Libraries that these parts may not import.
 KEPT_FROM = {

@@ -246,33 +246,7 @@ class NiftiLabelsMasker(VolumesMasker):
         data = self._regions.atlas.painted(ids, signals, n_threads=process.n_cores())
         return nib.Nifti1Image(data, self._regions.grid.affine, dtype=data.dtype)
 
-    def generate_report(self, engine: str = "matplotlib", title: str | None = None) -> Any:
-        """Create an HTML page with the regions on a volume of the run, the parameters and a table of the regions.
-
-        Parameters
-        ----------
-        engine : "matplotlib"
-            For compatibility with nilearn; only "matplotlib" is supported.
-        title : str or None, default=None
-            If None, the name of the class.
-
-        Returns
-        -------
-        gpumask.reports.masker.Report
-            Notebooks display it; it has ``save_as_html(path)`` and ``open_in_browser()``.
-
-        Raises
-        ------
-        ValueError
-            If the masker has ``reports=False``, or for another `engine`.
-        """
-        check_is_fitted(self)
-        if not self.reports:
-            msg = "generate_report needs reports=True, but the masker has reports=False."
-            raise ValueError(msg)
-        if engine != "matplotlib":
-            msg = f"`engine` must be 'matplotlib', got {engine!r}."
-            raise ValueError(msg)
+    def _report(self, title):
         from gpumask.reports.masker import masker_report
 
         return masker_report(self, getattr(self, "_report_run", None), title)

@@ -72,8 +72,29 @@ def masker_report(masker: Any, run: Any = None, title: str | None = None) -> Rep
     ImportError
         If matplotlib is missing.
     """
-    title = html.escape(title or type(masker).__name__)
     labels = getattr(masker, "region_atlas_", masker.labels_img_)
+    figure = cuts(labels, run, background_label=masker.background_label, cmap=masker.cmap or "hsv")
+    return report_page(masker, figure, f"<h2>Regions: {masker.n_elements_}</h2>{_regions(masker, labels)}", title)
+
+
+def report_page(masker: Any, figure: str, regions: str, title: str | None = None) -> Report:
+    """Make a page of a fitted masker: a figure, how the last run was computed, its regions, its parameters.
+
+    Parameters
+    ----------
+    masker : VolumesMasker
+    figure : str
+        From `cuts`.
+    regions : str
+        HTML.
+    title : str, optional
+        If None, the class's name.
+
+    Returns
+    -------
+    Report
+    """
+    title = html.escape(title or type(masker).__name__)
     parameters = "".join(
         f"<tr><th>{name}</th><td>{html.escape(_short(value))}</td></tr>"
         for name, value in masker.get_params(deep=False).items()
@@ -82,13 +103,11 @@ def masker_report(masker: Any, run: Any = None, title: str | None = None) -> Rep
     if hasattr(masker, "plan_"):
         seconds = ", ".join(f"{name} {value:.2f} s" for name, value in masker.seconds_.items())
         done = f"<h2>Last run</h2><pre>{html.escape(masker.plan_.explain())}\n{masker.device_}: {seconds}</pre>"
-    page = (
+    return Report(
         f"<!doctype html><html><head><meta charset='utf-8'><title>{title}</title><style>{_STYLE}</style></head><body>"
-        f"<h1>{title}</h1><img alt='regions on a volume' src='data:image/png;base64,{_figure(masker, run, labels)}'>"
-        f"{done}<h2>Regions: {masker.n_elements_}</h2>{_regions(masker, labels)}"
-        f"<h2>Parameters</h2><table>{parameters}</table></body></html>"
+        f"<h1>{title}</h1><img alt='regions on a volume' src='data:image/png;base64,{figure}'>"
+        f"{done}{regions}<h2>Parameters</h2><table>{parameters}</table></body></html>"
     )
-    return Report(page)
 
 
 def _short(value):
@@ -109,8 +128,22 @@ def _regions(masker, labels):
     return f"<table><tr><th>label</th><th>name</th><th>voxels</th><th>mm<sup>3</sup></th></tr>{rows}</table>"
 
 
-def _figure(masker, run, labels):
-    """PNG (base64) of three cuts through the middle of the regions, over the run's first volume if known."""
+def cuts(labels: Any, run: Any = None, *, background_label: float = 0, cmap: Any = "hsv") -> str:
+    """Draw three cuts through the middle of the regions, over the run's first volume if it has their grid.
+
+    Parameters
+    ----------
+    labels : nibabel image
+        3D: a number per region.
+    run : path, nibabel image or list of 3D images, optional
+    background_label, cmap
+        As for `gpumask.reports.figures.draw_cuts`.
+
+    Returns
+    -------
+    str
+        PNG, in base64.
+    """
     figure = new_figure((12, 4), facecolor="black")
     under = None
     if run is not None:
@@ -118,8 +151,6 @@ def _figure(masker, run, labels):
         chunk = next(volumes.chunks(1))
         if volumes.grid.matches(Grid(labels.shape, labels.affine)):
             under = chunk.scaled().reshape(volumes.grid.shape, order="F")
-    draw_cuts(
-        figure, np.asanyarray(labels.dataobj), under, labels.affine,
-        background_label=masker.background_label, cmap=masker.cmap or "hsv",
-    )  # fmt: skip
+    numbers = np.asanyarray(labels.dataobj)
+    draw_cuts(figure, numbers, under, labels.affine, background_label=background_label, cmap=cmap)
     return base64.b64encode(to_png(figure, dpi=80)).decode()
