@@ -388,7 +388,9 @@ def _staging(prepared: Prepared, volumes: Volumes) -> Staging:
     dtype = _dtype(prepared, volumes)
     if dtype != np.float32:
         return Staging()
-    return Staging(dtype, from_first=not prepared.cleaner.only_selects)
+    plan = prepared.plan
+    is_exact = plan.way == "direct" and plan.resampling is None and np.can_cast(volumes.loaded_dtype, np.float32)
+    return Staging(dtype, from_first=not (is_exact or prepared.cleaner.only_selects))
 
 
 def _dtype(prepared: Prepared, volumes: Volumes) -> np.dtype:

@@ -41,6 +41,16 @@ KNOWN = [
         "nilearn clips resampled values to a range that includes infinity, so it doesn't clip",
     ),
     (
+        "values",
+        lambda f: f["resampled"] and f["bordered"] and f["standardize"],
+        "splines of zeros are rounding noise of 1e-15, which is scaled",
+    ),
+    (
+        "dtype",
+        lambda f: f["kind"] == "i8" and (f["imgs"] == "list" or f["n_volumes"] == 1),
+        "nilearn turns lists of 64-bit images, and 3D ones, into 32 bits",
+    ),
+    (
         "dtype",
         lambda f: f["kind"] == ">f4",
         "nilearn returns float32 of another byte order as it is, as float32 or as float64, as the steps have it",
@@ -98,7 +108,8 @@ def draw(seed, folder):
     dtype = np.dtype("i2" if scaled else kind)
     data = (values * (10 if dtype.kind in "iu" and dtype.itemsize > 1 else 3)).clip(0, 255 if kind == "u1" else None)
     data = data.astype(dtype)
-    if maybe(0.5):  # zeros around, for masks that are computed
+    bordered = maybe(0.5)
+    if bordered:  # zeros around, for masks that are computed
         data[[0, -1]] = data[:, [0, -1]] = data[:, :, [0, -1]] = 0
     non_finite = dtype.kind == "f" and maybe(0.25)
     if non_finite:
@@ -168,6 +179,7 @@ def draw(seed, folder):
         "kind": kind,
         "stored": dtype,
         "infinite": infinite,
+        "bordered": bordered,
         "resampled": bool(target) or (mask_img is not None and not same_grid),
         "mask": mask_kind,
         "n_volumes": n_volumes,
@@ -189,7 +201,7 @@ def tolerance(facts, signals):
     if signals.dtype.kind == "i":
         return 1  # cut off, on either side of a whole number
     cleaned = facts["standardize"] or facts["detrend"] or facts["butterworth"] or facts["confounds"]
-    single = signals.dtype == np.float32 or facts["stored"].itemsize < 8
+    single = signals.dtype == np.float32 or facts["stored"] != np.float64
     relative = (1e-5 if cleaned else 1e-6) if single else (1e-9 if cleaned else 1e-12)
     if facts["high_variance_confounds"] and single:
         relative *= 10  # nilearn finds them in float32
@@ -217,6 +229,9 @@ def test_random_cases_equal_nilearn(seed, tmp_path):
     np.testing.assert_allclose(ours["affine"], theirs["affine"], rtol=1e-12, atol=1e-12, err_msg=str(facts))
     assert "dtype" in skipped or ours["signals"].dtype == theirs["signals"].dtype, facts
     assert ours["signals"].shape == theirs["signals"].shape, facts
+    if "values" in skipped:
+        of_zeros = {(UserWarning, "psc standardization strategy is meaningl")}
+        our_warnings, their_warnings = our_warnings - of_zeros, their_warnings - of_zeros
     assert our_warnings == their_warnings, facts
     assert ours["image"].shape == theirs["image"].shape, facts
     if "values" not in skipped:
