@@ -243,7 +243,7 @@ def test_public_kernels_have_docstrings():
         ("extraction", "from sklearn.base import BaseEstimator"),
         ("cohort", "from gpumask import cli"),
         ("signal", "from sklearn.base import BaseEstimator"),
-        ("maskers", "from nilearn.image import load_img"),
+        ("reports", "from nilearn.image import load_img"),
     ],
 )
 def test_finds_a_forbidden_import(part, source):
