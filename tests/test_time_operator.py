@@ -219,6 +219,16 @@ def test_a_single_volume(n_volumes, kept, standardize):
     np.testing.assert_array_equal(in_place, result)
 
 
+def test_one_warning_for_all_blocks(put, monkeypatch):
+    x = series(6, MANY)
+    monkeypatch.setattr(signals_module, "_BLOCK_VALUES", 64 * 6)
+    cleaner = Cleaner(6, sample_mask=[3], detrend=True, standardize=None)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        cleaner(put(x))
+    assert [str(w.message).split()[0] for w in told] == ["Detrending"]
+
+
 def test_estimate_and_explanation():
     plain = Cleaner(200, detrend=False, standardize=None)
     assert plain.explain(10) == "cleaning: no linear step"

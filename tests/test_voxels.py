@@ -19,6 +19,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from gpumask import MultiNiftiMasker, NiftiLabelsMasker, NiftiMasker, transform_together
+from gpumask.engine import cuda
 from gpumask.images.grid import Grid, target_grid
 
 from .helpers import AFFINE, blocks, image, save
@@ -171,6 +172,11 @@ def test_invalid_targets(affine, shape, error, message, mask):
         NiftiMasker(mask, target_affine=affine, target_shape=shape).fit()
 
 
+def test_affine_is_4_by_4(mask):
+    masker = NiftiMasker(mask, target_affine=np.eye(3) * 4).fit()
+    np.testing.assert_array_equal(masker.affine_, masker.mask_img_.affine)
+
+
 def test_target_beside_the_mask(mask):
     target = np.eye(4)
     target[:3, 3] = 1000
@@ -208,9 +214,9 @@ def test_clipped_series_are_exact(mask):
         signals = NiftiMasker(image(np.ones(SHAPE, "u1"))).fit().transform(image(data, FAR))
     assert (signals == 0).all(axis=0).sum() > 50
     for standardize in ("zscore_sample", None):
+        masker = NiftiMasker(image(np.ones(SHAPE, "u1")), standardize=standardize, detrend=True).fit()
         with pytest.warns(UserWarning, match="imgs are being resampled"):
-            cleaned = NiftiMasker(image(np.ones(SHAPE, "u1")), standardize=standardize, detrend=True).fit()
-            cleaned = cleaned.transform(image(data, FAR))
+            cleaned = masker.transform(image(data, FAR))
         assert not cleaned[:, (signals == 0).all(axis=0)].any()
 
 
@@ -231,6 +237,17 @@ def test_computed_masks(strategy):
     runs = [bordered(), bordered(seed=1)]
     ours, theirs = (each(mask_strategy=strategy, mask_args=mask_args).fit(runs) for each in both(MultiNiftiMasker))
     np.testing.assert_array_equal(ours.mask_img_.dataobj, theirs.mask_img_.dataobj)
+
+
+def test_computed_masks_are_not_cached(tmp_path):
+    masker = NiftiMasker(mask_args={"opening": 0}, memory=tmp_path / "cache")
+    path = tmp_path / "run.nii"
+    nib.save(bordered(), path)
+    assert masker.fit(path).n_elements_ == 8 * 8 * 9
+    moved = np.zeros((12, 13, 14), "f4")
+    moved[3:-3, 3:-3, 3:-3] = 100
+    nib.save(image(moved), path)
+    assert masker.fit(path).n_elements_ == 6 * 7 * 8
 
 
 def test_unknown_mask_strategy(run):
@@ -497,3 +514,14 @@ def test_on_a_gpu(case, dtype, mask, gpu):
         here = NiftiMasker(mask, device="cpu", **options).fit_transform(of_run)
     assert there.dtype == here.dtype
     np.testing.assert_allclose(there, here, rtol=0, atol=1e-10 if dtype == "f8" else 1e-6)
+
+
+@pytest.mark.parametrize("fwhm", [None, 5])
+def test_downloaded_in_parts_from_a_gpu(fwhm, mask, gpu, monkeypatch):
+    masker = NiftiMasker(mask, device="cuda", smoothing_fwhm=fwhm, standardize="zscore_sample").fit()
+    of_run = image(values(30), FAR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="imgs are being resampled")
+        whole = masker.transform(of_run)
+        monkeypatch.setattr(cuda, "_DOWNLOAD", 8 * 7 * masker.n_elements_)
+        np.testing.assert_array_equal(masker.transform(of_run), whole)
