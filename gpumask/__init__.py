@@ -5,7 +5,9 @@ from importlib import import_module, metadata
 __version__ = metadata.version("gpumask")
 __all__ = [
     "MultiNiftiLabelsMasker",
+    "MultiNiftiMasker",
     "NiftiLabelsMasker",
+    "NiftiMasker",
     "NiftiSpheresMasker",
     "__version__",
     "clean_img",
@@ -18,7 +20,9 @@ __all__ = [
 
 _LAZY = {
     "MultiNiftiLabelsMasker": "gpumask.maskers.multi",
+    "MultiNiftiMasker": "gpumask.maskers.multi",
     "NiftiLabelsMasker": "gpumask.maskers.labels",
+    "NiftiMasker": "gpumask.maskers.voxels",
     "NiftiSpheresMasker": "gpumask.maskers.spheres",
     "clean_img": "gpumask.image_to_image",
     "correlation_maps": "gpumask.maskers.correlation",

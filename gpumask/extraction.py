@@ -388,7 +388,9 @@ def _staging(prepared: Prepared, volumes: Volumes) -> Staging:
     dtype = _dtype(prepared, volumes)
     if dtype != np.float32:
         return Staging()
-    return Staging(dtype, from_first=not prepared.cleaner.only_selects)
+    plan = prepared.plan
+    is_exact = plan.way == "direct" and plan.resampling is None and np.can_cast(volumes.loaded_dtype, np.float32)
+    return Staging(dtype, from_first=not (is_exact or prepared.cleaner.only_selects))
 
 
 def _dtype(prepared: Prepared, volumes: Volumes) -> np.dtype:
@@ -402,7 +404,7 @@ def _dtype(prepared: Prepared, volumes: Volumes) -> np.dtype:
 def _finished(prepared: Prepared, extraction: Extraction, volumes, started, device, *, keep):
     """Clean the signals and convert them to their dtype."""
     settings, plan, signals = prepared.settings, prepared.plan, extraction.signals
-    zeroed = extraction.non_finite and settings.nan_policy == "zero"
+    zeroed = extraction.non_finite and settings.nan_policy == "zero" and plan.strategy != VOXEL
     if zeroed and (settings.smoothing_fwhm is None or plan.resampling is not None):  # as nilearn does
         warn("Non-finite values detected. These values will be replaced with zeros.")
     counted = signals if plan.strategy == VOXEL else signals[:, plan.counts > 0]
@@ -487,6 +489,6 @@ def voxel_dtype(asked: Any, loaded: np.dtype, *, smoothed: bool, resampled: bool
     if (chosen := asked_dtype(asked, dtype)) is not None:
         return chosen
     if dtype.kind == "f":
-        return np.dtype(np.float32 if dtype == np.float32 else np.float64)
+        return np.dtype(np.float32 if dtype.newbyteorder("=") == np.float32 else np.float64)
     promoted = (smoothed and dtype.kind in "iu") or (resampled and dtype.kind == "i")
     return np.dtype(np.float64 if promoted and dtype.itemsize == 8 else np.float32)

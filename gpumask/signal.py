@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -472,20 +472,24 @@ class Cleaner:
 
 
 def _in_turn(function, blocks):
-    return [function(block) for block in blocks]
+    """Results of a function for each block, in order; distinct warnings are issued once."""
+    return _warned([_collected(function, block) for block in blocks])
 
 
 def _in_threads(function, blocks):
-    """Results of a function for each block, in order; distinct warnings are issued once, by this thread."""
+    """The same, computed by several threads; this one warns."""
     if len(blocks) == 1:
         return _in_turn(function, blocks)
-
-    def collecting(block):
-        with collect_warnings() as messages:
-            return function(block), messages
-
     with ThreadPoolExecutor(n_cores(), "gpumask-clean") as workers:
-        results = list(workers.map(collecting, blocks))
+        return _warned(list(workers.map(partial(_collected, function), blocks)))
+
+
+def _collected(function, block):
+    with collect_warnings() as messages:
+        return function(block), messages
+
+
+def _warned(results):
     for message in dict.fromkeys(message for _, messages in results for message in messages):
         warn(message)
     return [result for result, _ in results]

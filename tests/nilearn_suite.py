@@ -14,8 +14,13 @@ import gpumask
 nilearn.maskers.NiftiLabelsMasker = nilearn.regions.parcellations.NiftiLabelsMasker = gpumask.NiftiLabelsMasker
 nilearn.maskers.MultiNiftiLabelsMasker = gpumask.MultiNiftiLabelsMasker
 nilearn.maskers.NiftiSpheresMasker = gpumask.NiftiSpheresMasker
+nilearn.maskers.NiftiMasker, nilearn.maskers.MultiNiftiMasker = gpumask.NiftiMasker, gpumask.MultiNiftiMasker
 nilearn.signal.clean = gpumask.signal.clean
 for module in (nilearn.image, nilearn.image.image):
     module.clean_img, module.smooth_img = gpumask.clean_img, gpumask.smooth_img
 # What `isinstance` tells the checks that a masker takes lists of confounds.
-nilearn.maskers._mixin._MultiMixin = (nilearn.maskers._mixin._MultiMixin, gpumask.MultiNiftiLabelsMasker)
+nilearn.maskers._mixin._MultiMixin = (
+    nilearn.maskers._mixin._MultiMixin,
+    gpumask.MultiNiftiLabelsMasker,
+    gpumask.MultiNiftiMasker,
+)

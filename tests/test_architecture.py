@@ -53,7 +53,7 @@ KEPT_TO = {
     "pyarrow": {"cohort"},
     "argparse": {"cli"},
     "distributed": {"cohort"},
-    "nilearn": {"confounds", "maskers"},  # optional: fMRIPrep's strategies, `to_nilearn`; the tests compare with it
+    "nilearn": {"confounds", "maskers"},  # optional: strategies, masks, `to_nilearn`; the tests compare with it
 }
 # Libraries that these parts may not import.
 KEPT_FROM = {
@@ -245,7 +245,7 @@ def test_public_kernels_have_docstrings():
         ("extraction", "from sklearn.base import BaseEstimator"),
         ("cohort", "from gpumask import cli"),
         ("signal", "from sklearn.base import BaseEstimator"),
-        ("images", "from nilearn.image import load_img"),
+        ("reports", "from nilearn.image import load_img"),
     ],
 )
 def test_finds_a_forbidden_import(part, source):

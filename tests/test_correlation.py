@@ -135,9 +135,7 @@ def test_errors(monkeypatch):
     with pytest.raises(ValueError, match=r"^A correlation needs at least 2 volumes, got 1 of in-memory image\.$"):
         gpumask.correlation_maps(masker, run(), sample_mask=[3], mask_img=MASK)
     monkeypatch.setattr(process, "available_memory", lambda: 1000)
-    message = (
-        f"The maps of 4 regions and {INSIDE.sum()} voxels take 0.0 GiB, of 0.0 GiB available memory. Write"
-    )
+    message = f"The maps of 4 regions and {INSIDE.sum()} voxels take 0.0 GiB, of 0.0 GiB available memory. Write"
     with pytest.raises(MemoryError, match=f"^{re.escape(message)}"):
         gpumask.correlation_maps(masker, run(), mask_img=MASK)
 

@@ -20,6 +20,7 @@ from gpumask.engine.staging import Signals, Staging
 from gpumask.images.volumes import Volumes
 
 _BUFFERS = 2  # one is filled while the other is emptied, on the host and on the device
+_DOWNLOAD = 64 * 2**20  # bytes of signals that are downloaded at once
 _WORKSPACE = 48  # bytes per voxel while a volume is scaled, filled and resampled or smoothed, in float64
 
 
@@ -240,14 +241,20 @@ class _GpuRun:
     def results(self, stagings):
         """Download the signals of each plan."""
         self.reducing.synchronize()
-        with self.reducing:
-            *signals, flags = self._parts(backend.to_host(self.out))
         results = []
-        for of_plan, overshoots, staging, found in zip(signals, self.overshoots, stagings, flags, strict=True):
-            overshoots.clip(of_plan)
-            staged = staging.staged(*of_plan.shape)
-            staged.put(slice(0, len(of_plan)), of_plan)
-            results.append(Signals(staged.values, staged.base, bool(found.any())))
+        with self.reducing:
+            is_large = self.out.nbytes > _DOWNLOAD  # those of voxels: float64 of all of them would double the memory
+            *signals, flags = self._parts(self.out if is_large else backend.to_host(self.out))
+            download = backend.to_host if is_large else np.asarray
+            flags = download(flags)
+            for of_plan, overshoots, staging, found in zip(signals, self.overshoots, stagings, flags, strict=True):
+                staged = staging.staged(*of_plan.shape)
+                step = max(_DOWNLOAD // (8 * max(of_plan.shape[1], 1)), 1) if is_large else max(len(of_plan), 1)
+                for start in range(0, len(of_plan), step):
+                    rows = slice(start, min(start + step, len(of_plan)))
+                    staged.put(rows, download(of_plan[rows]))
+                overshoots.clip(staged.values, staged.base)
+                results.append(Signals(staged.values, staged.base, bool(found.any())))
         return results
 
     def seconds(self):

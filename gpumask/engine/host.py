@@ -82,7 +82,7 @@ class _Output:
             self.overshoots.add(reduced.overshoot._replace(volumes=reduced.overshoot.volumes + chunk.start))
 
     def result(self):
-        self.overshoots.clip(self.staged.values)
+        self.overshoots.clip(self.staged.values, self.staged.base)
         return Signals(self.staged.values, self.staged.base, bool(self.found.any()))
 
 

@@ -166,7 +166,7 @@ class Plan:
             return reduce(points, self.segments, self.strategy, slope=slope, inter=inter)[0]
         smoothed = (self.smoothing.apply(points[rows, :]) for rows in _few_at_a_time(points, _SMOOTHED))
         parts = [reduce(some, self.segments, self.strategy, slope=slope, inter=inter)[0] for some in smoothed]
-        return backend.array_namespace(points).concat(parts)
+        return parts[0] if len(parts) == 1 else backend.array_namespace(points).concat(parts)
 
     def _staged(self, data, slope, inter):
         xp = backend.array_namespace(data)
@@ -177,11 +177,12 @@ class Plan:
             parts = [self._staged_of_finite(data[rows, :], slope, inter) for rows in _few_at_a_time(data, 1)]
             return tuple(xp.concat(arrays) for arrays in zip(*parts, strict=True))
         holed = ~np.isfinite(data).all(axis=1)
+        if not holed.any():
+            return self._statistic(data, slope, inter), _falses(data)
         signals, found = np.empty((n_volumes, len(self.counts))), np.zeros(n_volumes, bool)
         if not holed.all():
-            signals[~holed] = self._statistic(data[~holed] if holed.any() else data, slope, inter)
-        if holed.any():
-            signals[holed], found[holed] = self._staged_of_finite(data[holed], slope, inter)
+            signals[~holed] = self._statistic(data[~holed], slope, inter)
+        signals[holed], found[holed] = self._staged_of_finite(data[holed], slope, inter)
         return signals, found
 
     def _staged_of_finite(self, data, slope, inter):

@@ -53,6 +53,8 @@ class VoxelRegions:
     def on(self, grid: Grid, target: str | None, keep: str) -> VoxelsOnGrid:
         """Return the voxels on the mask's grid, to which runs of other grids are resampled.
 
+        As in nilearn, resampled runs are cut to the mask, with a margin of one voxel: smoothing ends there.
+
         Parameters
         ----------
         grid : Grid
@@ -60,11 +62,20 @@ class VoxelRegions:
         target, keep
             Unused: runs are always resampled to the mask, and every voxel has a column.
         """
-        inside = np.flatnonzero(self.mask.ravel(order="C"))
-        x, y, z = np.unravel_index(inside, self.mask.shape)
-        indices = np.ravel_multi_index((z, y, x), self.mask.shape[::-1]).astype(np.int32)
-        segments = Segments.trusted(indices, np.arange(len(indices) + 1))
         matches = self.grid.matches(grid)
-        return VoxelsOnGrid(
-            grid, grid if matches else self.grid, segments, inside, () if matches else ("images",), [], self.mask
-        )
+        # If both grids match, the run's voxel sizes are used for smoothing.
+        mask, on_grid = (self.mask, grid) if matches else self._cropped
+        ids = np.flatnonzero(self.mask.ravel(order="C"))
+        x, y, z = np.nonzero(mask)
+        indices = np.ravel_multi_index((z, y, x), mask.shape[::-1]).astype(np.int32)
+        segments = Segments.trusted(indices, np.arange(len(indices) + 1))
+        return VoxelsOnGrid(grid, on_grid, segments, ids, () if matches else ("images",), [], mask)
+
+    @cached_property
+    def _cropped(self):
+        bounds = [(at.min(), at.max() + 1) for at in np.nonzero(self.mask)]
+        box = [(max(low - 1, 0), min(high + 1, n)) for (low, high), n in zip(bounds, self.mask.shape, strict=True)]
+        mask = self.mask[tuple(slice(low, high) for low, high in box)]
+        affine = self.grid.affine.copy()
+        affine[:3, 3] += affine[:3, :3] @ [low for low, _ in box]
+        return mask, Grid(mask.shape, affine, self.grid.name)

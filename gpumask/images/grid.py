@@ -1,6 +1,8 @@
 """The voxel grid of an image (shape and affine), and nearest-voxel resampling of label and mask volumes."""
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -78,6 +80,58 @@ class Grid:
         outermost voxels to coordinates like -1e-8.
         """
         return self.shape == other.shape and np.allclose(self.affine, other.affine, rtol=1e-5, atol=1e-5)
+
+
+def target_grid(source: Grid, affine: np.ndarray, shape: Sequence[int] | None = None, name: str = "target") -> Grid:
+    """Return the grid that nilearn resamples an image to, given its parameters `target_affine` and `target_shape`.
+
+    Parameters
+    ----------
+    source : Grid
+        Grid of the image.
+    affine : array-like, shape (4, 4) or (3, 3)
+        A 3 x 3 matrix has no origin: the grid starts at the corner of the box that holds the image.
+    shape : sequence of 3 int, optional
+        If None, the grid extends to the far corner of the image's box.
+    name : str
+        Name of the grid in messages.
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        If the affine isn't an invertible 4 x 4 or 3 x 3 matrix. It is a ValueError.
+    ValueError
+        If the shape doesn't have three numbers, or comes with a 3 x 3 affine, or if the image lies outside the grid.
+    """
+    matrix = np.asarray(affine, dtype=np.float64)
+    if shape is not None and len(shape) != 3:
+        msg = f"The shape specified should be the shape of the 3D grid, and thus of length 3. {shape} was specified."
+        raise ValueError(msg)
+    if shape is not None and matrix.shape == (3, 3):
+        msg = (
+            "Given target shape without anchor vector: 'target_affine' shape should be (4, 4) and not (3, 3). "
+            "Pass a 4 x 4 affine, or no target_shape."
+        )
+        raise ValueError(msg)
+    if matrix.shape not in ((3, 3), (4, 4)) or not np.isfinite(matrix).all() or not np.linalg.det(matrix):
+        msg = f"'target_affine' must be an invertible matrix of shape (4, 4) or (3, 3), got:\n{affine}"
+        raise np.linalg.LinAlgError(msg)
+    full = np.eye(4)
+    full[: len(matrix), : len(matrix)] = matrix
+    corners = np.array(list(itertools.product(*((0.0, n - 1.0) for n in source.shape), (1.0,))))
+    inside = np.dot(np.linalg.inv(full).dot(source.affine), corners.T)[:3]
+    low, high = inside.min(axis=1), inside.max(axis=1)
+    if matrix.shape == (3, 3):
+        full[:3, 3] = matrix.dot(low)
+        high = high - low
+    if (high < 0).any():
+        msg = (
+            "The field of view given by the target affine does not contain any of the data. "
+            f"The data's corners have the target voxels {low.tolist()} to {high.tolist()}."
+        )
+        raise ValueError(msg)
+    x, y, z = np.ceil(high) + 1 if shape is None else shape
+    return Grid((int(x), int(y), int(z)), full, name)
 
 
 def voxel_mapping(source: Grid, target: Grid) -> tuple[np.ndarray, np.ndarray]:

@@ -423,15 +423,28 @@ def _voxel_values(data, segments, slope, inter, non_finite):
         msg = f"A voxel's value needs segments of one voxel each, got {segments.indices.shape[0]} in {len(segments)}."
         raise ValueError(msg)
     xp = backend.array_namespace(data)
-    values = xp.astype(xp.take(data, segments.indices, axis=1), xp.float64)
+    values = xp.astype(_taken(data, segments.indices), xp.float64, copy=False)
     if (slope, inter) != (1.0, 0.0):
-        values = values * slope + inter
+        values *= slope
+        values += inter
     elif not xp.isdtype(data.dtype, "real floating"):
         return values, xp.zeros(data.shape[0], dtype=xp.bool, device=backend.device_of(data))
     finite = xp.isfinite(values)
-    if non_finite != "keep":
+    found = ~xp.all(finite, axis=1)
+    if non_finite != "keep" and not (backend.is_numpy(data) and not found.any()):  # on a GPU, looking would wait for it
         values = xp.where(finite, values, xp.nan if non_finite == "omit" else 0.0)
-    return values, ~xp.all(finite, axis=1)
+    return values, found
+
+
+def _taken(data, indices):
+    """Columns of `data`, in new memory."""
+    xp = backend.array_namespace(data)
+    if not (backend.is_numpy(data) and data.dtype.isnative):
+        return xp.take(data, indices, axis=1)
+    taken = np.empty((len(data), len(indices)), data.dtype)
+    for volume, out in zip(data, taken, strict=True):
+        np.take(volume, indices, out=out, mode="clip")  # nothing is clipped; another mode would buffer `out`
+    return taken
 
 
 def _reduce_portable(data, segments, strategy, slope, inter, non_finite):

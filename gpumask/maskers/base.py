@@ -132,7 +132,7 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         settings = self._settings()
         prepared = prepare(volumes, self._regions, settings, confounds, sample_mask, plans=self._plans, memory=memory)
         for name in prepared.regions.resampled:
-            process.warn(_IMAGES_AT_TRANSFORM_TIME if name == "images" else _AT_TRANSFORM_TIME.format(name))
+            process.warn(self._of_resampled(name))
         if message := prepared.regions.little_overlap(volumes.name):
             process.warn(message)
         if prepared.plan.resampling is not None:
@@ -147,6 +147,10 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
                 process.warn(msg)
         self._log("Extracting region signals", "transform")
         return prepared
+
+    def _of_resampled(self, name):
+        """Return the warning that "images", or something of the masker's, are resampled."""
+        return _IMAGES_AT_TRANSFORM_TIME if name == "images" else _AT_TRANSFORM_TIME.format(name)
 
     def finish(self, prepared: Prepared, result: Result, volumes: Volumes) -> np.ndarray:
         """Set the attributes that describe the run, and return the signals in their final shape."""
@@ -207,20 +211,46 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         """Parameters that nilearn needs in another form."""
         return {}
 
+    def generate_report(self, engine: str = "matplotlib", title: str | None = None) -> Any:
+        """Create an HTML page with the regions on a volume of the run, and the parameters.
+
+        Parameters
+        ----------
+        engine : "matplotlib"
+            For compatibility with nilearn; only "matplotlib" is supported.
+        title : str or None, default=None
+            If None, the name of the class.
+
+        Returns
+        -------
+        gpumask.reports.masker.Report
+            Notebooks display it; it has ``save_as_html(path)`` and ``open_in_browser()``.
+
+        Raises
+        ------
+        ValueError
+            If the masker has ``reports=False``, or for another `engine`.
+        """
+        self._check_report(engine)
+        return self._report(title)
+
     def _last_regions(self, name):
         if not hasattr(self, "_on_grid"):
             msg = f"'{type(self).__name__}' object has no attribute '{name}' before transform."
             raise AttributeError(msg)
         return self._on_grid
 
-    def _checked_signals(self, signals, *, allow_nan):
-        """Return what `inverse_transform` got as an array of one or two dimensions, in the dtype of the image."""
+    def _checked_signals(self, signals, *, allow_nan=False, finite=True):
+        """Return what `inverse_transform` got as an array of one or two dimensions, in the dtype of the image.
+
+        Unless `finite` is False, infinite values are an error, and NaN too unless `allow_nan` is True.
+        """
         check_is_fitted(self)
         self._log("Computing image from signals", "inverse_transform")
         if hasattr(signals, "to_numpy"):
             signals = signals.to_numpy()
             signals = signals[0] if len(signals) == 1 else signals
-        finite = "allow-nan" if allow_nan else True
+        finite = "allow-nan" if allow_nan else finite
         signals = check_array(np.atleast_1d(signals), ensure_2d=False, ensure_all_finite=finite)
         expected = (*signals.shape[:-1], self.n_elements_)
         if signals.ndim > 2 or signals.shape != expected:

@@ -247,27 +247,7 @@ class NiftiLabelsMasker(VolumesMasker):
         data = self._regions.atlas.painted(ids, signals, n_threads=process.n_cores())
         return nib.Nifti1Image(data, self._regions.grid.affine, dtype=data.dtype)
 
-    def generate_report(self, engine: str = "matplotlib", title: str | None = None) -> Any:
-        """Create an HTML page with the regions on a volume of the run, the parameters and a table of the regions.
-
-        Parameters
-        ----------
-        engine : "matplotlib"
-            For compatibility with nilearn; only "matplotlib" is supported.
-        title : str or None, default=None
-            If None, the name of the class.
-
-        Returns
-        -------
-        gpumask.reports.masker.Report
-            Notebooks display it; it has ``save_as_html(path)`` and ``open_in_browser()``.
-
-        Raises
-        ------
-        ValueError
-            If the masker has ``reports=False``, or for another `engine`.
-        """
-        self._check_report(engine)
+    def _report(self, title):
         from gpumask.reports.masker import masker_report
 
         return masker_report(self, getattr(self, "_report_run", None), title)

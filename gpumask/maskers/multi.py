@@ -1,4 +1,4 @@
-"""MultiNiftiLabelsMasker: one masker for a list of runs."""
+"""MultiNiftiLabelsMasker and MultiNiftiMasker: one masker for a list of runs."""
 
 import os
 from collections.abc import Sequence
@@ -9,7 +9,10 @@ from joblib import Parallel, delayed
 from nibabel.spatialimages import SpatialImage
 from sklearn.utils.validation import check_is_fitted
 
+from gpumask.maskers.base import VolumesMasker
+from gpumask.maskers.brain_masks import computed_mask
 from gpumask.maskers.labels import NiftiLabelsMasker
+from gpumask.maskers.voxels import NiftiMasker
 
 
 class _ManyRuns:
@@ -80,7 +83,7 @@ class _ManyRuns:
             return super().transform(  # type: ignore[misc]
                 runs, confounds and confounds[0], sample_mask and sample_mask[0]
             )
-        return self.transform_imgs(runs, confounds, self.n_jobs, sample_mask)
+        return self.transform_imgs(runs, confounds, n_jobs=self.n_jobs, sample_mask=sample_mask)
 
     def transform_imgs(
         self,
@@ -98,7 +101,7 @@ class _ManyRuns:
                 msg = f"number of {name} ({len(value)}) unequal to number of images ({len(runs)})."
                 raise ValueError(msg)
             each.append([None] * len(runs) if value is None else value)
-        one = delayed(NiftiLabelsMasker.transform)
+        one = delayed(VolumesMasker.transform)
         return Parallel(n_jobs=n_jobs)(one(self, *of_run) for of_run in zip(runs, *each, strict=True))
 
 
@@ -176,6 +179,124 @@ class MultiNiftiLabelsMasker(_ManyRuns, NiftiLabelsMasker):  # type: ignore[misc
             min_coverage=min_coverage,
             keep_all_regions=keep_all_regions,
             nan_policy=nan_policy,
+        )
+        self.n_jobs = n_jobs
+
+
+class _ManyMaskedRuns(_ManyRuns):
+    """The methods of a masker of voxels that accept lists of runs."""
+
+    _allows_empty_mask = True  # as nilearn: only `transform` refuses it
+
+    def fit(self, imgs: Any = None, y: None = None) -> "MultiNiftiMasker":
+        """Load the mask, or compute it from several runs, and select the device.
+
+        Parameters
+        ----------
+        imgs : run, or list of runs, optional
+            Paths or nibabel images, to compute the mask from if there is no `mask_img`.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self
+        """
+        return super(_ManyRuns, self).fit(_as_runs(imgs))  # type: ignore[misc]
+
+    def fit_transform(
+        self, imgs: Any, y: None = None, confounds: list | None = None, sample_mask: list | None = None
+    ) -> list[np.ndarray] | np.ndarray:
+        """Fit to several runs and transform them; see `fit` and `transform`."""
+        runs = _as_runs(imgs)
+        return self._fit(runs).transform(runs, confounds=confounds, sample_mask=sample_mask)  # type: ignore[attr-defined]
+
+    def transform_imgs(  # type: ignore[override]
+        self,
+        imgs_list: Sequence[Any],
+        confounds: Sequence[Any] | None = None,
+        sample_mask: Sequence[Any] | None = None,
+        copy: bool = True,
+        n_jobs: int = 1,
+    ) -> list[np.ndarray]:
+        """Transform a list of runs with `n_jobs` processes; `copy` is ignored, as results never share memory."""
+        return super().transform_imgs(imgs_list, confounds, n_jobs, sample_mask)
+
+    def _begin_fit(self, imgs):
+        super()._begin_fit(imgs[0] if isinstance(imgs, list) and imgs else imgs)
+
+    def _compute_mask(self, imgs):
+        runs = imgs if isinstance(imgs, list) else [imgs]
+        names = ("n_jobs", "target_shape", "target_affine")
+        for_several = {name: getattr(self, name) for name in names}
+        return computed_mask(runs, self.mask_strategy, self.mask_args, verbose=self.verbose, **for_several)
+
+
+class MultiNiftiMasker(_ManyMaskedRuns, NiftiMasker):  # type: ignore[misc]  # lists in and out, as in nilearn
+    """Extract the time series of a mask's voxels from several fMRI runs.
+
+    A drop-in replacement for ``nilearn.maskers.MultiNiftiMasker`` (0.14.1).
+
+    Parameters
+    ----------
+    mask_img, ..., device
+        As in `NiftiMasker`. Without `mask_img`, the mask is computed from all runs that `fit` gets, by nilearn's
+        functions for several runs.
+    n_jobs : int, default=1
+        Runs extracted at the same time, each in its own process (-1: one per core). A single run already uses all
+        cores, so more than one only helps if memory and disk keep up.
+    """
+
+    def __init__(
+        self,
+        mask_img=None,
+        runs=None,
+        smoothing_fwhm=None,
+        standardize=False,
+        standardize_confounds=True,
+        detrend=False,
+        high_variance_confounds=False,
+        low_pass=None,
+        high_pass=None,
+        t_r=None,
+        target_affine=None,
+        target_shape=None,
+        mask_strategy="background",
+        mask_args=None,
+        dtype=None,
+        memory=None,
+        memory_level=0,
+        n_jobs=1,
+        verbose=0,
+        reports=True,
+        cmap="gray",
+        clean_args=None,
+        *,
+        device="auto",
+    ):
+        super().__init__(
+            mask_img,
+            runs,
+            smoothing_fwhm,
+            standardize,
+            standardize_confounds,
+            detrend,
+            high_variance_confounds,
+            low_pass,
+            high_pass,
+            t_r,
+            target_affine,
+            target_shape,
+            mask_strategy,
+            mask_args,
+            dtype,
+            memory,
+            memory_level,
+            verbose,
+            reports,
+            cmap,
+            clean_args,
+            device=device,
         )
         self.n_jobs = n_jobs
 

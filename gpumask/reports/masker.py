@@ -81,7 +81,7 @@ def masker_report(masker: Any, run: Any = None, title: str | None = None) -> Rep
     return report_page(masker, title, figure, _regions(masker, labels))
 
 
-def report_page(masker: Any, title: str | None, figure: str, regions: str) -> Report:
+def report_page(masker: Any, title: str | None, figure: str, regions: str, heading: str = "") -> Report:
     """Make the page that the reports of all maskers share.
 
     Parameters
@@ -94,6 +94,8 @@ def report_page(masker: Any, title: str | None, figure: str, regions: str) -> Re
         Picture of the regions: PNG, in base64.
     regions : str
         Table of the regions: HTML.
+    heading : str
+        Of the regions; their number if it is empty.
     """
     title = html.escape(title or type(masker).__name__)
     parameters = "".join(
@@ -104,13 +106,12 @@ def report_page(masker: Any, title: str | None, figure: str, regions: str) -> Re
     if hasattr(masker, "plan_"):
         seconds = ", ".join(f"{name} {value:.2f} s" for name, value in masker.seconds_.items())
         done = f"<h2>Last run</h2><pre>{html.escape(masker.plan_.explain())}\n{masker.device_}: {seconds}</pre>"
-    page = (
+    return Report(
         f"<!doctype html><html><head><meta charset='utf-8'><title>{title}</title><style>{_STYLE}</style></head><body>"
         f"<h1>{title}</h1><img alt='regions on a volume' src='data:image/png;base64,{figure}'>"
-        f"{done}<h2>Regions: {masker.n_elements_}</h2>{regions}"
+        f"{done}<h2>{heading or f'Regions: {masker.n_elements_}'}</h2>{regions}"
         f"<h2>Parameters</h2><table>{parameters}</table></body></html>"
     )
-    return Report(page)
 
 
 def _short(value):

@@ -1,0 +1,527 @@
+"""NiftiMasker and MultiNiftiMasker: masks, grids, results, and what differs from nilearn's on purpose."""
+
+import importlib.util
+import inspect
+import pickle
+import re
+import subprocess
+import sys
+import warnings
+
+import joblib
+import nibabel as nib
+import nilearn.image
+import nilearn.maskers
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+
+from gpumask import MultiNiftiMasker, NiftiLabelsMasker, NiftiMasker, transform_together
+from gpumask.engine import cuda
+from gpumask.images.grid import Grid, target_grid
+
+from .helpers import AFFINE, blocks, image, save
+
+SHAPE = (6, 7, 8)
+FAR = AFFINE.copy()
+FAR[:3, 3] += [0.7, -0.4, 1.1]
+
+
+def mask_data():
+    mask = np.random.default_rng(3).random(SHAPE) < 0.6
+    mask[0] = mask[:, :, -1] = False
+    return mask
+
+
+@pytest.fixture
+def mask():
+    return image(mask_data().astype("u1"))
+
+
+def values(n_volumes=20, dtype="f4", seed=0):
+    return np.random.default_rng(seed).normal(100, 5, (*SHAPE, n_volumes)).astype(dtype)
+
+
+@pytest.fixture
+def run():
+    return image(values())
+
+
+def both(masker_class=NiftiMasker):
+    return masker_class, getattr(nilearn.maskers, masker_class.__name__)
+
+
+@pytest.mark.parametrize("masker_class", [NiftiMasker, MultiNiftiMasker])
+def test_parameters_are_nilearns_in_order(masker_class):
+    ours, theirs = (inspect.signature(each).parameters for each in both(masker_class))
+    assert list(ours) == [*theirs, "device"]
+    assert ours["device"].kind is inspect.Parameter.KEYWORD_ONLY
+    for name, parameter in theirs.items():
+        assert ours[name].default == parameter.default
+    assert NiftiMasker(device="cpu").get_params().keys() == set(inspect.signature(NiftiMasker).parameters)
+
+
+@pytest.mark.parametrize("masker_class", [NiftiMasker, MultiNiftiMasker])
+def test_default_masker_is_quiet(masker_class, run, mask):
+    masker_class(mask).fit_transform(run)  # warnings are errors
+
+
+def test_voxels_in_c_order(run, mask):
+    signals = NiftiMasker(mask).fit_transform(run)
+    np.testing.assert_array_equal(signals, values()[mask_data()].T)
+    assert signals.flags.c_contiguous
+    assert signals.dtype == np.float32
+
+
+@pytest.mark.parametrize("form", ["path", "text", "image", "4D", "mask_img_"])
+def test_forms_of_masks(form, run, mask, tmp_path):
+    path = save(tmp_path / "mask.nii.gz", mask_data().astype("u1"), AFFINE)
+    given = {
+        "path": path,
+        "text": str(path),
+        "image": mask,
+        "4D": image(np.stack([mask_data(), np.ones(SHAPE)], axis=-1)),
+        "mask_img_": NiftiMasker(mask).fit().mask_img_,
+    }[form]
+    masker = NiftiMasker(given).fit()
+    np.testing.assert_array_equal(masker.transform(run), values()[mask_data()].T)
+    assert masker.n_elements_ == mask_data().sum()
+    np.testing.assert_array_equal(masker.affine_, AFFINE)
+    assert masker.mask_img_.get_data_dtype() == np.int8
+
+
+@pytest.mark.parametrize("source", ["array", "list", "nii", "nii.gz"])
+def test_sources(source, run, mask, tmp_path):
+    if source == "list":
+        given = [image(values()[..., t]) for t in range(20)]
+    else:
+        given = run if source == "array" else save(tmp_path / f"run.{source}", values(), AFFINE)
+    np.testing.assert_array_equal(NiftiMasker(mask).fit().transform(given), values()[mask_data()].T)
+
+
+def test_3d_image_gives_one_dimension(mask):
+    volume = values()[..., 0]
+    masker = NiftiMasker(mask).fit()
+    np.testing.assert_array_equal(masker.transform(image(volume)), volume[mask_data()])
+    assert masker.transform([image(volume)]).shape == (1, masker.n_elements_)
+
+
+# Grids
+
+
+@pytest.mark.parametrize("size", [3, 4])
+@pytest.mark.parametrize("orientation", ["straight", "mirrored", "oblique"])
+@pytest.mark.parametrize("seed", range(4))
+def test_target_grid_is_nilearns(orientation, size, seed):
+    rng = np.random.default_rng(seed)
+    affine = np.diag([*rng.uniform(1.5, 4, 3), 1.0])
+    if orientation == "mirrored":
+        affine[0, 0] *= -1
+    if orientation == "oblique":
+        affine[:3, :3] = np.linalg.qr(rng.normal(size=(3, 3)))[0] @ affine[:3, :3]
+    affine[:3, 3] = rng.uniform(-50, 50, 3)
+    target = np.diag([*rng.uniform(1.5, 5, 3), 1.0])[:size, :size]
+    if size == 4:
+        target[:3, 3] = affine[:3, 3] - 20
+    shape = tuple(rng.integers(4, 12, 3).tolist())
+    expected = nilearn.image.resample_img(
+        nib.Nifti1Image(np.ones(shape, "u1"), affine), target_affine=target, interpolation="nearest"
+    )
+    grid = target_grid(Grid(shape, affine), target)
+    assert grid.shape == expected.shape
+    np.testing.assert_allclose(grid.affine, expected.affine, rtol=1e-14, atol=1e-12)
+    if size == 4:
+        assert target_grid(Grid(shape, affine), target, (3, 4, 5)).shape == (3, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("affine", "shape", "error", "message"),
+    [
+        (None, (3, 3, 3), ValueError, "If target_shape is specified, target_affine should be specified too."),
+        (
+            np.eye(4),
+            (3, 3),
+            ValueError,
+            "The shape specified should be the shape of the 3D grid, and thus of length 3. (3, 3) was specified.",
+        ),
+        (
+            np.eye(3),
+            (3, 3, 3),
+            ValueError,
+            "Given target shape without anchor vector: 'target_affine' shape should be (4, 4) and not (3, 3). "
+            "Pass a 4 x 4 affine, or no target_shape.",
+        ),
+        (
+            [1, 2, 3],
+            None,
+            np.linalg.LinAlgError,
+            "'target_affine' must be an invertible matrix of shape (4, 4) or (3, 3), got:\n[1, 2, 3]",
+        ),
+        (
+            np.zeros((3, 3)),
+            None,
+            np.linalg.LinAlgError,
+            f"'target_affine' must be an invertible matrix of shape (4, 4) or (3, 3), got:\n{np.zeros((3, 3))}",
+        ),
+    ],
+)
+def test_invalid_targets(affine, shape, error, message, mask):
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        NiftiMasker(mask, target_affine=affine, target_shape=shape).fit()
+
+
+def test_affine_is_4_by_4(mask):
+    masker = NiftiMasker(mask, target_affine=np.eye(3) * 4).fit()
+    np.testing.assert_array_equal(masker.affine_, masker.mask_img_.affine)
+
+
+def test_target_beside_the_mask(mask):
+    target = np.eye(4)
+    target[:3, 3] = 1000
+    with pytest.raises(ValueError, match="The field of view given by the target affine does not contain any of the da"):
+        NiftiMasker(mask, target_affine=target).fit()
+
+
+RESAMPLED = (
+    "imgs are being resampled to the mask_img resolution. This process is memory intensive. You might want to "
+    "provide a target_affine that is equal to the affine of the imgs or resample the mask beforehand to save memory "
+    "and computation time."
+)
+
+
+@pytest.mark.parametrize("smoothing_fwhm", [None, 6])
+@pytest.mark.parametrize("dtype", ["f4", "f8", "i2"])
+def test_runs_of_other_grids_are_resampled_to_the_cropped_mask(mask, dtype, smoothing_fwhm):
+    # Smoothing ends at the crop: a mask with more room around it gives other values, in nilearn too.
+    masked = image(values(5, dtype), FAR)
+    ours, theirs = (each(mask, smoothing_fwhm=smoothing_fwhm, standardize=None).fit() for each in both())
+    with pytest.warns(UserWarning, match=f"^{re.escape(RESAMPLED)}$"):
+        signals = ours.transform(masked)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = theirs.transform(masked)
+    assert signals.dtype == expected.dtype
+    np.testing.assert_allclose(signals, expected, rtol=0, atol=1e-12 if dtype == "f8" else 2e-5)
+
+
+def test_clipped_series_are_exact(mask):
+    # Next to a bright voxel, splines undershoot 0 in all volumes: all of these values are clipped to 0.
+    data = np.zeros((*SHAPE, 6), "f4")
+    data[3, 3, 3] = np.arange(1, 7) * 1000
+    with pytest.warns(UserWarning, match="imgs are being resampled"):
+        signals = NiftiMasker(image(np.ones(SHAPE, "u1"))).fit().transform(image(data, FAR))
+    assert (signals == 0).all(axis=0).sum() > 50
+    for standardize in ("zscore_sample", None):
+        masker = NiftiMasker(image(np.ones(SHAPE, "u1")), standardize=standardize, detrend=True).fit()
+        with pytest.warns(UserWarning, match="imgs are being resampled"):
+            cleaned = masker.transform(image(data, FAR))
+        assert not cleaned[:, (signals == 0).all(axis=0)].any()
+
+
+# Masks computed from runs
+
+
+def bordered(n_volumes=3, seed=0):
+    data = np.zeros((12, 13, 14, n_volumes), "f4")
+    data[2:-2, 3:-2, 2:-3] = np.random.default_rng(seed).normal(100, 5, (8, 8, 9, n_volumes))
+    return image(data)
+
+
+@pytest.mark.parametrize("strategy", ["background", "epi", "gm-template"])
+def test_computed_masks(strategy):
+    mask_args = {"threshold": -1.0} if "template" in strategy else {"opening": 0}
+    ours, theirs = (each(mask_strategy=strategy, mask_args=mask_args).fit(bordered()) for each in both())
+    np.testing.assert_array_equal(ours.mask_img_.dataobj, theirs.mask_img_.dataobj)
+    runs = [bordered(), bordered(seed=1)]
+    ours, theirs = (each(mask_strategy=strategy, mask_args=mask_args).fit(runs) for each in both(MultiNiftiMasker))
+    np.testing.assert_array_equal(ours.mask_img_.dataobj, theirs.mask_img_.dataobj)
+
+
+def test_computed_masks_are_not_cached(tmp_path):
+    masker = NiftiMasker(mask_args={"opening": 0}, memory=tmp_path / "cache")
+    path = tmp_path / "run.nii"
+    nib.save(bordered(), path)
+    assert masker.fit(path).n_elements_ == 8 * 8 * 9
+    moved = np.zeros((12, 13, 14), "f4")
+    moved[3:-3, 3:-3, 3:-3] = 100
+    nib.save(image(moved), path)
+    assert masker.fit(path).n_elements_ == 6 * 7 * 8
+
+
+def test_unknown_mask_strategy(run):
+    message = (
+        "Unknown value of mask_strategy 'brain'. Acceptable values are 'background', 'epi', 'whole-brain-template', "
+        "'gm-template', and 'wm-template'."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        NiftiMasker(mask_strategy="brain").fit(run)
+
+
+def test_unknown_mask_args():
+    message = "The following arguments are not supported by the masking strategy 'background': ['nothing', 'memory']"
+    with pytest.warns(UserWarning, match=f"^{re.escape(message)}$"):
+        NiftiMasker(mask_args={"nothing": 1, "opening": 0, "memory": "here"}).fit(bordered())
+
+
+def test_without_nilearn(run, mask, monkeypatch):
+    monkeypatch.setattr("gpumask.maskers.brain_masks.find_spec", lambda name: None)
+    NiftiMasker(mask).fit_transform(run)
+    message = (
+        "mask_strategy='background' computes the mask from the images with nilearn, which isn't installed. Install it "
+        "(pip install 'gpumask[nilearn]'), or pass a mask as mask_img."
+    )
+    with pytest.raises(ImportError, match=f"^{re.escape(message)}$"):
+        NiftiMasker().fit(run)
+
+
+def test_neither_mask_nor_run():
+    for masker_class in (NiftiMasker, MultiNiftiMasker):
+        message = (
+            f"Parameter 'imgs' must be provided to {masker_class.__name__}.fit() if no mask is passed to mask_img."
+        )
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            masker_class().fit()
+
+
+def test_mask_and_run(run, mask):
+    message = (
+        "[NiftiMasker.fit] Generation of a mask has been requested (imgs != None) while a mask was given at masker "
+        "creation. Given mask will be used."
+    )
+    with pytest.warns(RuntimeWarning, match=f"^{re.escape(message)}$"):
+        NiftiMasker(mask).fit(run)
+
+
+def test_empty_masks(run):
+    empty = image(np.zeros(SHAPE, "u1"))
+    with pytest.raises(ValueError, match="The mask is invalid as it is empty: it masks all data"):
+        NiftiMasker(empty).fit()
+
+
+# Cleaning
+
+
+OPTIONS = {"detrend": True, "standardize": "zscore_sample", "high_pass": 0.01, "low_pass": 0.1, "t_r": 2.0}
+
+
+@pytest.mark.parametrize("fwhm", [None, 5])
+@pytest.mark.parametrize("dtype", ["f4", "i2", "f8"])
+def test_z_scores_of_a_large_mean(dtype, fwhm, mask):
+    rng = np.random.default_rng(0)
+    data = (20_000 + rng.normal(0, 20, (*SHAPE, 80))).astype(dtype)
+    signals = NiftiMasker(mask, smoothing_fwhm=fwhm, **OPTIONS).fit_transform(image(data))
+    exact = NiftiMasker(mask, smoothing_fwhm=fwhm, **OPTIONS).fit_transform(image(data.astype("f8")))
+    assert exact.dtype == np.float64
+    np.testing.assert_allclose(signals, exact, rtol=0, atol=1e-5)
+
+
+def test_runs_are_cleaned_apart(mask):
+    data, runs = values(30), np.repeat([1, 0], 15)
+    together = NiftiMasker(mask, runs=runs, standardize="zscore_sample").fit_transform(image(data))
+    alone = [NiftiMasker(mask, standardize="zscore_sample").fit_transform(image(data[..., runs == k])) for k in (0, 1)]
+    np.testing.assert_allclose(together, np.vstack(alone), rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match=r"The length of the run vector \(3\) does not match the length of the sig"):
+        NiftiMasker(mask, runs=[0, 0, 1]).fit_transform(image(data))
+
+
+@pytest.mark.parametrize("smoothing_fwhm", [None, 5])
+def test_voxels_that_are_not_finite_count_as_0_silently(mask, smoothing_fwhm):
+    data = values()
+    data[2, 2, 2, 3], data[3, 3, 3] = np.nan, np.inf
+    ours, theirs = (each(mask, smoothing_fwhm=smoothing_fwhm, standardize=None).fit() for each in both())
+    np.testing.assert_allclose(ours.transform(image(data)), theirs.transform(image(data.copy())), rtol=0, atol=1e-4)
+
+
+def test_infinite_voxels_do_not_lift_the_clipping(mask):
+    data = np.abs(values(3, "f8")) * (values(3, "f8", seed=1) > 100)
+    bright = data.copy()
+    bright[0, 0, 0, 0] = np.inf
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        maskers = [each(image(np.ones(SHAPE, "u1")), standardize=None).fit() for each in both()]
+        ours, theirs = (masker.transform(image(bright, FAR)) for masker in maskers)
+    assert ours.max() <= data.max() < theirs.max()
+    assert ours.min() == theirs.min() == 0
+
+
+def test_the_same_bits_alone_and_together(run, mask):
+    masker = NiftiMasker(mask, smoothing_fwhm=5, **OPTIONS | {"low_pass": None, "high_pass": None}).fit()
+    labels = NiftiLabelsMasker(image(blocks())).fit()
+    alone, of_labels = masker.transform(run), labels.transform(run)
+    together = transform_together([masker, labels], run)
+    np.testing.assert_array_equal(together[0], alone)
+    np.testing.assert_array_equal(together[1], of_labels)
+    assert masker.explain().splitlines()[:2] == [
+        f"{mask_data().sum()} voxels of a 6 x 7 x 8 grid",
+        "staged: each volume is smoothed, then its voxels are taken",
+    ]
+
+
+# Estimators
+
+
+@pytest.mark.parametrize("shape", ["(T, V)", "(V,)", "frame"])
+def test_inverse_transform(shape, run, mask):
+    masker = NiftiMasker(mask).fit()
+    signals = masker.transform(run)
+    given = {"(T, V)": signals, "(V,)": signals[0], "frame": pd.DataFrame(signals)}[shape]
+    back = masker.inverse_transform(given)
+    expected = np.where(mask_data()[..., None], values(), 0)
+    np.testing.assert_array_equal(back.dataobj, expected[..., 0] if shape == "(V,)" else expected)
+    assert back.get_data_dtype() == np.float32
+    np.testing.assert_array_equal(back.affine, AFFINE)
+
+
+def test_inverse_transform_of_maps_with_infinite_values(mask):
+    masker = NiftiMasker(mask).fit()
+    scores = np.zeros(masker.n_elements_)
+    scores[:2] = np.nan, np.inf
+    back = np.asarray(masker.inverse_transform(scores).dataobj)[mask_data()]
+    np.testing.assert_array_equal(back, scores)
+
+
+def test_inverse_transform_of_another_shape(mask):
+    masker = NiftiMasker(mask).fit()
+    n = masker.n_elements_
+    message = f"Input to 'inverse_transform' has wrong shape.\nExpected (3, {n}).\nGot (3, {n + 1})."
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        masker.inverse_transform(np.zeros((3, n + 1)))
+
+
+def test_names_and_tables(run, mask):
+    masker = NiftiMasker(mask).set_output(transform="pandas").fit()
+    table = masker.transform(run)
+    assert list(table) == [f"niftimasker{k}" for k in range(masker.n_elements_)] == list(masker.get_feature_names_out())
+    tables = MultiNiftiMasker(mask).set_output(transform="pandas").fit_transform([run, run])
+    assert [type(each) for each in tables] == [pd.DataFrame] * 2
+
+
+def test_not_fitted(run, mask):
+    for call in (lambda m: m.transform(run), lambda m: m.inverse_transform(np.zeros(3)), lambda m: m.generate_report()):
+        with pytest.raises(NotFittedError):
+            call(NiftiMasker(mask))
+
+
+def test_clones_and_pickles(run, mask):
+    masker = NiftiMasker(mask, standardize="psc").fit()
+    expected = masker.transform(run)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(masker)).transform(run), expected)
+    np.testing.assert_array_equal(clone(masker).fit_transform(run), expected)
+
+
+@pytest.mark.parametrize("masker_class", [NiftiMasker, MultiNiftiMasker])
+def test_report(masker_class, run, mask):
+    masker = masker_class(mask)
+    masker.fit_transform(run)
+    page = str(masker.generate_report())
+    assert f"<h1>{masker_class.__name__}</h1>" in page
+    assert f"Voxels: {masker.n_elements_}" in page
+    assert "value of the stored voxels" in page
+
+
+def test_shelved_signals(run, mask, tmp_path):
+    expected = NiftiMasker(mask).fit_transform(run)
+    masker = NiftiMasker(mask, memory=joblib.Memory(tmp_path, verbose=0)).fit()
+    masker._shelving = True
+    shelved = masker.transform(run)
+    assert not isinstance(shelved, np.ndarray)
+    np.testing.assert_array_equal(shelved.get(), expected)
+    assert masker.transform(run).timestamp == shelved.timestamp  # not computed again
+    np.testing.assert_array_equal(masker.transform(image(values() + 1)).get(), expected + 1)
+    confounds = np.random.default_rng(0).normal(size=(20, 1))
+    cleaned = masker.transform(run, confounds=confounds).get()
+    assert not np.array_equal(cleaned, expected)
+    assert not np.array_equal(cleaned, masker.transform(run, confounds=confounds**2).get())
+
+
+def test_cached_signals_are_not_cleaned_twice(run, mask, tmp_path):
+    masker = NiftiMasker(mask, memory=joblib.Memory(tmp_path, mmap_mode="r+", verbose=0), detrend=True).fit()
+    first = masker.transform(run)
+    np.testing.assert_array_equal(masker.transform(run), first)
+    np.testing.assert_array_equal(masker.transform(run), NiftiMasker(mask, detrend=True).fit_transform(run))
+
+
+# Several runs
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_several_runs(mask, n_jobs):
+    runs = [image(values(8, seed=k)) for k in range(3)]
+    confounds = [np.random.default_rng(k).normal(size=(8, 2)) for k in range(3)]
+    masker = MultiNiftiMasker(mask, n_jobs=n_jobs).fit()
+    signals = masker.transform(runs, confounds=confounds)
+    for one, of_run, own in zip(signals, runs, confounds, strict=True):
+        np.testing.assert_array_equal(one, NiftiMasker(mask).fit_transform(of_run, confounds=own))
+    with pytest.raises(ValueError, match=r"number of confounds \(2\) unequal to number of images \(3\)\."):
+        masker.transform(runs, confounds=confounds[:2])
+    by_position = masker.transform_imgs(runs, confounds, [[0, 1, 2]] * 3, True, n_jobs)  # nilearn's order
+    assert [one.shape for one in by_position] == [(3, masker.n_elements_)] * 3
+
+
+def test_several_runs_keep_their_dtype_and_grid(mask):
+    masker = MultiNiftiMasker(mask, dtype="f8").fit()
+    runs = [image(values(3), FAR), image(values(3))]
+    with pytest.warns(UserWarning, match="imgs are being resampled"):
+        far, near = masker.transform(runs)
+    with pytest.warns(UserWarning, match="imgs are being resampled"):
+        alone = NiftiMasker(mask, dtype="f8").fit().transform(runs[0])
+    np.testing.assert_array_equal(far, alone)
+    assert near.dtype == np.float64
+    np.testing.assert_array_equal(near, values(3)[mask_data()].T)
+
+
+# Memory and devices
+
+
+PEAK = """
+import resource, sys
+import numpy as np
+from gpumask import NiftiMasker
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+options = dict(detrend=True, standardize="zscore_sample", high_pass=0.01, t_r=2.0, reports=False, device="cpu")
+NiftiMasker(sys.argv[1], smoothing_fwhm=5, **options).fit().transform(sys.argv[2])  # what every run needs
+before = peak()
+signals = NiftiMasker(sys.argv[1], smoothing_fwhm=5, **options).fit().transform(sys.argv[3])
+print(signals.nbytes, peak() - before)
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("resource") is None, reason="only Unix tells the peak")
+def test_peak_memory_is_at_most_twice_the_result(tmp_path):
+    shape = (40, 42, 40)
+    paths = [tmp_path / "mask.nii", tmp_path / "few.nii", tmp_path / "run.nii"]
+    save(paths[0], np.ones(shape, "u1"), AFFINE)
+    data = np.random.default_rng(0).normal(100, 5, (*shape, 50)).astype("f4")
+    save(paths[1], data[..., :40], AFFINE)
+    save(paths[2], np.concatenate([data] * 5, axis=-1), AFFINE)
+    command = [sys.executable, "-W", "ignore", "-c", PEAK, *map(str, paths)]
+    out = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+    result, peak = map(int, out.split())
+    assert result == 250 * 40 * 42 * 40 * 4
+    assert peak <= 2 * result
+
+
+@pytest.mark.parametrize("case", ["raw", "smoothed", "resampled", "both"])
+@pytest.mark.parametrize("dtype", ["f4", "f8", "i2"])
+def test_on_a_gpu(case, dtype, mask, gpu):
+    options = OPTIONS | {"smoothing_fwhm": 5 if case in ("smoothed", "both") else None}
+    of_run = image(values(60, dtype), FAR if case in ("resampled", "both") else AFFINE)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="imgs are being resampled")
+        there = NiftiMasker(mask, device="cuda", **options).fit_transform(of_run)
+        here = NiftiMasker(mask, device="cpu", **options).fit_transform(of_run)
+    assert there.dtype == here.dtype
+    np.testing.assert_allclose(there, here, rtol=0, atol=1e-10 if dtype == "f8" else 1e-6)
+
+
+@pytest.mark.parametrize("fwhm", [None, 5])
+def test_downloaded_in_parts_from_a_gpu(fwhm, mask, gpu, monkeypatch):
+    masker = NiftiMasker(mask, device="cuda", smoothing_fwhm=fwhm, standardize="zscore_sample").fit()
+    of_run = image(values(30), FAR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="imgs are being resampled")
+        whole = masker.transform(of_run)
+        monkeypatch.setattr(cuda, "_DOWNLOAD", 8 * 7 * masker.n_elements_)
+        np.testing.assert_array_equal(masker.transform(of_run), whole)
