@@ -69,10 +69,9 @@ def clean_img(
         If filtering lacks `t_r`, if the mask has another grid, or for invalid options.
     TypeError
         For an unknown keyword, or an image with the wrong number of dimensions.
-    MemoryError
-        If a compressed file doesn't fit in memory, and there is no `out`.
     ImageError, OSError
-        If a file is missing, truncated or corrupt, or can't be written.
+        If a file is missing, truncated or corrupt, or can't be written; or if a compressed file doesn't fit in memory,
+        and there is no `out`.
     """
     volumes = open_volumes(imgs)
     if volumes.is_3d:

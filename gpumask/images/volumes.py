@@ -259,10 +259,9 @@ class Volumes:
 
         Raises
         ------
-        MemoryError
-            If the volumes don't fit in memory, and there is no `scratch`.
         ImageError, OSError
-            If the file is truncated or corrupt, or the scratch file can't be written.
+            If the file is truncated or corrupt, the volumes don't fit in memory and there is no `scratch`, or the
+            scratch file can't be written.
         """
         shape = (self.n_volumes, self.grid.n_voxels)
 
@@ -274,7 +273,7 @@ class Volumes:
             needed = f"{self.name} takes {takes:.1f} GiB decoded, of {of:.1f} GiB available memory"
             if scratch is None:
                 msg = f"{needed}. Decompress it to a file (.nii), which doesn't have to fit."
-                raise MemoryError(msg)
+                raise ImageError(msg)
             process.warn(f"{needed}: it is decoded into a temporary file in {scratch}.")
             with tempfile.TemporaryFile(dir=scratch) as file:
                 reserve(file, size)

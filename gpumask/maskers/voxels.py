@@ -280,6 +280,9 @@ class NiftiMasker(ClassNamePrefixFeaturesOutMixin, VolumesMasker):
         data = data.reshape((*regions.grid.shape, *signals.shape[:-1]), order="F")
         return nib.Nifti1Image(data, regions.grid.affine, dtype=data.dtype)
 
+    def _nilearn_parameters(self):
+        return {"mask_img": self.mask_img_}  # also one that was computed from a run
+
     def _report(self, title):
         from gpumask.reports.masker import regions_figure, report_page
 
