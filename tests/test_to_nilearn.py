@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from sklearn.exceptions import NotFittedError
 
-from gpumask import MultiNiftiLabelsMasker, NiftiLabelsMasker, NiftiSpheresMasker
+from gpumask import MultiNiftiLabelsMasker, NiftiLabelsMasker, NiftiMasker, NiftiSpheresMasker
 
 from .helpers import blocks, image
 
@@ -93,3 +93,22 @@ def test_without_nilearn(monkeypatch):
     monkeypatch.setitem(sys.modules, "nilearn", None)
     with pytest.raises(ImportError, match=r"^to_nilearn needs nilearn: pip install 'gpumask\[nilearn\]'$"):
         masker.to_nilearn()
+
+
+@pytest.mark.parametrize("mask", ["given", "computed"])
+def test_a_first_level_model_of_voxels(mask, run):
+    """nilearn's estimators accept its own maskers only."""
+    from nilearn.glm.first_level import FirstLevelModel
+
+    inside = np.zeros((6, 7, 8), "u1")
+    inside[1:5, 1:6, 1:7] = 1
+    data = np.asarray(run.dataobj) * inside[..., np.newaxis]
+    run = image(data)
+    masker = NiftiMasker(image(inside) if mask == "given" else None, device="cpu").fit(run)
+    design = pd.DataFrame({"task": np.tile([0.0, 1.0], 30), "constant": 1.0})
+    model = FirstLevelModel(mask_img=masker.to_nilearn(), signal_scaling=False, noise_model="ols")
+    effects = model.fit(run, design_matrices=design).compute_contrast("task", output_type="effect_size")
+    signals = masker.transform(run)
+    expected = signals[1::2].mean(axis=0) - signals[::2].mean(axis=0)
+    chosen = np.asarray(masker.mask_img_.dataobj) > 0
+    np.testing.assert_allclose(np.asarray(effects.dataobj)[chosen], expected, rtol=0, atol=1e-6)
