@@ -85,9 +85,8 @@ class Atlas:
         """Return the atlas with its mask on another grid (nearest voxel); ValueError if the mask is empty there."""
         assert self.mask is not None
         assert self.mask_grid is not None
-        mask = resample_nearest(self.mask.view(np.uint8), self.mask_grid, grid).astype(bool)
-        _check_mask(mask, self.mask_grid.name)
-        return replace(self, mask=mask, mask_grid=replace(grid, name=self.mask_grid.name))
+        mask, mask_grid = resample_mask(self.mask, self.mask_grid, grid)
+        return replace(self, mask=mask, mask_grid=mask_grid)
 
     def check_mask(self) -> None:
         """Raise ValueError if no label but the background lies inside the mask."""
@@ -200,15 +199,7 @@ def covered_voxels(given: Atlas, placed: Atlas, grid: Grid, ids: np.ndarray) -> 
     -------
     voxels, covered : ndarray of int64, shape (n_regions,)
     """
-    inside = np.ones(given.grid.shape, bool)
-    covers = [(np.ones(grid.shape, np.uint8), grid)]
-    if placed.mask is not None and placed.mask_grid is not None:
-        covers.append((placed.mask.view(np.uint8), placed.mask_grid))
-    for cover, there in covers:
-        if not there.matches(given.grid):
-            inside &= resample_nearest(cover, there, given.grid).astype(bool)
-        else:
-            inside &= cover.astype(bool)
+    inside = covered_part(given.grid, grid, placed.mask, placed.mask_grid)
 
     def count(labels):
         found, counts = np.unique(labels, return_counts=True)
@@ -216,6 +207,36 @@ def covered_voxels(given: Atlas, placed: Atlas, grid: Grid, ids: np.ndarray) -> 
         return np.array([counts.get(label, 0) for label in ids.tolist()], dtype=np.int64)
 
     return count(given.labels), count(given.labels[inside])
+
+
+def covered_part(grid: Grid, view: Grid, mask: np.ndarray | None = None, mask_grid: Grid | None = None) -> np.ndarray:
+    """Find the voxels of a grid inside a field of view and a mask (nearest voxel).
+
+    Parameters
+    ----------
+    grid, view : Grid
+        The grid, and the field of view.
+    mask : ndarray of bool, shape (x, y, z), optional
+    mask_grid : Grid, optional
+
+    Returns
+    -------
+    ndarray of bool, shape `grid.shape`
+    """
+    inside = np.ones(grid.shape, bool)
+    covers = [(np.ones(view.shape, np.uint8), view)]
+    if mask is not None and mask_grid is not None:
+        covers.append((mask.view(np.uint8), mask_grid))
+    for cover, there in covers:
+        inside &= resample_nearest(cover, there, grid).astype(bool)
+    return inside
+
+
+def resample_mask(mask: np.ndarray, source: Grid, target: Grid) -> tuple[np.ndarray, Grid]:
+    """Resample a mask to another grid (nearest voxel): mask and grid; ValueError if the mask is empty there."""
+    resampled = resample_nearest(mask.view(np.uint8), source, target).astype(bool)
+    _check_mask(resampled, source.name)
+    return resampled, replace(target, name=source.name)
 
 
 _NON_FINITE = "Non-finite values detected. These values will be replaced with zeros."
