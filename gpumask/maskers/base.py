@@ -192,6 +192,16 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
             signals = signals.astype(np.int32)
         return signals
 
+    def _check_report(self, engine):
+        """Raise an error unless the masker is fitted and can make a report."""
+        check_is_fitted(self)
+        if not self.reports:
+            msg = "generate_report needs reports=True, but the masker has reports=False."
+            raise ValueError(msg)
+        if engine != "matplotlib":
+            msg = f"`engine` must be 'matplotlib', got {engine!r}."
+            raise ValueError(msg)
+
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.estimator_type, tags.input_tags = "masker", _ImageTags()

@@ -266,16 +266,10 @@ class NiftiLabelsMasker(VolumesMasker):
         ValueError
             If the masker has ``reports=False``, or for another `engine`.
         """
-        check_is_fitted(self)
-        if not self.reports:
-            msg = "generate_report needs reports=True, but the masker has reports=False."
-            raise ValueError(msg)
-        if engine != "matplotlib":
-            msg = f"`engine` must be 'matplotlib', got {engine!r}."
-            raise ValueError(msg)
-        from gpumask.reports.masker import masker_report
+        self._check_report(engine)
+        from gpumask.reports.masker import labels_report
 
-        return masker_report(self, getattr(self, "_report_run", None), title)
+        return labels_report(self, getattr(self, "_report_run", None), title)
 
     @property
     def n_elements_(self) -> int:

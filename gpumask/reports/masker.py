@@ -51,8 +51,8 @@ class Report:
         webbrowser.open(Path(file_name).absolute().as_uri())
 
 
-def masker_report(masker: Any, run: Any = None, title: str | None = None) -> Report:
-    """Make the report of a fitted masker.
+def labels_report(masker: Any, run: Any = None, title: str | None = None) -> Report:
+    """Make the report of a fitted labels masker.
 
     Parameters
     ----------
@@ -72,8 +72,26 @@ def masker_report(masker: Any, run: Any = None, title: str | None = None) -> Rep
     ImportError
         If matplotlib is missing.
     """
-    title = html.escape(title or type(masker).__name__)
     labels = getattr(masker, "region_atlas_", masker.labels_img_)
+    figure = regions_figure(labels, run, background_label=masker.background_label, cmap=masker.cmap or "hsv")
+    return report_page(masker, title, figure, _regions(masker, labels))
+
+
+def report_page(masker: Any, title: str | None, figure: str, regions: str) -> Report:
+    """Make the page that the reports of all maskers share.
+
+    Parameters
+    ----------
+    masker : a masker of gpumask
+        Fitted. After a `transform`, the page describes it.
+    title : str or None
+        If None, the class's name.
+    figure : str
+        Picture of the regions: PNG, in base64.
+    regions : str
+        Table of the regions: HTML.
+    """
+    title = html.escape(title or type(masker).__name__)
     parameters = "".join(
         f"<tr><th>{name}</th><td>{html.escape(_short(value))}</td></tr>"
         for name, value in masker.get_params(deep=False).items()
@@ -84,8 +102,8 @@ def masker_report(masker: Any, run: Any = None, title: str | None = None) -> Rep
         done = f"<h2>Last run</h2><pre>{html.escape(masker.plan_.explain())}\n{masker.device_}: {seconds}</pre>"
     page = (
         f"<!doctype html><html><head><meta charset='utf-8'><title>{title}</title><style>{_STYLE}</style></head><body>"
-        f"<h1>{title}</h1><img alt='regions on a volume' src='data:image/png;base64,{_figure(masker, run, labels)}'>"
-        f"{done}<h2>Regions: {masker.n_elements_}</h2>{_regions(masker, labels)}"
+        f"<h1>{title}</h1><img alt='regions on a volume' src='data:image/png;base64,{figure}'>"
+        f"{done}<h2>Regions: {masker.n_elements_}</h2>{regions}"
         f"<h2>Parameters</h2><table>{parameters}</table></body></html>"
     )
     return Report(page)
@@ -109,8 +127,22 @@ def _regions(masker, labels):
     return f"<table><tr><th>label</th><th>name</th><th>voxels</th><th>mm<sup>3</sup></th></tr>{rows}</table>"
 
 
-def _figure(masker, run, labels):
-    """PNG (base64) of three cuts through the middle of the regions, over the run's first volume if known."""
+def regions_figure(labels: Any, run: Any = None, *, background_label: float = 0, cmap: str = "hsv") -> str:
+    """Draw three cuts through the middle of the regions, over the run's first volume if it has their grid.
+
+    Parameters
+    ----------
+    labels : nibabel image
+        A number per region.
+    run : path, nibabel image or list of 3D images, optional
+    background_label : number
+    cmap : str
+
+    Returns
+    -------
+    str
+        PNG, in base64.
+    """
     figure = new_figure((12, 4), facecolor="black")
     under = None
     if run is not None:
@@ -118,8 +150,11 @@ def _figure(masker, run, labels):
         chunk = next(volumes.chunks(1))
         if volumes.grid.matches(Grid(labels.shape, labels.affine)):
             under = chunk.scaled().reshape(volumes.grid.shape, order="F")
-    draw_cuts(
-        figure, np.asanyarray(labels.dataobj), under, labels.affine,
-        background_label=masker.background_label, cmap=masker.cmap or "hsv",
-    )  # fmt: skip
+    data = np.asanyarray(labels.dataobj)
+    draw_cuts(figure, data, under, labels.affine, background_label=background_label, cmap=cmap)
+    return as_text(figure)
+
+
+def as_text(figure: Any) -> str:
+    """Return a figure as PNG, in base64."""
     return base64.b64encode(to_png(figure, dpi=80)).decode()
