@@ -3,11 +3,22 @@
 from importlib import import_module, metadata
 
 __version__ = metadata.version("gpumask")
-__all__ = ["MultiNiftiLabelsMasker", "NiftiLabelsMasker", "__version__", "kernels", "signal", "transform_together"]
+__all__ = [
+    "MultiNiftiLabelsMasker",
+    "MultiNiftiMapsMasker",
+    "NiftiLabelsMasker",
+    "NiftiMapsMasker",
+    "__version__",
+    "kernels",
+    "signal",
+    "transform_together",
+]
 
 _LAZY = {
     "MultiNiftiLabelsMasker": "gpumask.maskers.multi",
+    "MultiNiftiMapsMasker": "gpumask.maskers.multi",
     "NiftiLabelsMasker": "gpumask.maskers.labels",
+    "NiftiMapsMasker": "gpumask.maskers.maps",
     "transform_together": "gpumask.maskers.together",
 }
 _MODULES = ("kernels", "signal")

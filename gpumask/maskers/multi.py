@@ -1,4 +1,4 @@
-"""MultiNiftiLabelsMasker: one masker for a list of runs."""
+"""MultiNiftiLabelsMasker and MultiNiftiMapsMasker: one masker for a list of runs."""
 
 import os
 from collections.abc import Sequence
@@ -9,10 +9,12 @@ from joblib import Parallel, delayed
 from nibabel.spatialimages import SpatialImage
 from sklearn.utils.validation import check_is_fitted
 
+from gpumask.maskers.base import VolumesMasker
 from gpumask.maskers.labels import NiftiLabelsMasker
+from gpumask.maskers.maps import NiftiMapsMasker
 
 
-class _ManyRuns:
+class ManyRuns:
     """The methods that accept lists of runs.
 
     Kept apart: scikit-learn turns the output of a class's own `transform` into one table; here it is one per run.
@@ -20,13 +22,13 @@ class _ManyRuns:
 
     n_jobs: int
 
-    def fit(self, imgs: Any = None, y: None = None) -> "MultiNiftiLabelsMasker":
-        """Load labels and mask, and select the device.
+    def fit(self, imgs: Any = None, y: None = None) -> "ManyRuns":
+        """Load regions and mask, and select the device.
 
         Parameters
         ----------
         imgs : run, or list of runs, optional
-            Paths or nibabel images. The first run's grid is used, as in `NiftiLabelsMasker.fit`.
+            Paths or nibabel images. The first run's grid is used, as in the `fit` of the masker of one run.
         y : None
             Ignored.
 
@@ -54,7 +56,7 @@ class _ManyRuns:
         imgs : run, or list of runs
             Paths or nibabel images.
         confounds, sample_mask : list or None, default=None
-            One per run, each as for `NiftiLabelsMasker.transform`.
+            One per run, each as for the masker of one run.
 
         Returns
         -------
@@ -68,7 +70,7 @@ class _ManyRuns:
         ValueError
             If their lengths differ from the number of runs.
         TypeError, ValueError, IndexError
-            As `NiftiLabelsMasker.transform`.
+            As the masker of one run.
         """
         check_is_fitted(self)
         for name, value in (("confounds", confounds), ("sample_mask", sample_mask)):
@@ -98,11 +100,11 @@ class _ManyRuns:
                 msg = f"number of {name} ({len(value)}) unequal to number of images ({len(runs)})."
                 raise ValueError(msg)
             each.append([None] * len(runs) if value is None else value)
-        one = delayed(NiftiLabelsMasker.transform)
+        one = delayed(VolumesMasker.transform)
         return Parallel(n_jobs=n_jobs)(one(self, *of_run) for of_run in zip(runs, *each, strict=True))
 
 
-class MultiNiftiLabelsMasker(_ManyRuns, NiftiLabelsMasker):  # type: ignore[misc]  # lists in and out, as in nilearn
+class MultiNiftiLabelsMasker(ManyRuns, NiftiLabelsMasker):  # type: ignore[misc]  # lists in and out, as in nilearn
     """Extract the time series of an atlas's regions from several fMRI runs.
 
     A drop-in replacement for ``nilearn.maskers.MultiNiftiLabelsMasker`` (0.14.1).
@@ -176,6 +178,75 @@ class MultiNiftiLabelsMasker(_ManyRuns, NiftiLabelsMasker):  # type: ignore[misc
             min_coverage=min_coverage,
             keep_all_regions=keep_all_regions,
             nan_policy=nan_policy,
+        )
+        self.n_jobs = n_jobs
+
+
+class MultiNiftiMapsMasker(ManyRuns, NiftiMapsMasker):  # type: ignore[misc]  # lists in and out, as in nilearn
+    """Extract the time series of maps from several fMRI runs.
+
+    A drop-in replacement for ``nilearn.maskers.MultiNiftiMapsMasker`` (0.14.1).
+
+    Parameters
+    ----------
+    maps_img, ..., min_coverage
+        As in `NiftiMapsMasker`.
+    n_jobs : int, default=1
+        As in `MultiNiftiLabelsMasker`.
+    """
+
+    def __init__(
+        self,
+        maps_img=None,
+        mask_img=None,
+        allow_overlap=True,
+        smoothing_fwhm=None,
+        standardize=False,
+        standardize_confounds=True,
+        high_variance_confounds=False,
+        detrend=False,
+        low_pass=None,
+        high_pass=None,
+        t_r=None,
+        dtype=None,
+        resampling_target="data",
+        keep_masked_maps=False,
+        memory=None,
+        memory_level=0,
+        verbose=0,
+        reports=True,
+        cmap="CMRmap_r",
+        n_jobs=1,
+        clean_args=None,
+        *,
+        strategy="least_squares",
+        device="auto",
+        min_coverage=None,
+    ):
+        super().__init__(
+            maps_img,
+            mask_img,
+            allow_overlap,
+            smoothing_fwhm,
+            standardize,
+            standardize_confounds,
+            high_variance_confounds,
+            detrend,
+            low_pass,
+            high_pass,
+            t_r,
+            dtype,
+            resampling_target,
+            keep_masked_maps,
+            memory,
+            memory_level,
+            verbose,
+            reports,
+            cmap,
+            clean_args,
+            strategy=strategy,
+            device=device,
+            min_coverage=min_coverage,
         )
         self.n_jobs = n_jobs
 

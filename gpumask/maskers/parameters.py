@@ -16,6 +16,8 @@ _TYPES = {
     "memory_level": _INTEGER,
     "verbose": bool | int | np.integer,
     "n_jobs": _INTEGER,
+    "allow_overlap": bool,
+    "keep_masked_maps": bool,
 }
 
 
