@@ -12,6 +12,14 @@ import gpumask
 # Before `nilearn._utils.estimator_checks` and the tests are imported, which bind the names.
 nilearn.maskers.NiftiLabelsMasker = nilearn.regions.parcellations.NiftiLabelsMasker = gpumask.NiftiLabelsMasker
 nilearn.maskers.MultiNiftiLabelsMasker = gpumask.MultiNiftiLabelsMasker
+nilearn.maskers.NiftiMapsMasker, nilearn.maskers.MultiNiftiMapsMasker = (
+    gpumask.NiftiMapsMasker,
+    gpumask.MultiNiftiMapsMasker,
+)
 nilearn.signal.clean = gpumask.signal.clean
 # What `isinstance` tells the checks that a masker takes lists of confounds.
-nilearn.maskers._mixin._MultiMixin = (nilearn.maskers._mixin._MultiMixin, gpumask.MultiNiftiLabelsMasker)
+nilearn.maskers._mixin._MultiMixin = (
+    nilearn.maskers._mixin._MultiMixin,
+    gpumask.MultiNiftiLabelsMasker,
+    gpumask.MultiNiftiMapsMasker,
+)
