@@ -5,8 +5,10 @@ from importlib import import_module, metadata
 __version__ = metadata.version("gpumask")
 __all__ = [
     "MultiNiftiLabelsMasker",
+    "MultiNiftiMapsMasker",
     "MultiNiftiMasker",
     "NiftiLabelsMasker",
+    "NiftiMapsMasker",
     "NiftiMasker",
     "NiftiSpheresMasker",
     "__version__",
@@ -20,8 +22,10 @@ __all__ = [
 
 _LAZY = {
     "MultiNiftiLabelsMasker": "gpumask.maskers.multi",
+    "MultiNiftiMapsMasker": "gpumask.maskers.multi",
     "MultiNiftiMasker": "gpumask.maskers.multi",
     "NiftiLabelsMasker": "gpumask.maskers.labels",
+    "NiftiMapsMasker": "gpumask.maskers.maps",
     "NiftiMasker": "gpumask.maskers.voxels",
     "NiftiSpheresMasker": "gpumask.maskers.spheres",
     "clean_img": "gpumask.image_to_image",

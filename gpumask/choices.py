@@ -17,3 +17,10 @@ def check_type(name: str, value: Any, types: Any) -> None:
     if not isinstance(value, types) or (isinstance(value, bool) and bool not in members):
         msg = f"'{name}' must be of type(s): '{types}'.\nGot: '{type(value).__name__}'"
         raise TypeError(msg)
+
+
+def check_choice(name: str, value: Any, allowed: tuple) -> None:
+    """Raise ValueError, with nilearn's message, if a parameter isn't one of the allowed values."""
+    if not any(value is a or (isinstance(value, str) and value == a) for a in allowed):
+        msg = f"'{name}' must be one of {allowed}.\n'{value}' was provided."
+        raise ValueError(msg)

@@ -12,10 +12,9 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy
 
-from gpumask import __version__, backend
-from gpumask.choices import MAX_FWHM, NAN_POLICIES, STANDARDIZE, STRATEGIES, TARGETS, VOXEL, check_type
+from gpumask import backend
+from gpumask.choices import MAX_FWHM, NAN_POLICIES, STANDARDIZE, STRATEGIES, TARGETS, VOXEL, check_choice, check_type
 from gpumask.confounds.high_variance import high_variance_confounds
 from gpumask.engine.plan import Plan, compile_plan
 from gpumask.engine.regions import Regions, RegionsOnGrid
@@ -24,7 +23,7 @@ from gpumask.engine.stream import Extraction, run_plans
 from gpumask.images.errors import DimensionError
 from gpumask.images.grid import Grid
 from gpumask.images.volumes import Volumes
-from gpumask.process import one_blas_thread, warn
+from gpumask.process import one_blas_thread, versions, warn
 from gpumask.signal import Cleaner
 
 if TYPE_CHECKING:
@@ -84,10 +83,8 @@ class Settings:
             value = getattr(self, name)
             if name in _TYPES and not (name in ("low_pass", "high_pass") and value is False):
                 check_type(name, value, _TYPES[name])
-            allowed = _CHOICES.get(name)
-            if allowed and not any(value is a or (isinstance(value, str) and value == a) for a in allowed):
-                msg = f"'{name}' must be one of {allowed}.\n'{value}' was provided."
-                raise ValueError(msg)
+            if name in _CHOICES:
+                check_choice(name, value, _CHOICES[name])
         try:
             is_bool = asked_dtype(self.dtype, np.dtype(float)) == np.dtype(bool)
         except TypeError as error:
@@ -184,13 +181,9 @@ class Result:
     seconds: dict[str, float]
 
 
-def _versions():
-    return __version__, np.__version__, scipy.__version__
-
-
 def _plan_key(regions, grid, settings):
     """Everything that a plan depends on: versions, regions, grid of the runs, settings."""
-    return _versions(), regions.identity, grid.shape, grid.affine.tobytes(), tuple(settings.in_space.items())
+    return versions(), regions.identity, grid.shape, grid.affine.tobytes(), tuple(settings.in_space.items())
 
 
 class Plans:
@@ -307,7 +300,7 @@ def _with_high_variance(volumes, confounds, memory):
         )
         raise DimensionError(msg)
     compute = memory.cache(_high_variance_confounds, ignore=["volumes"]) if memory else _high_variance_confounds
-    own = compute((_versions(), volumes.identity()) if memory else None, volumes=volumes)
+    own = compute((versions(), volumes.identity()) if memory else None, volumes=volumes)
     several = isinstance(confounds, list | tuple) and not all(isinstance(c, Real) for c in confounds)
     return [own, *([] if confounds is None else confounds if several else [confounds])]
 
@@ -397,8 +390,9 @@ def _dtype(prepared: Prepared, volumes: Volumes) -> np.dtype:
     settings, plan = prepared.settings, prepared.plan
     as_smoothed = settings.smoothing_fwhm is not None or prepared.regions.stay_integers
     done = {"smoothed": as_smoothed, "resampled": plan.resampling is not None}
-    rule = voxel_dtype if plan.strategy == VOXEL else signal_dtype
-    return rule(settings.dtype, volumes.loaded_dtype, **done)
+    if plan.strategy == VOXEL:
+        return voxel_dtype(settings.dtype, volumes.loaded_dtype, **done)
+    return signal_dtype(settings.dtype, volumes.loaded_dtype, maps=prepared.regions.maps_dtype, **done)
 
 
 def _finished(prepared: Prepared, extraction: Extraction, volumes, started, device, *, keep):
@@ -462,7 +456,9 @@ def asked_dtype(asked: Any, source: np.dtype) -> np.dtype | None:
     return None if asked is None else np.dtype(asked)
 
 
-def signal_dtype(asked: Any, loaded: np.dtype, *, smoothed: bool, resampled: bool) -> np.dtype:
+def signal_dtype(
+    asked: Any, loaded: np.dtype, *, smoothed: bool, resampled: bool, maps: np.dtype | None = None
+) -> np.dtype:
     """Return the dtype of the signals, by nilearn's rules.
 
     Parameters
@@ -474,12 +470,16 @@ def signal_dtype(asked: Any, loaded: np.dtype, *, smoothed: bool, resampled: boo
     smoothed, resampled : bool
         Whether nilearn would smooth or resample the volumes. Smoothing turns integers into floats, resampling only
         signed ones.
+    maps : numpy.dtype, optional
+        Dtype of maps, which nilearn computes with.
     """
     dtype = np.dtype(loaded)
     if (chosen := asked_dtype(asked, dtype)) is not None:
         return chosen
     if (resampled and dtype.kind == "i") or (smoothed and dtype.kind in "iu"):
         dtype = np.dtype(np.float64 if dtype.itemsize == 8 else np.float32)
+    if maps is not None:
+        dtype = np.result_type(dtype, maps)
     return np.dtype(np.float32 if dtype == np.float32 and dtype.isnative else np.float64)
 
 

@@ -1,4 +1,4 @@
-"""Process-wide state: the number of BLAS threads and the warning filters, with their users counted; and the cores."""
+"""Process-wide state: the number of BLAS threads and the warning filters, with their users counted; cores, versions."""
 
 import contextlib
 import functools
@@ -132,3 +132,13 @@ def available_memory() -> int | None:
 def n_cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def versions() -> tuple[str, str, str]:
+    """Return the versions that results in a cache depend on: of gpumask, NumPy and SciPy."""
+    import numpy as np
+    import scipy
+
+    from gpumask import __version__
+
+    return __version__, np.__version__, scipy.__version__

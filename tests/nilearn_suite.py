@@ -15,6 +15,10 @@ nilearn.maskers.NiftiLabelsMasker = nilearn.regions.parcellations.NiftiLabelsMas
 nilearn.maskers.MultiNiftiLabelsMasker = gpumask.MultiNiftiLabelsMasker
 nilearn.maskers.NiftiSpheresMasker = gpumask.NiftiSpheresMasker
 nilearn.maskers.NiftiMasker, nilearn.maskers.MultiNiftiMasker = gpumask.NiftiMasker, gpumask.MultiNiftiMasker
+nilearn.maskers.NiftiMapsMasker, nilearn.maskers.MultiNiftiMapsMasker = (
+    gpumask.NiftiMapsMasker,
+    gpumask.MultiNiftiMapsMasker,
+)
 nilearn.signal.clean = gpumask.signal.clean
 for module in (nilearn.image, nilearn.image.image):
     module.clean_img, module.smooth_img = gpumask.clean_img, gpumask.smooth_img
@@ -23,4 +27,5 @@ nilearn.maskers._mixin._MultiMixin = (
     nilearn.maskers._mixin._MultiMixin,
     gpumask.MultiNiftiLabelsMasker,
     gpumask.MultiNiftiMasker,
+    gpumask.MultiNiftiMapsMasker,
 )

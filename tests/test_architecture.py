@@ -210,8 +210,8 @@ def test_public_names_resolve(name):
 
 
 def test_unknown_names_are_attribute_errors():
-    with pytest.raises(AttributeError, match=r"^module 'gpumask' has no attribute 'NiftiMapsMasker'$"):
-        _ = gpumask.NiftiMapsMasker
+    with pytest.raises(AttributeError, match=r"^module 'gpumask' has no attribute 'NiftiParcelsMasker'$"):
+        _ = gpumask.NiftiParcelsMasker
 
 
 def test_public_kernels_have_docstrings():

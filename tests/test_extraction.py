@@ -101,7 +101,7 @@ def test_memory_misses_what_decides_the_bits(tmp_path, work, change):
 def test_memory_misses_another_version(tmp_path, work, monkeypatch, module):
     expected = extract(tmp_path, **FIRST)
     if module == "gpumask":
-        monkeypatch.setattr(extraction, "__version__", "0.0.1")
+        monkeypatch.setattr("gpumask.__version__", "0.0.1")
     else:
         monkeypatch.setattr(f"{module}.__version__", "9.9")
     work.clear()

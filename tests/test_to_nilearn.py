@@ -104,7 +104,8 @@ def test_a_first_level_model_of_voxels(mask, run):
     inside[1:5, 1:6, 1:7] = 1
     data = np.asarray(run.dataobj) * inside[..., np.newaxis]
     run = image(data)
-    masker = NiftiMasker(image(inside) if mask == "given" else None, device="cpu").fit(run)
+    masker = NiftiMasker(image(inside) if mask == "given" else None, device="cpu")
+    masker.fit(None if mask == "given" else run)
     design = pd.DataFrame({"task": np.tile([0.0, 1.0], 30), "constant": 1.0})
     model = FirstLevelModel(mask_img=masker.to_nilearn(), signal_scaling=False, noise_model="ols")
     effects = model.fit(run, design_matrices=design).compute_contrast("task", output_type="effect_size")

@@ -70,6 +70,11 @@ class RegionsOnGrid:
         return False
 
     @property
+    def maps_dtype(self) -> np.dtype | None:
+        """Dtype of the weights of maps, which the dtype of the signals depends on; None for other regions."""
+        return None
+
+    @property
     def image(self) -> nib.Nifti1Image:
         """The regions as applied to the runs, for figures and reports."""
         raise NotImplementedError
@@ -239,22 +244,25 @@ def _check_overlap(run, labels, segments):
         raise ValueError(msg)
 
 
-def check_same_grids(lead: str, labels: Grid, **others: Grid | None) -> None:
-    """Raise ValueError if a grid differs from that of the labels: `lead`, then a list of the differences."""
+def check_same_grids(lead: str, own: Grid, what: str = "labels", **others: Grid | None) -> None:
+    """Raise ValueError if a grid differs from that of the regions: `lead`, then a list of the differences.
+
+    `what` names the image of the regions; so it is called in `resampling_target` too.
+    """
     errors = []
     for name, grid in others.items():
-        if grid is None or grid.matches(labels):
+        if grid is None or grid.matches(own):
             continue
-        if grid.shape != labels.shape:
+        if grid.shape != own.shape:
             errors.append(
-                f"- labels and {name} do not have the same shape: {labels.shape} ({labels.name}) "
+                f"- {what} and {name} do not have the same shape: {own.shape} ({own.name}) "
                 f"and {grid.shape} ({grid.name})"
             )
-        if not np.allclose(grid.affine, labels.affine, rtol=1e-5, atol=1e-5):
+        if not np.allclose(grid.affine, own.affine, rtol=1e-5, atol=1e-5):
             errors.append(
-                f"- labels and {name} do not have the same affine.\n"
-                f"labels affine ({labels.name}):\n{labels.affine}\n{name} affine ({grid.name}):\n{grid.affine}"
+                f"- {what} and {name} do not have the same affine.\n"
+                f"{what} affine ({own.name}):\n{own.affine}\n{name} affine ({grid.name}):\n{grid.affine}"
             )
     if errors:
-        remedy = "Pass resampling_target='data' or 'labels' to resample one to the other."
+        remedy = f"Pass resampling_target='data' or '{what}' to resample one to the other."
         raise ValueError("\n".join([lead, *errors, remedy]))

@@ -217,15 +217,7 @@ def covered_voxels(given: Atlas, placed: Atlas, grid: Grid, ids: np.ndarray) -> 
     -------
     voxels, covered : ndarray of int64, shape (n_regions,)
     """
-    inside = np.ones(given.grid.shape, bool)
-    covers = [(np.ones(grid.shape, np.uint8), grid)]
-    if placed.mask is not None and placed.mask_grid is not None:
-        covers.append((placed.mask.view(np.uint8), placed.mask_grid))
-    for cover, there in covers:
-        if not there.matches(given.grid):
-            inside &= resample_nearest(cover, there, given.grid).astype(bool)
-        else:
-            inside &= cover.astype(bool)
+    inside = covered_part(given.grid, grid, placed.mask, placed.mask_grid)
 
     def count(labels):
         found, counts = np.unique(labels, return_counts=True)
@@ -233,6 +225,29 @@ def covered_voxels(given: Atlas, placed: Atlas, grid: Grid, ids: np.ndarray) -> 
         return np.array([counts.get(label, 0) for label in ids.tolist()], dtype=np.int64)
 
     return count(given.labels), count(given.labels[inside])
+
+
+def covered_part(grid: Grid, view: Grid, mask: np.ndarray | None = None, mask_grid: Grid | None = None) -> np.ndarray:
+    """Find the voxels of a grid inside a field of view and a mask (nearest voxel).
+
+    Parameters
+    ----------
+    grid, view : Grid
+        The grid, and the field of view.
+    mask : ndarray of bool, shape (x, y, z), optional
+    mask_grid : Grid, optional
+
+    Returns
+    -------
+    ndarray of bool, shape `grid.shape`
+    """
+    inside = np.ones(grid.shape, bool)
+    covers = [(np.ones(view.shape, np.uint8), view)]
+    if mask is not None and mask_grid is not None:
+        covers.append((mask.view(np.uint8), mask_grid))
+    for cover, there in covers:
+        inside &= resample_nearest(cover, there, grid).astype(bool)
+    return inside
 
 
 def resample_mask(mask: np.ndarray, source: Grid, target: Grid) -> tuple[np.ndarray, Grid]:

@@ -248,9 +248,9 @@ class NiftiLabelsMasker(VolumesMasker):
         return nib.Nifti1Image(data, self._regions.grid.affine, dtype=data.dtype)
 
     def _report(self, title):
-        from gpumask.reports.masker import masker_report
+        from gpumask.reports.masker import labels_report
 
-        return masker_report(self, getattr(self, "_report_run", None), title)
+        return labels_report(self, getattr(self, "_report_run", None), title)
 
     def _nilearn_parameters(self):
         return {"labels": checked_names(self.labels, self.lut), "lut": None if self.lut is None else self.lut_}

@@ -1,4 +1,4 @@
-"""MultiNiftiLabelsMasker and MultiNiftiMasker: one masker for a list of runs."""
+"""One masker for a list of runs: of labels, maps and voxels."""
 
 import os
 from collections.abc import Sequence
@@ -12,10 +12,11 @@ from sklearn.utils.validation import check_is_fitted
 from gpumask.maskers.base import VolumesMasker
 from gpumask.maskers.brain_masks import computed_mask
 from gpumask.maskers.labels import NiftiLabelsMasker
+from gpumask.maskers.maps import NiftiMapsMasker
 from gpumask.maskers.voxels import NiftiMasker
 
 
-class _ManyRuns:
+class ManyRuns:
     """The methods that accept lists of runs.
 
     Kept apart: scikit-learn turns the output of a class's own `transform` into one table; here it is one per run.
@@ -105,7 +106,7 @@ class _ManyRuns:
         return Parallel(n_jobs=n_jobs)(one(self, *of_run) for of_run in zip(runs, *each, strict=True))
 
 
-class MultiNiftiLabelsMasker(_ManyRuns, NiftiLabelsMasker):  # type: ignore[misc]  # lists in and out, as in nilearn
+class MultiNiftiLabelsMasker(ManyRuns, NiftiLabelsMasker):  # type: ignore[misc]  # lists in and out, as in nilearn
     """Extract the time series of an atlas's regions from several fMRI runs.
 
     A drop-in replacement for ``nilearn.maskers.MultiNiftiLabelsMasker`` (0.14.1).
@@ -183,7 +184,76 @@ class MultiNiftiLabelsMasker(_ManyRuns, NiftiLabelsMasker):  # type: ignore[misc
         self.n_jobs = n_jobs
 
 
-class _ManyMaskedRuns(_ManyRuns):
+class MultiNiftiMapsMasker(ManyRuns, NiftiMapsMasker):  # type: ignore[misc]  # lists in and out, as in nilearn
+    """Extract the time series of maps from several fMRI runs.
+
+    A drop-in replacement for ``nilearn.maskers.MultiNiftiMapsMasker`` (0.14.1).
+
+    Parameters
+    ----------
+    maps_img, ..., min_coverage
+        As in `NiftiMapsMasker`.
+    n_jobs : int, default=1
+        As in `MultiNiftiLabelsMasker`.
+    """
+
+    def __init__(
+        self,
+        maps_img=None,
+        mask_img=None,
+        allow_overlap=True,
+        smoothing_fwhm=None,
+        standardize=False,
+        standardize_confounds=True,
+        high_variance_confounds=False,
+        detrend=False,
+        low_pass=None,
+        high_pass=None,
+        t_r=None,
+        dtype=None,
+        resampling_target="data",
+        keep_masked_maps=False,
+        memory=None,
+        memory_level=0,
+        verbose=0,
+        reports=True,
+        cmap="CMRmap_r",
+        n_jobs=1,
+        clean_args=None,
+        *,
+        strategy="least_squares",
+        device="auto",
+        min_coverage=None,
+    ):
+        super().__init__(
+            maps_img,
+            mask_img,
+            allow_overlap,
+            smoothing_fwhm,
+            standardize,
+            standardize_confounds,
+            high_variance_confounds,
+            detrend,
+            low_pass,
+            high_pass,
+            t_r,
+            dtype,
+            resampling_target,
+            keep_masked_maps,
+            memory,
+            memory_level,
+            verbose,
+            reports,
+            cmap,
+            clean_args,
+            strategy=strategy,
+            device=device,
+            min_coverage=min_coverage,
+        )
+        self.n_jobs = n_jobs
+
+
+class _ManyMaskedRuns(ManyRuns):
     """The methods of a masker of voxels that accept lists of runs."""
 
     _allows_empty_mask = True  # as nilearn: only `transform` refuses it
@@ -202,7 +272,7 @@ class _ManyMaskedRuns(_ManyRuns):
         -------
         self
         """
-        return super(_ManyRuns, self).fit(_as_runs(imgs))  # type: ignore[misc]
+        return super(ManyRuns, self).fit(_as_runs(imgs))  # type: ignore[misc]
 
     def fit_transform(
         self, imgs: Any, y: None = None, confounds: list | None = None, sample_mask: list | None = None

@@ -18,6 +18,7 @@ _TYPES = {
     "memory_level": _INTEGER,
     "verbose": bool | int | np.integer,
     "n_jobs": _INTEGER,
+    "keep_masked_maps": bool,
 }
 
 

@@ -55,7 +55,7 @@ class Report:
         webbrowser.open(Path(file_name).absolute().as_uri())
 
 
-def masker_report(masker: Any, run: Any = None, title: str | None = None) -> Report:
+def labels_report(masker: Any, run: Any = None, title: str | None = None) -> Report:
     """Make the report of a fitted labels masker.
 
     Parameters
