@@ -17,7 +17,7 @@ NAME = "gpumask.kernels._compiled"
 
 def commands(monkeypatch, *, has_stable_abi):
     """Both commands of a distribution that is configured by pyproject.toml, finalized."""
-    pytest.importorskip("setuptools")
+    pytest.importorskip("setuptools", "77")
     from setuptools.config.pyprojecttoml import apply_configuration
     from setuptools.dist import Distribution
 

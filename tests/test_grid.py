@@ -43,6 +43,7 @@ def test_affine_is_an_own_constant():
         (affine(2, 2, np.nan), "holds NaN or infinite values"),
         (affine(2, 2, 2, origin=(0, np.inf, 0)), "holds NaN or infinite values"),
         (np.diag([2.0, 2, 2, 0]), "has another last row than 0, 0, 0, 1"),
+        (np.diag([2.0, 2, 2, 1]) + np.outer([0, 0, 0, 1], [0.1, 0, 0, 0]), "has another last row than 0, 0, 0, 1"),
         (affine(2, 2, 2e9), "holds values beyond 1e+09 mm"),
         (affine(1e200, 1e200, 1e200), "holds values beyond 1e+09 mm"),  # the determinant overflows
         (affine(2, 2, 2, origin=(0, -3e38, 0)), "holds values beyond 1e+09 mm"),

@@ -306,10 +306,17 @@ def test_record_does_not_point_elsewhere(cohort, tmp_path, way):
 
     assert recorded_outputs(configuration, runs[0]) == []
     page = write_page(out).read_text()
-    assert f"Skipped, as unreadable or with other regions: 1 table (first: {runs[0].name})." in page
+    if way == "link":
+        assert f"Skipped, as unreadable or with other regions: 1 table (first: {runs[0].name})." in page
+    else:  # no record of ours has such paths
+        assert runs[0].name in page
+        assert "unreadable" in page
     _, refused = write_store(out, out / "store.parquet")
     assert len(refused) == 1
-    assert 'Expected a name below that folder, without ".." or a link out of it.' in refused[0]
+    if way == "link":
+        assert 'Expected a name below that folder, without ".." or a link out of it.' in refused[0]
+    else:
+        assert "isn't the record of a run: has another 'outputs' than gpumask writes." in refused[0]
     os.utime(runs[0].path, (time.time(), np.floor(time.time()) + 5))  # outdated: recorded outputs would be removed
     assert done(configuration, runs)[0][0] == "done"
     assert sorted((tmp_path / "secret").rglob("*")) == before

@@ -18,7 +18,7 @@ from gpumask.images.lookup import read_lookup_table
 from gpumask.text_tables import listed, read_text_table
 
 NAMES = ["csf", "white_matter", "global signal"]
-VALUES = np.array([[1.5, -2.0, 0.1], [1 / 3, 3e-7, 1e300], [7.0, 0.0, -1e-308], [0.1 + 0.2, 12345.678901234567, 5.0]])
+VALUES = np.array([[1.5, -2.0, 0.1], [1 / 3, 3e-7, 1e90], [7.0, 0.0, -1e-308], [0.1 + 0.2, 12345.678901234567, 5.0]])
 ROWS = [[repr(value) for value in row] for row in VALUES.tolist()]
 
 

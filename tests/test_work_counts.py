@@ -100,11 +100,14 @@ def decoded(monkeypatch):
 
     def counted(self, target):
         n = read(self, target)
-        counts[self._path] += n
+        counts[str(self._path)] += n
         return n
 
     monkeypatch.setattr(Decoder, "_read", counted)
     return counts
+
+
+HEADER = 352  # bytes that each opening decodes, to know the sizes of the extensions
 
 
 def reads_of(events):
@@ -148,9 +151,10 @@ def test_several_atlases_are_one_pass(tmp_path, run, events, n_atlases):
 def test_each_byte_is_decoded_once(tmp_path, packed, decoded, n_atlases):
     atlases = [write_atlas(tmp_path / f"{k}.nii", seed=k) for k in range(n_atlases)]
     maskers = [masker(path, **CLEANED).fit(str(packed)) for path in atlases]
-    assert decoded == {}
+    of_fit = Counter(decoded)
+    assert of_fit == {**{str(atlas): HEADER for atlas in atlases}, str(packed): n_atlases * HEADER}
     transform_together(maskers, str(packed))
-    assert dict(decoded) == {str(packed): len(gzip.decompress(packed.read_bytes()))}
+    assert decoded - of_fit == {str(packed): HEADER + len(gzip.decompress(packed.read_bytes()))}
 
 
 def test_confounds_come_before_the_first_volume(run, atlas, confounds, events):
@@ -170,7 +174,7 @@ def test_wrong_confounds_read_no_volume(tmp_path, packed, atlas, events, decoded
     assert f"has {N_VOLUMES - 1} rows, but" in record.error
     assert f"has {N_VOLUMES} volumes" in record.error
     assert reads_of(events) == []
-    assert str(packed) not in decoded
+    assert decoded[str(packed)] <= 3 * HEADER  # by `fit`, `transform` and `extract_run`
 
 
 # Compiling

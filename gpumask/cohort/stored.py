@@ -170,7 +170,7 @@ _LISTING = {"time": _is_time, "names": lambda value: isinstance(value, list) and
 def _check(content, required, optional):
     """Raise ValueError unless an object has the required keys, and these and the optional ones have right values."""
     if not isinstance(content, dict):
-        msg = f"holds a JSON {type(content).__name__}, expected an object"
+        msg = f"holds a JSON {type(content).__name__}: expected an object"
         raise ValueError(msg)
     if missing := [key for key in required if key not in content]:
         msg = f"lacks {missing[0]!r}"
@@ -221,7 +221,9 @@ def read_record(path: Path) -> dict[str, Any]:
             msg = "has a description of another atlas than those in 'atlases'"
             raise ValueError(msg)
     except ValueError as error:
-        msg = f"{path} isn't the record of a run: {error}. The next cohort command does the run again."
+        why = str(error).removeprefix(f"{path} ")
+        why = why if why.endswith((".", "?")) else f"{why}."
+        msg = f"{path} isn't the record of a run: {why} The next cohort command does the run again."
         raise ValueError(msg) from error
     return record
 
@@ -289,6 +291,7 @@ def read_listings(path: Path) -> dict[str, dict[str, Any]]:
         for listing in listings.values():
             _check(listing, _LISTING, {})
     except ValueError as error:
-        msg = f"{path} isn't a list of unusable runs: {error}"
+        why = str(error).removeprefix(f"{path} ")
+        msg = f"{path} isn't a list of unusable runs: {why}"
         raise ValueError(msg) from error
     return listings

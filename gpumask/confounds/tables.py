@@ -134,7 +134,8 @@ def _as_floats(column):
 def _places(table, found):
     """Columns and volumes where `found` is True."""
     columns = np.flatnonzero(found.any(0))
-    return listed(f"{table.columns[j]!r} (volume {listed(np.flatnonzero(found[:, j]))})" for j in columns)
+    names = table.columns.tolist()  # numbers of Python, if there are no names
+    return listed(f"{names[j]!r} (volume {listed(np.flatnonzero(found[:, j]))})" for j in columns)
 
 
 def on_host(array: object) -> np.ndarray:

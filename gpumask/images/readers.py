@@ -67,6 +67,8 @@ class Stored:
         3 or 4.
     n_volumes : int
         1 for a 3D image.
+    n_voxels : int
+        Of a volume.
     grid : Grid
     dtype : numpy.dtype
         Dtype of the stored values, in their byte order.
@@ -96,11 +98,12 @@ class Stored:
             raise ImageError(msg)
         self.n_volumes = self.shape[3] if self.ndim == 4 else 1
         x, y, z = self.shape[:3]
-        self.grid = Grid((x, y, z), img.affine, name)
+        self.n_voxels = x * y * z
         self.header = img.header
         self.slope, self.inter = 1.0, 0.0
         self.image = img
         self._bind(img.dataobj)
+        self.grid = Grid((x, y, z), img.affine, name)  # after the size: MGH computes positions from the shape
         if self.dtype.kind not in "biuf":
             msg = f"{name} holds values of type {self.dtype}, expected integers or real floats."
             raise ImageError(msg)
@@ -169,7 +172,7 @@ class Stored:
         raise NotImplementedError
 
     def _buffer(self, n, take):
-        return take() if take else np.empty((min(n, self.n_volumes), self.grid.n_voxels), self.dtype)
+        return take() if take else np.empty((min(n, self.n_volumes), self.n_voxels), self.dtype)
 
 
 class _OnFile(Stored):
@@ -182,7 +185,7 @@ class _OnFile(Stored):
                 f"{self._path}, expected 0 or more. Copy or create the file again."
             )
             raise ImageError(msg)
-        self._volume_bytes = self.grid.n_voxels * self.dtype.itemsize
+        self._volume_bytes = self.n_voxels * self.dtype.itemsize
         check_size(self._path, self._offset + self.n_volumes * self._volume_bytes)
 
     def _files(self):
@@ -201,7 +204,7 @@ class _Mapped(_OnFile):
                 length = lead + k * self._volume_bytes
                 check_size(self._path, first + k * self._volume_bytes)  # it may have been truncated since it was opened
                 mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=first - lead)
-                yield np.frombuffer(mapped, self.dtype, k * self.grid.n_voxels, lead).reshape(k, -1)
+                yield np.frombuffer(mapped, self.dtype, k * self.n_voxels, lead).reshape(k, -1)
 
 
 class _Compressed(_OnFile):
