@@ -18,9 +18,10 @@ import pytest
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from gpumask import MultiNiftiMasker, NiftiLabelsMasker, NiftiMasker, transform_together
+from gpumask import MultiNiftiMasker, NiftiLabelsMasker, NiftiMasker, backend, transform_together
 from gpumask.engine import cuda
 from gpumask.images.grid import Grid, target_grid
+from gpumask.kernels.segments import Segments, reduce
 
 from .helpers import AFFINE, blocks, image, save
 
@@ -218,6 +219,36 @@ def test_clipped_series_are_exact(mask):
         with pytest.warns(UserWarning, match="imgs are being resampled"):
             cleaned = masker.transform(image(data, FAR))
         assert not cleaned[:, (signals == 0).all(axis=0)].any()
+
+
+# The kernel: one voxel a segment
+
+
+@pytest.mark.parametrize(("slope", "inter"), [(1.0, 0.0), (0.5, -3.0)])
+@pytest.mark.parametrize("non_finite", ["keep", "zero", "omit"])
+@pytest.mark.parametrize("dtype", ["f4", "f8", "i2", "u1"])
+def test_values_of_voxels(put, dtype, non_finite, slope, inter):
+    stored = np.random.default_rng(0).normal(100, 20, (3, 12)).astype(dtype)
+    if stored.dtype.kind == "f":
+        stored[1, 4], stored[2, 5], stored[0, 7] = np.nan, np.inf, np.nan
+    chosen = [5, 0, 4, 11]  # not 7
+    segments = Segments(np.array(chosen, np.int32), np.arange(5))
+    data = put(stored)
+    result, found = reduce(data, segments.like(data), "voxel", slope=slope, inter=inter, non_finite=non_finite)
+    expected = stored[:, chosen].astype("f8") * slope + inter
+    holes = ~np.isfinite(expected)
+    if non_finite != "keep":
+        expected[holes] = 0.0 if non_finite == "zero" else np.nan
+    np.testing.assert_array_equal(backend.to_host(result), expected)
+    np.testing.assert_array_equal(backend.to_host(found), holes.any(axis=1))
+    assert backend.to_host(result).dtype == np.float64
+    np.testing.assert_array_equal(backend.to_host(data), stored)
+
+
+def test_segments_of_two_voxels_have_no_value():
+    segments = Segments(np.array([0, 1, 2], np.int32), np.array([0, 2, 3]))
+    with pytest.raises(ValueError, match=r"^A voxel's value needs segments of one voxel each, got 3 in 2\.$"):
+        reduce(np.zeros((1, 4)), segments, "voxel")
 
 
 # Masks computed from runs
@@ -429,6 +460,8 @@ def test_shelved_signals(run, mask, tmp_path):
     assert not isinstance(shelved, np.ndarray)
     np.testing.assert_array_equal(shelved.get(), expected)
     assert masker.transform(run).timestamp == shelved.timestamp  # not computed again
+    volume = image(values()[..., 0])
+    assert [masker.transform(given).get().ndim for given in (volume, [volume])] == [1, 2]
     np.testing.assert_array_equal(masker.transform(image(values() + 1)).get(), expected + 1)
     confounds = np.random.default_rng(0).normal(size=(20, 1))
     cleaned = masker.transform(run, confounds=confounds).get()
