@@ -24,6 +24,7 @@ from gpumask.images.grid import Grid, target_grid
 from gpumask.kernels.segments import Segments, reduce
 
 from .helpers import AFFINE, blocks, image, save
+from .test_against_nilearn import save as save_stored
 
 SHAPE = (6, 7, 8)
 FAR = AFFINE.copy()
@@ -205,6 +206,24 @@ def test_runs_of_other_grids_are_resampled_to_the_cropped_mask(mask, dtype, smoo
         expected = theirs.transform(masked)
     assert signals.dtype == expected.dtype
     np.testing.assert_allclose(signals, expected, rtol=0, atol=1e-12 if dtype == "f8" else 2e-5)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8", ">i2", "<f4"])
+def test_dtypes_are_nilearns(dtype, scaled, mask, tmp_path):
+    of_run = nib.Nifti1Image(values(3, "u1").astype(dtype), AFFINE, dtype=np.dtype(dtype))
+    path = tmp_path / "run.nii"
+    save_stored(of_run, path, 0.5 if scaled else 1, 3 if scaled else 0)
+    cases = [{}, {"smoothing_fwhm": 5}, {"target_affine": FAR}, {"target_affine": FAR, "smoothing_fwhm": 5}]
+    if dtype == "u8" and not scaled:
+        cases.pop()  # nilearn turns resampled ones into 32 bits, then smooths
+    for options in cases:
+        for asked in (None, "f4", "f8", "i4") if scaled else (None, "f4", "f8", "i4", "auto"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                maskers = [each(mask, standardize=None, dtype=asked, **options).fit() for each in both()]
+                ours, theirs = (masker.transform(path) for masker in maskers)
+            assert ours.dtype == theirs.dtype, (options, asked)
 
 
 def test_clipped_series_are_exact(mask):
