@@ -529,6 +529,9 @@ def _rows_of_runs(runs, n_volumes):
     if runs is None:
         return [np.arange(n_volumes)]
     runs = np.asarray(runs)
+    if runs.ndim != 1:
+        msg = f"`runs` must have one dimension, the run of each volume, got the shape {runs.shape}."
+        raise ValueError(msg)
     if len(runs) != n_volumes:
         msg = f"The length of the run vector ({len(runs)}) does not match the length of the signals ({n_volumes})"
         raise ValueError(msg)

@@ -156,6 +156,30 @@ def test_target_grid_is_nilearns(orientation, size, seed):
             "Pass a 4 x 4 affine, or no target_shape.",
         ),
         (
+            np.eye(4),
+            (3.0, 3, 3),
+            ValueError,
+            "'target_shape' must hold three whole numbers of 1 or more, got (3.0, 3, 3).",
+        ),
+        (
+            np.eye(4),
+            (3, 3, -1),
+            ValueError,
+            "'target_shape' must hold three whole numbers of 1 or more, got (3, 3, -1).",
+        ),
+        (
+            np.eye(4),
+            3,
+            TypeError,
+            "'target_shape' must be of type(s): 'tuple | list | numpy.ndarray | None'.\nGot: 'int'",
+        ),
+        (
+            "x",
+            None,
+            TypeError,
+            "'target_affine' must be of type(s): 'numpy.ndarray | list | tuple | None'.\nGot: 'str'",
+        ),
+        (
             [1, 2, 3],
             None,
             np.linalg.LinAlgError,
@@ -309,6 +333,12 @@ def test_unknown_mask_strategy(run):
         NiftiMasker(mask_strategy="brain").fit(run)
 
 
+def test_mask_args_that_are_no_dict():
+    message = "'mask_args' must be of type(s): 'dict | None'.\nGot: 'list'"
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        NiftiMasker(mask_args=["opening"]).fit(bordered())
+
+
 def test_unknown_mask_args():
     message = "The following arguments are not supported by the masking strategy 'background': ['nothing', 'memory']"
     with pytest.warns(UserWarning, match=f"^{re.escape(message)}$"):
@@ -374,6 +404,9 @@ def test_runs_are_cleaned_apart(mask):
     np.testing.assert_allclose(together, np.vstack(alone), rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match=r"The length of the run vector \(3\) does not match the length of the sig"):
         NiftiMasker(mask, runs=[0, 0, 1]).fit_transform(image(data))
+    message = "`runs` must have one dimension, the run of each volume, got the shape (30, 1)."
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        NiftiMasker(mask, runs=runs[:, None]).fit_transform(image(data))
 
 
 @pytest.mark.parametrize("smoothing_fwhm", [None, 5])

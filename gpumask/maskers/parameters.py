@@ -16,6 +16,9 @@ _TYPES = {
     "memory_level": _INTEGER,
     "verbose": bool | int | np.integer,
     "n_jobs": _INTEGER,
+    "target_affine": np.ndarray | list | tuple | None,
+    "target_shape": tuple | list | np.ndarray | None,
+    "mask_args": dict | None,
 }
 
 
