@@ -313,6 +313,12 @@ class Cleaner:
         return not changes and all(basis is None for basis in self.bases)
 
     @property
+    def first_kept(self) -> int:
+        """The first volume of the series that is kept."""
+        kept = zip(self.run_rows, self.kept, strict=True)
+        return int(min((rows if of_run is None else rows[of_run]).min() for rows, of_run in kept))
+
+    @property
     def n_kept(self) -> int:
         """Volumes of the result."""
         return sum(len(rows if kept is None else kept) for rows, kept in zip(self.run_rows, self.kept, strict=True))

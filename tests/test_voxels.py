@@ -397,6 +397,19 @@ def test_z_scores_of_a_large_mean(dtype, fwhm, mask):
     np.testing.assert_allclose(signals, exact, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("factor", [1, 1.4, 0])
+def test_z_scores_after_volumes_that_are_not_steady(factor, mask):
+    data = (1000 + np.random.default_rng(0).normal(0, 5, (*SHAPE, 80))).astype("f4")
+    data[..., :3] *= factor
+    signals, exact = (
+        NiftiMasker(mask, smoothing_fwhm=8, detrend=True, standardize="zscore_sample").fit_transform(
+            image(data.astype(dtype)), sample_mask=np.arange(3, 80)
+        )
+        for dtype in ("f4", "f8")
+    )
+    np.testing.assert_allclose(signals, exact, rtol=0, atol=1e-6)
+
+
 def test_runs_are_cleaned_apart(mask):
     data, runs = values(30), np.repeat([1, 0], 15)
     together = NiftiMasker(mask, runs=runs, standardize="zscore_sample").fit_transform(image(data))
