@@ -383,7 +383,8 @@ def _staging(prepared: Prepared, volumes: Volumes) -> Staging:
         return Staging()
     plan = prepared.plan
     is_exact = plan.way == "direct" and plan.resampling is None and np.can_cast(volumes.loaded_dtype, np.float32)
-    return Staging(dtype, from_first=not (is_exact or prepared.cleaner.only_selects))
+    cleaner = prepared.cleaner
+    return Staging(dtype, None if is_exact or cleaner.only_selects else cleaner.first_kept)
 
 
 def _dtype(prepared: Prepared, volumes: Volumes) -> np.dtype:

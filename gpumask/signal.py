@@ -338,6 +338,12 @@ class Cleaner:
         return not changes and all(basis is None for basis in self.bases)
 
     @property
+    def first_kept(self) -> int:
+        """The first volume of the series that is kept."""
+        kept = zip(self.run_rows, self.kept, strict=True)
+        return int(min((rows if of_run is None else rows[of_run]).min() for rows, of_run in kept))
+
+    @property
     def n_kept(self) -> int:
         """Volumes of the result."""
         return sum(len(rows if kept is None else kept) for rows, kept in zip(self.run_rows, self.kept, strict=True))
@@ -568,6 +574,9 @@ def _rows_of_runs(runs, n_volumes):
     if runs is None:
         return [np.arange(n_volumes)]
     runs = np.asarray(runs)
+    if runs.ndim != 1:
+        msg = f"`runs` must have one dimension, the run of each volume, got the shape {runs.shape}."
+        raise ValueError(msg)
     if len(runs) != n_volumes:
         msg = f"The length of the run vector ({len(runs)}) does not match the length of the signals ({n_volumes})"
         raise ValueError(msg)

@@ -18,11 +18,13 @@ import pytest
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from gpumask import MultiNiftiMasker, NiftiLabelsMasker, NiftiMasker, transform_together
+from gpumask import MultiNiftiMasker, NiftiLabelsMasker, NiftiMasker, backend, transform_together
 from gpumask.engine import cuda
 from gpumask.images.grid import Grid, target_grid
+from gpumask.kernels.segments import Segments, reduce
 
 from .helpers import AFFINE, blocks, image, save
+from .test_against_nilearn import save as save_stored
 
 SHAPE = (6, 7, 8)
 FAR = AFFINE.copy()
@@ -154,6 +156,30 @@ def test_target_grid_is_nilearns(orientation, size, seed):
             "Pass a 4 x 4 affine, or no target_shape.",
         ),
         (
+            np.eye(4),
+            (3.0, 3, 3),
+            ValueError,
+            "'target_shape' must hold three whole numbers of 1 or more, got (3.0, 3, 3).",
+        ),
+        (
+            np.eye(4),
+            (3, 3, -1),
+            ValueError,
+            "'target_shape' must hold three whole numbers of 1 or more, got (3, 3, -1).",
+        ),
+        (
+            np.eye(4),
+            3,
+            TypeError,
+            "'target_shape' must be of type(s): 'tuple | list | numpy.ndarray | None'.\nGot: 'int'",
+        ),
+        (
+            "x",
+            None,
+            TypeError,
+            "'target_affine' must be of type(s): 'numpy.ndarray | list | tuple | None'.\nGot: 'str'",
+        ),
+        (
             [1, 2, 3],
             None,
             np.linalg.LinAlgError,
@@ -206,6 +232,24 @@ def test_runs_of_other_grids_are_resampled_to_the_cropped_mask(mask, dtype, smoo
     np.testing.assert_allclose(signals, expected, rtol=0, atol=1e-12 if dtype == "f8" else 2e-5)
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8", ">i2", "<f4"])
+def test_dtypes_are_nilearns(dtype, scaled, mask, tmp_path):
+    of_run = nib.Nifti1Image(values(3, "u1").astype(dtype), AFFINE, dtype=np.dtype(dtype))
+    path = tmp_path / "run.nii"
+    save_stored(of_run, path, 0.5 if scaled else 1, 3 if scaled else 0)
+    cases = [{}, {"smoothing_fwhm": 5}, {"target_affine": FAR}, {"target_affine": FAR, "smoothing_fwhm": 5}]
+    if dtype == "u8" and not scaled:
+        cases.pop()  # nilearn turns resampled ones into 32 bits, then smooths
+    for options in cases:
+        for asked in (None, "f4", "f8", "i4") if scaled else (None, "f4", "f8", "i4", "auto"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                maskers = [each(mask, standardize=None, dtype=asked, **options).fit() for each in both()]
+                ours, theirs = (masker.transform(path) for masker in maskers)
+            assert ours.dtype == theirs.dtype, (options, asked)
+
+
 def test_clipped_series_are_exact(mask):
     # Next to a bright voxel, splines undershoot 0 in all volumes: all of these values are clipped to 0.
     data = np.zeros((*SHAPE, 6), "f4")
@@ -218,6 +262,36 @@ def test_clipped_series_are_exact(mask):
         with pytest.warns(UserWarning, match="imgs are being resampled"):
             cleaned = masker.transform(image(data, FAR))
         assert not cleaned[:, (signals == 0).all(axis=0)].any()
+
+
+# The kernel: one voxel a segment
+
+
+@pytest.mark.parametrize(("slope", "inter"), [(1.0, 0.0), (0.5, -3.0)])
+@pytest.mark.parametrize("non_finite", ["keep", "zero", "omit"])
+@pytest.mark.parametrize("dtype", ["f4", "f8", "i2", "u1"])
+def test_values_of_voxels(put, dtype, non_finite, slope, inter):
+    stored = np.random.default_rng(0).normal(100, 20, (3, 12)).astype(dtype)
+    if stored.dtype.kind == "f":
+        stored[1, 4], stored[2, 5], stored[0, 7] = np.nan, np.inf, np.nan
+    chosen = [5, 0, 4, 11]  # not 7
+    segments = Segments(np.array(chosen, np.int32), np.arange(5))
+    data = put(stored)
+    result, found = reduce(data, segments.like(data), "voxel", slope=slope, inter=inter, non_finite=non_finite)
+    expected = stored[:, chosen].astype("f8") * slope + inter
+    holes = ~np.isfinite(expected)
+    if non_finite != "keep":
+        expected[holes] = 0.0 if non_finite == "zero" else np.nan
+    np.testing.assert_array_equal(backend.to_host(result), expected)
+    np.testing.assert_array_equal(backend.to_host(found), holes.any(axis=1))
+    assert backend.to_host(result).dtype == np.float64
+    np.testing.assert_array_equal(backend.to_host(data), stored)
+
+
+def test_segments_of_two_voxels_have_no_value():
+    segments = Segments(np.array([0, 1, 2], np.int32), np.array([0, 2, 3]))
+    with pytest.raises(ValueError, match=r"^A voxel's value needs segments of one voxel each, got 3 in 2\.$"):
+        reduce(np.zeros((1, 4)), segments, "voxel")
 
 
 # Masks computed from runs
@@ -257,6 +331,12 @@ def test_unknown_mask_strategy(run):
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         NiftiMasker(mask_strategy="brain").fit(run)
+
+
+def test_mask_args_that_are_no_dict():
+    message = "'mask_args' must be of type(s): 'dict | None'.\nGot: 'list'"
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        NiftiMasker(mask_args=["opening"]).fit(bordered())
 
 
 def test_unknown_mask_args():
@@ -317,6 +397,19 @@ def test_z_scores_of_a_large_mean(dtype, fwhm, mask):
     np.testing.assert_allclose(signals, exact, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("factor", [1, 1.4, 0])
+def test_z_scores_after_volumes_that_are_not_steady(factor, mask):
+    data = (1000 + np.random.default_rng(0).normal(0, 5, (*SHAPE, 80))).astype("f4")
+    data[..., :3] *= factor
+    signals, exact = (
+        NiftiMasker(mask, smoothing_fwhm=8, detrend=True, standardize="zscore_sample").fit_transform(
+            image(data.astype(dtype)), sample_mask=np.arange(3, 80)
+        )
+        for dtype in ("f4", "f8")
+    )
+    np.testing.assert_allclose(signals, exact, rtol=0, atol=1e-6)
+
+
 def test_runs_are_cleaned_apart(mask):
     data, runs = values(30), np.repeat([1, 0], 15)
     together = NiftiMasker(mask, runs=runs, standardize="zscore_sample").fit_transform(image(data))
@@ -324,6 +417,9 @@ def test_runs_are_cleaned_apart(mask):
     np.testing.assert_allclose(together, np.vstack(alone), rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match=r"The length of the run vector \(3\) does not match the length of the sig"):
         NiftiMasker(mask, runs=[0, 0, 1]).fit_transform(image(data))
+    message = "`runs` must have one dimension, the run of each volume, got the shape (30, 1)."
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        NiftiMasker(mask, runs=runs[:, None]).fit_transform(image(data))
 
 
 @pytest.mark.parametrize("smoothing_fwhm", [None, 5])
@@ -429,6 +525,8 @@ def test_shelved_signals(run, mask, tmp_path):
     assert not isinstance(shelved, np.ndarray)
     np.testing.assert_array_equal(shelved.get(), expected)
     assert masker.transform(run).timestamp == shelved.timestamp  # not computed again
+    volume = image(values()[..., 0])
+    assert [masker.transform(given).get().ndim for given in (volume, [volume])] == [1, 2]
     np.testing.assert_array_equal(masker.transform(image(values() + 1)).get(), expected + 1)
     confounds = np.random.default_rng(0).normal(size=(20, 1))
     cleaned = masker.transform(run, confounds=confounds).get()

@@ -253,7 +253,7 @@ class _GpuRun:
                 for start in range(0, len(of_plan), step):
                     rows = slice(start, min(start + step, len(of_plan)))
                     staged.put(rows, download(of_plan[rows]))
-                overshoots.clip(staged.values, staged.base)
+                overshoots.clip(staged)
                 results.append(Signals(staged.values, staged.base, bool(found.any())))
         return results
 

@@ -82,7 +82,7 @@ class _Output:
             self.overshoots.add(reduced.overshoot._replace(volumes=reduced.overshoot.volumes + chunk.start))
 
     def result(self):
-        self.overshoots.clip(self.staged.values, self.staged.base)
+        self.overshoots.clip(self.staged)
         return Signals(self.staged.values, self.staged.base, bool(self.found.any()))
 
 
@@ -122,8 +122,8 @@ def _share_out(outputs, volumes, size, n_threads, progress):
                 if chunk is None:
                     break
                 pending.append(workers.submit(reduce, chunk, filled))
-                if chunk.start == 0 and any(output.staged.is_from_first for output in outputs):
-                    pending[0].result()  # others may be kept as differences from the first volume
+                if any(output.staged.awaits_base for output in outputs):
+                    pending[-1].result()
                 while len(pending) > n_threads or (pending and pending[0].done()):
                     done += _collect(pending, seconds, progress, done)
             while pending:

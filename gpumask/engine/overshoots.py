@@ -6,6 +6,7 @@ import numpy as np
 import scipy.sparse
 
 from gpumask.choices import VOXEL
+from gpumask.engine.staging import Staged
 
 if TYPE_CHECKING:
     from gpumask.engine.plan import Plan
@@ -50,37 +51,31 @@ class Overshoots:
         """Keep the overshoots of a chunk."""
         self._chunks.append(overshoot)
 
-    def clip(self, signals: np.ndarray, base: np.ndarray | None = None) -> None:
-        """Correct signals in place: subtract the amount by which the kept values exceed the range of all chunks.
-
-        Parameters
-        ----------
-        signals : ndarray of float32 or float64, shape (n_volumes, n_regions)
-        base : ndarray of float64, shape (n_regions,), optional
-            The first volume, which `signals` are the differences from. It is corrected, too.
-        """
+    def clip(self, staged: Staged) -> None:
+        """Subtract from signals, in place, the amount by which the kept values exceed the range of all chunks."""
         if not self._chunks:
             return
         low, high = min(chunk.low for chunk in self._chunks), max(chunk.high for chunk in self._chunks)
         volumes, entries, values = (np.concatenate([chunk[k] for chunk in self._chunks]) for k in (2, 3, 4))
         if self._plan.strategy == VOXEL:
-            self._replace(signals, base, volumes, entries, np.clip(values, low, high))
+            self._replace(staged, volumes, entries, np.clip(values, low, high))
             return
-        excess = self._weighted(len(signals), volumes, entries, values - np.clip(values, low, high))
-        signals[excess.row, excess.col] -= excess.data
+        excess = self._weighted(len(staged.values), volumes, entries, values - np.clip(values, low, high))
+        staged.values[excess.row, excess.col] -= excess.data
 
-    def _replace(self, signals, base, volumes, entries, clipped):
+    def _replace(self, staged, volumes, entries, clipped):
         """Set values of voxels: a difference would leave rounding noise, where all of a voxel's values are clipped."""
         column = np.empty(int(self._plan.segments.indices.max()) + 1, np.intp)
         column[self._plan.segments.indices] = np.arange(len(self._plan.segments.indices))
         columns = column[entries]
+        values, base = staged.values, staged.base
         if base is not None:
-            is_first = volumes == 0
-            moved = columns[is_first]
-            signals[:, moved] += base[moved] - clipped[is_first]
-            base[moved] = clipped[is_first]
+            is_base = volumes == staged.base_volume
+            moved = columns[is_base]
+            values[:, moved] += base[moved] - clipped[is_base]
+            base[moved] = clipped[is_base]
             clipped = clipped - base[columns]
-        signals[volumes, columns] = clipped
+        values[volumes, columns] = clipped
 
     def _weighted(self, n_volumes, volumes, entries, excess):
         segments = self._plan.segments

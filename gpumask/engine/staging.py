@@ -1,4 +1,4 @@
-"""Where signals are kept until the end of a run: in float64, or in float32 as differences from the first volume."""
+"""Where signals are kept until the end of a run: in float64, or in float32 as differences from one volume."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -31,13 +31,13 @@ class Staging:
     ----------
     dtype : numpy.dtype
         float32 or float64. Values of other dtypes are converted after cleaning.
-    from_first : bool
-        Whether to keep the differences from the first volume: against a large mean, float32 holds those to more
-        digits than the values.
+    base_volume : int or None
+        Volume to keep the differences from: against a large mean, float32 holds those to more digits than the values.
+        It should be like the others, not one that is censored.
     """
 
     dtype: np.dtype | type = np.float64
-    from_first: bool = False
+    base_volume: int | None = None
 
     def staged(self, n_volumes: int, n_regions: int) -> "Staged":
         """Allocate the memory for some signals."""
@@ -68,16 +68,19 @@ class Staged:
 
     def __init__(self, staging: Staging, n_volumes: int, n_regions: int) -> None:
         self.values = np.empty((n_volumes, n_regions), staging.dtype)
-        self.is_from_first = staging.from_first
+        self.base_volume = staging.base_volume
+
+    @property
+    def awaits_base(self) -> bool:
+        """Whether the volume is still to come that differences are kept from. Until then, `put` parts in order."""
+        return self.base_volume is not None and self.base is None
 
     def put(self, rows: slice, signals: np.ndarray) -> None:
-        """Keep the signals of some volumes, float64; `signals` is overwritten.
-
-        The part with the first volume must be put before any other, if differences from it are kept.
-        """
-        if self.is_from_first:
-            if rows.start == 0:
-                self.base = signals[0].copy()
-            assert self.base is not None
+        """Keep the signals of some volumes, float64; `signals` may be overwritten."""
+        if self.base_volume is not None and self.awaits_base and self.base_volume < rows.stop:
+            # Rounded: so values of 0 are still exact.
+            self.base = signals[self.base_volume - rows.start].astype(self.values.dtype).astype(np.float64)
+            self.values[: rows.start] -= self.base
+        if self.base is not None:
             signals -= self.base
         self.values[rows] = signals

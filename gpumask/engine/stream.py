@@ -21,7 +21,9 @@ from gpumask.process import n_cores
 # A product with 16 volumes reads each weight once for all of them; more volumes only cost memory.
 _CHUNK_VOLUMES = 16
 _CHUNK_BYTES = 48 * 2**20
-_CHUNK_OF_VOXELS = 4  # the values of all voxels take memory in float64, too
+# The values of all voxels take memory in float64 for each core, and nothing is shared between volumes.
+_CHUNK_OF_VOXELS = 1
+_CHUNK_WITH_VOXELS = 4
 
 
 @dataclass
@@ -97,7 +99,8 @@ def run_plans(
 
 def _chunk_size(volumes, plans=()):
     volume_bytes = max(volumes.grid.n_voxels * volumes.dtype.itemsize, 1)
-    most = _CHUNK_OF_VOXELS if any(plan.strategy == VOXEL for plan in plans) else _CHUNK_VOLUMES
+    of_voxels = {plan.strategy == VOXEL for plan in plans}
+    most = _CHUNK_OF_VOXELS if of_voxels == {True} else _CHUNK_WITH_VOXELS if True in of_voxels else _CHUNK_VOLUMES
     return int(min(max(_CHUNK_BYTES // volume_bytes, 1), most, max(volumes.n_volumes, 1)))
 
 

@@ -108,6 +108,9 @@ def target_grid(source: Grid, affine: np.ndarray, shape: Sequence[int] | None = 
     if shape is not None and len(shape) != 3:
         msg = f"The shape specified should be the shape of the 3D grid, and thus of length 3. {shape} was specified."
         raise ValueError(msg)
+    if shape is not None and not all(isinstance(n, int | np.integer) and n > 0 for n in shape):
+        msg = f"'target_shape' must hold three whole numbers of 1 or more, got {shape}."
+        raise ValueError(msg)
     if shape is not None and matrix.shape == (3, 3):
         msg = (
             "Given target shape without anchor vector: 'target_affine' shape should be (4, 4) and not (3, 3). "

@@ -118,7 +118,10 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         self._log(f"Loading data from {described(imgs)}", "transform")
         volumes = open_volumes(imgs)
         self._report_run = imgs if self.reports else None
-        prepared = self.prepare(volumes, confounds, sample_mask)
+        return self._extracted(self.prepare(volumes, confounds, sample_mask), volumes, progress, started)
+
+    def _extracted(self, prepared, volumes, progress, started):
+        """Extract and clean the signals of a prepared run; `started` is when its work began."""
         log_cleaning = lambda: self._log("Cleaning extracted signals", "transform")  # noqa: E731
         (result,) = extract([prepared], volumes, self.device_, progress=progress, on_cleaning=log_cleaning)
         result.seconds["total"] = time.perf_counter() - started

@@ -19,6 +19,9 @@ _TYPES = {
     "verbose": bool | int | np.integer,
     "n_jobs": _INTEGER,
     "keep_masked_maps": bool,
+    "target_affine": np.ndarray | list | tuple | None,
+    "target_shape": tuple | list | np.ndarray | None,
+    "mask_args": dict | None,
 }
 
 

@@ -1,12 +1,10 @@
 """NiftiMasker: parameters, fitted attributes, and the inverse transform."""
 
-from collections.abc import Callable
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 from sklearn.base import ClassNamePrefixFeaturesOutMixin
-from sklearn.utils.validation import check_is_fitted
 
 from gpumask import process
 from gpumask.choices import VOXEL
@@ -14,7 +12,7 @@ from gpumask.engine.voxels import VoxelRegions
 from gpumask.extraction import Settings
 from gpumask.images.grid import Grid, resample_nearest, target_grid
 from gpumask.images.labels import load_mask
-from gpumask.images.volumes import Volumes, open_volumes
+from gpumask.images.volumes import Volumes
 from gpumask.maskers.base import VolumesMasker, described
 from gpumask.maskers.brain_masks import computed_mask
 
@@ -97,6 +95,9 @@ class NiftiMasker(ClassNamePrefixFeaturesOutMixin, VolumesMasker):
     `transform` returns the voxels in the C order of their indices x, y, z. It adds attributes that describe the last
     run: ``plan_``, how each volume was reduced; and ``seconds_``, the wall-clock seconds of "read", "reduce" (summed
     over threads), "clean" and "total". ``explain()`` describes both.
+
+    If the attribute ``_shelving`` is True, as nilearn has it, signals are kept in `memory`, and `transform` returns
+    joblib's reference to them, whose ``get()`` loads them.
     """
 
     def __init__(
@@ -224,27 +225,14 @@ class NiftiMasker(ClassNamePrefixFeaturesOutMixin, VolumesMasker):
             raise TypeError(msg)
         return computed_mask(imgs, self.mask_strategy, self.mask_args, verbose=self.verbose)
 
-    def transform_single_imgs(
-        self,
-        imgs: Any,
-        confounds: Any = None,
-        sample_mask: Any = None,
-        progress: Callable[[int], object] | None = None,
-    ) -> Any:
-        """Transform a run as `transform` does; `progress` is called with the number of volumes done so far.
-
-        If the attribute ``_shelving`` is True, as nilearn's estimators set it, the signals are kept in `memory`, and
-        the result is joblib's reference to them, whose ``get()`` loads them.
-        """
-        check_is_fitted(self)
-        extract = super().transform_single_imgs
+    def _extracted(self, prepared, volumes, progress, started):
         if not getattr(self, "_shelving", False):
-            return extract(imgs, confounds, sample_mask, progress)
-        volumes = open_volumes(imgs)
-        prepared = self.prepare(volumes, confounds, sample_mask)
-        key = prepared.key, volumes.identity(), self.device_, prepared.settings.dtype, prepared.cleaner
+            return super()._extracted(prepared, volumes, progress, started)
+        run = volumes.identity(), volumes.is_3d
+        key = prepared.key, run, self.device_, prepared.settings.dtype, prepared.cleaner
         compute = self.memory_.cache(_computed, ignore=["compute"])
-        return compute.call_and_shelve(key, compute=lambda: extract(volumes, confounds, sample_mask, progress))
+        extract = super()._extracted
+        return compute.call_and_shelve(key, compute=lambda: extract(prepared, volumes, progress, started))
 
     def _of_resampled(self, name):
         return (
