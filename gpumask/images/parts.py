@@ -37,12 +37,12 @@ class ImageInParts:
     ) -> None:
         self.data, self._template, self._grid, self._path, self._is_3d = data, template, grid, path, is_3d
 
-    def image(self) -> nib.spatialimages.SpatialImage:
+    def image(self) -> Any:
         """Return the image; from a file, which is complete after `image_in_parts`, without loading its values."""
         if self._path is not None:
             return nib.load(self._path)
         values = self.data.reshape(len(self.data), *self._grid.shape[::-1]).T
-        header = self._template.header.copy()
+        header: Any = self._template.header.copy()
         for name in ("scl_slope", "scl_inter", "glmax"):
             with contextlib.suppress(KeyError, ValueError, TypeError, AttributeError):  # not in every format
                 header[name] = 0.0
