@@ -154,7 +154,10 @@ def _maskers():
     name = f"113 maps of 1 mm, resampled to the run, .nii, {FEW} volumes"
     yield _row("maskers", name, atlases=({"voxel": 1.0},), **few)
     spheres = {**RAW, "radius": 8, "allow_overlap": True}
-    yield _row("maskers", "264 spheres of 8 mm, .nii", nilearn=100, kind="spheres", run=plain, parameters=spheres)
+    floats = {**plain, "dtype": "float32"}  # of integers, nilearn truncates the means
+    yield _row(
+        "maskers", "264 spheres of 8 mm, .nii, float32", nilearn=100, kind="spheres", run=floats, parameters=spheres
+    )
     voxels = {"kind": "voxels", "confounds": True, "parameters": CLEANED}
     limits = {"peak_mb": 460}  # twice the result's memory
     yield _row("maskers", "all voxels, 6 mm + cleaning, .nii", nilearn=80, run=plain, limits=limits, **voxels)
