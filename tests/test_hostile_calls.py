@@ -125,10 +125,18 @@ def test_segments_made_on_a_device_stay_unchecked_when_pickled(put):
 
 
 def test_moving_checked_segments_copies_nothing_back(put, monkeypatch):
-    segments = Segments(np.array([0, 7, 3]), np.array([0, 1, 3]), np.ones(3))
-    monkeypatch.setattr(backend, "to_host", None)
+    segments = Segments(np.array([0, 7, 3]), np.array([0, 1, 3]), np.array([1.0, 0.5, 0.25]))
+    to_host = backend.to_host
+
+    def only_of_the_host(array):
+        assert backend.is_numpy(array)
+        return array
+
+    monkeypatch.setattr(backend, "to_host", only_of_the_host)
     moved = segments.like(put(np.zeros(1)))
     assert moved.n_needed == 8
+    assert moved.counts.tolist() == [1, 2]
+    assert to_host(moved.totals).tolist() == [1.0, 0.75]
     moved.require_voxels(put(np.zeros((1, 8))))
 
 

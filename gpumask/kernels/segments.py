@@ -192,8 +192,11 @@ class Segments:
         moved = Segments.trusted(*(None if part is None else backend.like(part, array) for part in parts))
         if not self._is_checked:
             moved._is_checked = False
-        if backend.is_numpy(self.indices) or "n_needed" in vars(self):
-            moved.n_needed = self.n_needed  # finding it on a device would wait for it
+        if backend.is_numpy(self.indices):  # later, the arrays would have to be downloaded: weights are many MB
+            moved.n_needed, moved.counts = self.n_needed, self.counts
+            moved.totals = backend.like(self.totals, array)
+        elif "n_needed" in vars(self):
+            moved.n_needed = self.n_needed
         return moved
 
     def __getstate__(self) -> dict[str, Any]:
