@@ -314,8 +314,15 @@ def device_dtype(dtype: Any) -> np.dtype:
     return np.dtype(np.float64) if dtype.itemsize > 8 else dtype.newbyteorder("=")
 
 
-def pinned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Return an uninitialized page-locked NumPy array. A GPU can copy from it while the CPU continues.
+_unused_pinned: list[Any] = []  # page-locked memory of finished runs
+_pinned_lock = threading.Lock()
+
+
+def pinned_memory(n_bytes: int) -> Any:
+    """Return a page-locked buffer of at least `n_bytes`, which a GPU can copy from while the CPU continues.
+
+    It is one that `reuse_pinned` got, if one is large enough: page-locking takes longer than filling. CuPy's pool isn't
+    used, because it rounds 33 MiB up to 64.
 
     Raises
     ------
@@ -324,19 +331,29 @@ def pinned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """
     import cupy
 
-    dtype, size = np.dtype(dtype), int(np.prod(shape))
+    with _pinned_lock:
+        for memory in _unused_pinned:
+            if memory.size() >= n_bytes:
+                _unused_pinned.remove(memory)
+                return memory
+        _unused_pinned.clear()
     try:
-        memory = cupy.cuda.alloc_pinned_memory(max(size * dtype.itemsize, 1))
+        return cupy.cuda.PinnedMemoryPointer(cupy.cuda.PinnedMemory(max(n_bytes, 1)), 0)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         msg = (
-            f"{size * dtype.itemsize / 2**20:.0f} MiB of page-locked host memory can't be allocated: "
+            f"{n_bytes / 2**20:.0f} MiB of page-locked host memory can't be allocated: "
             f"{_first_line(error)}. Free memory of the host, raise the limit on locked memory (ulimit -l), or use "
             "device='cpu'."
         )
         raise DeviceError(msg) from error
-    return np.frombuffer(memory, dtype, size).reshape(shape)
+
+
+def reuse_pinned(memory: Any) -> None:
+    """Keep a buffer from `pinned_memory` for the next run. Nothing may use it any more."""
+    with _pinned_lock:
+        _unused_pinned.append(memory)
 
 
 _streams = threading.local()

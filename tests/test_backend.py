@@ -433,3 +433,30 @@ assert not found, found
 def test_the_cpu_path_imports_neither_cupy_nor_nilearn():
     done = subprocess.run([sys.executable, "-W", "error", "-c", SCRIPT], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# Page-locked memory
+
+
+def test_page_locked_memory_is_as_large_as_requested(gpu, monkeypatch):
+    """CuPy's pool rounds it up to a power of two."""
+    monkeypatch.setattr(backend, "_unused_pinned", [])
+    assert backend.pinned_memory(33 * 2**20).size() == 33 * 2**20
+
+
+def test_page_locked_memory_is_used_again(gpu, monkeypatch):
+    monkeypatch.setattr(backend, "_unused_pinned", [])
+    first = backend.pinned_memory(5000)
+    other = backend.pinned_memory(5000)
+    assert first.ptr != other.ptr
+    backend.reuse_pinned(first)
+    assert backend.pinned_memory(4000) is first
+    assert backend.pinned_memory(0).size() == 1  # nothing is left to be used again
+
+
+def test_page_locked_memory_that_is_too_small_is_freed(gpu, monkeypatch):
+    monkeypatch.setattr(backend, "_unused_pinned", [])
+    small = backend.pinned_memory(5000)
+    backend.reuse_pinned(small)
+    assert backend.pinned_memory(5001).size() == 5001
+    assert backend._unused_pinned == []

@@ -196,7 +196,7 @@ def test_memory_for_cuda_itself(gpu, run, monkeypatch):
 def test_page_locked_memory_that_can_not_be_had(gpu, run, number):
     import cupy
 
-    expected, count, allocate = run("direct"), [], cupy.cuda.alloc_pinned_memory
+    expected, count, allocate = run("direct"), [], cupy.cuda.PinnedMemory
 
     def fail(size):
         count.append(size)
@@ -209,7 +209,8 @@ def test_page_locked_memory_that_can_not_be_had(gpu, run, number):
         "memory. Free memory of the host, raise the limit on locked memory (ulimit -l), or use device='cpu'."
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cupy.cuda, "alloc_pinned_memory", fail)
+        patch.setattr(cupy.cuda, "PinnedMemory", fail)
+        patch.setattr(backend, "_unused_pinned", [])
         with pytest.raises(DeviceError, match=f"^{re.escape(message)}$"):
             run("direct")
     assert len(count) == number
@@ -217,7 +218,7 @@ def test_page_locked_memory_that_can_not_be_had(gpu, run, number):
 
 
 def test_any_page_locked_allocation_may_fail(gpu, run):
-    """CuPy's own, for the plans, too: it warns and copies another way. For the run's buffers there is none."""
+    """By CuPy, for the plans: it warns and copies another way."""
     import cupy
 
     expected, allocate = run("several"), cupy.get_default_pinned_memory_pool().malloc
@@ -236,17 +237,13 @@ def test_any_page_locked_allocation_may_fail(gpu, run):
             with warnings.catch_warnings(record=True) as told:
                 warnings.simplefilter("always")
                 result = run("several")
-        except DeviceError as error:
-            outcomes.append(str(error).partition(": ")[0])
-        else:
             outcomes += [warning.category.__name__ for warning in told if "pinned" in str(warning.message)]
             for signals, right in zip(result, expected, strict=True):
                 np.testing.assert_array_equal(signals, right)
         finally:
             cupy.cuda.set_pinned_memory_allocator(allocate)
-    refused = "0 MiB of page-locked host memory can't be allocated"
-    assert outcomes.count(refused) == 2
-    assert outcomes.count("PerformanceWarning") == len(outcomes) - 2 == number - 3
+    assert outcomes == ["PerformanceWarning"] * (number - 1)
+    assert number > 10
 
 
 # A device that is lost
@@ -313,7 +310,7 @@ def test_a_lost_device(gpu, tmp_path, moment, which):
     with pytest.MonkeyPatch.context() as patch:
         device = Lost(patch, moment, 0)
         np.testing.assert_array_equal(extract(plan, volumes, device=gpu, chunk=2).signals, expected)
-    assert device.calls >= 2
+    assert device.calls >= 2 or moment == "download"
     message = (
         "cuda:0 failed: CUDARuntimeError: cudaErrorLaunchFailure: unspecified launch failure. Check it with "
         "nvidia-smi, and start a new process: this one can't use the GPU again. Or use device='cpu'."

@@ -11,6 +11,7 @@ import pytest
 from gpumask import NiftiLabelsMasker, backend
 from gpumask.engine import cuda as pipeline_cuda
 from gpumask.engine import stream as pipeline
+from gpumask.engine.plan import Plan
 from gpumask.engine.stream import run_plans
 from gpumask.images.volumes import open_volumes
 
@@ -414,3 +415,62 @@ def test_memory_is_used_again_by_the_next_run(gpu, tmp_path, a_plan):
         extract(a_plan("direct"), volumes, device=gpu, chunk=4)
         totals.append(pool.total_bytes())
     assert totals == totals[:1] * 4
+
+
+@pytest.fixture
+def moved(monkeypatch):
+    """Plans that are moved to a device from now on."""
+    plans, like = [], Plan.like
+    monkeypatch.setattr(Plan, "like", lambda plan, array: (plans.append(plan), like(plan, array))[1])
+    return plans
+
+
+@every_way
+def test_plans_stay_on_the_device(gpu, tmp_path, a_plan, moved, way):
+    """Integers first: of floats, more is prepared."""
+    plan = a_plan(way)
+    for stored in (stored_run("i2"), with_holes(stored_run("f4")), stored_run("i2", seed=1)):
+        volumes = open_volumes(write(tmp_path / "bold.nii.gz", stored))
+        assert_agree(extract(plan, volumes, device=gpu), extract(plan, volumes))
+    assert moved == [plan]
+
+
+def test_threads_share_a_plan(gpu, tmp_path, a_plan, moved):
+    plan = a_plan("folded")
+    paths = [write(tmp_path / f"{seed}.nii.gz", stored_run(n=12, seed=seed)) for seed in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(lambda path: extract(plan, open_volumes(path), device=gpu, chunk=2), paths))
+    assert moved == [plan]
+    for path, result in zip(paths, results, strict=True):
+        assert_agree(result, extract(plan, open_volumes(path)))
+
+
+def test_plans_leave_the_device_with_the_plan(gpu, tmp_path, a_plan):
+    import cupy
+
+    pool = cupy.get_default_memory_pool()
+    volumes = open_volumes(write(tmp_path / "bold.nii.gz", stored_run()))
+    pipeline_cuda._forget_plans()
+    before = pool.used_bytes()
+    plan = a_plan("folded")
+    extract(plan, volumes, device=gpu)
+    assert pool.used_bytes() > before
+    del plan
+    assert pool.used_bytes() == before
+
+
+def test_plans_leave_a_device_that_is_short_of_memory(gpu, tmp_path, a_plan, monkeypatch):
+    volumes = open_volumes(write(tmp_path / "bold.nii.gz", stored_run()))
+    plan, other = a_plan("folded"), a_plan("direct")
+    extract(plan, volumes, device=gpu)
+    monkeypatch.setattr(backend, "device_memory", lambda: (0, 2**40))
+    assert_agree(extract(other, volumes, device=gpu), extract(other, volumes))
+    assert not pipeline_cuda._kept
+
+
+def test_page_locked_buffers_serve_the_next_run(gpu, tmp_path, a_plan, monkeypatch):
+    monkeypatch.setattr(backend, "_unused_pinned", [])
+    volumes = [open_volumes(write(tmp_path / f"{n}.nii.gz", stored_run(n=n))) for n in (12, 5)]
+    for source in volumes:
+        assert_agree(extract(a_plan("direct"), source, device=gpu), extract(a_plan("direct"), source))
+        assert [memory.size() for memory in backend._unused_pinned] == [2 * 12 * np.prod(SHAPE)] * 2

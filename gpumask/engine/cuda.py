@@ -8,7 +8,10 @@ waits for the GPU only before it reuses a buffer, and signals and flags stay on 
 
 import contextlib
 import itertools
+import math
+import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -21,7 +24,11 @@ from gpumask.images.volumes import Volumes
 
 _BUFFERS = 2  # one is filled while the other is emptied, on the host and on the device
 _DOWNLOAD = 64 * 2**20  # bytes of signals that are downloaded at once
-_WORKSPACE = 48  # bytes per voxel while a volume is scaled, filled and resampled or smoothed, in float64
+_WORKSPACE = 64  # bytes per voxel and point while volumes are scaled, filled, resampled and smoothed, in float64
+
+# Plans on devices, for the next runs: the copies of each plan, by device. They are freed with the plan.
+_kept: weakref.WeakKeyDictionary[Plan, dict[str, Plan]] = weakref.WeakKeyDictionary()
+_keeping = threading.Lock()
 
 
 def stream(
@@ -66,13 +73,22 @@ def stream(
             return run.results(stagings), run.seconds()
         finally:
             run.drain()
+            run.give_back()
+
+
+def _forget_plans():
+    """Free the memory of plans that no run uses at the moment."""
+    with _keeping:
+        _kept.clear()
 
 
 class _Pinned:
     """A page-locked buffer, which may be filled again after the event `copied`."""
 
     def __init__(self, shape, dtype):
-        self.array = backend.pinned_empty(shape, dtype)
+        size = math.prod(shape)
+        self.memory = backend.pinned_memory(size * dtype.itemsize)
+        self.array = np.frombuffer(self.memory, dtype, size).reshape(shape)
         self.copied = backend.new_event()
 
 
@@ -90,7 +106,7 @@ class _OnDevice:
 
 
 class _GpuRun:
-    """A run on a GPU: call `allocate`, `read`, then `results` and `seconds`, and `drain` even after an error."""
+    """A run on a GPU: `allocate`, `read`, then `results` and `seconds`; `drain` and `give_back` even after an error."""
 
     def __init__(self, plans, volumes, clips, size, device):
         self.plans, self.volumes, self.clips, self.device = plans, volumes, clips, device
@@ -98,6 +114,7 @@ class _GpuRun:
         self.size = self.step = size  # volumes in a page-locked buffer, and in one on the device
         self.copying, self.reducing = backend.stream("copy"), backend.stream("reduce")
         self.there = self.pinned = self.on_device = self.filled = None
+        self.buffers = []
         self.read_seconds = self.waited = 0.0
         self.overshoots = [Overshoots(plan) for plan in plans]
         self.events = []  # start and end of each upload, start and end of each reduction
@@ -119,9 +136,7 @@ class _GpuRun:
     def _allocate(self):
         prototype = backend.to_device(np.zeros(0), self.device)
         self.xp, self.device_of = backend.array_namespace(prototype), backend.device_of(prototype)
-        there = [plan.like(prototype) for plan in self.plans]
-        for plan in there:
-            plan.prepare(may_be_missing=self.volumes.dtype.kind == "f")
+        there = [self._moved(plan, prototype) for plan in self.plans]
         n_volumes = self.volumes.n_volumes
         shapes = [(n_volumes, len(plan.counts)) for plan in self.plans] + [(len(self.plans), n_volumes)]
         bounds = np.cumsum([0] + [rows * columns for rows, columns in shapes])
@@ -130,10 +145,23 @@ class _GpuRun:
         self.parts = list(zip(itertools.pairwise(bounds.tolist()), shapes, strict=True))
         *self.signals, self.flags = self._parts(self.out)
         self.flags[...] = 0.0
+        if self._affordable() < self.step:
+            _forget_plans()
         self.step = min(self.step, self._affordable())
         shape = (self.size, self.volumes.grid.n_voxels)
-        self.pinned = itertools.cycle([_Pinned(shape, self.dtype) for _ in range(_BUFFERS)])
+        for _ in range(_BUFFERS):
+            self.buffers.append(_Pinned(shape, self.dtype))
+        self.pinned = itertools.cycle(self.buffers)
         self.there = there
+
+    def _moved(self, plan, prototype):
+        """The plan on the device, prepared: made by this run, or kept from an earlier one."""
+        with _keeping:
+            moved = _kept.get(plan, {}).pop(self.device, None) or plan.like(prototype)
+            moved.prepare(may_be_missing=self.volumes.dtype.kind == "f")
+            self.reducing.synchronize()  # streams of other threads will use it
+            _kept.setdefault(plan, {})[self.device] = moved
+        return moved
 
     def _parts(self, flat):
         return [flat[start:stop].reshape(shape) for (start, stop), shape in self.parts]
@@ -142,15 +170,19 @@ class _GpuRun:
         """Volumes that fit in a buffer on the device, given its free memory."""
         n_voxels = self.volumes.grid.n_voxels
         free, _ = backend.device_memory()
-        free -= _WORKSPACE * n_voxels * any(plan.uses_products for plan in self.plans)
-        points = sum(plan.resampling is not None and 8 * len(plan.resampling.points) for plan in self.plans)
-        per_volume = _BUFFERS * n_voxels * self.dtype.itemsize + 3 * points
+        work = [
+            n_voxels + (0 if plan.resampling is None else len(plan.resampling.points))
+            for plan in self.plans
+            if plan.uses_products
+        ]
+        per_volume = _BUFFERS * n_voxels * self.dtype.itemsize + _WORKSPACE * max(work, default=0)
         return max(free // per_volume, 1)
 
     def _make_room(self, problem):
         """Free what can be freed, and halve the volumes on the device; `problem` is the memory error's message."""
         self.drain()
         self.on_device = None
+        _forget_plans()
         backend.release_memory()
         if self.step == 1:
             free, total = (n / 2**20 for n in backend.device_memory())
@@ -267,3 +299,8 @@ class _GpuRun:
         for queue in (self.copying, self.reducing):
             with contextlib.suppress(Exception):  # an error of queued work, which was raised before
                 queue.synchronize()
+
+    def give_back(self):
+        """Keep the page-locked buffers for the next run, once the GPU no longer uses them."""
+        for buffer in self.buffers:
+            backend.reuse_pinned(buffer.memory)
