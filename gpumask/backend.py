@@ -422,6 +422,39 @@ def like(values: Any, array: Array) -> Array:
     return array_namespace(array).asarray(values, device=device_of(array))
 
 
+def correlate(array: Array, weights: Array, mode: str) -> Array:
+    """Correlate a CuPy array with weights, in one launch.
+
+    Parameters
+    ----------
+    array, weights : CuPy arrays of float64, of the same number of axes
+        CuPy would sum an array of fewer bits in float32.
+    mode : str
+        Values beyond the borders, as in ``scipy.ndimage.correlate``.
+    """
+    from cupyx.scipy import ndimage
+
+    with device_of(array):  # not always the thread's current one
+        return ndimage.correlate(array, weights, mode=mode)
+
+
+def evaluate_spline(coefficients: Array, coordinates: Array, out: Array) -> None:
+    """Evaluate a cubic spline at some points of a volume, into `out`; one launch on CuPy.
+
+    Parameters
+    ----------
+    coefficients : CuPy array of float64, shape (n_z, n_y, n_x)
+        From the prefilter of mode "mirror".
+    coordinates : CuPy array of float64, shape (3, n_points)
+        In voxels, inside the volume.
+    out : CuPy array of float64, shape (n_points,)
+    """
+    from cupyx.scipy import ndimage
+
+    with device_of(coefficients):
+        ndimage.map_coordinates(coefficients, coordinates, out, order=3, mode="mirror", prefilter=False)
+
+
 @functools.lru_cache(maxsize=64)
 def _cuda_kernel(source, name, options, device):
     import cupy

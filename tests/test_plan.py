@@ -269,10 +269,13 @@ def test_like_moves_every_array(put, strategy, grid):
     if backend.is_numpy(array):
         assert there is plan
         return
-    moved = [there.segments.indices, there.segments.offsets, *(there.smoothing.matrices if there.smoothing else [])]
+    moved = [there.segments.indices, there.segments.offsets, there.segments.totals]
+    if there.smoothing:
+        moved += there.smoothing.kernels if backend.is_cupy(array) else there.smoothing.matrices
     if grid != "same":
         cubic = there.resampling.cubic
-        moved += [*cubic.matrices, *(cubic.taps if grid == "oblique" else [cubic.points])]
+        of_oblique = [cubic.coordinates, cubic.inside] if backend.is_cupy(array) else cubic.taps
+        moved += [*cubic.matrices, *(of_oblique if grid == "oblique" else [cubic.points])]
     assert {type(part) for part in moved} == {type(array)}
     assert {str(backend.device_of(part)) for part in moved} == {str(backend.device_of(array))}
     assert there.explain() == plan.explain()

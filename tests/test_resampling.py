@@ -120,6 +120,40 @@ def test_an_ulp_decides_at_the_border(put, oblique):
             assert (result == 0) == (offset < 0 or offset > 4)
 
 
+@pytest.mark.parametrize("far", [1e3, 1e12, -1e12])
+def test_points_far_outside_of_an_oblique_grid(put, far):
+    """They are 0, and the points inside what they are without them: no index wraps around."""
+    volumes, (matrix, offset) = some_volumes(), MAPPINGS["oblique"]
+    stretched = matrix * np.array([1.0, 1.0, far])  # all planes but the first are far away
+    expected = reference.flat(reference.resample(volumes, stretched, offset, TARGET))
+    result = resampled(put, volumes, (stretched, offset), TARGET, np.arange(np.prod(TARGET)))
+    n_inside = np.prod(TARGET[:2])
+    assert np.count_nonzero(result[:, :n_inside]) > 20
+    assert not result[:, n_inside:].any()
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-10)
+
+
+def test_cupy_gets_no_point_outside(gpu):
+    """Far outside, its index overflows, and it would read memory before the volume."""
+    matrix, offset = MAPPINGS["oblique"]
+    plan = CubicResampling.compile(matrix * 1e6, offset, SOURCE, TARGET, np.arange(np.prod(TARGET)))
+    assert np.abs(plan.coordinates).max() > 1e6
+    coordinates = backend.to_host(plan.like(backend.to_device(np.zeros(1), gpu)).coordinates)
+    assert coordinates.shape == plan.coordinates.shape
+    assert (coordinates >= 0).all()
+    assert (coordinates.max(axis=1) <= np.array(plan.shape) - 1).all()
+
+
+def test_moving_twice_changes_nothing(put):
+    volumes, everything = some_volumes(), np.arange(np.prod(TARGET))
+    data = put(reference.flat(volumes))
+    for mapping in (MAPPINGS["shifted"], MAPPINGS["oblique"]):
+        once = CubicResampling.compile(*mapping, volumes.shape[1:], TARGET, everything).like(data)
+        results = [backend.to_host(resample_cubic(data, plan)) for plan in (once, once.like(data))]
+        np.testing.assert_array_equal(*results)
+        assert not results[0].all()  # some points lie outside
+
+
 @pytest.mark.parametrize("dtype", ["?", "i2", "u1", "f4"])
 def test_dtypes(put, dtype):
     volumes = some_volumes().clip(0, 200).astype(dtype)

@@ -7,10 +7,13 @@ import pytest
 
 from gpumask import backend
 from gpumask.engine import cuda as pipeline_cuda
+from gpumask.engine.plan import compile_plan
 from gpumask.engine.stream import run_plans
+from gpumask.images.grid import Grid
 from gpumask.images.volumes import open_volumes
+from gpumask.kernels.segments import Segments
 
-from .runs import IDS, SHAPE, extract, some_plan, stored_run, write
+from .runs import AFFINE, IDS, LABEL_AFFINES, SHAPE, extract, some_plan, stored_run, write
 
 PLANS = {
     "direct": ("same", None, "mean"),
@@ -94,6 +97,78 @@ def test_plans_share_an_upload(gpu, tmp_path, counted):
     plans = [some_plan(*PLANS[name]) for name in PLANS]
     run_plans(plans, open_volumes(write(tmp_path / "bold.nii.gz", stored_run(n=22))), device=gpu, chunk=4)
     assert phases["read"][0]["h2d"] == len(uploads) == 6
+
+
+def maps(**options):
+    """Three overlapping maps with weights, on the grid of the runs."""
+    rng = np.random.default_rng(0)
+    voxels = np.concatenate([np.sort(rng.choice(np.prod(SHAPE), 100, replace=False)) for _ in range(3)])
+    segments = Segments(voxels.astype(np.int32), np.arange(4) * 100, rng.random(300))
+    return compile_plan(segments, Grid(SHAPE, AFFINE), **options)
+
+
+def spheres():
+    """Two overlapping regions without weights."""
+    voxels = np.concatenate([np.arange(200, 260), np.arange(240, 300)]).astype(np.int32)
+    return compile_plan(Segments(voxels, np.array([0, 60, 120])), Grid(SHAPE, AFFINE))
+
+
+def voxels(labels_on="same", **options):
+    """100 voxels, each with a column."""
+    segments = Segments(np.arange(150, 250, dtype=np.int32), np.arange(101))
+    where, runs = Grid(SHAPE, LABEL_AFFINES[labels_on]), Grid(SHAPE, AFFINE)
+    return compile_plan(segments, where, grid=runs, strategy="voxel", **options)
+
+
+# Kind of plan: the plan, and its most launches per chunk and per volume, of int16 and of float32 volumes. Products by
+# cuBLAS aren't among them.
+LAUNCHES = {
+    "mean": (lambda: some_plan(), (4, 0), (4, 0)),
+    "median": (lambda: some_plan(strategy="median"), (3, 0), (3, 0)),
+    "variance": (lambda: some_plan(strategy="variance"), (6, 0), (6, 0)),
+    "folded": (lambda: some_plan("same", 6.0, way="folded"), (4, 0), (4, 0)),
+    "staged": (lambda: some_plan("same", 6.0, way="staged"), (8, 0), (16, 0)),
+    "staged median": (lambda: some_plan("same", 6.0, "median"), (7, 0), (15, 0)),
+    "parallel": (lambda: some_plan("parallel"), (16, 5), (49, 5)),
+    "parallel median": (lambda: some_plan("parallel", strategy="median"), (8, 5), (41, 5)),
+    "parallel, folded": (lambda: some_plan("parallel", 6.0, way="folded"), (16, 5), (49, 5)),
+    "oblique": (lambda: some_plan("oblique"), (17, 4), (50, 4)),
+    "oblique variance": (lambda: some_plan("oblique", strategy="variance"), (12, 4), (45, 4)),
+    "oblique, staged median": (lambda: some_plan("oblique", 6.0, "median"), (13, 4), (47, 4)),
+    "maps": (lambda: maps(strategy="sum"), (4, 0), (4, 0)),
+    "maps, folded": (lambda: maps(smoothing_fwhm=6.0, way="folded"), (4, 0), (4, 0)),
+    "spheres": (spheres, (4, 0), (4, 0)),
+    "voxels": (voxels, (8, 0), (9, 0)),
+    "voxels, staged": (lambda: voxels(smoothing_fwhm=6.0), (11, 0), (17, 0)),
+    "voxels, oblique": (lambda: voxels("oblique"), (16, 4.25), (49, 4.25)),
+}
+
+
+@pytest.mark.parametrize("dtype", ["i2", "f4"])
+@pytest.mark.parametrize("kind", LAUNCHES)
+def test_launches_copies_and_waits(gpu, tmp_path, counted, kind, dtype):
+    """Of 8 volumes in chunks of 4 and of 8, scaled: their difference is what a chunk costs."""
+    phases, _ = counted
+    make, *most = LAUNCHES[kind]
+    plan = make()
+    volumes = open_volumes(write(tmp_path / "bold.nii.gz", stored_run(dtype, 8), 0.5, 3.0))
+    for chunk in (4, 8):
+        extract(plan, volumes, device=gpu, chunk=chunk)
+    two, one = phases["read"]
+    per_chunk = two["launches"] - one["launches"]
+    per_volume = (one["launches"] - per_chunk) / 8
+    per_chunk_allowed, per_volume_allowed = most[dtype == "f4"]
+    assert per_chunk <= per_chunk_allowed
+    assert per_volume <= per_volume_allowed
+    # What is clipped to the run's range is fetched: how many values there are, and the chunk's range.
+    fetched = 3 * (plan.resampling is not None and plan.linear)
+    for read, n_chunks in ((two, 2), (one, 1)):
+        assert read["h2d"] == n_chunks
+        assert read["d2h"] == n_chunks * fetched
+        assert read["syncs"] == n_chunks * (1 + fetched)
+    first, again = phases["allocate"]
+    assert first["d2h"] == again["d2h"] == 0
+    assert again["h2d"] == 0  # the plan is there already
 
 
 def test_preparation_does_not_depend_on_the_length(gpu, tmp_path, counted):

@@ -7,9 +7,7 @@ volume isn't linear in the raw one) or slower (tens of thousands of small region
 voxels), the plan is *staged*: it smooths each volume, but only the box around the regions.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -18,10 +16,10 @@ from gpumask import backend
 from gpumask.backend import Array
 from gpumask.choices import LINEAR, NAN_POLICIES, VOXEL
 from gpumask.engine.overshoots import Overshoot
-from gpumask.engine.steps import Resampling, Smoothing
+from gpumask.engine.steps import Resampling, Smoothing, few_at_a_time
 from gpumask.images.grid import Grid
 from gpumask.kernels.segments import FoldedSegments, Segments, reduce
-from gpumask.kernels.smoothing import MAX_SIGMA, fwhm_to_sigma, smoothing_matrix
+from gpumask.kernels.smoothing import MAX_SIGMA, fwhm_to_sigma, gaussian_kernel, smoothing_matrix
 from gpumask.kernels.weights import fold
 
 # Nanoseconds on one core of a Xeon with AVX-512 (banded products: of an EPYC with AVX2). Only their ratios matter: they
@@ -130,7 +128,8 @@ class Plan:
             if self.strategy != VOXEL:
                 _ = self.segments.layout, self.segments.totals
             if may_be_missing:
-                _ = self.resampling and self.resampling.nearest, self.smoothing and self.smoothing.voxels
+                _ = self.resampling and (self.resampling.nearest, self.resampling.faces)
+                _ = self.smoothing and self.smoothing.voxels
         elif self.strategy in LINEAR:
             self.segments.prepare()
 
@@ -164,22 +163,19 @@ class Plan:
         """Signals of finite volumes, which are smoothed a few at a time if the plan smooths."""
         if self.smoothing is None:
             return reduce(points, self.segments, self.strategy, slope=slope, inter=inter)[0]
-        smoothed = (self.smoothing.apply(points[rows, :]) for rows in _few_at_a_time(points, _SMOOTHED))
+        smoothed = (self.smoothing.apply(points[rows, :]) for rows in few_at_a_time(points, _SMOOTHED))
         parts = [reduce(some, self.segments, self.strategy, slope=slope, inter=inter)[0] for some in smoothed]
         return parts[0] if len(parts) == 1 else backend.array_namespace(points).concat(parts)
 
     def _staged(self, data, slope, inter):
-        xp = backend.array_namespace(data)
-        n_volumes = data.shape[0]
         if not _may_be_missing(data):
             return self._statistic(data, slope, inter), _falses(data)
         if not backend.is_numpy(data):  # looking at the values first would wait for the device
-            parts = [self._staged_of_finite(data[rows, :], slope, inter) for rows in _few_at_a_time(data, 1)]
-            return tuple(xp.concat(arrays) for arrays in zip(*parts, strict=True))
+            return self._staged_of_finite(data, slope, inter)
         holed = ~np.isfinite(data).all(axis=1)
         if not holed.any():
             return self._statistic(data, slope, inter), _falses(data)
-        signals, found = np.empty((n_volumes, len(self.counts))), np.zeros(n_volumes, bool)
+        signals, found = np.empty((len(data), len(self.counts))), np.zeros(len(data), bool)
         if not holed.all():
             signals[~holed] = self._statistic(data[~holed], slope, inter)
         signals[holed], found[holed] = self._staged_of_finite(data[holed], slope, inter)
@@ -198,42 +194,38 @@ class Plan:
 
     def _resampled(self, data, slope, inter, clip):
         xp = backend.array_namespace(data)
-        parts = []
-        for rows in _few_at_a_time(data, data.shape[0]):
-            values = data[rows, :]
-            if (slope, inter) != (1.0, 0.0):
-                values = xp.astype(values, xp.float64) * slope + inter
-            if _may_be_missing(data):
-                parts.append(self._sampled_of_finite(values))
-            else:
-                parts.append((self.resampling.apply(values), _falses(values), xp.min(values), xp.max(values)))
-        points, found, lows, highs = zip(*parts, strict=True)
-        points, found = xp.concat(points), xp.concat(found)
+        values = data if (slope, inter) == (1.0, 0.0) else xp.astype(data, xp.float64) * slope + inter
+        if _may_be_missing(data):
+            points, found, sources = self._sampled_of_finite(values)
+        else:
+            points, found, sources = self.resampling.apply(values), _falses(values), [values]
         if clip is not None:
             # `clip` would wait for the device.
             return Reduced(self._statistic(xp.minimum(xp.maximum(points, clip[0]), clip[1])), found)
-        low, high = xp.minimum(xp.min(xp.stack(lows)), 0.0), xp.maximum(xp.max(xp.stack(highs)), 0.0)
+        low, high = 0.0, 0.0  # the range always includes 0
+        for source in sources:
+            low, high = xp.minimum(xp.min(source), low), xp.maximum(xp.max(source), high)
         volumes, entries = xp.nonzero((points < low) | (points > high))  # waits for the device
         outside = [backend.to_host(part) for part in (volumes, entries, points[volumes, entries])]
         return Reduced(self._statistic(points), found, Overshoot(float(low), float(high), *outside))
 
     def _sampled_of_finite(self, values):
-        """Resampled points, whether a region has a hole, and the range of the volumes with holes filled."""
+        """Resampled points, whether a region has a hole, and arrays of the volumes with holes filled."""
         xp = backend.array_namespace(values)
         missing = ~xp.isfinite(values)
         if not backend.is_numpy(values):
             points, holes, filled = self.resampling.apply_to_finite(xp.astype(values, xp.float64), missing)
-            return points, self._enter(holes), xp.min(filled), xp.max(filled)
+            return points, self._enter(holes), [filled]
         holed = missing.any(axis=1)
-        points, found, filled = np.empty((len(values), len(self.resampling.points))), holed.copy(), np.zeros(1)
-        whole = values[~holed] if holed.any() else values
-        if not holed.all():
-            points[~holed] = self.resampling.apply(whole)
-        if holed.any():
-            points[holed], holes, filled = self.resampling.apply_to_finite(values[holed].astype(float), missing[holed])
-            found[holed] = self._enter(holes)
-        # The range always includes 0.
-        return points, found, min(filled.min(), whole.min(initial=0)), max(filled.max(), whole.max(initial=0))
+        if not holed.any():
+            return self.resampling.apply(values), holed, [values]
+        points, found = np.empty((len(values), len(self.resampling.points))), holed.copy()
+        points[holed], holes, filled = self.resampling.apply_to_finite(values[holed].astype(float), missing[holed])
+        found[holed] = self._enter(holes)
+        if holed.all():
+            return points, found, [filled]
+        points[~holed] = self.resampling.apply(values[~holed])
+        return points, found, [filled, values[~holed]]
 
     def _enter(self, holes):
         """Whether a hole enters a region's statistic, for each volume."""
@@ -275,12 +267,6 @@ def _may_be_missing(data):
 def _falses(data):
     xp = backend.array_namespace(data)
     return xp.zeros(data.shape[0], dtype=xp.bool, device=backend.device_of(data))
-
-
-def _few_at_a_time(data, n_on_host) -> Iterable[slice]:
-    """Slices of volumes: on a GPU one at a time, because float64 needs several times the memory of stored values."""
-    n = n_on_host if backend.is_numpy(data) else 1
-    return [slice(start, stop) for start, stop in pairwise([*range(0, data.shape[0], n), data.shape[0]])]
 
 
 def compile_plan(
@@ -338,7 +324,8 @@ def compile_plan(
             raise ValueError(msg)
         matrices = [smoothing_matrix(n, sigma) for n, sigma in zip(region_grid.shape, sigmas, strict=True)][::-1]
         shape = region_grid.shape[::-1]
-        smoothing, smoothed = Smoothing.compile(segments, shape, matrices)
+        kernels = [gaussian_kernel(sigma) for sigma in sigmas[::-1]]
+        smoothing, smoothed = Smoothing.compile(segments, shape, matrices, kernels)
         ns = smoothing.multiplications * (_NS_PER_BANDED if smoothing.multiplies_bands else _NS_PER_MULTIPLY)
         estimate["staged"] = float(ns + len(segments.indices) * _NS_PER_GATHER) * 1e-6
         if strategy in LINEAR:

@@ -2,7 +2,7 @@
 
 Equals ``scipy.ndimage.affine_transform(order=3, mode="constant", cval=0)`` in float64. Between grids with parallel
 axes, prefilter and interpolation are one matrix per axis. Between oblique grids only the prefilter is a matrix per axis
-(recursive in the compiled code), and the spline is evaluated at the requested voxels only.
+(recursive in the compiled code), and the spline is evaluated at the requested voxels only: on CuPy by its own kernel.
 """
 
 import math
@@ -14,7 +14,7 @@ import scipy.ndimage
 
 from gpumask import backend
 from gpumask.kernels import compiled
-from gpumask.kernels.smoothing import apply_separable
+from gpumask.kernels.smoothing import multiply_axes
 
 
 class CubicResampling:
@@ -28,12 +28,14 @@ class CubicResampling:
         Applied along the axes. (m, n) for parallel grids, the (n, n) prefilter for oblique ones.
     points : array of int, shape (n_points,), or None
         For parallel grids: the requested voxels in the flat product of `matrices`.
+    coordinates : array of float64, shape (3, n_points), or None
+        For oblique grids on NumPy and CuPy: the points in source voxels. Compiled code, SciPy or CuPy evaluates the
+        spline there. On CuPy, points outside the source are at 0.
+    inside : array of bool, shape (n_points,), or None
+        For oblique grids on CuPy: whether each point lies in the source.
     taps : tuple of two arrays of shape (3, 4, n_points), or None
-        For oblique grids: voxel index along each axis, and weight, of each point's four spline coefficients. A point
-        outside the source has weights 0.
-    coordinates : ndarray of float64, shape (3, n_points), or None
-        For oblique grids on NumPy, instead of `taps`: the points in source voxels. Compiled code or SciPy evaluates
-        the spline there.
+        For oblique grids in any other library: voxel index along each axis, and weight, of each point's four spline
+        coefficients. A point outside the source has weights 0.
     """
 
     def __init__(
@@ -41,14 +43,16 @@ class CubicResampling:
         shape: tuple[int, ...],
         matrices: Sequence[backend.Array],
         points: backend.Array | None = None,
-        taps: tuple[backend.Array, backend.Array] | None = None,
         coordinates: Any = None,
+        inside: backend.Array | None = None,
+        taps: tuple[backend.Array, backend.Array] | None = None,
     ) -> None:
         self.shape = shape
         self.matrices = matrices
         self.points = points
-        self.taps = taps
         self.coordinates = coordinates
+        self.inside = inside
+        self.taps = taps
 
     @classmethod
     def compile(
@@ -100,6 +104,11 @@ class CubicResampling:
         matrices = [backend.like(matrix, array) for matrix in self.matrices]
         if self.points is not None:
             return CubicResampling(self.shape, matrices, points=backend.like(self.points, array))
+        if backend.is_cupy(array):
+            inside = _is_inside(self.coordinates, self.shape) if self.inside is None else self.inside
+            coordinates = self.coordinates * inside  # elsewhere, CuPy would read other memory for those far outside
+            moved = [backend.like(part, array) for part in (coordinates, inside)]
+            return CubicResampling(self.shape, matrices, coordinates=moved[0], inside=moved[1])
         indices, weights = self.taps or spline_taps(self.coordinates, self.shape)
         return CubicResampling(self.shape, matrices, taps=(backend.like(indices, array), backend.like(weights, array)))
 
@@ -136,19 +145,26 @@ def resample_cubic(data: backend.Array, resampling: CubicResampling) -> backend.
         compiled.extension.interpolate(stack, resampling.coordinates, out)
         return out
     xp = backend.array_namespace(data)
-    volumes = []
+    n_volumes, inside, volumes = data.shape[0], resampling.inside, []
+    sampled: Any = None
+    if inside is not None:
+        sampled = xp.empty((n_volumes, inside.shape[0]), dtype=xp.float64, device=backend.device_of(data))
     # One volume at a time: a product's shape does not depend on the chunk, so neither do its bits.
-    for index in range(data.shape[0]):
-        stored = xp.reshape(data[index, :], (1, *resampling.shape))
-        volume = apply_separable(resampling.matrices, stored)[0, ...]
+    for index in range(n_volumes):
+        volume = multiply_axes(resampling.matrices, xp.reshape(data[index, :], resampling.shape))
         if resampling.points is not None:
-            values = xp.take(xp.reshape(volume, (-1,)), resampling.points)
+            volumes.append(xp.take(xp.reshape(volume, (-1,)), resampling.points))
+        elif sampled is not None:
+            backend.evaluate_spline(volume, resampling.coordinates, sampled[index, :])
         elif resampling.taps is not None:
-            values = _evaluate(xp, volume, *resampling.taps)
+            volumes.append(_evaluate(xp, volume, *resampling.taps))
         else:
-            values = scipy.ndimage.map_coordinates(volume, resampling.coordinates, order=3, prefilter=False)
-        volumes.append(values)
-    return xp.stack(volumes, axis=0)
+            volumes.append(scipy.ndimage.map_coordinates(volume, resampling.coordinates, order=3, prefilter=False))
+    return xp.stack(volumes, axis=0) if sampled is None else xp.where(inside, sampled, 0.0)
+
+
+def _is_inside(coordinates, shape):
+    return ((coordinates >= 0) & (coordinates <= np.array(shape)[:, None] - 1)).all(axis=0)
 
 
 def _interpolation_matrix(n, m, scale, shift):
@@ -173,8 +189,7 @@ def spline_taps(coordinates: np.ndarray, shape: tuple[int, ...]) -> tuple[np.nda
     weights : ndarray of float64, shape (3, 4, n_points)
         Cubic B-spline; 0 for points outside the source.
     """
-    upper = np.array(shape)[:, None] - 1
-    inside = np.all((coordinates >= 0) & (coordinates <= upper), axis=0)
+    upper, inside = np.array(shape)[:, None] - 1, _is_inside(coordinates, shape)
     first = np.floor(coordinates)
     t = coordinates - first
     indices = first[:, None].astype(np.int64) + np.arange(-1, 3)[:, None]
