@@ -369,6 +369,22 @@ def test_buffers_follow_the_free_memory(gpu, tmp_path, a_plan, monkeypatch):
         assert sum(sizes) == 40
 
 
+def test_buffers_leave_room_for_work_in_float64(gpu, tmp_path, a_plan, monkeypatch):
+    """A chunk is scaled, resampled and smoothed at once."""
+    volumes = open_volumes(write(tmp_path / "bold.nii.gz", stored_run("f4", 10)))
+    n_voxels, oblique = np.prod(SHAPE), a_plan("oblique")
+    n_points = len(oblique.resampling.points)
+    free = 3 * n_voxels * (2 * 4 + 64)
+    monkeypatch.setattr(backend, "device_memory", lambda: (free, 2**40))
+    upload, sizes = backend.upload, []
+    monkeypatch.setattr(backend, "upload", lambda *a: (sizes.append(len(a[0])), upload(*a)))
+    of_oblique = free // (n_voxels * (2 * 4 + 64) + n_points * 64)
+    for plan, at_once in ((a_plan("direct"), 10), (a_plan("staged"), 3), (oblique, of_oblique)):
+        sizes.clear()
+        assert_agree(extract(plan, volumes, device=gpu), extract(plan, volumes))
+        assert max(sizes) == at_once
+
+
 def test_free_memory_counts_the_pool_and_its_limit(gpu):
     import cupy
 

@@ -224,8 +224,9 @@ class Plan:
         found[holed] = self._enter(holes)
         if holed.all():
             return points, found, [filled]
-        points[~holed] = self.resampling.apply(values[~holed])
-        return points, found, [filled, values[~holed]]
+        whole = values[~holed]
+        points[~holed] = self.resampling.apply(whole)
+        return points, found, [filled, whole]
 
     def _enter(self, holes):
         """Whether a hole enters a region's statistic, for each volume."""
