@@ -4,6 +4,7 @@ The calling thread decodes a chunk straight into a page-locked buffer while the 
 stream copies the stored values to the device, another reduces them there. All plans share a chunk's copy. The thread
 waits for the GPU only before it reuses a buffer, and signals and flags stay on the device until the end of the run.
 (Exception: resampled values outside their chunk's range are downloaded at once, to clip them to the run's range.)
+Plans and page-locked buffers are kept for the next run.
 """
 
 import contextlib
