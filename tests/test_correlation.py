@@ -76,6 +76,31 @@ def test_each_voxel_by_itself():
     np.testing.assert_allclose(z, np.arctanh(maps), rtol=1e-12)
 
 
+@pytest.mark.parametrize("standardize", [None, "zscore", "psc"])
+def test_regions_explained_by_the_confounds_correlate_with_nothing(standardize):
+    data, labels = np.array(run().dataobj), np.asarray(LABELS.dataobj)
+    data[labels == 2] = 1000 + 30 * CONFOUNDS[:, 0]
+    img = image(data)
+    masker = gpumask.NiftiLabelsMasker(LABELS, detrend=True, standardize=standardize).fit(img)
+    maps = gpumask.correlation_maps(masker, img, CONFOUNDS, mask_img=MASK)
+    assert not maps[1].any()
+    assert (np.abs(maps[[0, 2, 3]]).max(axis=1) > 0.5).all()
+
+
+@pytest.mark.parametrize("standardize", [None, "zscore", "psc"])
+def test_runs_of_a_masker_are_scored_one_by_one(standardize):
+    data, runs = np.array(run().dataobj), np.repeat([0, 1, 2], [20, 25, 35])
+    data += 500 * runs  # a difference between runs is no correlation
+    seed = np.zeros(SHAPE, "i1")
+    seed[2, 3, 4] = 1
+    masker = gpumask.NiftiMasker(image(seed), runs=runs, standardize=standardize).fit()
+    (maps,) = gpumask.correlation_maps(masker, image(data), mask_img=MASK)
+    scored = [data[..., runs == k] - data[..., runs == k].mean(axis=-1, keepdims=True) for k in range(3)]
+    scored = np.concatenate([one / one.std(axis=-1, ddof=1, keepdims=True) for one in scored], axis=-1)
+    expected = [np.corrcoef(scored[2, 3, 4], series)[0, 1] for series in scored[INSIDE]]
+    np.testing.assert_allclose(maps, expected, rtol=0, atol=1e-12)
+
+
 def test_itself_correlates_perfectly():
     labels = np.zeros(SHAPE, "i2")
     labels[2, 2, 2] = 1

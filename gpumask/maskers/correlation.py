@@ -16,7 +16,6 @@ from gpumask.extraction import Plans, Prepared, Settings, extract, voxel_dtype
 from gpumask.images.labels import load_mask
 from gpumask.images.parts import image_in_parts
 from gpumask.images.volumes import open_volumes
-from gpumask.kernels import cleaning
 from gpumask.maskers.base import VolumesMasker
 
 _BLOCK = 2048  # voxels whose correlations are computed at a time
@@ -60,8 +59,9 @@ def correlation_maps(
     Returns
     -------
     ndarray, shape (n_regions, n_voxels)
-        Pearson's r. float32 for runs of float32 or of integers, else float64. Voxels are in the C order of their
-        indices, as `NiftiMasker` has them. 0 for constant series, NaN for regions without data. With `out`, a nibabel
+        Pearson's r. With a masker's `runs`, series are z-scored within each run first. float32 for runs of float32 or
+        of integers, else float64. Voxels are in the C order of their indices, as `NiftiMasker` has them. 0 for series
+        that are constant or explained by the confounds, NaN for regions without data. With `out`, a nibabel
         image of shape (x, y, z, n_regions) instead, with 0 outside the mask, whose values aren't loaded.
 
     Raises
@@ -84,7 +84,10 @@ def correlation_maps(
         raise ValueError(msg)
     volumes = open_volumes(imgs)
     of_regions = masker.prepare(volumes, confounds, sample_mask)
-    of_regions = replace(of_regions, settings=replace(of_regions.settings, dtype=None), memory=None)
+    # Cleaning finds what is constant or explained by confounds; afterwards, its rounding noise would pass for a signal.
+    cleaner = of_regions.cleaner.standardizing("zscore_sample")
+    settings = replace(of_regions.settings, dtype=None)
+    of_regions = replace(of_regions, settings=settings, cleaner=cleaner, memory=None)
     voxels = _of_voxels(of_regions, volumes, mask_img, smoothing_fwhm)
     if voxels.cleaner.n_kept < 2:
         msg = f"A correlation needs at least 2 volumes, got {voxels.cleaner.n_kept} of {volumes.name}."
@@ -92,9 +95,7 @@ def correlation_maps(
     if out is None:
         _check_memory(of_regions, voxels, volumes)
     signals, series = (one.signals for one in extract([of_regions, voxels], volumes, masker.device_))
-    noise = cleaning.rounding_noise(signals)
-    signals = cleaning.standardize(signals, "zscore_sample", noise=noise)
-    weights = (signals.T / (len(signals) - 1)).astype(series.dtype)
+    weights = (signals / _norms(signals)).T.astype(series.dtype)
     if out is None:
         maps = np.empty((len(weights), series.shape[1]), series.dtype)
         _correlate(weights, series, maps, slice(None), fisher_z=fisher_z)
@@ -103,6 +104,12 @@ def correlation_maps(
     with image_in_parts(volumes.template, grid, len(weights), series.dtype, out) as result:
         _correlate(weights, series, result.data, voxels.plan.segments.indices, fisher_z=fisher_z)
     return result.image()
+
+
+def _norms(series):
+    """Norm of each column, 1 for constant ones. It depends on the number of runs, which are z-scored separately."""
+    norms = np.sqrt(np.einsum("ij,ij->j", series, series))
+    return np.where(norms == 0, 1.0, norms).astype(series.dtype)
 
 
 def _of_voxels(of_regions, volumes, mask_img, smoothing_fwhm):
@@ -115,7 +122,7 @@ def _of_voxels(of_regions, volumes, mask_img, smoothing_fwhm):
         standardize="zscore_sample",
     )
     on_grid, plan = Plans().get(VoxelRegions(*load_mask(mask_img)), volumes.grid, settings)
-    return Prepared(settings, on_grid, plan, of_regions.cleaner.standardizing("zscore_sample"), ())
+    return Prepared(settings, on_grid, plan, of_regions.cleaner, ())
 
 
 def _check_memory(of_regions, voxels, volumes):
@@ -136,7 +143,8 @@ def _correlate(weights, series, maps, columns, *, fisher_z):
 
     def of_block(start):
         block = slice(start, start + _BLOCK)
-        correlations = np.clip(weights @ series[:, block], -1.0, 1.0)
+        of_voxels = series[:, block]
+        correlations = np.clip(weights @ of_voxels / _norms(of_voxels), -1.0, 1.0)
         if fisher_z:
             with np.errstate(divide="ignore"):
                 correlations = np.arctanh(correlations)
