@@ -2,6 +2,7 @@
 
 import gzip
 import re
+import tracemalloc
 import warnings
 
 import nibabel as nib
@@ -136,11 +137,41 @@ def test_a_width_of_0_warns():
     np.testing.assert_array_equal(values(smoothed), values(run()))
 
 
-@pytest.mark.parametrize("fwhm", [-1, np.inf, np.nan, "fast", (1, 2), [[1, 2, 3], [1, 2, 3]]])
+@pytest.mark.parametrize("fwhm", [-1, 1001, np.inf, np.nan, "fast", (1, 2), [[1, 2, 3], [1, 2, 3]]])
 def test_impossible_widths(fwhm):
-    message = f"`fwhm` must be a width in mm, 0 or more, or three of them (x, y, z), or None, got {fwhm!r}."
+    message = f"`fwhm` must be a width in mm, from 0 to 1000, or three of them (x, y, z), or None, got {fwhm!r}."
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         gpumask.smooth_img(run(), fwhm)
+
+
+def test_widths_as_numbers_of_numpy():
+    expected = values(gpumask.smooth_img(run(), (4, 2, 0)))
+    np.testing.assert_array_equal(values(gpumask.smooth_img(run(), [np.float32(4), np.int64(2), None])), expected)
+
+
+def test_axes_whose_smoothing_matrices_would_be_huge():
+    line = image(np.ones((1, 1, 32_000, 2), "u1"))
+    message = (
+        "Volumes with an axis of more than 5000 voxels can't be smoothed, but in-memory image has the shape "
+        "(1, 1, 32000). Correct its header, or skip smoothing and resampling."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        gpumask.smooth_img(line, 4)
+    tracemalloc.start()
+    gpumask.smooth_img(line, None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2e7  # a matrix of 32 000 x 32 000 takes 8 GB
+
+
+def test_voxels_too_small_for_a_gaussian():
+    tiny = nib.Nifti1Image(np.ones((2, 3, 4), "u1"), np.diag([1e-5, 2e-5, 1e-5, 1]))
+    message = (
+        "`fwhm` of 6 mm has a standard deviation of 2.55e+05 voxels of in-memory image (voxel sizes "
+        "[1.e-05 2.e-05 1.e-05] mm), expected at most 10000. Choose a smaller width, or correct the image's header."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        gpumask.smooth_img(tiny, 6)
 
 
 def test_a_compressed_run_that_does_not_fit(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from gpumask.choices import LINEAR
 from gpumask.engine import plan as module
 from gpumask.images.grid import Grid, voxel_mapping
 from gpumask.kernels.segments import STRATEGIES
+from gpumask.kernels.smoothing import smoothing_matrix
 from gpumask.kernels.weights import fold
 
 from . import reference
@@ -204,7 +205,7 @@ def test_estimates_the_number_of_weights():
     module_ids = np.arange(1, 513)
     grid = Grid(labels.shape, np.diag([2.0, 2, 2, 1]))
     segments = compile_plan(labels, module_ids, grid).segments
-    matrices = [module.smoothing_matrix(24, 1.0)] * 3
+    matrices = [smoothing_matrix(24, 1.0)] * 3
     estimated, _ = module._expected_weights(segments, labels.shape, matrices)
     actual = len(fold(segments.indices, segments.offsets, matrices)[0])
     assert estimated == pytest.approx(actual, rel=0.2)
@@ -324,7 +325,7 @@ def test_axes_whose_matrices_would_be_huge(done):
     options = {"smoothing_fwhm": 4} if done == "smoothed" else {"grid": grid}
     message = (
         f"Volumes with an axis of more than 5000 voxels can't be {done}, but line.nii has the shape (1, 1, 32767). "
-        "Correct its header, or extract without smoothing and resampling."
+        "Correct its header, or skip smoothing and resampling."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         compile_plan(labels, [1], long, **options)

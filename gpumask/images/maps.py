@@ -2,13 +2,10 @@
 
 import hashlib
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -99,7 +96,9 @@ class Maps:
         one = partial(
             _resample, shape=self.grid.shape, target=grid.shape, inside=inside, matrix=matrix, offset=offset, clip=clip
         )
-        resampled = _of(_in_threads(one, self, n_threads), self.weights.dtype, replace(grid, name=self.grid.name))
+        resampled = _of(
+            process.in_threads(one, self, n_threads), self.weights.dtype, replace(grid, name=self.grid.name)
+        )
         if not len(resampled.voxels):
             msg = (
                 f"No map left after resampling maps_img. {self.grid.name} and {grid.name} may lie in "
@@ -188,7 +187,7 @@ def load_maps(maps_img: ImageLike | Iterable[ImageLike]) -> Maps:
     volumes = open_volumes(maps_img)
     loaded = volumes.loaded_dtype
     dtype = np.dtype(np.float64 if loaded.kind == "f" and loaded.itemsize > 4 else np.float32)
-    sparse = _in_threads(_sparse, volumes.chunks(1), process.n_cores())
+    sparse = process.in_threads(_sparse, volumes.chunks(1), process.n_cores())
     finite = True
 
     def noting() -> Iterator[_Map]:
@@ -240,18 +239,6 @@ def _of(maps: Iterable[_Map], dtype: np.dtype, grid: Grid) -> Maps:
     offsets = np.concatenate([[0], np.cumsum([len(voxels) for voxels, _ in each], dtype=np.int64)])
     voxels = np.concatenate([np.zeros(0, index), *(voxels for voxels, _ in each)])
     return Maps(voxels, offsets, np.concatenate([np.zeros(0, dtype), *(weights for _, weights in each)]), grid)
-
-
-def _in_threads(function: Callable[[Any], Any], items: Iterable[Any], n_threads: int) -> Iterator[Any]:
-    """Map a function over items in threads, in order, with few items waiting at a time."""
-    waiting: deque = deque()
-    with ThreadPoolExecutor(n_threads) as threads:
-        for item in items:
-            waiting.append(threads.submit(function, item))
-            if len(waiting) > n_threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def _sparse(chunk):

@@ -1,7 +1,6 @@
 """Correlation of regions' signals with every voxel's."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -150,6 +149,6 @@ def _correlate(weights, series, maps, columns, *, fisher_z):
                 correlations = np.arctanh(correlations)
         maps[:, block if isinstance(columns, slice) else columns[block]] = correlations
 
-    with process.one_blas_thread, ThreadPoolExecutor(process.n_cores(), "gpumask-correlate") as workers:
-        for done in [workers.submit(of_block, start) for start in range(0, series.shape[1], _BLOCK)]:
-            done.result()
+    with process.one_blas_thread:
+        for _ in process.in_threads(of_block, range(0, series.shape[1], _BLOCK), process.n_cores()):
+            pass
