@@ -119,9 +119,9 @@ class Settings:
 
     def cleaner(self, n_volumes: int, confounds: Any = None, sample_mask: Any = None) -> Cleaner:
         """Prepare the cleaning of a run; raises the errors of `gpumask.signal.Cleaner`."""
+        runs = {} if self.runs is None else {"runs": self.runs}  # which `clean_args` may have instead
         return Cleaner(
             n_volumes,
-            runs=self.runs,
             detrend=self.detrend,
             standardize=self.standardize,
             standardize_confounds=self.standardize_confounds,
@@ -130,6 +130,7 @@ class Settings:
             high_pass=None if self.high_pass is False else self.high_pass,
             confounds=confounds,
             sample_mask=sample_mask,
+            **runs,
             **(self.clean_args or {}),
         )
 
@@ -441,8 +442,7 @@ def _cleaned(signals, lost, cleaner, *, copy):
     finite = np.isfinite(signals).all(axis=0) & ~lost
     if finite.all():
         return cleaner(signals, copy=copy)
-    (kept,) = cleaner.kept
-    result = np.full((len(signals) if kept is None else len(kept), len(lost)), np.nan)
+    result = np.full((cleaner.n_kept, len(lost)), np.nan)
     for columns in (finite, ~finite & ~lost):
         if columns.any():
             # In C order, as without the other columns: the bits depend on the memory order.
