@@ -202,9 +202,9 @@ def test_wrong_seeds(seeds, message):
         NiftiSpheresMasker(seeds).fit()
 
 
-@pytest.mark.parametrize("radius", [-1, np.nan, np.inf])
+@pytest.mark.parametrize("radius", [-1, np.nan, 501.0, 1e5, np.inf])
 def test_wrong_radius(radius):
-    msg = f"The radius of seed #0 is {radius}, expected a finite number of mm, 0 or more, or None."
+    msg = f"The radius of seed #0 is {radius}, expected a number of mm from 0 to 500, or None."
     with pytest.raises(ValueError, match=f"^{re.escape(msg)}$"):
         NiftiSpheresMasker(SEEDS, radius).fit()
 

@@ -191,6 +191,13 @@ def test_target_grid_is_nilearns(orientation, size, seed):
             np.linalg.LinAlgError,
             f"'target_affine' must be an invertible matrix of shape (4, 4) or (3, 3), got:\n{np.zeros((3, 3))}",
         ),
+        (
+            np.eye(4),
+            (2000, 2000, 2000),
+            ValueError,
+            "The grid of 'target_affine' has 2000 x 2000 x 2000 voxels, expected at most 2,147,483,647. "
+            "Choose larger voxels, or a smaller target_shape.",
+        ),
     ],
 )
 def test_invalid_targets(affine, shape, error, message, mask):

@@ -14,6 +14,7 @@ from gpumask.images.grid import Grid
 from gpumask.images.labels import resample_mask
 from gpumask.kernels.segments import Segments
 
+_LARGEST_RADIUS = 500  # mm, more than any head; `coverage` looks at each voxel of a sphere, inside the grid or not
 _CELL = 2 * math.sqrt(3)  # mm: points whose coordinates are equal once truncated are less than this apart
 
 
@@ -96,7 +97,7 @@ class SphereRegions:
     Raises
     ------
     ValueError
-        If a coordinate isn't finite, or a radius isn't finite and at least 0.
+        If a coordinate isn't finite, or a radius isn't from 0 to 500 mm.
     """
 
     coordinates: np.ndarray
@@ -110,8 +111,11 @@ class SphereRegions:
             if not np.isfinite(seed).all():
                 msg = f"Seed #{number} is {seed.tolist()}, expected finite coordinates in mm."
                 raise ValueError(msg)
-            if radius is not None and not 0 <= radius < np.inf:
-                msg = f"The radius of seed #{number} is {radius}, expected a finite number of mm, 0 or more, or None."
+            if radius is not None and not 0 <= radius <= _LARGEST_RADIUS:
+                msg = (
+                    f"The radius of seed #{number} is {radius}, expected a number of mm from 0 to {_LARGEST_RADIUS}, "
+                    "or None."
+                )
                 raise ValueError(msg)
 
     @cached_property

@@ -29,7 +29,7 @@ class NiftiSpheresMasker(VolumesMasker):
     seeds : list of triplets of numbers, or array of shape (n_spheres, 3)
         Coordinates in mm, in the space of the runs.
     radius : float or None, default=None
-        Radius of the spheres in mm. If None, the voxel nearest to each seed is extracted.
+        Radius of the spheres in mm, at most 500. If None, the voxel nearest to each seed is extracted.
     mask_img : path, nibabel image, list of these or None, default=None
         Voxels that are 0 in the mask are ignored. The mask is resampled to the runs (nearest voxel). If None, there is
         no mask.
