@@ -52,7 +52,7 @@ _CHOICES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """How signals are extracted and cleaned. `gpumask.NiftiLabelsMasker` documents each parameter.
+    """How signals are extracted and cleaned. `gpumask.NiftiLabelsMasker` documents them; `NiftiMasker`, `runs`.
 
     Raises
     ------
@@ -109,6 +109,11 @@ class Settings:
     def filters(self) -> bool:
         """Whether a cut-off frequency is set. Filtering needs `t_r`."""
         return any(cutoff not in (None, False) for cutoff in (self.low_pass, self.high_pass))
+
+    @property
+    def can_return_nan(self) -> bool:
+        """Whether signals are NaN where there are no data, or few."""
+        return self.keep_all_regions or self.min_coverage is not None or self.nan_policy == "omit"
 
     @property
     def in_space(self) -> dict[str, Any]:

@@ -126,7 +126,7 @@ class MapRegions:
         target : {"data", "labels", None}
             The grid to resample to: "data" resamples maps and mask, "labels" mask and runs. None: neither.
         keep : {"found", "masked"}
-            Whether only the maps with a weight inside the mask have a column, or all. Without a mask, all have.
+            Maps that have a column: those with a weight inside the mask, or all. Without a mask, all have one.
 
         Raises
         ------

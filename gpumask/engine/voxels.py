@@ -20,7 +20,7 @@ class VoxelsOnGrid(RegionsOnGrid):
 
     @cached_property
     def image(self) -> nib.Nifti1Image:
-        """The mask: int8."""
+        """The mask, cropped if runs are resampled: int8."""
         return nib.Nifti1Image(self.mask.astype(np.int8), self.grid.affine)
 
     @cached_property

@@ -9,8 +9,7 @@ import pandas as pd
 from sklearn.utils.validation import check_is_fitted
 
 from gpumask.engine.spheres import SphereRegions
-from gpumask.images.labels import load_mask
-from gpumask.maskers.base import VolumesMasker, described
+from gpumask.maskers.base import VolumesMasker, mask_image
 from gpumask.maskers.parameters import checked_names
 
 _SEEDS = "Seeds must be a list of triplets of coordinates in native space.\n"
@@ -151,11 +150,8 @@ class NiftiSpheresMasker(VolumesMasker):
         self
         """
         self._begin_fit(imgs)
-        mask = mask_grid = self.mask_img_ = None
-        if self.mask_img is not None:
-            self._log(f"Loading mask from {described(self.mask_img)}", "fit")
-            mask, mask_grid = load_mask(self.mask_img)
-            self.mask_img_ = nib.Nifti1Image(mask.astype(np.int8), mask_grid.affine)
+        mask, mask_grid = self._loaded_mask()
+        self.mask_img_ = mask_image(mask, mask_grid)
         self.seeds_ = _checked_seeds(self.seeds)
         self.n_elements_ = len(self.seeds_)
         self._names = checked_names(self.labels, None)
@@ -188,8 +184,7 @@ class NiftiSpheresMasker(VolumesMasker):
             Without a `mask_img`; if spheres are empty or overlap on its grid; if `signals` has the wrong shape, or NaN
             where no parameter lets `transform` return it.
         """
-        marks = self.keep_all_regions or self.min_coverage is not None or self.nan_policy == "omit"
-        signals = self._checked_signals(signals, allow_nan=marks)
+        signals = self._checked_signals(signals)
         if self.mask_img_ is None:
             msg = "Please provide mask_img at initialization to provide a reference for the inverse_transform."
             raise ValueError(msg)
@@ -253,10 +248,7 @@ class NiftiSpheresMasker(VolumesMasker):
         borders), "covered" (how many of these lie inside field of view and mask) and "fraction". AttributeError before
         `transform`.
         """
-        regions = self._last_regions("coverage_")
-        voxels, covered = regions.coverage
-        columns = {"index": regions.ids, "name": self.get_feature_names_out(), "voxels": voxels, "covered": covered}
-        return pd.DataFrame(columns).assign(fraction=regions.covered_share)
+        return self._coverage()
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Return the names of the columns, for ``set_output``."""
@@ -264,10 +256,6 @@ class NiftiSpheresMasker(VolumesMasker):
         prefix = type(self).__name__.lower()
         names = self._names or [f"{prefix}{k}" for k in range(self.n_elements_)]
         return np.array(names, dtype=object)
-
-    @property
-    def _n_features_out(self):
-        return self.n_elements_
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "_spheres")

@@ -11,9 +11,8 @@ from gpumask.choices import VOXEL
 from gpumask.engine.voxels import VoxelRegions
 from gpumask.extraction import Settings
 from gpumask.images.grid import Grid, resample_nearest, target_grid
-from gpumask.images.labels import load_mask
 from gpumask.images.volumes import Volumes
-from gpumask.maskers.base import VolumesMasker, described
+from gpumask.maskers.base import VolumesMasker, mask_image
 from gpumask.maskers.brain_masks import computed_mask
 
 
@@ -194,8 +193,7 @@ class NiftiMasker(ClassNamePrefixFeaturesOutMixin, VolumesMasker):
             msg = "If target_shape is specified, target_affine should be specified too."
             raise ValueError(msg)
         if self.mask_img is not None:
-            self._log(f"Loading mask from {described(self.mask_img)}", "fit")
-            mask, grid = load_mask(self.mask_img)
+            mask, grid = self._loaded_mask()
         elif imgs is None:
             msg = f"Parameter 'imgs' must be provided to {type(self).__name__}.fit() if no mask is passed to mask_img."
             raise ValueError(msg)
@@ -212,8 +210,8 @@ class NiftiMasker(ClassNamePrefixFeaturesOutMixin, VolumesMasker):
             msg = f"The mask is invalid as it is empty: it masks all data. No voxel of {grid.name} is inside it."
             raise ValueError(msg)
         self._regions = VoxelRegions(mask, grid)
-        self.mask_img_ = nib.Nifti1Image(mask.astype(np.int8), grid.affine)
-        self.affine_ = self.mask_img_.affine
+        self.mask_img_ = mask_image(mask, grid)
+        self.affine_ = grid.affine
         self._log("Finished fit", "fit")
         return self
 
@@ -277,10 +275,6 @@ class NiftiMasker(ClassNamePrefixFeaturesOutMixin, VolumesMasker):
         figure = regions_figure(self.mask_img_, getattr(self, "_report_run", None))
         share = self.n_elements_ / self._regions.mask.size
         return report_page(self, title, figure, "", f"Voxels: {self.n_elements_:,} ({share:.1%} of the image)")
-
-    @property
-    def _n_features_out(self):
-        return self.n_elements_
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "mask_img_")
