@@ -47,7 +47,7 @@ def clean_img(
     imgs : path, nibabel image, list of 3D images or Volumes
         A 4D image. A `.nii` file is mapped, and doesn't have to fit in memory. A compressed file is decoded once, in
         its stored dtype, into memory; or with `out`, if it takes more than half of the memory, into a temporary file
-        beside `out`, with a warning.
+        next to `out`, with a warning.
     runs, detrend, standardize, confounds, low_pass, high_pass, t_r, ensure_finite
         See `gpumask.signal.clean`. Unlike there, `t_r` has no default: filtering needs it.
     mask_img : path or nibabel image, optional
@@ -112,7 +112,7 @@ def clean_img(
     where = backend.to_device(np.zeros(0), device)
     made = image_in_parts(volumes.template, volumes.grid, cleaner.n_kept, dtype, out)
     with made as result, backend.device_errors(device):
-        chunk = volumes.whole(None if out is None else Path(out).absolute().parent)
+        chunk = volumes.whole(None if out is None else Path(out).expanduser().absolute().parent)
 
         def read(block):
             part = chunk.data[:, block if inside is None else inside[block]]

@@ -191,6 +191,15 @@ def test_a_compressed_run_that_does_not_fit(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.nii", "run.nii", "run.nii.gz"]
 
 
+def test_a_compressed_run_and_a_file_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(process, "available_memory", lambda: 40_000)
+    nib.save(run(), tmp_path / "run.nii.gz")
+    with pytest.warns(UserWarning, match=f" a temporary file in {re.escape(str(tmp_path))}\\.$"):
+        gpumask.clean_img(tmp_path / "run.nii.gz", out="~/out.nii")
+    assert (tmp_path / "out.nii").is_file()
+
+
 def test_the_memory_that_is_available_is_a_number_of_bytes():
     assert process.available_memory() is None or 2**20 < process.available_memory() < 2**50
 
