@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from gpumask.inputs import open_file, parse_json, read_json
+from gpumask.inputs import open_file, parse_json, read_json, shortened
 
 STAGES = ("read", "reduce", "clean", "write", "total")
 """Keys of a record's "seconds"."""
@@ -31,12 +31,9 @@ _LARGEST_FILE = 1e15  # bytes
 # Lengths
 
 
-def shortened(text: str, most: int = _LONGEST_MESSAGE) -> str:
-    """A text without its middle, if it has more than `most` characters."""
-    if len(text) <= most:
-        return text
-    half = most // 2 - 20
-    return f"{text[:half]} [{len(text) - 2 * half} characters omitted] {text[-half:]}"
+def shortened_message(text: str) -> str:
+    """A message, without its middle if it is long."""
+    return shortened(text, _LONGEST_MESSAGE)
 
 
 def shortened_path(path: str) -> str:
@@ -51,7 +48,7 @@ def shortened_traceback(text: str) -> str:
 
 def shortened_warnings(messages: Iterable[str]) -> tuple[str, ...]:
     """Warnings without the middles of long ones, and the number of those beyond the first hundred."""
-    messages = tuple(map(shortened, messages))
+    messages = tuple(map(shortened_message, messages))
     if len(messages) <= _MOST_WARNINGS:
         return messages
     shown = messages[: _MOST_WARNINGS - 1]
