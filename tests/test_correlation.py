@@ -154,7 +154,7 @@ def test_the_run_is_read_once(monkeypatch):
 
 def test_errors(monkeypatch):
     masker = gpumask.NiftiLabelsMasker(LABELS).fit()
-    message = "`mask_img` says which voxels to correlate with, and the masker has no mask either: pass mask_img."
+    message = "correlation_maps needs a mask of the voxels to correlate with, but the masker has none. Pass mask_img."
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         gpumask.correlation_maps(masker, run())
     with pytest.raises(ValueError, match=r"^A correlation needs at least 2 volumes, got 1 of in-memory image\.$"):

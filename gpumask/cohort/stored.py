@@ -1,7 +1,7 @@
 """Records, log lines and listings, read back from the folder of logs: only those in the form that gpumask writes.
 
-Many hands write to an output folder, and an old file is read by every later command. So sizes, types and ranges are
-checked here, once; whoever reads a record from here needs no checks of its own.
+Others may write to an output folder, and every later command reads its old files. Sizes, types and ranges are checked
+here, so users of these functions don't have to.
 """
 
 import io
@@ -15,7 +15,7 @@ from gpumask.inputs import open_file, parse_json, read_json, shortened
 STAGES = ("read", "reduce", "clean", "write", "total")
 """Keys of a record's "seconds"."""
 STATUSES = ("done", "failed", "skipped", "taken", "stopped")
-"""What can come of an attempt."""
+"""Outcomes of an attempt."""
 
 _MOST_BYTES = 2**22  # of a record, or of a log line
 _MOST_OF_LISTINGS = 2**26  # 40 000 unusable runs take 4 MB

@@ -14,7 +14,7 @@ from gpumask.images.grid import Grid
 from gpumask.images.labels import resample_mask
 from gpumask.kernels.segments import Segments
 
-_LARGEST_RADIUS = 500  # mm, more than any head; `coverage` looks at each voxel of a sphere, inside the grid or not
+_LARGEST_RADIUS = 500  # mm, larger than any head; `coverage` visits every voxel of a sphere, also outside the grid
 _CELL = 2 * math.sqrt(3)  # mm: points whose coordinates are equal once truncated are less than this apart
 
 
@@ -31,12 +31,12 @@ class SpheresOnGrid(RegionsOnGrid):
 
     @property
     def stay_integers(self) -> bool:
-        """As in nilearn, where float32 then results from small integers."""
+        """True, as in nilearn: the signals of runs of small integers are then float32."""
         return True
 
     @cached_property
     def image(self) -> nib.Nifti1Image:
-        """Number of each voxel's sphere, from 1; of the last one where spheres overlap: int32."""
+        """Number of each voxel's sphere, from 1, in int32. Where spheres overlap, the last one counts."""
         numbers = np.zeros(self.grid.n_voxels, np.int32)
         numbers[self.segments.indices] = np.repeat(self.ids + 1, self.segments.counts)
         return nib.Nifti1Image(numbers.reshape(self.grid.shape, order="F"), self.grid.affine)

@@ -11,7 +11,7 @@ from scipy import linalg, ndimage
 from gpumask.images.errors import ImageError
 
 _MOST = 1e9  # mm: a thousand kilometres. With far larger or smaller numbers, products overflow and inverses are noise.
-_MOST_VOXELS = 2**31 - 1  # of a grid that is asked for: regions of voxels have indices of 32 bits
+_MOST_VOXELS = 2**31 - 1  # of a requested grid: the indices of voxels have 32 bits
 
 
 @dataclass(frozen=True, eq=False)

@@ -138,7 +138,7 @@ def load_volume(img: "ImageLike | Volumes") -> Volume:
         )
         raise DimensionError(msg)
     (chunk,) = volumes.chunks(1)
-    with volumes.naming_them():
+    with volumes.memory_errors_named():
         data = _scaled(chunk, np.empty(chunk.data.shape, volumes.loaded_dtype.newbyteorder("=")))
     return Volume(data.reshape(volumes.grid.shape, order="F"), volumes.grid, volumes.name)
 
@@ -212,11 +212,11 @@ class Volumes:
         ImageError
             If the file is truncated or corrupt, before its last chunk is yielded; or if there isn't enough memory.
         """
-        with self.naming_them():
+        with self.memory_errors_named():
             yield from self._chunks(n, take)
 
     @contextlib.contextmanager
-    def naming_them(self) -> Generator[None, None, None]:
+    def memory_errors_named(self) -> Generator[None, None, None]:
         """Turn a MemoryError into an ImageError that names the image and its size: headers may promise too much."""
         try:
             yield

@@ -66,9 +66,9 @@ def correlation_maps(
     Raises
     ------
     ValueError
-        If there is no mask, or fewer than two volumes are kept.
+        Without a mask, or if fewer than two volumes are kept.
     MemoryError
-        If the maps don't fit in memory, and there is no `out`.
+        If the maps don't fit in memory, without `out`.
     TypeError, ValueError, IndexError
         As `NiftiLabelsMasker.transform`.
 
@@ -79,7 +79,7 @@ def correlation_maps(
     check_is_fitted(masker)
     mask_img = getattr(masker, "mask_img_", None) if mask_img is None else mask_img
     if mask_img is None:
-        msg = "`mask_img` says which voxels to correlate with, and the masker has no mask either: pass mask_img."
+        msg = "correlation_maps needs a mask of the voxels to correlate with, but the masker has none. Pass mask_img."
         raise ValueError(msg)
     volumes = open_volumes(imgs)
     of_regions = masker.prepare(volumes, confounds, sample_mask)
@@ -132,7 +132,7 @@ def _check_memory(of_regions, voxels, volumes):
     if available is not None and size > available:
         msg = (
             f"The maps of {n_regions} regions and {n_voxels} voxels take {size / 2**30:.1f} GiB, of "
-            f"{available / 2**30:.1f} GiB available memory. Write them to a file (out=), or take a smaller mask."
+            f"{available / 2**30:.1f} GiB available memory. Write them to a file (out=), or use a smaller mask."
         )
         raise MemoryError(msg)
 

@@ -42,8 +42,8 @@ def transform_together(
     Returns
     -------
     list of ndarray
-        What each masker's `transform` would return, bit for bit. `memory` is used for compiled plans and high-variance
-        confounds, but not for signals, unless there is a single masker.
+        Equal to the output of each masker's `transform`, bit for bit. `memory` is used for compiled plans and
+        high-variance confounds; for signals, only with a single masker.
 
     Raises
     ------
