@@ -349,6 +349,18 @@ def test_clone_and_pickle():
     np.testing.assert_array_equal(clone(masker).fit_transform(run), signals)
 
 
+def test_parameters_set_after_fit():
+    maps, run = some_maps(), some_run()
+    masker = NiftiMapsMasker(image(maps)).fit()
+    np.testing.assert_allclose(masker.transform(image(run)), amplitudes(run, maps), rtol=1e-9)
+    means = run.reshape(-1, run.shape[-1]).T @ maps.reshape(-1, maps.shape[-1]) / maps.sum(axis=(0, 1, 2))
+    masker.set_params(strategy="weighted_mean")
+    np.testing.assert_allclose(masker.transform(image(run)), means, rtol=1e-12)
+    masker.set_params(strategy="least_squares", allow_overlap=False)
+    with pytest.raises(ValueError, match=r"^Overlap detected in the maps\."):
+        masker.transform(image(run))
+
+
 def test_several_runs():
     runs = [image(some_run(seed=k)) for k in (1, 2)]
     masker = MultiNiftiMapsMasker(image(some_maps()), device="cpu", standardize="zscore_sample")

@@ -3,7 +3,7 @@
 import inspect
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,8 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
     """Base class of the maskers of volumes.
 
     A subclass has the name of nilearn's masker. It defines a constructor; `fit`, which calls `_begin_fit` and sets
-    `_regions` (a `gpumask.engine.regions.Regions`); `n_elements_`; and `_report` or `generate_report`. It may redefine
-    `_settings`, `_extracted`, `_of_resampled` and `_nilearn_parameters`.
+    `_fitted` (a `gpumask.engine.regions.Regions`); `n_elements_`; and `_report` or `generate_report`. It may redefine
+    `_region_parameters`, `_settings`, `_extracted`, `_of_resampled` and `_nilearn_parameters`.
     """
 
     def _settings(self) -> Settings:
@@ -241,6 +241,18 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         """
         self._check_report(engine)
         return self._report(title)
+
+    @property
+    def _regions(self):
+        """The fitted regions, with the present values of parameters that may be set after `fit`."""
+        changes = self._region_parameters()
+        if any(getattr(self._fitted, name) != value for name, value in changes.items()):
+            self._fitted = replace(self._fitted, **changes)
+        return self._fitted
+
+    def _region_parameters(self):
+        """Fields of `_fitted` that parameters determine at each use."""
+        return {}
 
     @property
     def _n_features_out(self):

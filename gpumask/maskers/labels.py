@@ -211,7 +211,7 @@ class NiftiLabelsMasker(VolumesMasker):
                 self._log("Resampling mask", "fit")
                 atlas = atlas.with_mask_resampled(target)
             atlas.check_mask()
-        self._regions = LabelRegions(atlas, given)
+        self._fitted = LabelRegions(atlas, given)
         self.labels_img_ = nib.Nifti1Image(atlas.labels, atlas.grid.affine, dtype=atlas.labels.dtype)
         self.mask_img_ = mask_image(atlas.mask, atlas.mask_grid)
         self._log("Finished fit", "fit")

@@ -198,10 +198,13 @@ class NiftiMapsMasker(VolumesMasker):
                 self._log("Resampling mask", "fit")
                 regions = replace(regions, maps=regions.maps.with_mask_resampled(target))
             _ = regions.maps.masked  # raises if no map is left
-        self._regions = regions
+        self._fitted = regions
         self.mask_img_ = mask_image(regions.maps.mask, regions.maps.mask_grid)
         self._log("Finished fit", "fit")
         return self
+
+    def _region_parameters(self):
+        return {"solves": self.strategy == "least_squares", "allow_overlap": self.allow_overlap}
 
     def inverse_transform(self, signals: Any) -> nib.Nifti1Image:
         """Compute volumes from region signals: the sum of the maps, times their signals.
@@ -273,7 +276,7 @@ class NiftiMapsMasker(VolumesMasker):
     @property
     def maps_img_(self) -> nib.Nifti1Image:
         """Maps as fitted, as a 4D image. Made on each request. AttributeError before `fit`."""
-        if not hasattr(self, "_regions"):
+        if not hasattr(self, "_fitted"):
             msg = f"'{type(self).__name__}' object has no attribute 'maps_img_' before fit."
             raise AttributeError(msg)
         return as_image(self._regions.maps)
@@ -306,4 +309,4 @@ class NiftiMapsMasker(VolumesMasker):
         return np.arange(len(self._regions.maps)) if on_grid is None else on_grid.ids
 
     def __sklearn_is_fitted__(self):
-        return hasattr(self, "_regions")
+        return hasattr(self, "_fitted")

@@ -1,6 +1,5 @@
 """NiftiSpheresMasker: parameters, fitted attributes, and the inverse transform."""
 
-from dataclasses import replace
 from typing import Any
 
 import nibabel as nib
@@ -160,7 +159,7 @@ class NiftiSpheresMasker(VolumesMasker):
             raise ValueError(msg)
         radii = (self.radius,) * self.n_elements_
         coordinates = np.array(self.seeds_, dtype=np.float64)
-        self._spheres = SphereRegions(coordinates, radii, self.allow_overlap, mask, mask_grid)
+        self._fitted = SphereRegions(coordinates, radii, self.allow_overlap, mask, mask_grid)
         self._log("Finished fit", "fit")
         return self
 
@@ -193,13 +192,8 @@ class NiftiSpheresMasker(VolumesMasker):
         data = spheres.painted(signals)
         return nib.Nifti1Image(data, spheres.grid.affine, dtype=data.dtype)
 
-    @property
-    def _regions(self):
-        """The spheres, of the present `radius` and `allow_overlap`, which may be set after `fit`."""
-        changes = {"radii": (self.radius,) * self.n_elements_, "allow_overlap": self.allow_overlap}
-        if any(getattr(self._spheres, name) != value for name, value in changes.items()):
-            self._spheres = replace(self._spheres, **changes)
-        return self._spheres
+    def _region_parameters(self):
+        return {"radii": (self.radius,) * self.n_elements_, "allow_overlap": self.allow_overlap}
 
     def generate_report(
         self, engine: str = "matplotlib", title: str | None = None, displayed_spheres: Any = "all"
@@ -258,7 +252,7 @@ class NiftiSpheresMasker(VolumesMasker):
         return np.array(names, dtype=object)
 
     def __sklearn_is_fitted__(self):
-        return hasattr(self, "_spheres")
+        return hasattr(self, "_fitted")
 
 
 def _checked_seeds(seeds):

@@ -209,7 +209,7 @@ class NiftiMasker(ClassNamePrefixFeaturesOutMixin, VolumesMasker):
         if not self.n_elements_ and not self._allows_empty_mask:
             msg = f"The mask is invalid as it is empty: it masks all data. No voxel of {grid.name} is inside it."
             raise ValueError(msg)
-        self._regions = VoxelRegions(mask, grid)
+        self._fitted = VoxelRegions(mask, grid)
         self.mask_img_ = mask_image(mask, grid)
         self.affine_ = grid.affine
         self._log("Finished fit", "fit")
