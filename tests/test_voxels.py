@@ -532,6 +532,8 @@ def test_shelved_signals(run, mask, tmp_path):
     assert not isinstance(shelved, np.ndarray)
     np.testing.assert_array_equal(shelved.get(), expected)
     assert masker.transform(run).timestamp == shelved.timestamp  # not computed again
+    with pytest.raises(AttributeError, match="has no attribute 'explain' before transform"):
+        masker.explain()  # rather than of another run
     volume = image(values()[..., 0])
     assert [masker.transform(given).get().ndim for given in (volume, [volume])] == [1, 2]
     np.testing.assert_array_equal(masker.transform(image(values() + 1)).get(), expected + 1)

@@ -226,6 +226,7 @@ class NiftiMasker(ClassNamePrefixFeaturesOutMixin, VolumesMasker):
     def _extracted(self, prepared, volumes, progress, started):
         if not getattr(self, "_shelving", False):
             return super()._extracted(prepared, volumes, progress, started)
+        self._forget_run()  # which shelved signals don't replace
         run = volumes.identity(), volumes.is_3d
         key = prepared.key, run, self.device_, prepared.settings.dtype, prepared.cleaner
         compute = self.memory_.cache(_computed, ignore=["compute"])
