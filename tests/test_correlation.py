@@ -152,7 +152,7 @@ def test_the_run_is_read_once(monkeypatch):
     assert read == list(range(N))
 
 
-def test_errors(monkeypatch):
+def test_errors(tmp_path, monkeypatch):
     masker = gpumask.NiftiLabelsMasker(LABELS).fit()
     message = "correlation_maps needs a mask of the voxels to correlate with, but the masker has none. Pass mask_img."
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -160,9 +160,13 @@ def test_errors(monkeypatch):
     with pytest.raises(ValueError, match=r"^A correlation needs at least 2 volumes, got 1 of in-memory image\.$"):
         gpumask.correlation_maps(masker, run(), sample_mask=[3], mask_img=MASK)
     monkeypatch.setattr(process, "available_memory", lambda: 1000)
-    message = f"The maps of 4 regions and {INSIDE.sum()} voxels take 0.0 GiB, of 0.0 GiB available memory. Write"
-    with pytest.raises(MemoryError, match=f"^{re.escape(message)}"):
+    lead, remedy = f"{INSIDE.sum()} voxels, with {N} volumes", "take 0.0 GiB, of 0.0 GiB available memory. Use a"
+    message = f"{lead} and 4 maps, {remedy} smaller mask, or write the maps to a file (out=)."
+    with pytest.raises(MemoryError, match=f"^{re.escape(message)}$"):
         gpumask.correlation_maps(masker, run(), mask_img=MASK)
+    with pytest.raises(MemoryError, match=f"^{re.escape(f'{lead}, {remedy} smaller mask.')}$"):
+        gpumask.correlation_maps(masker, run(), mask_img=MASK, out=tmp_path / "maps.nii")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.gpu

@@ -68,7 +68,7 @@ def correlation_maps(
     ValueError
         Without a mask, or if fewer than two volumes are kept.
     MemoryError
-        If the maps don't fit in memory, without `out`.
+        If the voxels' series and, without `out`, the maps don't fit in memory.
     TypeError, ValueError, IndexError
         As `NiftiLabelsMasker.transform`.
 
@@ -91,8 +91,7 @@ def correlation_maps(
     if voxels.cleaner.n_kept < 2:
         msg = f"A correlation needs at least 2 volumes, got {voxels.cleaner.n_kept} of {volumes.name}."
         raise ValueError(msg)
-    if out is None:
-        _check_memory(of_regions, voxels, volumes)
+    _check_memory(of_regions, voxels, volumes, holds_maps=out is None)
     signals, series = (one.signals for one in extract([of_regions, voxels], volumes, masker.device_))
     weights = (signals / _norms(signals)).T.astype(series.dtype)
     if out is None:
@@ -124,15 +123,18 @@ def _of_voxels(of_regions, volumes, mask_img, smoothing_fwhm):
     return Prepared(settings, on_grid, plan, of_regions.cleaner, ())
 
 
-def _check_memory(of_regions, voxels, volumes):
+def _check_memory(of_regions, voxels, volumes, *, holds_maps):
+    """Raise MemoryError if the voxels' series, and maybe the maps, don't fit in memory."""
     smoothed, resampled = voxels.settings.smoothing_fwhm is not None, voxels.plan.resampling is not None
     dtype = voxel_dtype(None, volumes.loaded_dtype, smoothed=smoothed, resampled=resampled)
     n_regions, n_voxels = len(of_regions.regions.ids), len(voxels.plan.counts)
-    size, available = n_regions * n_voxels * dtype.itemsize, process.available_memory()
+    rows = volumes.n_volumes + n_regions * holds_maps
+    size, available = rows * n_voxels * dtype.itemsize, process.available_memory()
     if available is not None and size > available:
         msg = (
-            f"The maps of {n_regions} regions and {n_voxels} voxels take {size / 2**30:.1f} GiB, of "
-            f"{available / 2**30:.1f} GiB available memory. Write them to a file (out=), or use a smaller mask."
+            f"{n_voxels} voxels, with {volumes.n_volumes} volumes{f' and {n_regions} maps' * holds_maps}, take "
+            f"{size / 2**30:.1f} GiB, of {available / 2**30:.1f} GiB available memory. Use a smaller mask"
+            f"{', or write the maps to a file (out=)' * holds_maps}."
         )
         raise MemoryError(msg)
 
