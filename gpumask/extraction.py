@@ -18,7 +18,7 @@ from gpumask.choices import MAX_FWHM, NAN_POLICIES, STANDARDIZE, STRATEGIES, TAR
 from gpumask.confounds.high_variance import high_variance_confounds
 from gpumask.engine.plan import Plan, compile_plan
 from gpumask.engine.regions import Regions, RegionsOnGrid
-from gpumask.engine.staging import Signals, Staging, blank_volumes
+from gpumask.engine.staging import Staging, blank_volumes
 from gpumask.engine.stream import Extraction, run_plans
 from gpumask.images.errors import DimensionError
 from gpumask.images.grid import Grid
@@ -409,7 +409,7 @@ def _finished(prepared: Prepared, extraction: Extraction, volumes, started, devi
     if zeroed and (settings.smoothing_fwhm is None or plan.resampling is not None):  # as nilearn does
         warn("Non-finite values detected. These values will be replaced with zeros.")
     counted = signals if plan.strategy == VOXEL else signals[:, plan.counts > 0]
-    blank = blank_volumes(Signals(counted, extraction.base, extraction.non_finite))
+    blank = blank_volumes(counted, extraction.base)
     cleaning = time.perf_counter()
     if plan.strategy == VOXEL:
         signals = np.array(signals) if keep else signals  # from `memory`, they may be a mapped file

@@ -85,11 +85,6 @@ class TimeOperator:
     def __init__(self, maps: Sequence[RunMap], standardize: str | None) -> None:
         self.maps, self.standardize = list(maps), standardize
 
-    @property
-    def n_kept(self) -> int:
-        """Volumes of the result."""
-        return sum(one.matrix.shape[0] for one in self.maps)
-
     def like(self, array: Array) -> "TimeOperator":
         """Return this operator in the library and on the device of `array`."""
         return self if backend.is_numpy(array) else TimeOperator([m.like(array) for m in self.maps], self.standardize)

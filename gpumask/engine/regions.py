@@ -21,7 +21,19 @@ class Regions(Protocol):
         """Hash of everything that defines the regions, for cache keys."""
 
     def on(self, grid: Grid, target: str | None, keep: str) -> "RegionsOnGrid":
-        """Return the regions on the grid on which volumes of the grid `grid` are reduced."""
+        """Return the regions on the grid on which volumes of the grid `grid` are reduced.
+
+        Kinds of regions ignore what they have no choice of.
+
+        Parameters
+        ----------
+        grid : Grid
+            Grid of the runs.
+        target : {"data", "labels", None}
+            The grid to resample to: that of the runs or that of the regions. None: different grids are an error.
+        keep : {"found", "masked", "all"}
+            Regions that have a column: those with voxels, also those outside the mask, or all.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,13 +45,13 @@ class RegionsOnGrid:
     run_grid : Grid
         Grid of the runs.
     grid : Grid
-        Grid on which volumes are reduced: that of the runs, or that of the labels.
+        Grid on which volumes are reduced: that of the runs, or that of the regions.
     segments : Segments
         Voxels of each region, flat in Fortran order on `grid`.
     ids : ndarray, shape (n_regions,)
-        Label of each column.
+        Label of each column; of regions without labels, their index.
     resampled : tuple of str
-        What must be resampled: "labels", "mask", "images".
+        What must be resampled: "labels" or "maps", "mask", "images".
     notes : list of (message, category)
         Warnings about lost regions.
     """
