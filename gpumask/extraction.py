@@ -7,7 +7,7 @@ of prepared extractions.
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ _TYPES = {
 }
 _CHOICES = {
     "standardize": (*STANDARDIZE, True, False, None),
-    "strategy": (*STRATEGIES, VOXEL),
+    "strategy": STRATEGIES,
     "resampling_target": TARGETS,
     "nan_policy": NAN_POLICIES,
 }
@@ -79,7 +79,7 @@ class Settings:
     runs: Any = None
 
     def __post_init__(self):
-        for name in (setting.name for setting in fields(self)):
+        for name in (setting.name for setting in fields(self) if setting.init):
             value = getattr(self, name)
             if name in _TYPES and not (name in ("low_pass", "high_pass") and value is False):
                 check_type(name, value, _TYPES[name])
@@ -138,6 +138,14 @@ class Settings:
             **runs,
             **(self.clean_args or {}),
         )
+
+
+@dataclass(frozen=True)
+class VoxelSettings(Settings):
+    """Settings for the voxels of a mask: their values, with runs resampled to the mask."""
+
+    strategy: str = field(default=VOXEL, init=False)
+    resampling_target: str | None = field(default="labels", init=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -379,7 +379,7 @@ def test_types(name, types, values):
         (
             "strategy",
             ("mean", "sum", "median", "minimum", "maximum", "variance", "standard_deviation"),
-            ["mode", None, np.mean],
+            ["mode", "voxel", None, np.mean],
         ),
         ("resampling_target", ("labels", "data", None), ["mask", False]),
     ],

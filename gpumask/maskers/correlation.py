@@ -9,9 +9,8 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from gpumask import process
-from gpumask.choices import VOXEL
 from gpumask.engine.voxels import VoxelRegions
-from gpumask.extraction import Plans, Prepared, Settings, extract, voxel_dtype
+from gpumask.extraction import Plans, Prepared, VoxelSettings, extract, voxel_dtype
 from gpumask.images.labels import load_mask
 from gpumask.images.parts import image_in_parts
 from gpumask.images.volumes import open_volumes
@@ -113,10 +112,8 @@ def _norms(series):
 def _of_voxels(of_regions, volumes, mask_img, smoothing_fwhm):
     """The extraction of z-scored voxels, cleaned as the regions' signals are."""
     given = of_regions.settings
-    settings = Settings(
+    settings = VoxelSettings(
         smoothing_fwhm=given.smoothing_fwhm if smoothing_fwhm == "same" else smoothing_fwhm,
-        strategy=VOXEL,
-        resampling_target="labels",
         standardize="zscore_sample",
     )
     on_grid, plan = Plans().get(VoxelRegions(*load_mask(mask_img)), volumes.grid, settings)

@@ -7,9 +7,8 @@ import numpy as np
 from sklearn.base import ClassNamePrefixFeaturesOutMixin
 
 from gpumask import process
-from gpumask.choices import VOXEL
 from gpumask.engine.voxels import VoxelRegions
-from gpumask.extraction import Settings
+from gpumask.extraction import VoxelSettings
 from gpumask.images.grid import Grid, resample_nearest, target_grid
 from gpumask.images.volumes import Volumes
 from gpumask.maskers.base import VolumesMasker, mask_image
@@ -149,8 +148,7 @@ class NiftiMasker(ClassNamePrefixFeaturesOutMixin, VolumesMasker):
         self.device = device
 
     def _settings(self):
-        own = {"strategy": VOXEL, "resampling_target": "labels"}
-        return Settings.of({**self.get_params(deep=False), **own})
+        return VoxelSettings.of(self.get_params(deep=False))
 
     def fit(self, imgs: Any = None, y: None = None) -> "NiftiMasker":
         """Load the mask, or compute it, and select the device.
