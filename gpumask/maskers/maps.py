@@ -8,15 +8,13 @@ import numpy as np
 import pandas as pd
 from sklearn.utils.validation import check_is_fitted
 
-from gpumask.choices import check_choice
+from gpumask.choices import MAPS_STRATEGIES, check_choice
 from gpumask.engine.maps import MapRegions, as_image
 from gpumask.engine.regions import check_same_grids
 from gpumask.extraction import Settings
 from gpumask.images.labels import load_mask
 from gpumask.images.maps import load_maps
 from gpumask.maskers.base import VolumesMasker, described
-
-_STATISTICS = {"least_squares": "sum", "weighted_mean": "mean"}
 
 
 class NiftiMapsMasker(VolumesMasker):
@@ -151,10 +149,10 @@ class NiftiMapsMasker(VolumesMasker):
 
     def _settings(self) -> Settings:
         check_choice("resampling_target", self.resampling_target, ("mask", "maps", "data", None))
-        check_choice("strategy", self.strategy, tuple(_STATISTICS))
+        check_choice("strategy", self.strategy, tuple(MAPS_STRATEGIES))
         to_regions = self.resampling_target in ("mask", "maps")
         own = {
-            "strategy": _STATISTICS[self.strategy],
+            "strategy": MAPS_STRATEGIES[self.strategy],
             "resampling_target": "labels" if to_regions else self.resampling_target,
             "keep_masked_labels": self.keep_masked_maps,
         }
