@@ -95,6 +95,10 @@ def test_extract_maps(capsys):
     sidecar = json.loads(next(cohorts.Path("out").rglob("*_timeseries.json")).read_text())
     assert (sidecar["MaskerParameters"]["kind"], sidecar["MaskerParameters"]["strategy"]) == ("maps", "least_squares")
     assert "background_label" not in sidecar["MaskerParameters"]
+    condition = np.linalg.cond(weights())
+    assert sidecar["Plan"][-1] == (
+        f"least squares: one matrix after sums over the maps; rank 3 of 3, condition {condition:.2g}"
+    )
     assert [(one["index"], one["name"]) for one in sidecar["Regions"]] == [(0, "v [0]"), (1, "w"), (2, "v [2]")]
     assert [one["voxels"] for one in sidecar["Regions"]] == (weights() != 0).sum(axis=0).tolist()
 

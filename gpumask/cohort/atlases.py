@@ -54,7 +54,7 @@ class LoadedAtlases:
 
     def regions(self, mask: str | os.PathLike | None, grid: Grid) -> dict[str, Regions]:
         """Regions by atlas, within a mask, for runs of a grid; the same objects for the same mask file and grid."""
-        # A mask of the configuration is read once; a run's own may be another file for the next run.
+        # A mask of the configuration is read once per grid; a run's own may be another file for the next run.
         of_all = mask is not None and mask == self._mask
         key = (mask and (os.fspath(mask), None if of_all else _state(mask)), grid.shape, grid.affine.tobytes())
         with self._lock:

@@ -82,7 +82,7 @@ def metadata_of(
         DegreesOfFreedom=freedom and round(freedom, 2),
         ConfoundsOptions=configuration.confounds or None,
         MaskerParameters={**atlas.options, **settings},
-        Plan=one.plan.explain().splitlines(),
+        Plan=[*one.plan.explain().splitlines(), *one.regions.explanation],
         Device=device.partition(":")[0],
         SoftwareVersions=versions(cupy=device != "cpu"),
         **more,

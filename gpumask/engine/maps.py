@@ -48,6 +48,15 @@ class MapsOnGrid(RegionsOnGrid):
             return signals @ self.solution.matrix.T
 
     @property
+    def explanation(self) -> list[str]:
+        """How the sums are turned into amplitudes; see `RegionsOnGrid.explanation`."""
+        if (solution := self.solution) is None:
+            return []
+        over = "the maps" if solution.basis is None else "a dense basis of the maps"
+        rank = f"rank {len(solution.singular_values)} of {len(self.ids)}, condition {solution.condition:.2g}"
+        return [f"least squares: one matrix after sums over {over}; {rank}"]
+
+    @property
     def maps_dtype(self) -> np.dtype:
         """Dtype of the weights."""
         return self.maps.weights.dtype

@@ -65,6 +65,11 @@ class RegionsOnGrid:
         return signals
 
     @property
+    def explanation(self) -> list[str]:
+        """What `combine` does, in lines; empty if nothing."""
+        return []
+
+    @property
     def stay_integers(self) -> bool:
         """Whether nilearn keeps the signals of integer runs in their dtype until they are cleaned."""
         return False

@@ -266,13 +266,7 @@ class NiftiMapsMasker(VolumesMasker):
 
     def explain(self) -> str:
         """Describe how signals were computed, and why; see `VolumesMasker.explain`."""
-        solution = self._last_regions("explain").solution
-        lines = super().explain()
-        if solution is None:
-            return lines
-        over = "the maps" if solution.basis is None else "a dense basis of the maps"
-        rank = f"rank {len(solution.singular_values)} of {self.n_elements_}, condition {solution.condition:.2g}"
-        return f"{lines}\nleast squares: one matrix after sums over {over}; {rank}"
+        return "\n".join([super().explain(), *self._last_regions("explain").explanation])
 
     @property
     def maps_img_(self) -> nib.Nifti1Image:
