@@ -409,6 +409,15 @@ def test_wrong_usage_of_extract_is_2(folder, capsys, options, message):
     assert capsys.readouterr().err == f"gpumask extract: error: {message.format(folder=folder)}\n"
 
 
+def test_a_run_as_an_atlas_is_doubted(folder, capsys):
+    save(folder / "timed.nii.gz", np.asarray(nib.load("maps.nii.gz").dataobj), AFFINE, t_r=2.0)
+    assert run("cohort d out participant --atlas timed.nii.gz --dry-run") == 0
+    doubt = "timed.nii.gz has a repetition time of 2 s in its header. Is it a run, and not the maps of an atlas?"
+    assert doubt in capsys.readouterr().err
+    assert run("cohort d out participant --atlas net=maps.nii.gz --dry-run") == 0
+    assert "repetition time" not in capsys.readouterr().err
+
+
 def test_image_of_one_volume_in_4d_is_labels(folder):
     labels = nib.load("atlas-Toy_dseg.nii.gz")
     nib.Nifti1Image(np.asarray(labels.dataobj)[..., None], AFFINE).to_filename("four.nii.gz")

@@ -16,6 +16,7 @@ from gpumask.images.labels import load_atlas
 from gpumask.images.lookup import UNKNOWN, disagreement, distinct_names, read_lookup_table, region_names
 from gpumask.images.maps import load_maps
 from gpumask.images.seeds import load_seeds
+from gpumask.images.volumes import open_volumes
 from gpumask.process import n_cores
 from gpumask.text_tables import listed
 
@@ -113,10 +114,14 @@ class _Maps(_Numbered):
     kept_masks = 2  # plans have all weights: hundreds of MB
 
     def __init__(self, file, strategy):
-        self._maps, self._solves, self._resampled = load_maps(file.path), strategy == "least_squares", []
+        volumes = open_volumes(file.path)
+        self._maps, self._solves, self._resampled = load_maps(volumes), strategy == "least_squares", []
         super().__init__(_names_of_maps(file, len(self._maps)) if file.lut else list(map(str, range(len(self._maps)))))
         without = _without_table(file, "maps are named by their numbers, from 0")
         self.notes = _shared(file, self._given, self._names) if file.lut else without
+        if volumes.t_r is not None:
+            timed = f"{file.path} has a repetition time of {volumes.t_r:g} s in its header"
+            self.notes.append(f"{timed}. Is it a run, and not the maps of an atlas?")
 
     def within(self, mask, mask_grid, grid):
         of_mask = {"mask": mask, "mask_grid": mask_grid}
