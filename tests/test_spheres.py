@@ -171,7 +171,7 @@ def test_overlapping_spheres(run):
     shared = len(set(voxels_of(SEEDS[0], 4.2)) & set(voxels_of(SEEDS[2], 4.2)))
     msg = (
         f"Overlap detected between spheres. The spheres [0 2] share {shared} voxels of in-memory image. Use a smaller "
-        "radius, or allow_overlap=True."
+        "radius, or allow_overlap=True (--allow-overlap)."
     )
     masker = NiftiSpheresMasker(SEEDS, radius=4.2).fit()
     with pytest.raises(ValueError, match=f"^{re.escape(msg)}$"):

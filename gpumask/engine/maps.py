@@ -48,6 +48,15 @@ class MapsOnGrid(RegionsOnGrid):
             return signals @ self.solution.matrix.T
 
     @property
+    def explanation(self) -> list[str]:
+        """How the sums are turned into amplitudes; see `RegionsOnGrid.explanation`."""
+        if (solution := self.solution) is None:
+            return []
+        over = "the maps" if solution.basis is None else "a dense basis of the maps"
+        rank = f"rank {len(solution.singular_values)} of {len(self.ids)}, condition {solution.condition:.2g}"
+        return [f"least squares: one matrix after sums over {over}; {rank}"]
+
+    @property
     def maps_dtype(self) -> np.dtype:
         """Dtype of the weights."""
         return self.maps.weights.dtype
@@ -55,7 +64,21 @@ class MapsOnGrid(RegionsOnGrid):
     @cached_property
     def image(self) -> nib.Nifti1Image:
         """The maps as applied, masked: 4D, one volume per column."""
-        return as_image(self.maps.masked.chosen(self.ids))
+        return as_image(self._columns)
+
+    @property
+    def _columns(self):
+        return self.maps.masked.chosen(self.ids)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Number of voxels with a weight, inside the mask; see `RegionsOnGrid.counts`."""
+        return self._columns.counts
+
+    @property
+    def parcels(self) -> nib.Nifti1Image:
+        """Column, from 1, of the map that is largest at each voxel; 0 where none has a weight: 3D."""
+        return nib.Nifti1Image(self._columns.largest(), self.maps.grid.affine)
 
     @cached_property
     def _covered(self):
@@ -125,8 +148,8 @@ class MapRegions:
             Grid of the runs.
         target : {"data", "labels", None}
             The grid to resample to: "data" resamples maps and mask, "labels" mask and runs. None: neither.
-        keep : {"found", "masked"}
-            Maps that have a column: those with a weight inside the mask, or all. Without a mask, all have one.
+        keep : {"found", "masked", "all"}
+            Maps that have a column: those with a weight inside the mask ("found"), or all. Without a mask, all do.
 
         Raises
         ------

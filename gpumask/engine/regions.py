@@ -77,6 +77,11 @@ class RegionsOnGrid:
         return signals
 
     @property
+    def explanation(self) -> list[str]:
+        """What `combine` does, in lines; empty if nothing."""
+        return []
+
+    @property
     def stay_integers(self) -> bool:
         """Whether nilearn keeps the signals of integer runs in their dtype until they are cleaned."""
         return False
@@ -87,9 +92,19 @@ class RegionsOnGrid:
         return None
 
     @property
+    def counts(self) -> np.ndarray:
+        """Number of voxels that each region's signal is made of: int64, shape (n_regions,)."""
+        return self.segments.counts
+
+    @property
     def image(self) -> nib.Nifti1Image:
         """The regions as applied to the runs, for figures and reports."""
         raise NotImplementedError
+
+    @property
+    def parcels(self) -> nib.Nifti1Image:
+        """The regions as a 3D image, with a number per voxel."""
+        return self.image
 
     @property
     def coverage(self) -> tuple[np.ndarray, np.ndarray]:

@@ -161,7 +161,7 @@ class SphereRegions:
             some = [number for number, part in enumerate(parts) if shared[part].any()]
             msg = (
                 f"Overlap detected between spheres. The spheres {np.array(some)} share {int(shared.sum())} voxels of "
-                f"{grid.name}. Use a smaller radius, or allow_overlap=True."
+                f"{grid.name}. Use a smaller radius, or allow_overlap=True (--allow-overlap)."
             )
             raise ValueError(msg)
         segments = Segments(indices.astype(np.int32), np.concatenate([[0], np.cumsum(counts)]))

@@ -137,6 +137,16 @@ class Maps:
         positive = self.weights >= np.finfo(self.weights.dtype).eps
         return bool(np.bincount(self.voxels[positive], minlength=1).max(initial=0) > 1)
 
+    def largest(self) -> np.ndarray:
+        """Return the number, from 1, of the map with the largest weight (without sign) at each voxel; 0 without any.
+
+        int32, shape (x, y, z), in Fortran order. Of equal weights, the last map's counts.
+        """
+        order = np.argsort(np.abs(self.weights), kind="stable")
+        numbers = np.zeros(self.grid.n_voxels, np.int32)
+        numbers[self.voxels[order]] = np.repeat(np.arange(1, len(self) + 1), self.counts)[order]
+        return numbers.reshape(self.grid.shape, order="F")
+
     def dense(self) -> np.ndarray:
         """Return the weights as an array, shape (x, y, z, n_maps), in Fortran order."""
         volumes = np.zeros((len(self), self.grid.n_voxels), self.weights.dtype)

@@ -134,7 +134,7 @@ def load_volume(img: "ImageLike | Volumes") -> Volume:
     if volumes.n_volumes != 1:
         msg = (
             "Input data has incompatible dimensionality: Expected dimension is 3D and you provided a 4D image. "
-            f"{volumes.name} has {volumes.n_volumes} volumes."
+            f"{volumes.name} has {volumes.n_volumes} volumes. If they are maps, use NiftiMapsMasker."
         )
         raise DimensionError(msg)
     (chunk,) = volumes.chunks(1)

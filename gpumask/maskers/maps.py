@@ -8,14 +8,12 @@ import numpy as np
 import pandas as pd
 from sklearn.utils.validation import check_is_fitted
 
-from gpumask.choices import check_choice
+from gpumask.choices import MAPS_STRATEGIES, check_choice
 from gpumask.engine.maps import MapRegions, as_image
 from gpumask.engine.regions import check_same_grids
 from gpumask.extraction import Settings
 from gpumask.images.maps import load_maps
 from gpumask.maskers.base import VolumesMasker, described, mask_image
-
-_STATISTICS = {"least_squares": "sum", "weighted_mean": "mean"}
 
 
 class NiftiMapsMasker(VolumesMasker):
@@ -150,10 +148,10 @@ class NiftiMapsMasker(VolumesMasker):
 
     def _settings(self) -> Settings:
         check_choice("resampling_target", self.resampling_target, ("mask", "maps", "data", None))
-        check_choice("strategy", self.strategy, tuple(_STATISTICS))
+        check_choice("strategy", self.strategy, tuple(MAPS_STRATEGIES))
         to_regions = self.resampling_target in ("mask", "maps")
         own = {
-            "strategy": _STATISTICS[self.strategy],
+            "strategy": MAPS_STRATEGIES[self.strategy],
             "resampling_target": "labels" if to_regions else self.resampling_target,
             "keep_masked_labels": self.keep_masked_maps,
         }
@@ -265,13 +263,7 @@ class NiftiMapsMasker(VolumesMasker):
 
     def explain(self) -> str:
         """Describe how signals were computed, and why; see `VolumesMasker.explain`."""
-        solution = self._last_regions("explain").solution
-        lines = super().explain()
-        if solution is None:
-            return lines
-        over = "the maps" if solution.basis is None else "a dense basis of the maps"
-        rank = f"rank {len(solution.singular_values)} of {self.n_elements_}, condition {solution.condition:.2g}"
-        return f"{lines}\nleast squares: one matrix after sums over {over}; {rank}"
+        return "\n".join([super().explain(), *self._last_regions("explain").explanation])
 
     @property
     def maps_img_(self) -> nib.Nifti1Image:
