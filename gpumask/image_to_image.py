@@ -2,6 +2,7 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import nibabel as nib
 import numpy as np
 
 from gpumask import backend
+from gpumask.choices import MAX_FWHM
 from gpumask.images.errors import DimensionError
 from gpumask.images.labels import load_mask
-from gpumask.images.parts import image_in_parts
+from gpumask.images.parts import checked_out, image_in_parts
 from gpumask.images.volumes import Chunk, ImageLike, Volumes, open_volumes
 from gpumask.kernels.smoothing import apply_separable, fwhm_to_sigma, smoothing_matrix
 from gpumask.process import n_cores, one_blas_thread, warn
@@ -66,13 +68,15 @@ def clean_img(
     Raises
     ------
     ValueError
-        If filtering lacks `t_r`, if the mask has another grid, or for invalid options.
+        If filtering lacks `t_r`, if the mask has another grid or is 4D, or for invalid options.
     TypeError
         For an unknown keyword, or an image with the wrong number of dimensions.
     ImageError, OSError
         If a file is missing, truncated or corrupt, or can't be written; or if a compressed file doesn't fit in memory,
         and there is no `out`.
     """
+    if out is not None:
+        checked_out(out)
     volumes = open_volumes(imgs)
     if volumes.is_3d:
         msg = (
@@ -146,7 +150,7 @@ def smooth_img(imgs: Any, fwhm: Any, *, out: str | os.PathLike | None = None) ->
     Raises
     ------
     ValueError
-        If `fwhm` is negative, not finite, or of another length; or for `out` with a list.
+        If `fwhm` isn't from 0 to 1000 mm, or has another length; or for `out` with a list.
     ImageError, OSError
         If a file is missing, truncated or corrupt, or can't be written.
     """
@@ -156,6 +160,8 @@ def smooth_img(imgs: Any, fwhm: Any, *, out: str | os.PathLike | None = None) ->
             raise ValueError(msg)
         return [smooth_img(one, fwhm) for one in imgs]
     widths = _widths(fwhm)
+    if out is not None:
+        checked_out(out)
     volumes = open_volumes(imgs)
     dtype = volumes.loaded_dtype
     if dtype.kind != "f" or dtype != np.float32:
@@ -191,7 +197,7 @@ def _widths(fwhm):
     if not isinstance(fwhm, str):
         widths = [0.0 if width is None else width for width in np.ravel(np.asarray(fwhm, dtype=object)).tolist()]
         widths = widths * 3 if len(widths) == 1 else widths
-        is_number = all(isinstance(width, (int, float)) and 0 <= width < np.inf for width in widths)
+        is_number = all(isinstance(w, Real) and not isinstance(w, bool) and 0 <= w <= MAX_FWHM for w in widths)
         if is_number and len(widths) == 3:
             if np.ndim(fwhm) == 0 and fwhm == 0:
                 warn(
@@ -199,12 +205,12 @@ def _widths(fwhm):
                     "Setting it to None (no smoothing will be performed)"
                 )
             return [float(width) for width in widths]
-    msg = f"`fwhm` must be a width in mm, 0 or more, or three of them (x, y, z), or None, got {fwhm!r}."
+    msg = f"`fwhm` must be a width in mm from 0 to {MAX_FWHM}, or three of them (x, y, z), or None, got {fwhm!r}."
     raise ValueError(msg)
 
 
 def _inside(mask_img, volumes):
-    mask, grid = load_mask(mask_img)
+    mask, grid = load_mask(mask_img, several=False)
     if grid.shape != volumes.grid.shape:
         msg = f"Mask shape: {grid.shape}\n is different from img shape:{volumes.grid.shape}"
         raise ValueError(msg)

@@ -7,17 +7,16 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from sklearn.utils.validation import check_is_fitted
 
 from gpumask import process
 from gpumask.choices import VOXEL
 from gpumask.engine.voxels import VoxelRegions
 from gpumask.extraction import Plans, Prepared, Settings, extract, voxel_dtype
 from gpumask.images.labels import load_mask
-from gpumask.images.parts import image_in_parts
+from gpumask.images.parts import checked_out, image_in_parts
 from gpumask.images.volumes import open_volumes
 from gpumask.kernels import cleaning
-from gpumask.maskers.base import VolumesMasker
+from gpumask.maskers.base import VolumesMasker, check_masker
 
 _BLOCK = 2048  # voxels whose correlations are computed at a time
 
@@ -70,6 +69,10 @@ def correlation_maps(
         If there is no mask, or fewer than two volumes are kept.
     MemoryError
         If the maps don't fit in memory, and there is no `out`.
+    TypeError
+        If `masker` isn't a masker of gpumask.
+    OSError
+        If `out` can't be written.
     TypeError, ValueError, IndexError
         As `NiftiLabelsMasker.transform`.
 
@@ -77,7 +80,9 @@ def correlation_maps(
     -----
     The voxels' series are held in memory, in float32 or float64: 4 or 8 bytes per kept volume and voxel of the mask.
     """
-    check_is_fitted(masker)
+    check_masker(masker)
+    if out is not None:
+        checked_out(out)
     mask_img = getattr(masker, "mask_img_", None) if mask_img is None else mask_img
     if mask_img is None:
         msg = "`mask_img` says which voxels to correlate with, and the masker has no mask either: pass mask_img."
@@ -114,7 +119,7 @@ def _of_voxels(of_regions, volumes, mask_img, smoothing_fwhm):
         resampling_target="labels",
         standardize="zscore_sample",
     )
-    on_grid, plan = Plans().get(VoxelRegions(*load_mask(mask_img)), volumes.grid, settings)
+    on_grid, plan = Plans().get(VoxelRegions(*load_mask(mask_img, several=False)), volumes.grid, settings)
     return Prepared(settings, on_grid, plan, of_regions.cleaner.standardizing("zscore_sample"), ())
 
 
