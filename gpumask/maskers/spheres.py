@@ -1,5 +1,6 @@
 """NiftiSpheresMasker: parameters, fitted attributes, and the inverse transform."""
 
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -154,7 +155,7 @@ class NiftiSpheresMasker(VolumesMasker):
         mask = mask_grid = self.mask_img_ = None
         if self.mask_img is not None:
             self._log(f"Loading mask from {described(self.mask_img)}", "fit")
-            mask, mask_grid = load_mask(self.mask_img)
+            mask, mask_grid = load_mask(self.mask_img, several=False)
             self.mask_img_ = nib.Nifti1Image(mask.astype(np.int8), mask_grid.affine)
         self.seeds_ = _checked_seeds(self.seeds)
         self.n_elements_ = len(self.seeds_)
@@ -250,8 +251,8 @@ class NiftiSpheresMasker(VolumesMasker):
         """How much of each sphere lies inside the last run's field of view and the mask, a row per sphere.
 
         A DataFrame with the columns "index" (from 0), "name", "voxels" (voxels of the sphere if the run's grid had no
-        borders), "covered" (how many of these lie inside field of view and mask) and "fraction". AttributeError before
-        `transform`.
+        borders; computed from the volume where the box around a sphere has more than a million), "covered" (how many of
+        these lie inside field of view and mask) and "fraction". AttributeError before `transform`.
         """
         regions = self._last_regions("coverage_")
         voxels, covered = regions.coverage
@@ -275,7 +276,8 @@ class NiftiSpheresMasker(VolumesMasker):
 
 def _checked_seeds(seeds):
     """The seeds as a list of lists of three numbers; nilearn's ValueError if they aren't triplets."""
-    if not hasattr(seeds, "__iter__"):
+    is_table = isinstance(seeds, (str, os.PathLike)) or hasattr(seeds, "columns")  # whose items are no seeds
+    if is_table or not hasattr(seeds, "__iter__"):
         msg = f"{_SEEDS}Given seed list is of type: {type(seeds)}"
         raise ValueError(msg)
     checked = []
