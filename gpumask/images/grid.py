@@ -10,6 +10,7 @@ from scipy import linalg, ndimage
 
 from gpumask.images.errors import ImageError
 
+_MOST_VOXELS = 2**31 - 1  # indices are int32
 _MOST = 1e9  # mm: a thousand kilometres. With far larger or smaller numbers, products overflow and inverses are noise.
 
 
@@ -102,7 +103,8 @@ def target_grid(source: Grid, affine: np.ndarray, shape: Sequence[int] | None = 
     numpy.linalg.LinAlgError
         If the affine isn't an invertible 4 x 4 or 3 x 3 matrix. It is a ValueError.
     ValueError
-        If the shape doesn't have three numbers, or comes with a 3 x 3 affine, or if the image lies outside the grid.
+        If the shape doesn't have three numbers, or comes with a 3 x 3 affine, if the image lies outside the grid, or
+        the grid has more than 2**31 - 1 voxels.
     """
     matrix = np.asarray(affine, dtype=np.float64)
     if shape is not None and len(shape) != 3:
@@ -135,6 +137,12 @@ def target_grid(source: Grid, affine: np.ndarray, shape: Sequence[int] | None = 
         )
         raise ValueError(msg)
     x, y, z = np.ceil(high) + 1 if shape is None else shape
+    if int(x) * int(y) * int(z) > _MOST_VOXELS:
+        msg = (
+            f"The grid of 'target_affine' and 'target_shape' has {int(x)} x {int(y)} x {int(z)} voxels, more than "
+            f"{_MOST_VOXELS}. Affines are in mm."
+        )
+        raise ValueError(msg)
     return Grid((int(x), int(y), int(z)), full, name)
 
 

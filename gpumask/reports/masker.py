@@ -97,7 +97,7 @@ def report_page(masker: Any, title: str | None, figure: str, regions: str, headi
     heading : str
         Of the regions; their number if it is empty.
     """
-    title = html.escape(title or type(masker).__name__)
+    title = html.escape(str(title or type(masker).__name__))
     parameters = "".join(
         f"<tr><th>{name}</th><td>{html.escape(_short(value))}</td></tr>"
         for name, value in masker.get_params(deep=False).items()
