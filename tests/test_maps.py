@@ -46,6 +46,19 @@ def amplitudes(run, maps):
     return np.linalg.lstsq(flat, run.reshape(-1, run.shape[-1]).astype(float))[0].T
 
 
+@pytest.mark.parametrize("strategy", ["least_squares", "weighted_mean"])
+def test_strategy_and_overlap_changed_after_fit_take_effect(strategy):
+    """The amplitudes' matrix was applied to weighted means."""
+    maps, run = image(some_maps()), image(some_run())
+    other = {"least_squares": "weighted_mean", "weighted_mean": "least_squares"}[strategy]
+    masker = NiftiMapsMasker(maps, strategy=other, resampling_target=None).fit()
+    masker.transform(run)
+    expected = NiftiMapsMasker(maps, strategy=strategy).fit_transform(run)
+    np.testing.assert_array_equal(masker.set_params(strategy=strategy).transform(run), expected)
+    with pytest.raises(ValueError, match=r"^Overlap detected in the maps\."):
+        masker.set_params(allow_overlap=False).transform(run)
+
+
 # Loading
 
 

@@ -202,7 +202,7 @@ class NiftiMapsMasker(VolumesMasker):
                 self._log("Resampling mask", "fit")
                 regions = replace(regions, maps=regions.maps.with_mask_resampled(target))
             _ = regions.maps.masked  # raises if no map is left
-        self._regions = regions
+        self._fitted = regions
         self.mask_img_ = None
         if regions.maps.mask is not None and regions.maps.mask_grid is not None:
             self.mask_img_ = nib.Nifti1Image(regions.maps.mask.astype(np.int8), regions.maps.mask_grid.affine)
@@ -277,9 +277,17 @@ class NiftiMapsMasker(VolumesMasker):
         return f"{lines}\nleast squares: one matrix after sums over {over}; {rank}"
 
     @property
+    def _regions(self):
+        """The maps, with the present `strategy` and `allow_overlap`, which may be set after `fit`."""
+        changes = {"solves": self.strategy == "least_squares", "allow_overlap": self.allow_overlap}
+        if any(getattr(self._fitted, name) != value for name, value in changes.items()):
+            self._fitted = replace(self._fitted, **changes)
+        return self._fitted
+
+    @property
     def maps_img_(self) -> nib.Nifti1Image:
         """Maps as fitted, as a 4D image. Made on each request. AttributeError before `fit`."""
-        if not hasattr(self, "_regions"):
+        if not hasattr(self, "_fitted"):
             msg = f"'{type(self).__name__}' object has no attribute 'maps_img_' before fit."
             raise AttributeError(msg)
         return as_image(self._regions.maps)
@@ -319,4 +327,4 @@ class NiftiMapsMasker(VolumesMasker):
         return np.arange(len(self._regions.maps)) if on_grid is None else on_grid.ids
 
     def __sklearn_is_fitted__(self):
-        return hasattr(self, "_regions")
+        return hasattr(self, "_fitted")
