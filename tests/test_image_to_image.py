@@ -210,14 +210,14 @@ def test_out_is_checked_before_the_run_is_read(tmp_path, function, monkeypatch):
             IsADirectoryError,
             f"`out` must be a file, but {tmp_path / 'folder.nii'} is a folder. Choose another name.",
         ),
-        (missing, FileNotFoundError, f"`out` is {missing}, but {missing.parent} isn't a folder. Make it first."),
-        (below, NotADirectoryError, f"`out` is {below}, but {below.parent} isn't a folder. Make it first."),
+        (missing, FileNotFoundError, f"{missing} can't be written: {missing.parent} isn't a folder. Make it first."),
+        (below, NotADirectoryError, f"{below} can't be written: {below.parent} isn't a folder. Make it first."),
     ]:
         with pytest.raises(kind, match=f"^{re.escape(message)}$"):
             functions(out)[function]()
     monkeypatch.setattr("os.access", lambda *_: False)  # the tests may run as root
     out = tmp_path / "out.nii"
-    message = f"`out` is {out}, but you have no permission to write to {tmp_path}. Choose another folder."
+    message = f"{out} can't be written: you have no permission to write to {tmp_path}. Choose another folder."
     with pytest.raises(PermissionError, match=f"^{re.escape(message)}$"):
         functions(out)[function]()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.nii"]

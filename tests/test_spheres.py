@@ -204,15 +204,6 @@ def test_wrong_seeds(seeds, message):
         NiftiSpheresMasker(seeds).fit()
 
 
-def test_mask_of_several_volumes_is_refused_as_in_nilearn(run):
-    message = (
-        "Input data has incompatible dimensionality: Expected dimension is 3D and you provided a 4D image. "
-        "in-memory image has 20 volumes."
-    )
-    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
-        NiftiSpheresMasker(SEEDS, mask_img=run).fit()
-
-
 @pytest.mark.parametrize("radius", [150.0, 1e4, 1e12])
 def test_coverage_of_huge_spheres_is_computed_from_their_volume(run, radius):
     """Counting voxels would never end. Of 150 mm, nilearn's search tree would find these."""

@@ -365,7 +365,7 @@ def load_mask(mask_img: ImageLike | Iterable[ImageLike], *, several: bool = True
     mask_img : path, nibabel image, or list of these
         3D or 4D.
     several : bool
-        Whether it may have several volumes, where nilearn intersects them. Elsewhere, nilearn refuses them.
+        Whether it may have several volumes.
 
     Returns
     -------

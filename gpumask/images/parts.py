@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import nibabel as nib
 import numpy as np
 
-from gpumask.files import appearing_together, reserve
+from gpumask.files import appearing_together, check_folder, reserve
 from gpumask.images.grid import Grid
 
 _LONGEST = 2**15 - 1  # voxels along an axis, and volumes, in NIfTI-1
@@ -81,11 +81,9 @@ def checked_out(out: Any) -> Path:
     if path.is_dir():
         msg = f"`out` must be a file, but {path} is a folder. Choose another name."
         raise IsADirectoryError(msg)
-    if not path.parent.is_dir():
-        msg = f"`out` is {path}, but {path.parent} isn't a folder. Make it first."
-        raise (NotADirectoryError if path.parent.exists() else FileNotFoundError)(msg)
+    check_folder(path)
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        msg = f"`out` is {path}, but you have no permission to write to {path.parent}. Choose another folder."
+        msg = f"{path} can't be written: you have no permission to write to {path.parent}. Choose another folder."
         raise PermissionError(msg)
     return path
 

@@ -155,7 +155,7 @@ class NiftiSpheresMasker(VolumesMasker):
         mask = mask_grid = self.mask_img_ = None
         if self.mask_img is not None:
             self._log(f"Loading mask from {described(self.mask_img)}", "fit")
-            mask, mask_grid = load_mask(self.mask_img, several=False)
+            mask, mask_grid = load_mask(self.mask_img)
             self.mask_img_ = nib.Nifti1Image(mask.astype(np.int8), mask_grid.affine)
         self.seeds_ = _checked_seeds(self.seeds)
         self.n_elements_ = len(self.seeds_)
