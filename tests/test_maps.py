@@ -80,6 +80,20 @@ def test_dtype_of_weights(dtype, expected):
     assert maps.weights.dtype.isnative
 
 
+@pytest.mark.parametrize("factor", [1e120, 1e-120])
+def test_weights_whose_squares_are_no_numbers(factor):
+    maps = some_maps() * factor
+    message = (
+        f"The largest weight in in-memory image is {maps.max():.3g}, expected 1e-100 to 1e+100. Is it the right file? "
+        "Else scale the maps."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        NiftiMapsMasker(image(maps)).fit()
+    for factor_ in (1e90, 1e-90):
+        signals = NiftiMapsMasker(image(some_maps() * factor_)).fit_transform(image(some_run()))
+        np.testing.assert_allclose(signals * factor_, amplitudes(some_run(), some_maps()), rtol=1e-9)
+
+
 def test_scaled_maps_are_float64(tmp_path):
     img = nib.Nifti1Image(some_maps(), AFFINE)
     img.set_data_dtype("i2")
