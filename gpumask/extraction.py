@@ -362,7 +362,7 @@ def extract(
     DeviceError
         If the GPU fails or runs out of memory.
     ValueError
-        If signals of an integer dtype would have to hold NaN.
+        If signals of an integer dtype would have to hold NaN, or are out of its range.
     """
     started = time.perf_counter()
     plans = [one.plan for one in prepared]
@@ -431,6 +431,14 @@ def _finished(prepared: Prepared, extraction: Extraction, volumes, started, devi
     if dtype.kind != "f" and np.isnan(signals).any():
         msg = f"dtype={settings.dtype!r} can't hold NaN, which marks regions without data. Use a float dtype."
         raise ValueError(msg)
+    if dtype.kind in "iu" and signals.size:
+        low, high = signals.min(), signals.max()
+        if not np.iinfo(dtype).min <= np.trunc(low) <= np.trunc(high) <= np.iinfo(dtype).max:
+            msg = (
+                f"dtype={settings.dtype!r} can't hold the signals of {volumes.name}, which reach from {low:.6g} to "
+                f"{high:.6g}. Use a float dtype."
+            )
+            raise ValueError(msg)
     return Result(signals.astype(dtype, copy=False), extraction.non_finite, blank, seconds)
 
 

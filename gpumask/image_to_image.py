@@ -13,7 +13,7 @@ from gpumask.choices import MAX_FWHM
 from gpumask.engine.steps import smoothing_matrices
 from gpumask.images.errors import DimensionError
 from gpumask.images.labels import load_mask
-from gpumask.images.parts import image_in_parts
+from gpumask.images.parts import checked_out, image_in_parts
 from gpumask.images.volumes import Chunk, ImageLike, Volumes, open_volumes
 from gpumask.kernels.smoothing import apply_separable
 from gpumask.process import in_threads, n_cores, one_blas_thread, warn
@@ -68,13 +68,15 @@ def clean_img(
     Raises
     ------
     ValueError
-        If filtering lacks `t_r`, if the mask has another grid, or for invalid options.
+        If filtering lacks `t_r`, if the mask has another grid or is 4D, or for invalid options.
     TypeError
         For an unknown keyword, or an image with the wrong number of dimensions.
     ImageError, OSError
         If a file is missing, truncated or corrupt, or can't be written; or if a compressed file doesn't fit in memory,
         and there is no `out`.
     """
+    if out is not None:
+        checked_out(out)
     volumes = open_volumes(imgs)
     if volumes.is_3d:
         msg = (
@@ -160,6 +162,8 @@ def smooth_img(imgs: Any, fwhm: Any, *, out: str | os.PathLike | None = None) ->
             raise ValueError(msg)
         return [smooth_img(one, fwhm) for one in imgs]
     widths = _widths(fwhm)
+    if out is not None:
+        checked_out(out)
     volumes = open_volumes(imgs)
     dtype = volumes.loaded_dtype
     if dtype.kind != "f" or dtype != np.float32:
@@ -189,7 +193,7 @@ def _widths(fwhm):
     if not isinstance(fwhm, str):
         widths = [0.0 if width is None else width for width in np.ravel(np.asarray(fwhm, dtype=object)).tolist()]
         widths = widths * 3 if len(widths) == 1 else widths
-        is_number = all(isinstance(width, Real) and 0 <= width <= MAX_FWHM for width in widths)
+        is_number = all(isinstance(w, Real) and not isinstance(w, bool) and 0 <= w <= MAX_FWHM for w in widths)
         if is_number and len(widths) == 3:
             if np.ndim(fwhm) == 0 and fwhm == 0:
                 warn(
@@ -202,7 +206,7 @@ def _widths(fwhm):
 
 
 def _inside(mask_img, volumes):
-    mask, grid = load_mask(mask_img)
+    mask, grid = load_mask(mask_img, several=False)
     if grid.shape != volumes.grid.shape:
         msg = f"Mask shape: {grid.shape}\n is different from img shape:{volumes.grid.shape}"
         raise ValueError(msg)

@@ -159,6 +159,15 @@ def test_errors(tmp_path, monkeypatch):
         gpumask.correlation_maps(masker, run())
     with pytest.raises(ValueError, match=r"^A correlation needs at least 2 volumes, got 1 of in-memory image\.$"):
         gpumask.correlation_maps(masker, run(), sample_mask=[3], mask_img=MASK)
+    for other, kind in [(3, "builtins.int"), (run(), "nibabel.nifti1.Nifti1Image"), (TheirVoxels(MASK).fit(), None)]:
+        kind = kind or "nilearn.maskers.nifti_masker.NiftiMasker"
+        message = f"Expected a masker of gpumask, such as gpumask.NiftiLabelsMasker, got {kind}."
+        for call in (gpumask.correlation_maps, lambda one, img: gpumask.transform_together([masker, one], img)):
+            with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+                call(other, run())
+    message = "`maskers` must be a list of maskers, got a NiftiLabelsMasker. Pass [masker], or use transform."
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        gpumask.transform_together(masker, run())
     monkeypatch.setattr(process, "available_memory", lambda: 1000)
     lead, remedy = f"{INSIDE.sum()} voxels, with {N} volumes", "take 0.0 GiB, of 0.0 GiB available memory. Use a"
     message = f"{lead} and 4 maps, {remedy} smaller mask, or write the maps to a file (out=)."

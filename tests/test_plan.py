@@ -229,7 +229,7 @@ def test_explains_a_folded_plan():
     plan = compile_plan(some_labels(), IDS, GRID, grid=GRIDS["parallel"], smoothing_fwhm=5.0, way="folded")
     lines = plan.explain().splitlines()
     assert lines[0].endswith("voxels of a 10 x 7 x 8 grid")
-    assert lines[1] == "cubic resampling to the labels' grid, one matrix per axis"
+    assert lines[1] == "cubic resampling to the regions' grid, one matrix per axis"
     assert lines[2] == f"folded: smoothing folded into {len(plan.segments.indices):,} weights; no volume is smoothed"
     assert lines[3].startswith("expected per volume and core: staged ")
     assert " ms, folded " in lines[3]
@@ -239,7 +239,7 @@ def test_explains_a_folded_plan():
 def test_explains_a_staged_plan():
     plan = compile_plan(some_labels(), IDS, GRID, grid=GRIDS["oblique"], smoothing_fwhm=5.0, strategy="median")
     assert plan.explain().splitlines()[1:] == [
-        "cubic resampling to the labels' grid, at the needed voxels only",
+        "cubic resampling to the regions' grid, at the needed voxels only",
         "staged: each volume is smoothed, then median",
         "a median of smoothed voxels isn't linear in raw ones, so smoothing can't be folded",
     ]

@@ -194,12 +194,27 @@ LEAD = "Seeds must be a list of triplets of coordinates in native space.\n"
         ([("1", 2, 3)], f"{LEAD}Seed #0 is ['1', 2, 3], expected three numbers in mm."),
         (["abc"], f"{LEAD}Seed #0 is ['a', 'b', 'c'], expected three numbers in mm."),
         ([], f"{LEAD}The list is empty: pass at least one seed."),
+        ("seeds.tsv", f"{LEAD}Given seed list is of type: <class 'str'>"),
+        (pd.DataFrame({"x": [1], "y": [2], "z": [3]}), f"{LEAD}Given seed list is of type: {pd.DataFrame}"),
         ([(1, 2, 3), (1, np.nan, 3)], "Seed #1 is [1.0, nan, 3.0], expected finite coordinates in mm."),
     ],
 )
 def test_wrong_seeds(seeds, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         NiftiSpheresMasker(seeds).fit()
+
+
+@pytest.mark.parametrize("radius", [150.0, 400.0])
+def test_coverage_of_huge_spheres_is_computed_from_their_volume(run, radius):
+    """Counting voxels would never end. Of 150 mm, nilearn's search tree would find these."""
+    masker = NiftiSpheresMasker(SEEDS[:1], radius=radius).fit()
+    masker.transform(run)
+    voxels, covered = masker.coverage_.loc[0, ["voxels", "covered"]]
+    assert covered == math.prod(SHAPE)
+    np.testing.assert_allclose(voxels, 4 / 3 * np.pi * radius**3 / (2 * 2.5 * 3), rtol=1e-6)
+    if radius == 150:
+        x, y, z = np.ogrid[-80:81, -70:71, -60:61]
+        np.testing.assert_allclose(voxels, ((2 * x) ** 2 + (2.5 * y) ** 2 + (3 * z) ** 2 <= 150**2).sum(), rtol=1e-3)
 
 
 @pytest.mark.parametrize("radius", [-1, np.nan, 501.0, 1e5, np.inf])

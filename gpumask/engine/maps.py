@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import nibabel as nib
 import numpy as np
 
-from gpumask.engine.regions import RegionsOnGrid, check_same_grids
+from gpumask.engine.regions import RegionsOnGrid, check_overlap, check_same_grids
 from gpumask.images.grid import Grid
+from gpumask.images.labels import covered_part
 from gpumask.images.maps import Maps, covered_maps
 from gpumask.kernels.least_squares import Solution, least_squares
 from gpumask.kernels.segments import Segments
@@ -94,6 +95,15 @@ class MapsOnGrid(RegionsOnGrid):
         """Share of each map's weights (without signs) inside mask and field of view."""
         return self._covered[2]
 
+    @cached_property
+    def extent(self) -> tuple[float, str]:
+        """See `RegionsOnGrid`."""
+        given = self.given
+        if given.grid.matches(self.run_grid):
+            return 1.0, ""
+        inside = covered_part(given.grid, self.run_grid).ravel(order="F")[given.voxels]
+        return float(inside.mean()), f"the maps {given.grid.name}"
+
 
 @dataclass(frozen=True, eq=False)
 class MapRegions:
@@ -154,7 +164,8 @@ class MapRegions:
         Raises
         ------
         ValueError
-            If no map is left, maps overlap that must not, or the grids differ and `target` is None.
+            If no map is left, none lies in the field of view of the runs, maps overlap that must not, or the grids
+            differ and `target` is None.
         """
         maps = self.maps
         if target is None:
@@ -186,6 +197,8 @@ class MapRegions:
                 notes.append((msg, UserWarning))
         chosen = masked.chosen(ids)
         segments = Segments(chosen.voxels, chosen.offsets, chosen.weights.astype(np.float64, copy=False))
+        if not maps.grid.matches(grid):
+            check_overlap(grid, maps.grid, chosen.voxels)
         solution = None
         if self.solves:
             solve = self._cached(_solved, "segments")

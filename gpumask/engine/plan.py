@@ -247,7 +247,7 @@ class Plan:
         lines = [f"{regions}{int(self.counts.sum()):,} voxels of a {x} x {y} x {z} grid"]
         if self.resampling is not None:
             how = "one matrix per axis" if self.resampling.cubic.points is not None else "at the needed voxels only"
-            lines.append(f"cubic resampling to the labels' grid, {how}")
+            lines.append(f"cubic resampling to the regions' grid, {how}")
         if self.way == "direct":
             what = "value" if self.strategy == VOXEL else self.strategy
             lines.append(f"direct: {what} of the stored voxels")

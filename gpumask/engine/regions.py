@@ -120,12 +120,21 @@ class RegionsOnGrid:
         voxels, covered = self.coverage
         return covered / np.maximum(voxels, 1)
 
-    def little_overlap(self, run: str) -> str | None:
-        """Message if less than half of the regions' volume lies in the field of view of a run called `run`.
+    @property
+    def extent(self) -> tuple[float, str]:
+        """Share of the regions' volume in the field of view of the runs, and what they were read from, for messages.
 
-        Never, for kinds of regions that are refused where they are empty.
+        All of it, for kinds of regions that are refused where they are empty.
         """
-        return None
+        return 1.0, ""
+
+    def little_overlap(self, run: str) -> str | None:
+        """Message if less than half of the regions' volume lies in the field of view of a run called `run`."""
+        extent, source = self.extent
+        if extent >= _LEAST_EXTENT:
+            return None
+        share = f"{extent:.0%}" if extent >= 0.01 else "less than 1%"
+        return f"{run} covers only {share} of {source}. Are they in the same space?"
 
 
 _LEAST_EXTENT = 0.5  # a field of view that cuts off the cerebellum has more, another space often less
@@ -150,15 +159,10 @@ class _LabelsOnGrid(RegionsOnGrid):
         return covered_voxels(self.given, self.atlas, self.run_grid, self.ids)
 
     @cached_property
-    def _extent(self):
-        return 1.0 if self.given.grid.matches(self.run_grid) else self.given.share_inside(self.run_grid)
-
-    def little_overlap(self, run):
+    def extent(self):
         """See `RegionsOnGrid`."""
-        if self._extent >= _LEAST_EXTENT:
-            return None
-        share = f"{self._extent:.0%}" if self._extent >= 0.01 else "less than 1%"
-        return f"{run} covers only {share} of the atlas {self.given.grid.name}. Are they in the same space?"
+        share = 1.0 if self.given.grid.matches(self.run_grid) else self.given.share_inside(self.run_grid)
+        return share, f"the atlas {self.given.grid.name}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,7 +241,7 @@ class LabelRegions:
             ids = atlas.columns(keep_masked=keep == "masked", warn=note)
         segments = _segments(atlas, ids)
         if resampled == ["images"]:
-            _check_overlap(grid, atlas.grid, segments)
+            check_overlap(grid, atlas.grid, segments.indices)
         return _LabelsOnGrid(
             grid,
             # If both grids match, the run's voxel sizes are used for smoothing.
@@ -260,15 +264,30 @@ def _segments(atlas, ids):
     return Segments(inside[segments.indices].astype(segments.indices.dtype), segments.offsets)
 
 
-def _check_overlap(run, labels, segments):
-    """Raise ValueError if resampling runs to the labels' grid leaves no value in any region."""
-    there = resample_nearest(np.ones(run.shape, np.uint8), run, labels).ravel(order="F")
-    if not there[segments.indices].any():
+def check_overlap(run: Grid, grid: Grid, voxels: np.ndarray) -> float:
+    """Return the share of the regions' voxels that runs reach once they are resampled to the regions' grid.
+
+    Parameters
+    ----------
+    run : Grid
+    grid : Grid
+        Grid of the regions.
+    voxels : ndarray of int
+        Voxels of the regions, flat in Fortran order.
+
+    Raises
+    ------
+    ValueError
+        If it is 0: resampling leaves no value in any region.
+    """
+    there = resample_nearest(np.ones(run.shape, np.uint8), run, grid).ravel(order="F")[voxels]
+    if not there.any():
         msg = (
-            f"{run.name} doesn't overlap with the regions of {labels.name}: resampled to their grid, it is 0 in all of "
+            f"{run.name} doesn't overlap with the regions of {grid.name}: resampled to their grid, it is 0 in all of "
             "them. They may lie in different spaces: compare their affines."
         )
         raise ValueError(msg)
+    return float(there.mean())
 
 
 def check_same_grids(lead: str, own: Grid, what: str = "labels", **others: Grid | None) -> None:

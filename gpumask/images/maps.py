@@ -18,6 +18,8 @@ from gpumask.images.volumes import ImageLike, open_volumes
 _NON_FINITE = "Non-finite values detected. These values will be replaced with zeros."
 _NO_MAP_IN_MASK = "No map left after applying mask to the maps image."
 
+_LARGEST = 1e100  # weight; least squares need its square
+
 _Map = tuple[np.ndarray, np.ndarray]  # voxels and weights
 
 
@@ -190,7 +192,8 @@ def load_maps(maps_img: ImageLike | Iterable[ImageLike]) -> Maps:
     Raises
     ------
     ValueError
-        If every value is 0, or a file is missing or can't be read as an image.
+        If every value is 0, the largest weight isn't from 1e-100 to 1e100, or a file is missing or can't be read as an
+        image.
     TypeError
         If `maps_img` isn't an image, or has the wrong number of dimensions.
     """
@@ -211,6 +214,13 @@ def load_maps(maps_img: ImageLike | Iterable[ImageLike]) -> Maps:
         process.warn(_NON_FINITE)
     if not len(maps.voxels):
         msg = f"maps_img contains no map. Every voxel of {volumes.name} is 0."
+        raise ValueError(msg)
+    largest = float(np.abs(maps.weights).max())
+    if not 1 / _LARGEST <= largest <= _LARGEST:
+        msg = (
+            f"The largest weight in {volumes.name} is {largest:.3g}, expected {1 / _LARGEST:g} to {_LARGEST:g}. Is it "
+            "the right file? Else scale the maps."
+        )
         raise ValueError(msg)
     return maps
 

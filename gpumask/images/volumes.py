@@ -131,16 +131,21 @@ def load_volume(img: "ImageLike | Volumes") -> Volume:
         As `open_volumes`.
     """
     volumes = open_volumes(img)
+    check_3d(volumes)
+    (chunk,) = volumes.chunks(1)
+    with volumes.memory_errors_named():
+        data = _scaled(chunk, np.empty(chunk.data.shape, volumes.loaded_dtype.newbyteorder("=")))
+    return Volume(data.reshape(volumes.grid.shape, order="F"), volumes.grid, volumes.name)
+
+
+def check_3d(volumes: "Volumes") -> None:
+    """Raise DimensionError unless there is one volume."""
     if volumes.n_volumes != 1:
         msg = (
             "Input data has incompatible dimensionality: Expected dimension is 3D and you provided a 4D image. "
             f"{volumes.name} has {volumes.n_volumes} volumes. If they are maps, use NiftiMapsMasker."
         )
         raise DimensionError(msg)
-    (chunk,) = volumes.chunks(1)
-    with volumes.memory_errors_named():
-        data = _scaled(chunk, np.empty(chunk.data.shape, volumes.loaded_dtype.newbyteorder("=")))
-    return Volume(data.reshape(volumes.grid.shape, order="F"), volumes.grid, volumes.name)
 
 
 class Volumes:

@@ -331,11 +331,24 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
             process.warn(msg)
         if isinstance(memory, joblib.Memory):
             return memory
-        return joblib.Memory(None if memory is None else str(Path(memory).expanduser()), verbose=0)
+        folder = None if memory is None else Path(memory).expanduser()
+        if folder is not None and folder.exists() and not folder.is_dir():
+            msg = f"`memory` must be a folder, but {folder} is a file. Choose another name."
+            raise NotADirectoryError(msg)
+        return joblib.Memory(None if folder is None else str(folder), verbose=0)
 
     def _log(self, message, method):
         if self.verbose:
             print(f"[{type(self).__name__}.{method}] {message}")
+
+
+def check_masker(masker: Any) -> None:
+    """Raise TypeError for anything else than a masker of gpumask, and scikit-learn's NotFittedError before `fit`."""
+    if not isinstance(masker, VolumesMasker):
+        kind = f"{type(masker).__module__}.{type(masker).__qualname__}"
+        msg = f"Expected a masker of gpumask, such as gpumask.NiftiLabelsMasker, got {kind}."
+        raise TypeError(msg)
+    check_is_fitted(masker)
 
 
 def wrapped(masker: VolumesMasker, signals: np.ndarray, imgs: Any) -> Any:

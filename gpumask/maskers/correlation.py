@@ -6,15 +6,14 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from sklearn.utils.validation import check_is_fitted
 
 from gpumask import process
 from gpumask.engine.voxels import VoxelRegions
 from gpumask.extraction import Plans, Prepared, VoxelSettings, extract, voxel_dtype
 from gpumask.images.labels import load_mask
-from gpumask.images.parts import image_in_parts
+from gpumask.images.parts import checked_out, image_in_parts
 from gpumask.images.volumes import open_volumes
-from gpumask.maskers.base import VolumesMasker
+from gpumask.maskers.base import VolumesMasker, check_masker
 
 _BLOCK = 2048  # voxels whose correlations are computed at a time
 
@@ -68,6 +67,10 @@ def correlation_maps(
         Without a mask, or if fewer than two volumes are kept.
     MemoryError
         If the voxels' series and, without `out`, the maps don't fit in memory.
+    TypeError
+        If `masker` isn't a masker of gpumask.
+    OSError
+        If `out` can't be written.
     TypeError, ValueError, IndexError
         As `NiftiLabelsMasker.transform`.
 
@@ -75,7 +78,9 @@ def correlation_maps(
     -----
     The voxels' series are held in memory, in float32 or float64: 4 or 8 bytes per kept volume and voxel of the mask.
     """
-    check_is_fitted(masker)
+    check_masker(masker)
+    if out is not None:
+        checked_out(out)
     mask_img = getattr(masker, "mask_img_", None) if mask_img is None else mask_img
     if mask_img is None:
         msg = "correlation_maps needs a mask of the voxels to correlate with, but the masker has none. Pass mask_img."
@@ -116,7 +121,7 @@ def _of_voxels(of_regions, volumes, mask_img, smoothing_fwhm):
         smoothing_fwhm=given.smoothing_fwhm if smoothing_fwhm == "same" else smoothing_fwhm,
         standardize="zscore_sample",
     )
-    on_grid, plan = Plans().get(VoxelRegions(*load_mask(mask_img)), volumes.grid, settings)
+    on_grid, plan = Plans().get(VoxelRegions(*load_mask(mask_img, several=False)), volumes.grid, settings)
     return Prepared(settings, on_grid, plan, of_regions.cleaner, ())
 
 

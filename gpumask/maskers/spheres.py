@@ -1,5 +1,6 @@
 """NiftiSpheresMasker: parameters, fitted attributes, and the inverse transform."""
 
+import os
 from typing import Any
 
 import nibabel as nib
@@ -239,8 +240,8 @@ class NiftiSpheresMasker(VolumesMasker):
         """How much of each sphere lies inside the last run's field of view and the mask, a row per sphere.
 
         A DataFrame with the columns "index" (from 0), "name", "voxels" (voxels of the sphere if the run's grid had no
-        borders), "covered" (how many of these lie inside field of view and mask) and "fraction". AttributeError before
-        `transform`.
+        borders; computed from the volume where the box around a sphere has more than a million), "covered" (how many of
+        these lie inside field of view and mask) and "fraction". AttributeError before `transform`.
         """
         return self._coverage()
 
@@ -257,7 +258,8 @@ class NiftiSpheresMasker(VolumesMasker):
 
 def _checked_seeds(seeds):
     """The seeds as a list of lists of three numbers; nilearn's ValueError if they aren't triplets."""
-    if not hasattr(seeds, "__iter__"):
+    is_table = isinstance(seeds, (str, os.PathLike)) or hasattr(seeds, "columns")  # whose items are no seeds
+    if is_table or not hasattr(seeds, "__iter__"):
         msg = f"{_SEEDS}Given seed list is of type: {type(seeds)}"
         raise ValueError(msg)
     checked = []
