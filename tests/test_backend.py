@@ -443,7 +443,7 @@ for strategy in ("mean", "median"):
         segments = Segments.from_labels(labels.ravel(order="F"), [1, 2])
         plan = compile_plan(segments, Grid(labels.shape, target), grid=Grid(labels.shape, np.eye(4)),
                             smoothing_fwhm=2.0, strategy=strategy)
-        run_plans([plan], open_volumes(image), device=gpumask.backend.resolve_device("cpu"))
+        run_plans([plan], open_volumes(image))
 found = {name for name in sys.modules if name.partition(".")[0] in ("cupy", "cupyx", "cupy_backends", "nilearn")}
 assert not found, found
 """

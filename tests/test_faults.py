@@ -21,7 +21,7 @@ from gpumask.images.errors import ImageError
 from gpumask.images.volumes import open_volumes
 from gpumask.kernels import segments_cuda
 
-from .runs import AFFINE, SHAPE, extract, some_labels, some_plan, stored_run, write
+from .runs import AFFINE, SHAPE, extract, on, some_labels, some_plan, stored_run, write
 
 PLANS = {
     "direct": [("same", None, "mean")],
@@ -40,7 +40,7 @@ def run(gpu, tmp_path):
 
     def extract_all(plans, chunk=4):
         compiled = [some_plan(*plan) for plan in PLANS[plans]]
-        return [result.signals for result in run_plans(compiled, open_volumes(path), device=gpu, chunk=chunk)]
+        return [result.signals for result in run_plans(on(compiled, gpu), open_volumes(path), chunk=chunk)]
 
     return extract_all
 
@@ -141,7 +141,7 @@ def test_what_is_clipped_is_clipped_once(gpu, monkeypatch):
         return reduce(plan, *arguments)
 
     monkeypatch.setattr(Plan, "reduce", fail_once)
-    for result, plan in zip(run_plans(plans, volumes, device=gpu, chunk=4), plans, strict=True):
+    for result, plan in zip(run_plans(on(plans, gpu), volumes, chunk=4), plans, strict=True):
         np.testing.assert_allclose(result.signals, extract(plan, volumes).signals, rtol=1e-10)
     assert failed
 

@@ -14,7 +14,7 @@ from gpumask.engine import stream as pipeline
 from gpumask.engine.stream import run_plans
 from gpumask.images.volumes import open_volumes
 
-from .runs import AFFINE, IDS, N_VOLUMES, SHAPE, extract, some_labels, some_plan, stored_run, write
+from .runs import AFFINE, IDS, N_VOLUMES, SHAPE, extract, on, some_labels, some_plan, stored_run, write
 
 WAYS = {  # every way through the pipeline: (labels on, fwhm, strategy, is staged by force)
     "direct": ("same", None, "mean", False),
@@ -125,7 +125,7 @@ def test_every_source(gpu, tmp_path, a_plan, source):
 def test_several_plans_in_one_pass(gpu, tmp_path, a_plan, dtype):
     volumes = open_volumes(write(tmp_path / "bold.nii.gz", stored_run(dtype), 0.5, 3.0))
     together = [a_plan(way) for way in WAYS]
-    for plan, result in zip(together, run_plans(together, volumes, device=gpu, chunk=3), strict=True):
+    for plan, result in zip(together, run_plans(on(together, gpu), volumes, chunk=3), strict=True):
         np.testing.assert_array_equal(result.signals, extract(plan, volumes, device=gpu).signals)
         assert_agree(result, extract(plan, volumes))
 
@@ -329,6 +329,21 @@ def test_a_second_device_is_used_throughout(spy, tmp_path, a_plan, way):
     np.testing.assert_array_equal(extract(plan, volumes, device="cuda:1", chunk=2).signals, expected)
     assert spy.allocations
     assert {index for _, index in spy.allocations} == {1}
+
+
+def test_devices_share_a_read(spy, tmp_path, a_plan):
+    """Each plan's arrays are on its device, with and without plans of the CPU."""
+    volumes = open_volumes(write(tmp_path / "bold.nii.gz", with_holes(stored_run("f4"))))
+    compiled = [a_plan("direct"), a_plan("staged"), a_plan("parallel-median")]
+    expected = [extract(plan, volumes, device="cuda:0").signals for plan in compiled]
+    for devices in (["cuda:1", "cpu", "cuda:0"], ["cuda:1", "cuda:0", "cuda:1"]):
+        spy.allocations.clear()
+        plans = [on([plan], device)[0] for plan, device in zip(compiled, devices, strict=True)]
+        results = run_plans(plans, volumes, chunk=2)
+        assert {index for _, index in spy.allocations} == {0, 1}
+        for device, result, signals in zip(devices, results, expected, strict=True):
+            close = {"rtol": 1e-10} if device == "cpu" else {"rtol": 0}
+            np.testing.assert_allclose(result.signals, signals, **close)
 
 
 def test_threads_use_devices_of_their_own(spy, tmp_path, a_plan):

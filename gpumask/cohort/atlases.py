@@ -29,7 +29,8 @@ class LoadedAtlases:
     """
 
     def __init__(self, configuration):
-        self.device = backend.resolve_device(configuration.device)
+        chosen = configuration.device
+        self.device = chosen if chosen == "auto" else backend.resolve_device(chosen)
         self._files, self._mask = configuration.files, configuration.mask
         self.atlases, self.tables = {}, {}
         for atlas in configuration.atlases:

@@ -226,14 +226,15 @@ def _extract(configuration, run, atlases, progress, *, n_threads):
     report(0)
     regions = loaded.regions(run.mask or configuration.mask)
     prepared = [
-        prepare(volumes, regions[atlas.name], settings, confounds, kept, plans=loaded.plans) for atlas in atlases
+        prepare(volumes, regions[atlas.name], settings, confounds, kept, device=loaded.device, plans=loaded.plans)
+        for atlas in atlases
     ]
     for atlas, one in zip(atlases, prepared, strict=True):
         if not _same_space(atlas, run) and (message := one.regions.little_overlap(os.fspath(run.path))):
             warn(message)
     freedom = _degrees_of_freedom(configuration, run, prepared[0], censoring)
     try:
-        results = extract(prepared, volumes, loaded.device, progress=report, n_threads=n_threads)
+        results = extract(prepared, volumes, progress=report, n_threads=n_threads)
     except ValueError:
         _check_volumes(volumes, kept)  # has a clearer message if volumes are empty
         raise
@@ -246,7 +247,7 @@ def _extract(configuration, run, atlases, progress, *, n_threads):
     for atlas, one, result in zip(atlases, prepared, results, strict=True):
         _, names = loaded.names(atlas, one.regions.ids)
         described = functools.partial(
-            contents.metadata_of, configuration, run, atlas, t_r, confounds, censoring, freedom, one, loaded.device
+            contents.metadata_of, configuration, run, atlas, t_r, confounds, censoring, freedom, one
         )
         tables = contents.tables(configuration, run, atlas, one, result, names, described)
         if configuration.figures:

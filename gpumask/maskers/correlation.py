@@ -85,13 +85,13 @@ def correlation_maps(
     volumes = open_volumes(imgs)
     of_regions = masker.prepare(volumes, confounds, sample_mask)
     of_regions = replace(of_regions, settings=replace(of_regions.settings, dtype=None), memory=None)
-    voxels = _of_voxels(of_regions, volumes, mask_img, smoothing_fwhm)
+    voxels = _of_voxels(of_regions, volumes, mask_img, smoothing_fwhm, masker.device)
     if voxels.cleaner.n_kept < 2:
         msg = f"A correlation needs at least 2 volumes, got {voxels.cleaner.n_kept} of {volumes.name}."
         raise ValueError(msg)
     if out is None:
         _check_memory(of_regions, voxels, volumes)
-    signals, series = (one.signals for one in extract([of_regions, voxels], volumes, masker.device_))
+    signals, series = (one.signals for one in extract([of_regions, voxels], volumes))
     noise = cleaning.rounding_noise(signals)
     signals = cleaning.standardize(signals, "zscore_sample", noise=noise)
     weights = (signals.T / (len(signals) - 1)).astype(series.dtype)
@@ -105,7 +105,7 @@ def correlation_maps(
     return result.image()
 
 
-def _of_voxels(of_regions, volumes, mask_img, smoothing_fwhm):
+def _of_voxels(of_regions, volumes, mask_img, smoothing_fwhm, device):
     """The extraction of z-scored voxels, cleaned as the regions' signals are."""
     given = of_regions.settings
     settings = Settings(
@@ -114,7 +114,7 @@ def _of_voxels(of_regions, volumes, mask_img, smoothing_fwhm):
         resampling_target="labels",
         standardize="zscore_sample",
     )
-    on_grid, plan = Plans().get(VoxelRegions(*load_mask(mask_img)), volumes.grid, settings)
+    on_grid, plan = Plans().get(VoxelRegions(*load_mask(mask_img)), volumes.grid, settings, device=device)
     return Prepared(settings, on_grid, plan, of_regions.cleaner.standardizing("zscore_sample"), ())
 
 

@@ -67,8 +67,6 @@ class NiftiSpheresMasker(VolumesMasker):
     Attributes
     ----------
     clean_args_ : dict
-    device_ : str
-        The device in use: "cpu" or "cuda:N".
     mask_img_ : nibabel.nifti1.Nifti1Image or None
         The mask, on its own grid.
     memory_ : joblib.Memory
@@ -137,7 +135,7 @@ class NiftiSpheresMasker(VolumesMasker):
         self.nan_policy = nan_policy
 
     def fit(self, imgs: Any = None, y: None = None) -> "NiftiSpheresMasker":
-        """Check the seeds, load the mask, and select the device.
+        """Check the seeds, load the mask, and check the device.
 
         Parameters
         ----------
