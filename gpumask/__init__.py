@@ -1,4 +1,4 @@
-"""Region time series from fMRI runs: nilearn's NiftiLabelsMasker, compiled once, streamed once, on CPU or GPU."""
+"""Time series of regions from fMRI runs: nilearn's maskers, compiled once, streamed once, on CPU or GPU."""
 
 from importlib import import_module, metadata
 

@@ -4,6 +4,7 @@ from typing import Any
 
 STRATEGIES = ("mean", "sum", "median", "minimum", "maximum", "variance", "standard_deviation")
 VOXEL = "voxel"  # of maskers of voxels: each region is one voxel, and its signal the voxel's value
+MAPS_STRATEGIES = {"least_squares": "sum", "weighted_mean": "mean"}  # and the statistic that volumes are reduced to
 LINEAR = ("mean", "sum")  # the strategies that are linear in the voxels
 STANDARDIZE = ("zscore_sample", "zscore", "psc")
 TARGETS = ("labels", "data", None)

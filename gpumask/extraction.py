@@ -7,7 +7,7 @@ of prepared extractions.
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from gpumask.choices import MAX_FWHM, NAN_POLICIES, STANDARDIZE, STRATEGIES, TAR
 from gpumask.confounds.high_variance import high_variance_confounds
 from gpumask.engine.plan import Plan, compile_plan
 from gpumask.engine.regions import Regions, RegionsOnGrid
-from gpumask.engine.staging import Signals, Staging, blank_volumes
+from gpumask.engine.staging import Staging, blank_volumes
 from gpumask.engine.stream import Extraction, run_plans
 from gpumask.images.errors import DimensionError
 from gpumask.images.grid import Grid
@@ -44,7 +44,7 @@ _TYPES = {
 }
 _CHOICES = {
     "standardize": (*STANDARDIZE, True, False, None),
-    "strategy": (*STRATEGIES, VOXEL),
+    "strategy": STRATEGIES,
     "resampling_target": TARGETS,
     "nan_policy": NAN_POLICIES,
 }
@@ -52,7 +52,7 @@ _CHOICES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """How signals are extracted and cleaned. `gpumask.NiftiLabelsMasker` documents each parameter.
+    """How signals are extracted and cleaned. `gpumask.NiftiLabelsMasker` documents them; `NiftiMasker`, `runs`.
 
     Raises
     ------
@@ -79,7 +79,7 @@ class Settings:
     runs: Any = None
 
     def __post_init__(self):
-        for name in (setting.name for setting in fields(self)):
+        for name in (setting.name for setting in fields(self) if setting.init):
             value = getattr(self, name)
             if name in _TYPES and not (name in ("low_pass", "high_pass") and value is False):
                 check_type(name, value, _TYPES[name])
@@ -111,6 +111,11 @@ class Settings:
         return any(cutoff not in (None, False) for cutoff in (self.low_pass, self.high_pass))
 
     @property
+    def can_return_nan(self) -> bool:
+        """Whether signals are NaN where there are no data, or few."""
+        return self.keep_all_regions or self.min_coverage is not None or self.nan_policy == "omit"
+
+    @property
     def in_space(self) -> dict[str, Any]:
         """The settings that a plan depends on. Apart from them it depends only on the regions and the grid."""
         keep = "all" if self.keep_all_regions else "masked" if self.keep_masked_labels else "found"
@@ -119,9 +124,9 @@ class Settings:
 
     def cleaner(self, n_volumes: int, confounds: Any = None, sample_mask: Any = None) -> Cleaner:
         """Prepare the cleaning of a run; raises the errors of `gpumask.signal.Cleaner`."""
+        runs = {} if self.runs is None else {"runs": self.runs}  # which `clean_args` may have instead
         return Cleaner(
             n_volumes,
-            runs=self.runs,
             detrend=self.detrend,
             standardize=self.standardize,
             standardize_confounds=self.standardize_confounds,
@@ -130,8 +135,17 @@ class Settings:
             high_pass=None if self.high_pass is False else self.high_pass,
             confounds=confounds,
             sample_mask=sample_mask,
+            **runs,
             **(self.clean_args or {}),
         )
+
+
+@dataclass(frozen=True)
+class VoxelSettings(Settings):
+    """Settings for the voxels of a mask: their values, with runs resampled to the mask."""
+
+    strategy: str = field(default=VOXEL, init=False)
+    resampling_target: str | None = field(default="labels", init=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -365,7 +379,7 @@ def extract(
     DeviceError
         If the GPU fails or runs out of memory.
     ValueError
-        If signals of an integer dtype would have to hold NaN.
+        If signals of an integer dtype would have to hold NaN, or are out of its range.
     """
     started = time.perf_counter()
     plans = [one.plan for one in prepared]
@@ -420,7 +434,7 @@ def _finished(prepared: Prepared, extraction: Extraction, volumes, started, *, k
     if zeroed and (settings.smoothing_fwhm is None or plan.resampling is not None):  # as nilearn does
         warn("Non-finite values detected. These values will be replaced with zeros.")
     counted = signals if plan.strategy == VOXEL else signals[:, plan.counts > 0]
-    blank = blank_volumes(Signals(counted, extraction.base, extraction.non_finite))
+    blank = blank_volumes(counted, extraction.base)
     cleaning = time.perf_counter()
     if plan.strategy == VOXEL:
         signals = np.array(signals) if keep else signals  # from `memory`, they may be a mapped file
@@ -434,6 +448,14 @@ def _finished(prepared: Prepared, extraction: Extraction, volumes, started, *, k
     if dtype.kind != "f" and np.isnan(signals).any():
         msg = f"dtype={settings.dtype!r} can't hold NaN, which marks regions without data. Use a float dtype."
         raise ValueError(msg)
+    if dtype.kind in "iu" and signals.size:
+        low, high = signals.min(), signals.max()
+        if not np.iinfo(dtype).min <= np.trunc(low) <= np.trunc(high) <= np.iinfo(dtype).max:
+            msg = (
+                f"dtype={settings.dtype!r} can't hold the signals of {volumes.name}, which reach from {low:.6g} to "
+                f"{high:.6g}. Use a float dtype."
+            )
+            raise ValueError(msg)
     return Result(signals.astype(dtype, copy=False), extraction.non_finite, blank, seconds)
 
 
@@ -458,8 +480,7 @@ def _cleaned(signals, lost, cleaner, *, copy):
     finite = np.isfinite(signals).all(axis=0) & ~lost
     if finite.all():
         return cleaner(signals, copy=copy)
-    (kept,) = cleaner.kept
-    result = np.full((len(signals) if kept is None else len(kept), len(lost)), np.nan)
+    result = np.full((cleaner.n_kept, len(lost)), np.nan)
     for columns in (finite, ~finite & ~lost):
         if columns.any():
             # In C order, as without the other columns: the bits depend on the memory order.

@@ -50,6 +50,13 @@ def reserve(file: BinaryIO, size: int) -> None:
         file.truncate(size)
 
 
+def check_folder(path: Path) -> None:
+    """Raise FileNotFoundError, or NotADirectoryError, unless the folder of a file to write exists."""
+    if not path.parent.is_dir():
+        msg = f"{path} can't be written: {path.parent} isn't a folder. Make it first."
+        raise (NotADirectoryError if path.parent.exists() else FileNotFoundError)(msg)
+
+
 @contextlib.contextmanager
 def appearing_together(
     paths: Sequence[Path], token: str | None = None, outdated: Sequence[Path] = ()

@@ -1,7 +1,7 @@
 """Functions that turn an image into an image of the same grid: temporal cleaning and smoothing of every voxel."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,14 @@ import nibabel as nib
 import numpy as np
 
 from gpumask import backend
+from gpumask.choices import MAX_FWHM
+from gpumask.engine.steps import smoothing_matrices
 from gpumask.images.errors import DimensionError
 from gpumask.images.labels import load_mask
-from gpumask.images.parts import image_in_parts
+from gpumask.images.parts import checked_out, image_in_parts
 from gpumask.images.volumes import Chunk, ImageLike, Volumes, open_volumes
-from gpumask.kernels.smoothing import apply_separable, fwhm_to_sigma, smoothing_matrix
-from gpumask.process import n_cores, one_blas_thread, warn
+from gpumask.kernels.smoothing import apply_separable
+from gpumask.process import in_threads, n_cores, one_blas_thread, warn
 from gpumask.signal import Cleaner
 
 _AT_ONCE = 4  # volumes that are smoothed at once, in float64
@@ -45,7 +47,7 @@ def clean_img(
     imgs : path, nibabel image, list of 3D images or Volumes
         A 4D image. A `.nii` file is mapped, and doesn't have to fit in memory. A compressed file is decoded once, in
         its stored dtype, into memory; or with `out`, if it takes more than half of the memory, into a temporary file
-        beside `out`, with a warning.
+        next to `out`, with a warning.
     runs, detrend, standardize, confounds, low_pass, high_pass, t_r, ensure_finite
         See `gpumask.signal.clean`. Unlike there, `t_r` has no default: filtering needs it.
     mask_img : path or nibabel image, optional
@@ -66,13 +68,15 @@ def clean_img(
     Raises
     ------
     ValueError
-        If filtering lacks `t_r`, if the mask has another grid, or for invalid options.
+        If filtering lacks `t_r`, if the mask has another grid or is 4D, or for invalid options.
     TypeError
         For an unknown keyword, or an image with the wrong number of dimensions.
     ImageError, OSError
         If a file is missing, truncated or corrupt, or can't be written; or if a compressed file doesn't fit in memory,
         and there is no `out`.
     """
+    if out is not None:
+        checked_out(out)
     volumes = open_volumes(imgs)
     if volumes.is_3d:
         msg = (
@@ -110,7 +114,7 @@ def clean_img(
     where = backend.to_device(np.zeros(0), device)
     made = image_in_parts(volumes.template, volumes.grid, cleaner.n_kept, dtype, out)
     with made as result, backend.device_errors(device):
-        chunk = volumes.whole(None if out is None else Path(out).absolute().parent)
+        chunk = volumes.whole(None if out is None else Path(out).expanduser().absolute().parent)
 
         def read(block):
             part = chunk.data[:, block if inside is None else inside[block]]
@@ -133,6 +137,7 @@ def smooth_img(imgs: Any, fwhm: Any, *, out: str | os.PathLike | None = None) ->
     imgs : path or nibabel image, 3D or 4D; or a list of these
     fwhm : float, sequence of three floats, or None
         Full width at half maximum in mm, of all axes or of each. None and 0 leave the values as they are; 0 warns.
+        nilearn's "fast" is an error.
     out : path, optional
         For a single image: file to write the result to, `.nii` or `.nii.gz`, a few volumes at a time. It replaces an
         existing file when it is complete.
@@ -146,7 +151,8 @@ def smooth_img(imgs: Any, fwhm: Any, *, out: str | os.PathLike | None = None) ->
     Raises
     ------
     ValueError
-        If `fwhm` is negative, not finite, or of another length; or for `out` with a list.
+        If `fwhm` is negative, above 1000 mm or of another length, if an axis of volumes to smooth has more than 5000
+        voxels, or for `out` with a list.
     ImageError, OSError
         If a file is missing, truncated or corrupt, or can't be written.
     """
@@ -156,31 +162,27 @@ def smooth_img(imgs: Any, fwhm: Any, *, out: str | os.PathLike | None = None) ->
             raise ValueError(msg)
         return [smooth_img(one, fwhm) for one in imgs]
     widths = _widths(fwhm)
+    if out is not None:
+        checked_out(out)
     volumes = open_volumes(imgs)
     dtype = volumes.loaded_dtype
     if dtype.kind != "f" or dtype != np.float32:
         small = dtype.kind in "iub" and dtype.itemsize < 8
         dtype = np.dtype(np.float32 if small else np.float64)
-    sigmas = [fwhm_to_sigma(width, size) for width, size in zip(widths, volumes.grid.voxel_sizes, strict=True)]
-    matrices = [smoothing_matrix(n, float(s)) for n, s in zip(volumes.grid.shape, sigmas, strict=True)][::-1]
+    matrices = smoothing_matrices(volumes.grid, widths, "fwhm") if any(widths) else []
     shape = volumes.grid.shape[::-1]
 
-    def smooth(chunk, values):
+    def smooth(chunk):
         scaled = chunk.scaled()
         scaled[~np.isfinite(scaled)] = 0.0
-        if any(widths):
+        if matrices:
             scaled = apply_separable(matrices, scaled.reshape(len(scaled), *shape)).reshape(len(scaled), -1)
-        values[chunk.start : chunk.start + len(scaled)] = scaled
+        result.data[chunk.start : chunk.start + len(scaled)] = scaled
 
     made = image_in_parts(volumes.template, volumes.grid, volumes.n_volumes, dtype, out, is_3d=volumes.is_3d)
-    with made as result, one_blas_thread, ThreadPoolExecutor(n_cores(), "gpumask-smooth") as workers:
-        pending: list = []
-        for chunk in volumes.chunks(_AT_ONCE):
-            pending.append(workers.submit(smooth, chunk, result.data))
-            if len(pending) > n_cores():
-                pending.pop(0).result()
-        for future in pending:
-            future.result()
+    with made as result, one_blas_thread:
+        for _ in in_threads(smooth, volumes.chunks(_AT_ONCE), n_cores()):
+            pass
     return result.image()
 
 
@@ -191,7 +193,7 @@ def _widths(fwhm):
     if not isinstance(fwhm, str):
         widths = [0.0 if width is None else width for width in np.ravel(np.asarray(fwhm, dtype=object)).tolist()]
         widths = widths * 3 if len(widths) == 1 else widths
-        is_number = all(isinstance(width, (int, float)) and 0 <= width < np.inf for width in widths)
+        is_number = all(isinstance(w, Real) and not isinstance(w, bool) and 0 <= w <= MAX_FWHM for w in widths)
         if is_number and len(widths) == 3:
             if np.ndim(fwhm) == 0 and fwhm == 0:
                 warn(
@@ -199,12 +201,12 @@ def _widths(fwhm):
                     "Setting it to None (no smoothing will be performed)"
                 )
             return [float(width) for width in widths]
-    msg = f"`fwhm` must be a width in mm, 0 or more, or three of them (x, y, z), or None, got {fwhm!r}."
+    msg = f"`fwhm` must be a width in mm, from 0 to {MAX_FWHM}, or three of them (x, y, z), or None, got {fwhm!r}."
     raise ValueError(msg)
 
 
 def _inside(mask_img, volumes):
-    mask, grid = load_mask(mask_img)
+    mask, grid = load_mask(mask_img, several=False)
     if grid.shape != volumes.grid.shape:
         msg = f"Mask shape: {grid.shape}\n is different from img shape:{volumes.grid.shape}"
         raise ValueError(msg)

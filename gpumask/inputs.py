@@ -1,4 +1,4 @@
-"""Reading what a user or another program names: never a device, never more than a stated size, never for ever."""
+"""Bounded reading of files that users or programs name: no devices, a stated size at most, a deadline for pipes."""
 
 import json
 import os
@@ -23,14 +23,14 @@ _KINDS = {
 
 
 def irregularity(path: str | os.PathLike, *, pipes: bool = False) -> str | None:
-    """Why a path can't be read as a file: "is a device, expected a regular file". None if it can, or nothing is there.
+    """Why a path can't be read as a file: "is a device, expected a regular file". None if it can, or doesn't exist.
 
     Parameters
     ----------
     path : str or path-like
         Links are followed.
     pipes : bool
-        Whether a pipe will do.
+        Whether a pipe is accepted.
     """
     try:
         state = os.stat(path)  # noqa: PTH116

@@ -1,4 +1,4 @@
-"""Process-wide state: the number of BLAS threads and the warning filters, with their users counted; cores, versions."""
+"""Process-wide state: BLAS threads and warning filters, with their users counted; cores, threads, versions."""
 
 import contextlib
 import functools
@@ -6,9 +6,12 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 
 class Counted:
@@ -132,6 +135,21 @@ def available_memory() -> int | None:
 def n_cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_threads(function: Callable[[Any], Any], items: Iterable[Any], n_threads: int) -> Iterator[Any]:
+    """Map a function over items in threads, in order; no more than `n_threads` + 1 items are drawn ahead.
+
+    Draw all results: the function runs for the first items only until then.
+    """
+    waiting: deque = deque()
+    with ThreadPoolExecutor(n_threads, "gpumask") as threads:
+        for item in items:
+            waiting.append(threads.submit(function, item))
+            if len(waiting) > n_threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def versions() -> tuple[str, str, str]:

@@ -580,4 +580,12 @@ def _rows_of_runs(runs, n_volumes):
     if len(runs) != n_volumes:
         msg = f"The length of the run vector ({len(runs)}) does not match the length of the signals ({n_volumes})"
         raise ValueError(msg)
-    return [np.flatnonzero(runs == run) for run in np.unique(runs)]
+    if missing := [k for k, run in enumerate(runs.tolist()) if run is None or run != run]:
+        msg = f"`runs` must name the run of each volume, but is missing (NaN or None) for the volumes {missing[:5]}."
+        raise ValueError(msg)
+    try:
+        return [np.flatnonzero(runs == run) for run in np.unique(runs)]
+    except TypeError as error:
+        kinds = ", ".join(sorted({type(run).__name__ for run in runs.tolist()}))
+        msg = f"`runs` must hold labels that can be sorted, all numbers or all texts, got {kinds}."
+        raise TypeError(msg) from error

@@ -1,8 +1,8 @@
 """Cleaning compiled to matrices over time.
 
 Without standardizing, cleaning is a linear map of a series: censoring, interpolating, detrending, filtering and the
-removal of confounds. For many series, as those of all voxels, one matrix product takes a tenth of the time of these
-steps. Standardizing follows column by column.
+removal of confounds. For many series, such as those of all voxels, one matrix product takes a tenth of the time of
+these steps. Standardizing follows column by column.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ class RunMap:
 
     @cached_property
     def response(self) -> Array:
-        """What becomes of a constant series of 1: array of float64, shape (n_kept,)."""
+        """Result for a constant series of 1: array of float64, shape (n_kept,)."""
         xp = backend.array_namespace(self.matrix)
         response = xp.sum(self.matrix, axis=1)
         return xp.zeros_like(response) if self.removes_constants else response
@@ -84,11 +84,6 @@ class TimeOperator:
 
     def __init__(self, maps: Sequence[RunMap], standardize: str | None) -> None:
         self.maps, self.standardize = list(maps), standardize
-
-    @property
-    def n_kept(self) -> int:
-        """Volumes of the result."""
-        return sum(one.matrix.shape[0] for one in self.maps)
 
     def like(self, array: Array) -> "TimeOperator":
         """Return this operator in the library and on the device of `array`."""

@@ -29,7 +29,7 @@ LAYERS = {
     "time_operator": {"kernels", "backend"},
     "signal": {"confounds", "kernels", "time_operator", "backend", "choices", "process"},
     "extraction": {"engine", "signal", "confounds", "images", "backend", "choices", "process"},
-    "image_to_image": {"signal", "kernels", "images", "backend", "process"},
+    "image_to_image": {"signal", "engine", "kernels", "images", "backend", "choices", "process"},
     "reports": {"reports", "images", "files"},
     "maskers": {"maskers", "extraction", "engine", "reports", "images", "kernels", "backend", "choices", "process"},
     "cohort": {

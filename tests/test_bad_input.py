@@ -166,7 +166,8 @@ def test_dimensions(tmp_path):
     )
     assert error_of(labels_img=image(VALUES)) == (
         DimensionError,
-        f"{start}3D and you provided a 4D image. in-memory image has {N} volumes.",
+        f"{start}3D and you provided a 4D image. in-memory image has {N} volumes. If they are maps, "
+        "use NiftiMapsMasker.",
     )
     assert issubclass(DimensionError, TypeError)
 
@@ -371,7 +372,7 @@ def test_types(name, types, values):
         (
             "strategy",
             ("mean", "sum", "median", "minimum", "maximum", "variance", "standard_deviation"),
-            ["mode", None, np.mean],
+            ["mode", "voxel", None, np.mean],
         ),
         ("resampling_target", ("labels", "data", None), ["mask", False]),
     ],

@@ -168,7 +168,7 @@ def test_an_array_task_says_that_it_is_a_shard(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("d out participant", "--atlas is missing: give one label image or more"),
+        ("d out participant", "--atlas or --seeds is missing: give one image or table of seeds, or more"),
         ("d out participant --atlas no.nii", "--atlas: no such file: no.nii"),
         ("d out participant --atlas X=no.nii", "--atlas: no such file: no.nii"),
         (f"d out participant {ATLASES} --lut atlas-Toy_dseg.tsv", "--lut: expected one for each --atlas, got 1 for 2"),

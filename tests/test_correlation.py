@@ -76,6 +76,31 @@ def test_each_voxel_by_itself():
     np.testing.assert_allclose(z, np.arctanh(maps), rtol=1e-12)
 
 
+@pytest.mark.parametrize("standardize", [None, "zscore", "psc"])
+def test_regions_explained_by_the_confounds_correlate_with_nothing(standardize):
+    data, labels = np.array(run().dataobj), np.asarray(LABELS.dataobj)
+    data[labels == 2] = 1000 + 30 * CONFOUNDS[:, 0]
+    img = image(data)
+    masker = gpumask.NiftiLabelsMasker(LABELS, detrend=True, standardize=standardize).fit(img)
+    maps = gpumask.correlation_maps(masker, img, CONFOUNDS, mask_img=MASK)
+    assert not maps[1].any()
+    assert (np.abs(maps[[0, 2, 3]]).max(axis=1) > 0.5).all()
+
+
+@pytest.mark.parametrize("standardize", [None, "zscore", "psc"])
+def test_runs_of_a_masker_are_scored_one_by_one(standardize):
+    data, runs = np.array(run().dataobj), np.repeat([0, 1, 2], [20, 25, 35])
+    data += 500 * runs  # a difference between runs is no correlation
+    seed = np.zeros(SHAPE, "i1")
+    seed[2, 3, 4] = 1
+    masker = gpumask.NiftiMasker(image(seed), runs=runs, standardize=standardize).fit()
+    (maps,) = gpumask.correlation_maps(masker, image(data), mask_img=MASK)
+    scored = [data[..., runs == k] - data[..., runs == k].mean(axis=-1, keepdims=True) for k in range(3)]
+    scored = np.concatenate([one / one.std(axis=-1, ddof=1, keepdims=True) for one in scored], axis=-1)
+    expected = [np.corrcoef(scored[2, 3, 4], series)[0, 1] for series in scored[INSIDE]]
+    np.testing.assert_allclose(maps, expected, rtol=0, atol=1e-12)
+
+
 def test_itself_correlates_perfectly():
     labels = np.zeros(SHAPE, "i2")
     labels[2, 2, 2] = 1
@@ -127,17 +152,30 @@ def test_the_run_is_read_once(monkeypatch):
     assert read == list(range(N))
 
 
-def test_errors(monkeypatch):
+def test_errors(tmp_path, monkeypatch):
     masker = gpumask.NiftiLabelsMasker(LABELS).fit()
-    message = "`mask_img` says which voxels to correlate with, and the masker has no mask either: pass mask_img."
+    message = "correlation_maps needs a mask of the voxels to correlate with, but the masker has none. Pass mask_img."
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         gpumask.correlation_maps(masker, run())
     with pytest.raises(ValueError, match=r"^A correlation needs at least 2 volumes, got 1 of in-memory image\.$"):
         gpumask.correlation_maps(masker, run(), sample_mask=[3], mask_img=MASK)
+    for other, kind in [(3, "builtins.int"), (run(), "nibabel.nifti1.Nifti1Image"), (TheirVoxels(MASK).fit(), None)]:
+        kind = kind or "nilearn.maskers.nifti_masker.NiftiMasker"
+        message = f"Expected a masker of gpumask, such as gpumask.NiftiLabelsMasker, got {kind}."
+        for call in (gpumask.correlation_maps, lambda one, img: gpumask.transform_together([masker, one], img)):
+            with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+                call(other, run())
+    message = "`maskers` must be a list of maskers, got a NiftiLabelsMasker. Pass [masker], or use transform."
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        gpumask.transform_together(masker, run())
     monkeypatch.setattr(process, "available_memory", lambda: 1000)
-    message = f"The maps of 4 regions and {INSIDE.sum()} voxels take 0.0 GiB, of 0.0 GiB available memory. Write"
-    with pytest.raises(MemoryError, match=f"^{re.escape(message)}"):
+    lead, remedy = f"{INSIDE.sum()} voxels, with {N} volumes", "take 0.0 GiB, of 0.0 GiB available memory. Use a"
+    message = f"{lead} and 4 maps, {remedy} smaller mask, or write the maps to a file (out=)."
+    with pytest.raises(MemoryError, match=f"^{re.escape(message)}$"):
         gpumask.correlation_maps(masker, run(), mask_img=MASK)
+    with pytest.raises(MemoryError, match=f"^{re.escape(f'{lead}, {remedy} smaller mask.')}$"):
+        gpumask.correlation_maps(masker, run(), mask_img=MASK, out=tmp_path / "maps.nii")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.gpu

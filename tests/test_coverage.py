@@ -239,6 +239,26 @@ def test_all_regions_have_a_column_whatever_a_run_lost(atlas, cleaning, strategy
         np.testing.assert_array_equal(later, signals)
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_runs_in_clean_args(lost):
+    """Apart from maskers of voxels, as in nilearn, there is no parameter `runs`."""
+    run, runs = run_of(), np.repeat([0, 1], [N - 12, 12])
+    options = {"detrend": True, "standardize": "zscore_sample"}
+    labels = blocks()
+    if lost:
+        labels[1, 1, 1] = 77
+    mask = np.ones((6, 7, 8), "u1")
+    mask[1, 1, 1] = 0
+    masker = NiftiLabelsMasker(
+        image(labels), mask_img=image(mask), keep_all_regions=True, clean_args={"runs": runs}, **options
+    )
+    signals = quietly(masker.fit_transform, run)
+    plain = NiftiLabelsMasker(image(blocks()), mask_img=image(mask), **options).fit()
+    parts = [plain.transform(image(np.asarray(run.dataobj)[..., runs == k])) for k in (0, 1)]
+    np.testing.assert_allclose(signals[:, :4], np.concatenate(parts), rtol=1e-10, atol=1e-10)
+    assert np.isnan(signals[:, 4:]).all()
+
+
 def test_all_regions_with_the_data_resampled(atlas):
     run = run_of((6, 4, 5), moved(0, 0, 2), n=3)
     masker = NiftiLabelsMasker(atlas, resampling_target="labels", keep_all_regions=True, min_coverage=0.1)

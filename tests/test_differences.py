@@ -196,6 +196,13 @@ def test_masks_moved_by_a_scale(tmp_path):
     np.testing.assert_allclose(signals, means(values(), ids=(1, 2, 5))[:, 1:2])
 
 
+def test_integers_that_cannot_hold_the_signals():
+    run = image(np.full((*values().shape[:3], N), 200.0, "f4"))
+    assert np.unique(theirs(dtype="int8").fit_transform(run)).tolist() == [200 - 256]
+    with pytest.raises(ValueError, match=r"^dtype='int8' can't hold the signals of in-memory image, which reach from"):
+        ours(dtype="int8").fit_transform(run)
+
+
 def test_labels_that_are_not_whole():
     labels = image(label_data("f4", (1, 2.5, 5)))
     warned = theirs(labels_img=labels)  # a warning would be an error

@@ -1,7 +1,10 @@
 """clean_img and smooth_img: against nilearn's, against slow references, in memory and to files."""
 
+import errno
 import gzip
+import os
 import re
+import tracemalloc
 import warnings
 
 import nibabel as nib
@@ -136,11 +139,46 @@ def test_a_width_of_0_warns():
     np.testing.assert_array_equal(values(smoothed), values(run()))
 
 
-@pytest.mark.parametrize("fwhm", [-1, np.inf, np.nan, "fast", (1, 2), [[1, 2, 3], [1, 2, 3]]])
+@pytest.mark.parametrize("fwhm", [-1, 1001, np.inf, np.nan, True, "fast", (1, 2), [[1, 2, 3], [1, 2, 3]]])
 def test_impossible_widths(fwhm):
-    message = f"`fwhm` must be a width in mm, 0 or more, or three of them (x, y, z), or None, got {fwhm!r}."
+    message = f"`fwhm` must be a width in mm, from 0 to 1000, or three of them (x, y, z), or None, got {fwhm!r}."
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         gpumask.smooth_img(run(), fwhm)
+
+
+def test_widths_as_numbers_of_numpy():
+    expected = values(gpumask.smooth_img(run(), (4, 2, 0)))
+    np.testing.assert_array_equal(values(gpumask.smooth_img(run(), [np.float32(4), np.int64(2), None])), expected)
+
+
+def test_axes_whose_smoothing_matrices_would_be_huge():
+    line = image(np.ones((1, 1, 32_000, 2), "u1"))
+    message = (
+        "Volumes with an axis of more than 5000 voxels can't be smoothed, but in-memory image has the shape "
+        "(1, 1, 32000). Correct its header, or skip smoothing and resampling."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        gpumask.smooth_img(line, 4)
+    tracemalloc.start()
+    gpumask.smooth_img(line, None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2e7  # a matrix of 32 000 x 32 000 takes 8 GB
+
+
+def test_voxels_too_small_for_a_gaussian():
+    tiny = nib.Nifti1Image(np.ones((2, 3, 4), "u1"), np.diag([1e-5, 2e-5, 1e-5, 1]))
+    message = (
+        "`fwhm` of 6 mm has a standard deviation of 2.55e+05 voxels of in-memory image (voxel sizes "
+        "[1.e-05 2.e-05 1.e-05] mm), expected at most 10000. Choose a smaller width, or correct the image's header."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        gpumask.smooth_img(tiny, 6)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int16, np.array, lambda width: [np.int8(width)] * 3])
+def test_widths_of_numpys_types(kind):
+    np.testing.assert_array_equal(values(gpumask.smooth_img(run(), kind(4))), values(gpumask.smooth_img(run(), 4)))
 
 
 def test_a_compressed_run_that_does_not_fit(tmp_path, monkeypatch):
@@ -160,6 +198,15 @@ def test_a_compressed_run_that_does_not_fit(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.nii", "run.nii", "run.nii.gz"]
 
 
+def test_a_compressed_run_and_a_file_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(process, "available_memory", lambda: 40_000)
+    nib.save(run(), tmp_path / "run.nii.gz")
+    with pytest.warns(UserWarning, match=f" a temporary file in {re.escape(str(tmp_path))}\\.$"):
+        gpumask.clean_img(tmp_path / "run.nii.gz", out="~/out.nii")
+    assert (tmp_path / "out.nii").is_file()
+
+
 def test_the_memory_that_is_available_is_a_number_of_bytes():
     assert process.available_memory() is None or 2**20 < process.available_memory() < 2**50
 
@@ -170,8 +217,67 @@ ERRORS = [
     ({"clean__order": 3}, TypeError, "clean() got an unexpected keyword argument 'order'."),
     ({"mask_img": image(np.ones((6, 7, 9), "i1"))}, ValueError, "Mask shape: (6, 7, 9)\n is different from img shape:"),
     ({"mask_img": image(np.ones(SHAPE, "i1"), np.eye(4))}, ValueError, "Mask affine:\n"),
-    ({"out": "run.img"}, ValueError, "`out` must be a NIfTI file, .nii or .nii.gz, got run.img."),
+    (
+        {"mask_img": image(np.ones((*SHAPE, 2), "i1"))},
+        DimensionError,
+        "Input data has incompatible dimensionality: Expected dimension is 3D and you provided a 4D image.",
+    ),
+    ({"runs": [np.nan] + [1] * (N - 1)}, ValueError, "`runs` must name the run of each volume, but is missing"),
 ]
+
+
+def functions(out):
+    """Calls that write an image, whose run can't be read: `out` is checked first."""
+    masker = gpumask.NiftiMasker(MASK).fit()
+    return {
+        "clean_img": lambda: gpumask.clean_img("missing.nii", out=out),
+        "smooth_img": lambda: gpumask.smooth_img("missing.nii", 4, out=out),
+        "correlation_maps": lambda: gpumask.correlation_maps(masker, "missing.nii", out=out),
+    }
+
+
+@pytest.mark.parametrize("function", functions(None))
+def test_out_is_checked_before_the_run_is_read(tmp_path, function, monkeypatch):
+    (tmp_path / "folder.nii").mkdir()
+    (tmp_path / "file").touch()
+    missing, below = tmp_path / "missing" / "out.nii", tmp_path / "file" / "out.nii"
+    for out, kind, message in [
+        (3, TypeError, "`out` must be the path of a NIfTI file, .nii or .nii.gz, got int."),
+        ("run.img", ValueError, "`out` must be a NIfTI file, .nii or .nii.gz, got run.img."),
+        ("", ValueError, "`out` must be a NIfTI file, .nii or .nii.gz, got .."),
+        (
+            tmp_path / "folder.nii",
+            IsADirectoryError,
+            f"`out` must be a file, but {tmp_path / 'folder.nii'} is a folder. Choose another name.",
+        ),
+        (missing, FileNotFoundError, f"{missing} can't be written: {missing.parent} isn't a folder. Make it first."),
+        (below, NotADirectoryError, f"{below} can't be written: {below.parent} isn't a folder. Make it first."),
+    ]:
+        with pytest.raises(kind, match=f"^{re.escape(message)}$"):
+            functions(out)[function]()
+    monkeypatch.setattr("os.access", lambda *_: False)  # the tests may run as root
+    out = tmp_path / "out.nii"
+    message = f"{out} can't be written: you have no permission to write to {tmp_path}. Choose another folder."
+    with pytest.raises(PermissionError, match=f"^{re.escape(message)}$"):
+        functions(out)[function]()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.nii"]
+
+
+@pytest.mark.parametrize("name", ["out.nii", "out.nii.gz"])
+@pytest.mark.parametrize("failing", ["reserve", "_compress"])
+def test_a_full_disk_is_named(tmp_path, name, failing, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if failing == "_compress" and name == "out.nii":
+        return
+    monkeypatch.setattr(f"gpumask.images.parts.{failing}", full)
+    out, size = tmp_path / name, 352 + values(run()).size * 4
+    again = " The compressed copy needs room next to it." if name == "out.nii.gz" else ""
+    message = f"{out} takes {size} bytes, but {tmp_path} has no room for them: {os.strerror(errno.ENOSPC)}.{again}"
+    with pytest.raises(OSError, match=f"^{re.escape(message)} Free some\\.$"):
+        gpumask.smooth_img(run(), 4, out=out)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("options", "kind", "message"), ERRORS)
@@ -185,8 +291,6 @@ def test_other_errors(tmp_path):
         gpumask.clean_img(image(values(run())[..., 0]))
     with pytest.raises(ValueError, match="`out` names one file, but `imgs` is a list"):
         gpumask.smooth_img([run()], 4, out=tmp_path / "out.nii")
-    with pytest.raises(FileNotFoundError):
-        gpumask.smooth_img(run(), 4, out=tmp_path / "missing" / "out.nii")
 
 
 def test_the_written_file_is_the_same_each_time(tmp_path):

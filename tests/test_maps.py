@@ -46,6 +46,19 @@ def amplitudes(run, maps):
     return np.linalg.lstsq(flat, run.reshape(-1, run.shape[-1]).astype(float))[0].T
 
 
+@pytest.mark.parametrize("strategy", ["least_squares", "weighted_mean"])
+def test_strategy_and_overlap_changed_after_fit_take_effect(strategy):
+    """The amplitudes' matrix was applied to weighted means."""
+    maps, run = image(some_maps()), image(some_run())
+    other = {"least_squares": "weighted_mean", "weighted_mean": "least_squares"}[strategy]
+    masker = NiftiMapsMasker(maps, strategy=other, resampling_target=None).fit()
+    masker.transform(run)
+    expected = NiftiMapsMasker(maps, strategy=strategy).fit_transform(run)
+    np.testing.assert_array_equal(masker.set_params(strategy=strategy).transform(run), expected)
+    with pytest.raises(ValueError, match=r"^Overlap detected in the maps\."):
+        masker.set_params(allow_overlap=False).transform(run)
+
+
 # Loading
 
 
@@ -65,6 +78,20 @@ def test_dtype_of_weights(dtype, expected):
     maps = load_maps(image(some_maps(dtype=dtype)))
     assert maps.weights.dtype == np.dtype(expected)
     assert maps.weights.dtype.isnative
+
+
+@pytest.mark.parametrize("factor", [1e120, 1e-120])
+def test_weights_whose_squares_are_no_numbers(factor):
+    maps = some_maps() * factor
+    message = (
+        f"The largest weight in in-memory image is {maps.max():.3g}, expected 1e-100 to 1e+100. Is it the right file? "
+        "Else scale the maps."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        NiftiMapsMasker(image(maps)).fit()
+    for factor_ in (1e90, 1e-90):
+        signals = NiftiMapsMasker(image(some_maps() * factor_)).fit_transform(image(some_run()))
+        np.testing.assert_allclose(signals * factor_, amplitudes(some_run(), some_maps()), rtol=1e-9)
 
 
 def test_scaled_maps_are_float64(tmp_path):
@@ -347,6 +374,18 @@ def test_clone_and_pickle():
     signals = masker.fit_transform(run)
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(masker)).transform(run), signals)
     np.testing.assert_array_equal(clone(masker).fit_transform(run), signals)
+
+
+def test_parameters_set_after_fit():
+    maps, run = some_maps(), some_run()
+    masker = NiftiMapsMasker(image(maps)).fit()
+    np.testing.assert_allclose(masker.transform(image(run)), amplitudes(run, maps), rtol=1e-9)
+    means = run.reshape(-1, run.shape[-1]).T @ maps.reshape(-1, maps.shape[-1]) / maps.sum(axis=(0, 1, 2))
+    masker.set_params(strategy="weighted_mean")
+    np.testing.assert_allclose(masker.transform(image(run)), means, rtol=1e-12)
+    masker.set_params(strategy="least_squares", allow_overlap=False)
+    with pytest.raises(ValueError, match=r"^Overlap detected in the maps\."):
+        masker.transform(image(run))
 
 
 def test_several_runs():

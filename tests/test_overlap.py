@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 from nilearn.maskers import NiftiLabelsMasker as NilearnMasker
 
-from gpumask import MultiNiftiLabelsMasker, NiftiLabelsMasker, transform_together
+from gpumask import (
+    MultiNiftiLabelsMasker,
+    NiftiLabelsMasker,
+    NiftiMapsMasker,
+    NiftiMasker,
+    correlation_maps,
+    transform_together,
+)
 from gpumask.bids.runs import Run
 from gpumask.cohort.configuration import AtlasFile, Configuration
 from gpumask.cohort.executors import run_cohort
@@ -198,3 +205,54 @@ def test_single_slice_is_extracted(folder):
     signals, messages = caught(functools.partial(NiftiLabelsMasker(atlas).fit().transform, run))
     assert signals.shape == (N, 2)
     assert messages == [f"{run} covers only 17% of the atlas {atlas}. Are they in the same space?"]
+
+
+def maps_of(shape=SHAPE):
+    return np.stack([labels_of(shape) == 1, labels_of(shape) == 2], axis=-1).astype("f4")
+
+
+KINDS = {  # regions that runs are resampled to, and what messages call them
+    "maps": (lambda path: NiftiMapsMasker(path, resampling_target="maps"), "the maps", maps_of),
+    "weighted": (
+        lambda path: NiftiMapsMasker(path, resampling_target="maps", strategy="weighted_mean"),
+        "the maps",
+        maps_of,
+    ),
+    "voxels": (NiftiMasker, "the mask", labels_of),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("turn", [STRAIGHT, TURNED], ids=["parallel", "oblique"])
+@pytest.mark.parametrize("mm", [(500, 0, 0), (0, 0, -400)], ids=str)
+def test_maps_and_masks_elsewhere_are_refused(folder, kind, turn, mm):
+    make, _, data = KINDS[kind]
+    run, path = files(folder, at(*mm, turn=turn), data())
+    masker = make(path).fit()
+    for extract in (masker.transform, lambda run: transform_together([masker], run)):
+        with pytest.raises(ValueError, match=f"^{re.escape(no_overlap(run, path))}$"):
+            extract(run)
+
+
+def test_correlation_with_a_mask_elsewhere_is_refused(folder):
+    run, mask = files(folder, at(500, 0, 0))
+    out = folder / "r.nii"
+    masker = NiftiMapsMasker(save(folder / "maps.nii", maps_of(), at(0, 0, 0))).fit()
+    with pytest.raises(ValueError, match=f"^{re.escape(no_overlap(run, mask))}$"):
+        correlation_maps(masker, run, mask_img=mask, out=out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_little_overlap_of_maps_and_masks_is_a_warning(folder, kind):
+    """18 mm of the run's 30 lie before the regions' first voxel, so they share the first 4 of 10 planes."""
+    make, what, data = KINDS[kind]
+    run, path = files(folder, at(18, 0, 0), data())
+    told = f"^{re.escape(f'{run} covers only 40% of {what} {path}. Are they in the same space?')}$"
+    with pytest.warns(UserWarning, match=told), pytest.warns(UserWarning, match="resampl"):
+        signals = make(path).fit().transform(run)
+    assert (signals != 0).any()
+    run, path = files(folder, at(15, 0, 0), data())  # half
+    with pytest.warns(UserWarning, match="resampl") as warned:
+        make(path).fit().transform(run)
+    assert len(warned) == 1

@@ -13,6 +13,7 @@ from gpumask.choices import LINEAR
 from gpumask.engine import plan as module
 from gpumask.images.grid import Grid, voxel_mapping
 from gpumask.kernels.segments import STRATEGIES
+from gpumask.kernels.smoothing import smoothing_matrix
 from gpumask.kernels.weights import fold
 
 from . import reference
@@ -204,7 +205,7 @@ def test_estimates_the_number_of_weights():
     module_ids = np.arange(1, 513)
     grid = Grid(labels.shape, np.diag([2.0, 2, 2, 1]))
     segments = compile_plan(labels, module_ids, grid).segments
-    matrices = [module.smoothing_matrix(24, 1.0)] * 3
+    matrices = [smoothing_matrix(24, 1.0)] * 3
     estimated, _ = module._expected_weights(segments, labels.shape, matrices)
     actual = len(fold(segments.indices, segments.offsets, matrices)[0])
     assert estimated == pytest.approx(actual, rel=0.2)
@@ -228,7 +229,7 @@ def test_explains_a_folded_plan():
     plan = compile_plan(some_labels(), IDS, GRID, grid=GRIDS["parallel"], smoothing_fwhm=5.0, way="folded")
     lines = plan.explain().splitlines()
     assert lines[0].endswith("voxels of a 10 x 7 x 8 grid")
-    assert lines[1] == "cubic resampling to the labels' grid, one matrix per axis"
+    assert lines[1] == "cubic resampling to the regions' grid, one matrix per axis"
     assert lines[2] == f"folded: smoothing folded into {len(plan.segments.indices):,} weights; no volume is smoothed"
     assert lines[3].startswith("expected per volume and core: staged ")
     assert " ms, folded " in lines[3]
@@ -238,7 +239,7 @@ def test_explains_a_folded_plan():
 def test_explains_a_staged_plan():
     plan = compile_plan(some_labels(), IDS, GRID, grid=GRIDS["oblique"], smoothing_fwhm=5.0, strategy="median")
     assert plan.explain().splitlines()[1:] == [
-        "cubic resampling to the labels' grid, at the needed voxels only",
+        "cubic resampling to the regions' grid, at the needed voxels only",
         "staged: each volume is smoothed, then median",
         "a median of smoothed voxels isn't linear in raw ones, so smoothing can't be folded",
     ]
@@ -324,7 +325,7 @@ def test_axes_whose_matrices_would_be_huge(done):
     options = {"smoothing_fwhm": 4} if done == "smoothed" else {"grid": grid}
     message = (
         f"Volumes with an axis of more than 5000 voxels can't be {done}, but line.nii has the shape (1, 1, 32767). "
-        "Correct its header, or extract without smoothing and resampling."
+        "Correct its header, or skip smoothing and resampling."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         compile_plan(labels, [1], long, **options)

@@ -189,6 +189,10 @@ def test_colours(run):
 
 def test_written_opened_and_shown(run, tmp_path, monkeypatch):
     report = NiftiLabelsMasker(labels(), labels=["ä", "β", "c"]).fit(run).generate_report()
+    missing = tmp_path / "missing" / "report.html"
+    message = f"{missing} can't be written: {missing.parent} isn't a folder. Make it first."
+    with pytest.raises(FileNotFoundError, match=f"^{re.escape(message)}$"):
+        report.save_as_html(missing)
     report.save_as_html(tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == str(report) == report.html
     opened = []

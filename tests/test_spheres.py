@@ -171,7 +171,7 @@ def test_overlapping_spheres(run):
     shared = len(set(voxels_of(SEEDS[0], 4.2)) & set(voxels_of(SEEDS[2], 4.2)))
     msg = (
         f"Overlap detected between spheres. The spheres [0 2] share {shared} voxels of in-memory image. Use a smaller "
-        "radius, or allow_overlap=True."
+        "radius, or allow_overlap=True (--allow-overlap)."
     )
     masker = NiftiSpheresMasker(SEEDS, radius=4.2).fit()
     with pytest.raises(ValueError, match=f"^{re.escape(msg)}$"):
@@ -194,6 +194,8 @@ LEAD = "Seeds must be a list of triplets of coordinates in native space.\n"
         ([("1", 2, 3)], f"{LEAD}Seed #0 is ['1', 2, 3], expected three numbers in mm."),
         (["abc"], f"{LEAD}Seed #0 is ['a', 'b', 'c'], expected three numbers in mm."),
         ([], f"{LEAD}The list is empty: pass at least one seed."),
+        ("seeds.tsv", f"{LEAD}Given seed list is of type: <class 'str'>"),
+        (pd.DataFrame({"x": [1], "y": [2], "z": [3]}), f"{LEAD}Given seed list is of type: {pd.DataFrame}"),
         ([(1, 2, 3), (1, np.nan, 3)], "Seed #1 is [1.0, nan, 3.0], expected finite coordinates in mm."),
     ],
 )
@@ -202,9 +204,22 @@ def test_wrong_seeds(seeds, message):
         NiftiSpheresMasker(seeds).fit()
 
 
-@pytest.mark.parametrize("radius", [-1, np.nan, np.inf])
+@pytest.mark.parametrize("radius", [150.0, 400.0])
+def test_coverage_of_huge_spheres_is_computed_from_their_volume(run, radius):
+    """Counting voxels would never end. Of 150 mm, nilearn's search tree would find these."""
+    masker = NiftiSpheresMasker(SEEDS[:1], radius=radius).fit()
+    masker.transform(run)
+    voxels, covered = masker.coverage_.loc[0, ["voxels", "covered"]]
+    assert covered == math.prod(SHAPE)
+    np.testing.assert_allclose(voxels, 4 / 3 * np.pi * radius**3 / (2 * 2.5 * 3), rtol=1e-6)
+    if radius == 150:
+        x, y, z = np.ogrid[-80:81, -70:71, -60:61]
+        np.testing.assert_allclose(voxels, ((2 * x) ** 2 + (2.5 * y) ** 2 + (3 * z) ** 2 <= 150**2).sum(), rtol=1e-3)
+
+
+@pytest.mark.parametrize("radius", [-1, np.nan, 501.0, 1e5, np.inf])
 def test_wrong_radius(radius):
-    msg = f"The radius of seed #0 is {radius}, expected a finite number of mm, 0 or more, or None."
+    msg = f"The radius of seed #0 is {radius}, expected a number of mm from 0 to 500, or None."
     with pytest.raises(ValueError, match=f"^{re.escape(msg)}$"):
         NiftiSpheresMasker(SEEDS, radius).fit()
 

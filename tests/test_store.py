@@ -212,6 +212,15 @@ def test_names_that_cant_be_columns(tmp_path, regions):
     assert path.read_text() == "old"
 
 
+def test_labels_of_a_sidecar_that_are_no_labels(tmp_path):
+    """JSON has Infinity: the names stay without labels."""
+    labels = [{"index": float("inf")}, {"index": 2}, {"index": 3}]
+    write_run(tmp_path, named(1), random_values(1), Regions=labels)
+    (path,), refused = write_store(tmp_path, tmp_path / "all.parquet")
+    assert refused == []
+    assert list(pd.read_parquet(path))[-3:] == REGIONS
+
+
 def test_an_old_file_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
     write_run(tmp_path, named(1), random_values(1))
     path = tmp_path / "s.parquet"

@@ -985,7 +985,8 @@ def test_dimensions():
     with pytest.raises(DimensionError) as caught:
         load_volume(nifti(values()))
     assert message(caught) == (
-        f"{begin}Expected dimension is 3D and you provided a 4D image. in-memory image has 7 volumes."
+        f"{begin}Expected dimension is 3D and you provided a 4D image. in-memory image has 7 volumes. If they are "
+        "maps, use NiftiMapsMasker."
     )
     assert issubclass(DimensionError, TypeError)
     with pytest.raises(ImageError) as caught:

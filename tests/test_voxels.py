@@ -20,6 +20,7 @@ from sklearn.exceptions import NotFittedError
 
 from gpumask import MultiNiftiMasker, NiftiLabelsMasker, NiftiMasker, backend, transform_together
 from gpumask.engine import cuda
+from gpumask.images.errors import ImageError
 from gpumask.images.grid import Grid, target_grid
 from gpumask.kernels.segments import Segments, reduce
 
@@ -174,6 +175,13 @@ def test_target_grid_is_nilearns(orientation, size, seed):
             "'target_shape' must be of type(s): 'tuple | list | numpy.ndarray | None'.\nGot: 'int'",
         ),
         (
+            np.eye(4),
+            (3000, 3000, 3000),
+            ValueError,
+            "The grid of 'target_affine' has 3000 x 3000 x 3000 voxels, expected at most 2,147,483,647. "
+            "Choose larger voxels, or a smaller target_shape.",
+        ),
+        (
             "x",
             None,
             TypeError,
@@ -190,6 +198,13 @@ def test_target_grid_is_nilearns(orientation, size, seed):
             None,
             np.linalg.LinAlgError,
             f"'target_affine' must be an invertible matrix of shape (4, 4) or (3, 3), got:\n{np.zeros((3, 3))}",
+        ),
+        (
+            np.eye(4),
+            (2000, 2000, 2000),
+            ValueError,
+            "The grid of 'target_affine' has 2000 x 2000 x 2000 voxels, expected at most 2,147,483,647. "
+            "Choose larger voxels, or a smaller target_shape.",
         ),
     ],
 )
@@ -494,6 +509,58 @@ def test_names_and_tables(run, mask):
     assert [type(each) for each in tables] == [pd.DataFrame] * 2
 
 
+@pytest.mark.parametrize(
+    ("runs", "error", "message"),
+    [
+        ([np.nan] * 20, ValueError, "is missing (NaN or None) for the volumes [0, 1, 2, 3, 4]."),
+        (["a"] * 18 + [None] * 2, ValueError, "is missing (NaN or None) for the volumes [18, 19]."),
+        ([{1}] * 10 + ["a"] * 10, TypeError, None),
+    ],
+)
+def test_runs_that_are_no_labels(run, mask, runs, error, message):
+    message = message and f"`runs` must name the run of each volume, but {message}"
+    message = message or "`runs` must hold labels that can be sorted, all numbers or all texts, got set, str."
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        NiftiMasker(mask, runs=runs).fit().transform(run)
+
+
+@pytest.mark.parametrize(("dtype", "standardize"), [("int8", False), ("uint8", "zscore_sample"), ("u2", "psc")])
+@pytest.mark.parametrize("kind", ["voxels", "labels"])
+def test_signals_that_an_integer_dtype_cannot_hold(mask, dtype, standardize, kind):
+    """Values of 400 wrapped around, to -112 in int8. Signals that fit are truncated, as in nilearn."""
+    img = image(values() * 4)
+    masker_class = {"voxels": NiftiMasker, "labels": NiftiLabelsMasker}[kind]
+    signals = masker_class(mask, standardize=standardize).fit().transform(img)
+    low, high = signals.min(), signals.max()
+    message = (
+        f"dtype={dtype!r} can't hold the signals of in-memory image, which reach from {low:.6g} to {high:.6g}. "
+        "Use a float dtype."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        masker_class(mask, standardize=standardize, dtype=dtype).fit().transform(img)
+    fitting = masker_class(mask, standardize=standardize, dtype="int16").fit().transform(img)
+    np.testing.assert_array_equal(fitting, signals.astype("int16"))
+
+
+def test_masks_of_a_truncated_run(run, tmp_path):
+    save(tmp_path / "whole.nii.gz", values())
+    path = tmp_path / "run.nii.gz"
+    path.write_bytes((tmp_path / "whole.nii.gz").read_bytes()[:20_000])
+    message = (
+        f"No mask can be computed from '{path}': EOFError: Compressed file ended before the end-of-stream marker was "
+        "reached. Create the file again."
+    )
+    with pytest.raises(ImageError, match=f"^{re.escape(message)}$"):
+        NiftiMasker().fit(path)
+
+
+def test_memory_that_is_a_file(mask, tmp_path):
+    (tmp_path / "file").touch()
+    message = f"`memory` must be a folder, but {tmp_path / 'file'} is a file. Choose another name."
+    with pytest.raises(NotADirectoryError, match=f"^{re.escape(message)}$"):
+        NiftiMasker(mask, memory=tmp_path / "file").fit()
+
+
 def test_not_fitted(run, mask):
     for call in (lambda m: m.transform(run), lambda m: m.inverse_transform(np.zeros(3)), lambda m: m.generate_report()):
         with pytest.raises(NotFittedError):
@@ -525,6 +592,8 @@ def test_shelved_signals(run, mask, tmp_path):
     assert not isinstance(shelved, np.ndarray)
     np.testing.assert_array_equal(shelved.get(), expected)
     assert masker.transform(run).timestamp == shelved.timestamp  # not computed again
+    with pytest.raises(AttributeError, match="has no attribute 'explain' before transform"):
+        masker.explain()  # rather than of another run
     volume = image(values()[..., 0])
     assert [masker.transform(given).get().ndim for given in (volume, [volume])] == [1, 2]
     np.testing.assert_array_equal(masker.transform(image(values() + 1)).get(), expected + 1)

@@ -9,7 +9,7 @@ import signal
 from gpumask.bids.content import check_content
 from gpumask.cli.output import USER_ERRORS, kept_volumes, refuse, show, show_details, tell
 from gpumask.cli.parser import CHOOSING, check_cutoffs
-from gpumask.cli.usage import check_confounds, check_dask, check_out, check_store, split_atlases
+from gpumask.cli.usage import atlases_of, check_confounds, check_dask, check_kinds, check_out, check_store
 
 
 def command(args: argparse.Namespace) -> int:
@@ -41,11 +41,11 @@ def _plan_cohort(args):
     from gpumask.bids import find_runs, read_manifest
     from gpumask.bids.sidecars import check_dataset_description
     from gpumask.cohort.atlases import load
-    from gpumask.cohort.configuration import AtlasFile, Configuration, check_names, check_spaces
+    from gpumask.cohort.configuration import Configuration, check_names, check_spaces
     from gpumask.cohort.record import Listing, check_unchanged
     from gpumask.process import collect_warnings
 
-    atlases = [AtlasFile(*atlas) for atlas in split_atlases(args)]
+    atlases = atlases_of(args)
     check_confounds(args)
     check_cutoffs(args)
     check_dask(args.dask_scheduler)
@@ -67,13 +67,14 @@ def _plan_cohort(args):
         if chosen[name] and not is_folder:
             msg = f"{option} can't be used with a list of runs ({args.source}): edit the list."
             raise ValueError(msg)
-    names = ("strategy", "min_coverage", "smoothing_fwhm", "detrend", "low_pass", "high_pass", "standardize")
+    names = ("min_coverage", "smoothing_fwhm", "detrend", "low_pass", "high_pass", "standardize")
     confounds = {"strategy": args.confounds_strategy, "columns": args.confounds_columns}
     confounds = {**confounds, "fd_threshold": args.fd_threshold}
     configuration = Configuration(
-        tuple(atlases),
+        atlases,
         args.out_dir,
-        {name: getattr(args, name) for name in names} | {"standardize": args.standardize or False},
+        {name: getattr(args, name) for name in names}
+        | {"strategy": args.strategy or "mean", "standardize": args.standardize or False},
         {name: value for name, value in confounds.items() if value is not None},
         device=args.device,
         relmat=not args.no_relmat,
@@ -83,7 +84,9 @@ def _plan_cohort(args):
         min_time=args.min_time,
         min_dof=args.min_dof,
         allow_space_mismatch=args.allow_space_mismatch,
+        maps_strategy=args.maps_strategy or "least_squares",
     )
+    check_kinds(args, configuration.atlases)
     check_dataset_description(args.out_dir, args.source if is_folder else None)
     if is_folder:
         wanted = {"require_confounds": bool(configuration.confounds), "desc": configuration.images}
@@ -111,7 +114,7 @@ def _renamed(loaded, configuration):
     from gpumask.text_tables import listed
 
     for atlas in configuration.atlases:
-        ids, names = loaded.names(atlas)
+        ids, names = loaded.atlases[atlas.name].names()
         changed = [(name, new) for name, new in zip(names, column_names(names, ids), strict=True) if name != new]
         if changed:
             shown = listed(dict.fromkeys(name for name, _ in changed))
@@ -152,7 +155,7 @@ def _dry_run(configuration, runs, problems):
     for problem in problems:
         tell(f"{problem.path}: {problem.reason}")
     for atlas in configuration.atlases:
-        show(f"atlas {atlas.name}: {atlas.path}, names by {atlas.lut or 'labels'}")
+        show(f"atlas {atlas.name}: {atlas.path}, names by {atlas.named_by}")
     print(f"{len(runs) - n_done} to do, {n_done} done, {len(problems)} unusable")
     return 1 if problems else 0
 

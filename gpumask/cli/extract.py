@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gpumask.cli.output import USER_ERRORS, kept_volumes, refuse, show, show_details, tell
 from gpumask.cli.parser import check_cutoffs, check_file, parse
-from gpumask.cli.usage import check_confounds, check_out, check_tables, split_atlases
+from gpumask.cli.usage import atlases_of, check_confounds, check_kinds, check_out, check_tables
 
 
 def command(args: argparse.Namespace) -> int:
@@ -49,7 +49,7 @@ def _show(args, progress, records):
 
 def _start(args, progress, stack):
     """Check what all runs have in common, and return an iterator that extracts them while `stack` is open."""
-    atlases = split_atlases(args)
+    atlases = atlases_of(args)
     check_file("--mask", args.mask)
     check_confounds(args)
     for option in ("confounds_columns", "confounds_strategy", "fd_threshold"):
@@ -69,7 +69,7 @@ def _start(args, progress, stack):
     from gpumask.bids.pairing import check_pairs, confounds_beside
     from gpumask.bids.runs import Run
     from gpumask.cohort.atlases import load
-    from gpumask.cohort.configuration import AtlasFile, Configuration, check_names, check_spaces
+    from gpumask.cohort.configuration import Configuration, check_names, check_spaces
     from gpumask.cohort.record import failed
     from gpumask.cohort.writer import write_run
     from gpumask.process import collect_warnings
@@ -79,7 +79,7 @@ def _start(args, progress, stack):
         confounds["columns"] = ["*"]
     confounds["fd_threshold"] = args.fd_threshold
     configuration = Configuration(
-        tuple(AtlasFile(path, lut, name, background=args.background_label) for path, lut, name in atlases),
+        atlases,
         args.out,
         {
             "smoothing_fwhm": args.smoothing_fwhm,
@@ -88,7 +88,7 @@ def _start(args, progress, stack):
             "low_pass": args.low_pass,
             "high_pass": args.high_pass,
             "resampling_target": None if args.resampling_target == "none" else args.resampling_target,
-            "strategy": args.strategy,
+            "strategy": args.strategy or "mean",
             "keep_all_regions": False,
             "min_coverage": None,
             "nan_policy": "zero",
@@ -103,7 +103,9 @@ def _start(args, progress, stack):
         min_time=args.min_time,
         min_dof=args.min_dof,
         allow_space_mismatch=args.allow_space_mismatch,
+        maps_strategy=args.maps_strategy or "least_squares",
     )
+    check_kinds(args, configuration.atlases)
     here = [path for path in args.runs if os.path.exists(path)]  # noqa: PTH110 - the others fail by themselves
     for path in here:
         if configuration.images != "preproc" and f"_desc-{configuration.images}_" not in path.name:
@@ -127,7 +129,7 @@ def _start(args, progress, stack):
     with collect_warnings() as messages:
         notes = load(configuration).notes
     for message in (*messages, *notes):
-        tell(f"{', '.join(args.atlas)}: warning: {message}")
+        tell(f"{', '.join([*args.atlas, *args.seeds])}: warning: {message}")
     args.out.mkdir(parents=True, exist_ok=True)
     return (
         failed(run, faults[k]) if k in faults else write_run(configuration, run, functools.partial(progress, run))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gpumask import __version__
 from gpumask.bids.content import check_content
-from gpumask.choices import MAX_FWHM, STANDARDIZE, STRATEGIES, TARGETS
+from gpumask.choices import MAPS_STRATEGIES, MAX_FWHM, STANDARDIZE, STRATEGIES, TARGETS
 from gpumask.inputs import irregularity
 
 _LEVELS = ("participant", "group")
@@ -63,7 +63,7 @@ class Parser(argparse.ArgumentParser):
     def runs_first(self, words: list[str]) -> list[str]:
         """The words of ``extract`` with the runs of "--atlas IMAGE RUN ..." in front: such options have several values.
 
-        The same for --lut and "--confounds auto"; only if there are no other runs.
+        The same for --seeds, --lut and "--confounds auto"; only if there are no other runs.
         """
         surplus: list[int] = []
         k = 0
@@ -77,7 +77,7 @@ class Parser(argparse.ArgumentParser):
                     stop += 1
             elif action is not None and action.nargs is None:
                 stop += 1
-            if words[k] in ("--atlas", "--lut") or words[k : k + 2] == ["--confounds", "auto"]:
+            if words[k] in ("--atlas", "--seeds", "--lut") or words[k : k + 2] == ["--confounds", "auto"]:
                 surplus += range(k + 2, stop)
             k = stop
         return [*(words[i] for i in surplus), *(word for i, word in enumerate(words) if i not in surplus)]
@@ -137,7 +137,7 @@ def _add_extract(commands):
         allow_abbrev=False,
         help="write the time series of an atlas's regions, a TSV file per run",
         description="Write the time series of an atlas's regions: per run a TSV file (a column per region, a row per "
-        "volume) and a JSON sidecar that describes how it was made.",
+        "volume) and a JSON sidecar that describes how it was made. An atlas is a label image, maps, or seeds.",
         epilog="A run sub-1_task-rest_desc-preproc_bold.nii.gz is written to sub-1_task-rest_atlas-<atlas>_stat-mean_"
         "timeseries.tsv. Exit status: 0 done; 1 some runs failed, the others are written; 2 wrong usage.",
     )
@@ -145,21 +145,22 @@ def _add_extract(commands):
     add("runs", nargs="+", metavar="RUN", type=Path, help="3D or 4D image (NIfTI, Analyze, MGH, ...)")
     add(
         "--atlas",
-        required=True,
         nargs="+",
+        default=[],
         metavar="[NAME=]IMAGE",
-        help="label image: a number per region; several are extracted together",
+        help="label image (a number per region), or 4D image of maps; several are extracted together",
     )
+    _add_seeds(add)
     add(
         "--lut",
         nargs="+",
         metavar="TSV",
         type=Path,
-        help="look-up table of the regions, with the columns index and name; one per --atlas, in order (default: the "
-        "table next to the atlas, or inherited as in BIDS)",
+        help="look-up table of the regions, with the columns index and name; one per --atlas, in order; for "
+        "maps, with a row per map (default: the table next to the atlas, or inherited as in BIDS)",
     )
     add("--mask", metavar="IMAGE", type=Path, help="brain mask; voxels that are 0 are excluded")
-    add("--background-label", metavar="N", type=number, default=0, help="label to ignore (default: 0)")
+    add("--background-label", metavar="N", type=number, help="label to ignore (default: 0)")
     add(
         "--resampling-target",
         choices=[target or "none" for target in TARGETS],
@@ -226,14 +227,22 @@ def _add_cohort(commands):
     add("--overwrite", action="store_true", help="redo finished runs, and allow changed options")
 
     add = cohort.add_argument_group("extraction and output").add_argument
-    add("--atlas", nargs="+", default=[], metavar="[NAME=]IMAGE", help="label images; all are extracted in one read")
+    add(
+        "--atlas",
+        nargs="+",
+        default=[],
+        metavar="[NAME=]IMAGE",
+        help="label images, or 4D images of maps; all are extracted in one read, and --seeds with them",
+    )
+    _add_seeds(add)
     add(
         "--lut",
         nargs="+",
         type=Path,
         metavar="TSV",
-        help="look-up table with the columns index and name, one per --atlas, in order (default: the TSV file of the "
-        "same name, or with fewer BIDS entities, next to the atlas or above it in its data set)",
+        help="look-up table with the columns index and name, one per --atlas, in order; for maps, with a row per "
+        "map (default: the TSV file of the same name, or with fewer BIDS entities, next to the atlas or above it in "
+        "its data set)",
     )
     add("--min-coverage", metavar="SHARE", type=float, default=0.5, help="less covered regions are n/a (default: 0.5)")
     _add_signals(add)
@@ -251,12 +260,35 @@ def _add_cohort(commands):
 
 
 def _add_signals(add):
-    add("--strategy", choices=STRATEGIES, default="mean", help="statistic of a region's voxels (default: mean)")
+    add("--strategy", choices=STRATEGIES, help="statistic of a region's voxels, except for maps (default: mean)")
+    add(
+        "--maps-strategy",
+        choices=list(MAPS_STRATEGIES),
+        help="signals of maps: the amplitudes that together fit each volume best (least_squares, the default), or the "
+        "weighted mean of each map",
+    )
     add("--smoothing-fwhm", metavar="MM", type=_width, help="FWHM of the Gaussian smoothing kernel, in mm")
     add("--detrend", action="store_true", help="remove mean and linear trend")
     add("--low-pass", metavar="HZ", type=positive, help="remove higher frequencies (Butterworth)")
     add("--high-pass", metavar="HZ", type=positive, help="remove lower frequencies (Butterworth)")
     add("--standardize", choices=STANDARDIZE, help="z-score, or percent signal change (default: neither)")
+
+
+def _add_seeds(add):
+    add(
+        "--seeds",
+        nargs="+",
+        default=[],
+        metavar="[NAME=]TSV",
+        help="table of seeds: the columns x, y, z (mm), and optionally name and radius (mm)",
+    )
+    add(
+        "--radius",
+        metavar="MM",
+        type=_not_negative,
+        help="radius of the spheres around seeds without one in their table (default: only the nearest voxel)",
+    )
+    add("--allow-overlap", action="store_true", help="allow spheres to share voxels")
 
 
 def _add_confounds(add, columns):

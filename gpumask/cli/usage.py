@@ -3,11 +3,15 @@
 import argparse
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gpumask.bids.content import absence, check_content
 from gpumask.cli.parser import check_file
+
+if TYPE_CHECKING:
+    from gpumask.cohort.configuration import AtlasFile
 
 
 def check_confounds(args: argparse.Namespace) -> None:
@@ -17,30 +21,59 @@ def check_confounds(args: argparse.Namespace) -> None:
         raise ValueError(msg)
 
 
-def split_atlases(args: argparse.Namespace) -> list[tuple[str, Path | None, str | None]]:
-    """Image, look-up table (or None) and name (or None) of each ``--atlas``.
+def atlases_of(args: argparse.Namespace) -> "tuple[AtlasFile, ...]":
+    """The atlases of ``--atlas``, and then those of ``--seeds``.
 
     Raises
     ------
     ValueError
-        Without an atlas, or if there isn't a table for each.
+        Without an atlas, if there isn't a look-up table for each image, or for options of seeds without seeds.
     FileNotFoundError
         If a file doesn't exist.
     """
-    if not args.atlas:
-        msg = "--atlas is missing: give one label image or more"
+    from gpumask.cohort.configuration import AtlasFile
+
+    if not args.atlas and not args.seeds:
+        msg = "--atlas or --seeds is missing: give one image or table of seeds, or more"
         raise ValueError(msg)
+    for option, given in (("--radius", args.radius is not None), ("--allow-overlap", args.allow_overlap)):
+        if given and not args.seeds:
+            msg = f"{option}: requires --seeds"
+            raise ValueError(msg)
     luts = args.lut or [None] * len(args.atlas)
     if len(luts) != len(args.atlas):
         msg = f"--lut: expected one for each --atlas, got {len(luts)} for {len(args.atlas)}"
         raise ValueError(msg)
-    atlases = []
-    for text, lut in zip(args.atlas, luts, strict=True):
-        name, _, path = text.rpartition("=") if not os.path.lexists(text) else ("", "", text)
-        check_file("--atlas", Path(path))
+    images = [_named("--atlas", text) for text in args.atlas]
+    for lut in luts:
         check_file("--lut", lut)
-        atlases.append((path, lut, name or None))
-    return atlases
+    background = getattr(args, "background_label", None) or 0
+    spheres = {"kind": "seeds", "radius": args.radius, "allow_overlap": args.allow_overlap}
+    return (
+        *(AtlasFile(path, lut, name, background) for (path, name), lut in zip(images, luts, strict=True)),
+        *(AtlasFile(path, name=name, **spheres) for path, name in (_named("--seeds", text) for text in args.seeds)),
+    )
+
+
+def _named(option, text):
+    """Path and name of "[NAME=]PATH"."""
+    name, _, path = text.rpartition("=") if not os.path.lexists(text) else ("", "", text)
+    check_file(option, Path(path))
+    return path, name
+
+
+def check_kinds(args: argparse.Namespace, atlases: "Iterable[AtlasFile]") -> None:
+    """Raise a ValueError for an option of a kind of atlas that isn't among the atlases of a configuration."""
+    kinds = {atlas.kind for atlas in atlases}
+    needs = {
+        "--background-label": ("a label image", {"labels"}),
+        "--strategy": ("a label image, or --seeds", {"labels", "seeds"}),
+        "--maps-strategy": ("a 4D image of maps", {"maps"}),
+    }
+    for option, (what, of_kinds) in needs.items():
+        if getattr(args, option[2:].replace("-", "_"), None) is not None and not kinds & of_kinds:
+            msg = f"{option}: requires {what}, got {' and '.join(sorted(kinds))}"
+            raise ValueError(msg)
 
 
 def check_tables(paths: Sequence[Path]) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,17 @@ from gpumask import __version__
 from gpumask.bids.names import alphanumeric, atlas_name, lookup_table_of, output_name, run_name
 from gpumask.bids.runs import Run
 from gpumask.bids.spaces import Space, space_contradiction, stated_space
-from gpumask.choices import LINEAR
+from gpumask.choices import LINEAR, MAPS_STRATEGIES, check_choice
 from gpumask.confounds.fmriprep import check_options, image_desc
 from gpumask.extraction import Settings
-from gpumask.images.volumes import image_files
+from gpumask.images.volumes import image_files, open_volumes
 from gpumask.inputs import open_file
 
 _DEFAULTS = {"keep_all_regions": True, "min_coverage": 0.5, "nan_policy": "omit"}
+
+
+KINDS = ("labels", "maps", "seeds")
+"""What an atlas can be: a label image, a 4D image of maps, or a table of seeds."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +31,27 @@ class AtlasFile:
     Attributes
     ----------
     path : str or path-like
-        Label image.
+        Label image, 4D image of maps, or table of seeds.
     lut : str, path-like or None
-        Look-up table with the columns "index" and "name". None: the one that `lut_beside` finds.
+        Look-up table of an image, with the columns "index" and "name". None: the one that `lut_beside` finds.
     name : str
-        Label of the entity "atlas". Empty or None: from the name of the image.
+        Label of the entity "atlas". Empty or None: from the name of the file.
     background : int or float
-        Label of the voxels outside all regions.
+        Of a label image: label of the voxels outside all regions.
     find_lut : bool
         Whether a look-up table is looked for next to the image.
+    kind : {"", "labels", "maps", "seeds"}
+        Empty: that of an image, by its header. A `Configuration` replaces it by "maps", for an image of several
+        volumes, or "labels".
+    radius : float or None
+        Of seeds: radius in mm of the spheres for which the table has none. None: the voxel nearest to the seed.
+    allow_overlap : bool
+        Of seeds: whether spheres may share voxels.
+
+    Raises
+    ------
+    ValueError
+        If seeds have a look-up table, or something else has a radius.
     """
 
     path: str | os.PathLike
@@ -43,12 +59,39 @@ class AtlasFile:
     name: str = ""
     background: float = 0
     find_lut: bool = True
+    kind: str = ""
+    radius: float | None = None
+    allow_overlap: bool = False
 
     def __post_init__(self):
+        check_choice("kind", self.kind, ("", *KINDS))
+        if self.kind == "seeds" and self.lut:
+            msg = f"{self.path} is a table of seeds, which has their names. Expected no look-up table, got {self.lut}."
+            raise ValueError(msg)
+        if self.kind != "seeds" and self.radius is not None:
+            msg = f"{self.path} isn't a table of seeds. Expected no radius, got {self.radius}."
+            raise ValueError(msg)
         object.__setattr__(self, "path", os.path.abspath(self.path))  # noqa: PTH100 - links are kept
-        lut = self.lut or (lut_beside(self.path) if self.find_lut else None)
+        lut = self.lut or (lut_beside(self.path) if self.find_lut and self.kind != "seeds" else None)
         object.__setattr__(self, "lut", lut and os.path.abspath(lut))  # noqa: PTH100
-        object.__setattr__(self, "name", self.name or atlas_name(self.path))
+        image = Path(self.path).with_suffix("") if self.kind == "seeds" else self.path  # atlas_name expects an image
+        object.__setattr__(self, "name", self.name or atlas_name(image))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What decides the numbers next to the contents of the files; for JSON."""
+        if self.kind == "seeds":
+            return {"kind": self.kind, "radius": self.radius}
+        return {"kind": self.kind} if self.kind == "maps" else {"background_label": self.background}
+
+    @property
+    def named_by(self) -> str:
+        """Where the names of the columns are from."""
+        return os.fspath(self.lut or {"seeds": self.path, "maps": "numbers"}.get(self.kind, "labels"))
+
+    def with_kind(self) -> "AtlasFile":
+        """The same with its kind; an image's is read from its header."""
+        return self if self.kind else replace(self, kind="maps" if open_volumes(self.path).n_volumes > 1 else "labels")
 
 
 def lut_beside(path: str | os.PathLike) -> Path | None:
@@ -81,12 +124,12 @@ class Configuration:
     Attributes
     ----------
     atlases : tuple of AtlasFile
-        All are extracted in one pass over a run.
+        All are extracted in one pass over a run. Each has its kind.
     out_dir : Path
     parameters : dict
         Fields of `gpumask.extraction.Settings`. Here ``keep_all_regions`` is True, so all runs have the same columns,
         ``min_coverage`` 0.5 and ``nan_policy`` "omit", unless they say otherwise. (Smoothed volumes support "omit" only
-        for mean and sum; other statistics default to "zero".)
+        for mean and sum; other statistics default to "zero".) Maps have a strategy of their own, and always "zero".
     confounds : dict
         Keywords of `gpumask.confounds.fmriprep.fmriprep_confounds`. Empty: confounds aren't used.
     mask : str, path-like or None
@@ -105,8 +148,10 @@ class Configuration:
         Runs that cleaning leaves fewer degrees of freedom are errors.
     allow_space_mismatch : bool
         Whether an atlas or mask whose name states another space than a run's is a warning and not an error.
+    maps_strategy : {"least_squares", "weighted_mean"}
+        As `gpumask.NiftiMapsMasker` accepts it.
     settings : Settings
-        Made from `parameters`.
+        Made from `parameters`; those of an atlas are `settings_of` it.
     files : dict of dict
         SHA-256 of each file that an atlas, look-up table or mask consists of, by the path of the atlas etc. and by that
         of the file. Whoever loads one checks that it still has this hash.
@@ -139,6 +184,7 @@ class Configuration:
     min_time: float = 240.0
     min_dof: float | None = None
     allow_space_mismatch: bool = False
+    maps_strategy: str = "least_squares"
     settings: Settings = field(init=False)
     files: dict[str, dict[str, str]] = field(init=False)
     made: dict[str, str] = field(init=False)
@@ -149,6 +195,7 @@ class Configuration:
             object.__setattr__(self, name, value)
 
         check_options(**self.confounds)
+        check_choice("maps_strategy", self.maps_strategy, tuple(MAPS_STRATEGIES))
         fix("out_dir", Path(os.path.abspath(self.out_dir)))  # noqa: PTH100 - workers are elsewhere
         fix("mask", self.mask and os.path.abspath(self.mask))  # noqa: PTH100
         names = [atlas.name for atlas in self.atlases]
@@ -163,6 +210,11 @@ class Configuration:
         files = {path: image_files(path) for path in map(os.fspath, images)}
         files |= {os.fspath(atlas.lut): [os.fspath(atlas.lut)] for atlas in self.atlases if atlas.lut}
         fix("files", {path: {file: sha256(file) for file in group} for path, group in files.items()})
+        fix("atlases", tuple(atlas.with_kind() for atlas in self.atlases))
+        seeds, target = [atlas.path for atlas in self.atlases if atlas.kind == "seeds"], self.settings.resampling_target
+        if seeds and target != "data":
+            msg = f"Seeds ({seeds[0]}) need resampling_target='data' (--resampling-target), got {target!r}."
+            raise ValueError(msg)
         fix("made", {atlas.name: _hash(self.described(atlas)) for atlas in self.atlases})
         fix("hash", _hash([*self.made.values(), self.coverage, self.relmat, self.figures]))
 
@@ -171,10 +223,20 @@ class Configuration:
         """Label "desc" of the images that the confounds are for."""
         return image_desc(self.confounds.get("strategy"))
 
-    @property
-    def described_settings(self) -> dict[str, Any]:
-        """The settings that decide the signals, without the repetition time: each run has its own."""
-        return {name: value for name, value in asdict(self.settings).items() if name != "t_r"}
+    def settings_of(self, atlas: AtlasFile) -> Settings:
+        """The settings with which an atlas is extracted."""
+        if atlas.kind != "maps":
+            return self.settings
+        return replace(self.settings, strategy=MAPS_STRATEGIES[self.maps_strategy], nan_policy="zero")
+
+    def strategy_of(self, atlas: AtlasFile) -> str:
+        """What the signals of an atlas are, by the parameter ``strategy`` of its masker."""
+        return self.maps_strategy if atlas.kind == "maps" else self.settings.strategy
+
+    def described_settings(self, atlas: AtlasFile) -> dict[str, Any]:
+        """The settings that decide an atlas's signals: without the repetition time, as each run has its own."""
+        settings = asdict(self.settings_of(atlas)) | {"strategy": self.strategy_of(atlas)}
+        return {name: value for name, value in settings.items() if name not in ("t_r", "runs")}  # never several runs
 
     def described(self, atlas: AtlasFile) -> dict[str, Any]:
         """How the outputs of an atlas are made; for JSON."""
@@ -182,16 +244,16 @@ class Configuration:
         return {
             "version": __version__,
             "atlas": atlas.name,
-            "background_label": atlas.background,
+            **atlas.options,
             "files": {file: digest for path in paths for file, digest in self.files[path].items()},
-            "settings": self.described_settings,
+            "settings": self.described_settings(atlas),
             "confounds": self.confounds,
             "dummy_scans": self.dummy_scans,
         }
 
     def outputs(self, run: Run, atlas: AtlasFile) -> dict[str, Path]:
         """Paths of a run's outputs for an atlas: "timeseries", and if wanted "coverage", "relmat" and "figure"."""
-        folder, stat = self.out_dir / run.folder, self.settings.strategy
+        folder, stat = self.out_dir / run.folder, self.strategy_of(atlas)
         paths = {"timeseries": folder / output_name(run, atlas.name, stat)}
         if self.coverage:
             paths["coverage"] = folder / output_name(run, atlas.name, "coverage", "bold")

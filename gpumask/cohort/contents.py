@@ -31,7 +31,7 @@ def tables(
 ) -> dict[Path, Any]:
     """Lines of the tables of an atlas and of their sidecars, by path."""
     paths = configuration.outputs(run, atlas)
-    regions = list(zip(one.regions.ids.tolist(), names, one.plan.counts.tolist(), strict=True))
+    regions = list(zip(one.regions.ids.tolist(), names, one.regions.counts.tolist(), strict=True))
     index = [{"index": int(i) if i == int(i) else i, "name": n, "voxels": voxels} for i, n, voxels in regions]
     made = [(paths["timeseries"], table_lines(names, result.signals), described(Regions=index))]
     if "coverage" in paths:
@@ -62,7 +62,7 @@ def metadata_of(
     **more: Any,
 ) -> dict[str, Any]:
     """Sidecar of a table of an atlas: what decides its numbers, and nothing that differs between attempts."""
-    settings = configuration.described_settings
+    settings = configuration.described_settings(atlas)
     return sidecar(
         replace(run, mask=run.mask or configuration.mask),
         t_r=t_r.seconds,
@@ -80,8 +80,8 @@ def metadata_of(
         DummyScans=censoring.dummy_scans.tolist() or None,
         DegreesOfFreedom=freedom and round(freedom, 2),
         ConfoundsOptions=configuration.confounds or None,
-        MaskerParameters={"background_label": atlas.background, **settings},
-        Plan=one.plan.explain().splitlines(),
+        MaskerParameters={**atlas.options, **settings},
+        Plan=[*one.plan.explain().splitlines(), *one.regions.explanation],
         Device=one.plan.device.partition(":")[0],
         SoftwareVersions=versions(cupy=one.plan.device != "cpu"),
         **more,
@@ -103,14 +103,14 @@ def figure(
     from gpumask.reports.figures import run_figure, to_png
 
     confounds = read_table(Path(run.confounds)) if run.confounds else {}
-    labels = one.regions.image
+    labels = one.regions.parcels
     drawn = run_figure(
         result.signals,
         correlations(result.signals),
         np.asanyarray(labels.dataobj),
         mean,
         labels.affine,
-        background_label=atlas.background,
+        background_label=atlas.options.get("background_label", 0),
         title=name.removesuffix(".png"),
         names=names,
         t_r=t_r,

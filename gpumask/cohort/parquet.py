@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -194,7 +195,7 @@ def _regions(path):
         names = cells(file.readline(_MOST_HEADER).decode())
     try:
         ids = [float(region["index"]) for region in read_json(path.with_suffix(".json"))["Regions"]]
-        ids = ids if len(set(ids)) == len(ids) == len(names) else None
+        ids = ids if len(set(ids)) == len(ids) == len(names) and all(map(math.isfinite, ids)) else None
     except (OSError, ValueError, LookupError, TypeError):
         ids = None
     try:

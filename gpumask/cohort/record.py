@@ -19,7 +19,7 @@ from gpumask.cohort.configuration import AtlasFile, Configuration
 from gpumask.cohort.stored import (
     read_listings,
     read_record,
-    shortened,
+    shortened_message,
     shortened_path,
     shortened_traceback,
     shortened_warnings,
@@ -90,7 +90,7 @@ class Record:
 
     def __post_init__(self):
         object.__setattr__(self, "warnings", shortened_warnings(self.warnings))
-        object.__setattr__(self, "error", shortened(self.error))
+        object.__setattr__(self, "error", shortened_message(self.error))
         object.__setattr__(self, "traceback", shortened_traceback(self.traceback))
 
 
@@ -189,13 +189,13 @@ def _difference(configuration, run):
             if not (configuration.out_dir / output.path).exists():
                 continue
             if changes := _changes(record["made"][output.made], new):
-                return f"{configuration.out_dir / output.path} was made with {shortened('; '.join(changes))}"
+                return f"{configuration.out_dir / output.path} was made with {shortened_message('; '.join(changes))}"
     return None
 
 
 def _changes(old, new):
     """What differs between two descriptions of outputs, in words; nothing for the version."""
-    own = ("background_label", "confounds", "dummy_scans")
+    own = ("kind", "radius", "background_label", "confounds", "dummy_scans")
     olds, news = ({key: how.get(key) for key in own} | how["settings"] for how in (old, new))
     is_other = list(old["files"].values()) != list(new["files"].values())
     return (["another atlas, look-up table or mask"] if is_other else []) + [

@@ -1,7 +1,7 @@
 """Records, log lines and listings, read back from the folder of logs: only those in the form that gpumask writes.
 
-Many hands write to an output folder, and an old file is read by every later command. So sizes, types and ranges are
-checked here, once; whoever reads a record from here needs no checks of its own.
+Others may write to an output folder, and every later command reads its old files. Sizes, types and ranges are checked
+here, so users of these functions don't have to.
 """
 
 import io
@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from gpumask.inputs import open_file, parse_json, read_json
+from gpumask.inputs import open_file, parse_json, read_json, shortened
 
 STAGES = ("read", "reduce", "clean", "write", "total")
 """Keys of a record's "seconds"."""
 STATUSES = ("done", "failed", "skipped", "taken", "stopped")
-"""What can come of an attempt."""
+"""Outcomes of an attempt."""
 
 _MOST_BYTES = 2**22  # of a record, or of a log line
 _MOST_OF_LISTINGS = 2**26  # 40 000 unusable runs take 4 MB
@@ -31,12 +31,9 @@ _LARGEST_FILE = 1e15  # bytes
 # Lengths
 
 
-def shortened(text: str, most: int = _LONGEST_MESSAGE) -> str:
-    """A text without its middle, if it has more than `most` characters."""
-    if len(text) <= most:
-        return text
-    half = most // 2 - 20
-    return f"{text[:half]} [{len(text) - 2 * half} characters omitted] {text[-half:]}"
+def shortened_message(text: str) -> str:
+    """A message, without its middle if it is long."""
+    return shortened(text, _LONGEST_MESSAGE)
 
 
 def shortened_path(path: str) -> str:
@@ -51,7 +48,7 @@ def shortened_traceback(text: str) -> str:
 
 def shortened_warnings(messages: Iterable[str]) -> tuple[str, ...]:
     """Warnings without the middles of long ones, and the number of those beyond the first hundred."""
-    messages = tuple(map(shortened, messages))
+    messages = tuple(map(shortened_message, messages))
     if len(messages) <= _MOST_WARNINGS:
         return messages
     shown = messages[: _MOST_WARNINGS - 1]

@@ -44,7 +44,6 @@ from gpumask.tables import json_lines
 
 _LEAST_DOF = 2  # with fewer, at most a mean is left, and every correlation is 1 or -1
 LOW_DOF_SHARE = 0.1  # of the kept volumes: with fewer degrees of freedom left, a run gets a warning
-_KEPT_MASKS = 64  # brain masks whose plans a process keeps; runs of a subject may share one
 
 
 class _StoppedError(BaseException):
@@ -220,13 +219,17 @@ def _extract(configuration, run, atlases, progress, *, n_threads):
     t_r = repetition_time(run, volumes.t_r, needed=configuration.settings.filters)
     for message in t_r.messages:
         warn(message)
-    settings = replace(configuration.settings, t_r=t_r.seconds)
+    settings = {atlas.name: replace(configuration.settings_of(atlas), t_r=t_r.seconds) for atlas in atlases}
     check_kept_time(censoring, t_r.seconds, configuration.min_time, os.fspath(run.path))
     report = functools.partial(_report, progress, volumes.n_volumes)
     report(0)
-    regions = loaded.regions(run.mask or configuration.mask)
+    regions = loaded.regions(run.mask or configuration.mask, volumes.grid)
     prepared = [
-        prepare(volumes, regions[atlas.name], settings, confounds, kept, device=loaded.device, plans=loaded.plans)
+        prepare(
+            *(volumes, regions[atlas.name], settings[atlas.name], confounds, kept),
+            device=loaded.device,
+            plans=loaded.plans,
+        )
         for atlas in atlases
     ]
     for atlas, one in zip(atlases, prepared, strict=True):
@@ -240,12 +243,13 @@ def _extract(configuration, run, atlases, progress, *, n_threads):
         raise
     if any(result.non_finite or len(result.blank) for result in results):
         _check_volumes(volumes, kept)
-    if settings.nan_policy == "omit" and any(result.non_finite for result in results):
+    omitting = [result for one, result in zip(prepared, results, strict=True) if one.settings.nan_policy == "omit"]
+    if any(result.non_finite for result in omitting):
         warn("NaN or infinite voxels were excluded from the regions' statistics.")
     mean = _mean(volumes, report) if configuration.figures else None
     files, summary = {}, {}
     for atlas, one, result in zip(atlases, prepared, results, strict=True):
-        _, names = loaded.names(atlas, one.regions.ids)
+        _, names = loaded.atlases[atlas.name].names(one.regions.ids)
         described = functools.partial(
             contents.metadata_of, configuration, run, atlas, t_r, confounds, censoring, freedom, one
         )

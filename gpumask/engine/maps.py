@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import nibabel as nib
 import numpy as np
 
-from gpumask.engine.regions import RegionsOnGrid, check_same_grids
+from gpumask.engine.regions import RegionsOnGrid, check_overlap, check_same_grids
 from gpumask.images.grid import Grid
+from gpumask.images.labels import covered_part
 from gpumask.images.maps import Maps, covered_maps
 from gpumask.kernels.least_squares import Solution, least_squares
 from gpumask.kernels.segments import Segments
@@ -48,6 +49,15 @@ class MapsOnGrid(RegionsOnGrid):
             return signals @ self.solution.matrix.T
 
     @property
+    def explanation(self) -> list[str]:
+        """How the sums are turned into amplitudes; see `RegionsOnGrid.explanation`."""
+        if (solution := self.solution) is None:
+            return []
+        over = "the maps" if solution.basis is None else "a dense basis of the maps"
+        rank = f"rank {len(solution.singular_values)} of {len(self.ids)}, condition {solution.condition:.2g}"
+        return [f"least squares: one matrix after sums over {over}; {rank}"]
+
+    @property
     def maps_dtype(self) -> np.dtype:
         """Dtype of the weights."""
         return self.maps.weights.dtype
@@ -55,7 +65,21 @@ class MapsOnGrid(RegionsOnGrid):
     @cached_property
     def image(self) -> nib.Nifti1Image:
         """The maps as applied, masked: 4D, one volume per column."""
-        return as_image(self.maps.masked.chosen(self.ids))
+        return as_image(self._columns)
+
+    @property
+    def _columns(self):
+        return self.maps.masked.chosen(self.ids)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Number of voxels with a weight, inside the mask; see `RegionsOnGrid.counts`."""
+        return self._columns.counts
+
+    @property
+    def parcels(self) -> nib.Nifti1Image:
+        """Column, from 1, of the map that is largest at each voxel; 0 where none has a weight: 3D."""
+        return nib.Nifti1Image(self._columns.largest(), self.maps.grid.affine)
 
     @cached_property
     def _covered(self):
@@ -70,6 +94,15 @@ class MapsOnGrid(RegionsOnGrid):
     def covered_share(self) -> np.ndarray:
         """Share of each map's weights (without signs) inside mask and field of view."""
         return self._covered[2]
+
+    @cached_property
+    def extent(self) -> tuple[float, str]:
+        """See `RegionsOnGrid`."""
+        given = self.given
+        if given.grid.matches(self.run_grid):
+            return 1.0, ""
+        inside = covered_part(given.grid, self.run_grid).ravel(order="F")[given.voxels]
+        return float(inside.mean()), f"the maps {given.grid.name}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,13 +158,14 @@ class MapRegions:
             Grid of the runs.
         target : {"data", "labels", None}
             The grid to resample to: "data" resamples maps and mask, "labels" mask and runs. None: neither.
-        keep : {"found", "masked"}
-            Whether only the maps with a weight inside the mask have a column, or all. Without a mask, all have.
+        keep : {"found", "masked", "all"}
+            Maps that have a column: those with a weight inside the mask ("found"), or all. Without a mask, all do.
 
         Raises
         ------
         ValueError
-            If no map is left, maps overlap that must not, or the grids differ and `target` is None.
+            If no map is left, none lies in the field of view of the runs, maps overlap that must not, or the grids
+            differ and `target` is None.
         """
         maps = self.maps
         if target is None:
@@ -163,6 +197,8 @@ class MapRegions:
                 notes.append((msg, UserWarning))
         chosen = masked.chosen(ids)
         segments = Segments(chosen.voxels, chosen.offsets, chosen.weights.astype(np.float64, copy=False))
+        if not maps.grid.matches(grid):
+            check_overlap(grid, maps.grid, chosen.voxels)
         solution = None
         if self.solves:
             solve = self._cached(_solved, "segments")

@@ -18,10 +18,9 @@ from gpumask import backend
 from gpumask.backend import Array
 from gpumask.choices import LINEAR, NAN_POLICIES, VOXEL
 from gpumask.engine.overshoots import Overshoot
-from gpumask.engine.steps import Resampling, Smoothing
+from gpumask.engine.steps import Resampling, Smoothing, check_axes, smoothing_matrices
 from gpumask.images.grid import Grid
 from gpumask.kernels.segments import FoldedSegments, Segments, reduce
-from gpumask.kernels.smoothing import MAX_SIGMA, fwhm_to_sigma, smoothing_matrix
 from gpumask.kernels.weights import fold
 
 # Nanoseconds on one core of a Xeon with AVX-512 (banded products: of an EPYC with AVX2). Only their ratios matter: they
@@ -31,7 +30,6 @@ _NS_PER_GATHER = 0.6  # one voxel read, converted and stored next to those of 15
 _NS_PER_MULTIPLY = 0.04  # one multiply-add of a dense float64 product by BLAS
 _NS_PER_BANDED = 0.17  # one multiply-add of a banded product
 _MAX_WEIGHTS = 12_000_000  # 14 bytes each
-_MAX_AXIS = 5000  # voxels: smoothing and resampling have matrices of this size squared
 _SAMPLED_REGIONS = 64
 _SAMPLES = 8  # that these regions are divided into
 _SMOOTHED = 4  # volumes that are smoothed at once on the CPU, in float64
@@ -290,7 +288,7 @@ class Plan:
         lines = [f"{regions}{int(self.counts.sum()):,} voxels of a {x} x {y} x {z} grid"]
         if self.resampling is not None:
             how = "one matrix per axis" if self.resampling.cubic.points is not None else "at the needed voxels only"
-            lines.append(f"cubic resampling to the labels' grid, {how}")
+            lines.append(f"cubic resampling to the regions' grid, {how}")
         if self.way == "direct":
             what = "value" if self.strategy == VOXEL else self.strategy
             lines.append(f"direct: {what} of the stored voxels")
@@ -363,23 +361,14 @@ def compile_plan(
     ------
     ValueError
         If an axis has more than 5000 voxels and volumes are smoothed or resampled, if the Gaussian is wider than
-        `gpumask.kernels.smoothing.MAX_SIGMA`, or if `nan_policy` is unknown, or "omit"
-        with resampling or a smoothed statistic other than mean and sum.
+        `gpumask.kernels.smoothing.MAX_SIGMA`, or if `nan_policy` is unknown, or "omit" with resampling or a smoothed
+        statistic other than mean and sum.
     """
     counts, folded = segments.counts, False
     smoothing: Smoothing | None = None
     estimate: dict[str, float] = {}
     if smoothing_fwhm:
-        _check_axes("smoothed", region_grid)
-        sigmas = fwhm_to_sigma(smoothing_fwhm, region_grid.voxel_sizes)
-        if sigmas.max() > MAX_SIGMA:
-            msg = (
-                f"`smoothing_fwhm` of {smoothing_fwhm:g} mm has a standard deviation of {sigmas.max():.3g} voxels of "
-                f"{region_grid.name} (voxel sizes {region_grid.voxel_sizes} mm), expected at most {MAX_SIGMA}. "
-                "Choose a smaller width, or correct the image's header."
-            )
-            raise ValueError(msg)
-        matrices = [smoothing_matrix(n, sigma) for n, sigma in zip(region_grid.shape, sigmas, strict=True)][::-1]
+        matrices = smoothing_matrices(region_grid, smoothing_fwhm)
         shape = region_grid.shape[::-1]
         smoothing, smoothed = Smoothing.compile(segments, shape, matrices)
         ns = smoothing.multiplications * (_NS_PER_BANDED if smoothing.multiplies_bands else _NS_PER_MULTIPLY)
@@ -399,21 +388,11 @@ def compile_plan(
         else:  # only at the points that the regions use
             points, entries = np.unique(segments.indices, return_inverse=True)
             segments = Segments(entries.astype(np.int32), segments.offsets, segments.weights)
-        _check_axes("resampled", grid, region_grid)
+        check_axes("resampled", grid, region_grid)
         resampling = Resampling.compile(grid, region_grid, points)
     plan = Plan(grid or region_grid, strategy, nan_policy, segments, counts, folded, resampling, smoothing, estimate)
     _check_nan_policy(plan)
     return plan
-
-
-def _check_axes(done, *grids):
-    for grid in grids:
-        if max(grid.shape) > _MAX_AXIS:
-            msg = (
-                f"Volumes with an axis of more than {_MAX_AXIS} voxels can't be {done}, but {grid.name} has the shape "
-                f"{grid.shape}. Correct its header, or extract without smoothing and resampling."
-            )
-            raise ValueError(msg)
 
 
 def _check_nan_policy(plan):

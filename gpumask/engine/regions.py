@@ -21,7 +21,19 @@ class Regions(Protocol):
         """Hash of everything that defines the regions, for cache keys."""
 
     def on(self, grid: Grid, target: str | None, keep: str) -> "RegionsOnGrid":
-        """Return the regions on the grid on which volumes of the grid `grid` are reduced."""
+        """Return the regions on the grid on which volumes of the grid `grid` are reduced.
+
+        Kinds of regions ignore what they have no choice of.
+
+        Parameters
+        ----------
+        grid : Grid
+            Grid of the runs.
+        target : {"data", "labels", None}
+            The grid to resample to: that of the runs or that of the regions. None: different grids are an error.
+        keep : {"found", "masked", "all"}
+            Regions that have a column: those with voxels, also those outside the mask, or all.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,13 +45,13 @@ class RegionsOnGrid:
     run_grid : Grid
         Grid of the runs.
     grid : Grid
-        Grid on which volumes are reduced: that of the runs, or that of the labels.
+        Grid on which volumes are reduced: that of the runs, or that of the regions.
     segments : Segments
         Voxels of each region, flat in Fortran order on `grid`.
     ids : ndarray, shape (n_regions,)
-        Label of each column.
+        Label of each column; of regions without labels, their index.
     resampled : tuple of str
-        What must be resampled: "labels", "mask", "images".
+        What must be resampled: "labels" or "maps", "mask", "images".
     notes : list of (message, category)
         Warnings about lost regions.
     """
@@ -65,6 +77,11 @@ class RegionsOnGrid:
         return signals
 
     @property
+    def explanation(self) -> list[str]:
+        """What `combine` does, in lines; empty if nothing."""
+        return []
+
+    @property
     def stay_integers(self) -> bool:
         """Whether nilearn keeps the signals of integer runs in their dtype until they are cleaned."""
         return False
@@ -75,9 +92,19 @@ class RegionsOnGrid:
         return None
 
     @property
+    def counts(self) -> np.ndarray:
+        """Number of voxels that each region's signal is made of: int64, shape (n_regions,)."""
+        return self.segments.counts
+
+    @property
     def image(self) -> nib.Nifti1Image:
         """The regions as applied to the runs, for figures and reports."""
         raise NotImplementedError
+
+    @property
+    def parcels(self) -> nib.Nifti1Image:
+        """The regions as a 3D image, with a number per voxel."""
+        return self.image
 
     @property
     def coverage(self) -> tuple[np.ndarray, np.ndarray]:
@@ -93,12 +120,21 @@ class RegionsOnGrid:
         voxels, covered = self.coverage
         return covered / np.maximum(voxels, 1)
 
-    def little_overlap(self, run: str) -> str | None:
-        """Message if less than half of the regions' volume lies in the field of view of a run called `run`.
+    @property
+    def extent(self) -> tuple[float, str]:
+        """Share of the regions' volume in the field of view of the runs, and what they were read from, for messages.
 
-        Never, for kinds of regions that are refused where they are empty.
+        All of it, for kinds of regions that are refused where they are empty.
         """
-        return None
+        return 1.0, ""
+
+    def little_overlap(self, run: str) -> str | None:
+        """Message if less than half of the regions' volume lies in the field of view of a run called `run`."""
+        extent, source = self.extent
+        if extent >= _LEAST_EXTENT:
+            return None
+        share = f"{extent:.0%}" if extent >= 0.01 else "less than 1%"
+        return f"{run} covers only {share} of {source}. Are they in the same space?"
 
 
 _LEAST_EXTENT = 0.5  # a field of view that cuts off the cerebellum has more, another space often less
@@ -123,15 +159,10 @@ class _LabelsOnGrid(RegionsOnGrid):
         return covered_voxels(self.given, self.atlas, self.run_grid, self.ids)
 
     @cached_property
-    def _extent(self):
-        return 1.0 if self.given.grid.matches(self.run_grid) else self.given.share_inside(self.run_grid)
-
-    def little_overlap(self, run):
+    def extent(self):
         """See `RegionsOnGrid`."""
-        if self._extent >= _LEAST_EXTENT:
-            return None
-        share = f"{self._extent:.0%}" if self._extent >= 0.01 else "less than 1%"
-        return f"{run} covers only {share} of the atlas {self.given.grid.name}. Are they in the same space?"
+        share = 1.0 if self.given.grid.matches(self.run_grid) else self.given.share_inside(self.run_grid)
+        return share, f"the atlas {self.given.grid.name}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +241,7 @@ class LabelRegions:
             ids = atlas.columns(keep_masked=keep == "masked", warn=note)
         segments = _segments(atlas, ids)
         if resampled == ["images"]:
-            _check_overlap(grid, atlas.grid, segments)
+            check_overlap(grid, atlas.grid, segments.indices)
         return _LabelsOnGrid(
             grid,
             # If both grids match, the run's voxel sizes are used for smoothing.
@@ -233,15 +264,30 @@ def _segments(atlas, ids):
     return Segments(inside[segments.indices].astype(segments.indices.dtype), segments.offsets)
 
 
-def _check_overlap(run, labels, segments):
-    """Raise ValueError if resampling runs to the labels' grid leaves no value in any region."""
-    there = resample_nearest(np.ones(run.shape, np.uint8), run, labels).ravel(order="F")
-    if not there[segments.indices].any():
+def check_overlap(run: Grid, grid: Grid, voxels: np.ndarray) -> float:
+    """Return the share of the regions' voxels that runs reach once they are resampled to the regions' grid.
+
+    Parameters
+    ----------
+    run : Grid
+    grid : Grid
+        Grid of the regions.
+    voxels : ndarray of int
+        Voxels of the regions, flat in Fortran order.
+
+    Raises
+    ------
+    ValueError
+        If it is 0: resampling leaves no value in any region.
+    """
+    there = resample_nearest(np.ones(run.shape, np.uint8), run, grid).ravel(order="F")[voxels]
+    if not there.any():
         msg = (
-            f"{run.name} doesn't overlap with the regions of {labels.name}: resampled to their grid, it is 0 in all of "
+            f"{run.name} doesn't overlap with the regions of {grid.name}: resampled to their grid, it is 0 in all of "
             "them. They may lie in different spaces: compare their affines."
         )
         raise ValueError(msg)
+    return float(there.mean())
 
 
 def check_same_grids(lead: str, own: Grid, what: str = "labels", **others: Grid | None) -> None:

@@ -14,6 +14,8 @@ from gpumask.images.grid import Grid
 from gpumask.images.labels import resample_mask
 from gpumask.kernels.segments import Segments
 
+_LARGEST_RADIUS = 500  # mm, larger than any head
+_COUNTED = 10**6  # voxels; counting takes 0.15 s, and from here on the volume is right to 1e-3
 _CELL = 2 * math.sqrt(3)  # mm: points whose coordinates are equal once truncated are less than this apart
 
 
@@ -30,23 +32,29 @@ class SpheresOnGrid(RegionsOnGrid):
 
     @property
     def stay_integers(self) -> bool:
-        """As in nilearn, where float32 then results from small integers."""
+        """True, as in nilearn: the signals of runs of small integers are then float32."""
         return True
 
     @cached_property
     def image(self) -> nib.Nifti1Image:
-        """Number of each voxel's sphere, from 1; of the last one where spheres overlap: int32."""
+        """Number of each voxel's sphere, from 1, in int32. Where spheres overlap, the last one counts."""
         numbers = np.zeros(self.grid.n_voxels, np.int32)
         numbers[self.segments.indices] = np.repeat(self.ids + 1, self.segments.counts)
         return nib.Nifti1Image(numbers.reshape(self.grid.shape, order="F"), self.grid.affine)
 
     @cached_property
     def coverage(self) -> tuple[np.ndarray, np.ndarray]:
-        """Number of voxels of each sphere if the grid had no borders, and how many of them are extracted."""
+        """Number of voxels of each sphere if the grid had no borders, and how many of them are extracted.
+
+        The number is computed from the volume where the box around a sphere has more than a million voxels.
+        """
         spheres, affine = self.spheres, self.grid.affine
         voxels = []
         for number, (seed, radius) in enumerate(zip(spheres.coordinates, spheres.radii, strict=True)):
             low, high = _box(seed, radius or 0.0, affine)
+            if radius and np.prod(high - low + 1) > _COUNTED:
+                voxels.append(round(4 / 3 * math.pi * radius**3 / abs(np.linalg.det(affine[:3, :3]))))
+                continue
             # Plane by plane, so that a large radius needs little memory.
             planes = (_indices((x, *low[1:]), (x, *high[1:])) for x in np.arange(low[0], high[0] + 1))
             within = sum(int(_within(seed, radius, plane, affine).sum()) for plane in planes)
@@ -96,7 +104,7 @@ class SphereRegions:
     Raises
     ------
     ValueError
-        If a coordinate isn't finite, or a radius isn't finite and at least 0.
+        If a coordinate isn't finite, or a radius isn't from 0 to 500 mm.
     """
 
     coordinates: np.ndarray
@@ -110,8 +118,11 @@ class SphereRegions:
             if not np.isfinite(seed).all():
                 msg = f"Seed #{number} is {seed.tolist()}, expected finite coordinates in mm."
                 raise ValueError(msg)
-            if radius is not None and not 0 <= radius < np.inf:
-                msg = f"The radius of seed #{number} is {radius}, expected a finite number of mm, 0 or more, or None."
+            if radius is not None and not 0 <= radius <= _LARGEST_RADIUS:
+                msg = (
+                    f"The radius of seed #{number} is {radius}, expected a number of mm from 0 to {_LARGEST_RADIUS}, "
+                    "or None."
+                )
                 raise ValueError(msg)
 
     @cached_property
@@ -157,7 +168,7 @@ class SphereRegions:
             some = [number for number, part in enumerate(parts) if shared[part].any()]
             msg = (
                 f"Overlap detected between spheres. The spheres {np.array(some)} share {int(shared.sum())} voxels of "
-                f"{grid.name}. Use a smaller radius, or allow_overlap=True."
+                f"{grid.name}. Use a smaller radius, or allow_overlap=True (--allow-overlap)."
             )
             raise ValueError(msg)
         segments = Segments(indices.astype(np.int32), np.concatenate([[0], np.cumsum(counts)]))

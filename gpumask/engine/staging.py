@@ -44,15 +44,14 @@ class Staging:
         return Staged(self, n_volumes, n_regions)
 
 
-def blank_volumes(signals: Signals) -> np.ndarray:
-    """Volumes in which all signals are 0: ndarray of int."""
+def blank_volumes(values: np.ndarray, base: np.ndarray | None) -> np.ndarray:
+    """Volumes in which all signals, of `values` and `base` as in `Signals`, are 0: ndarray of int."""
 
     def is_blank(row, columns):
-        base = 0.0 if signals.base is None else signals.base[columns]
-        return not (row[columns] + base).any()
+        return not (row[columns] + (0.0 if base is None else base[columns])).any()
 
     few, rest = slice(0, 64), slice(64, None)  # a few signals are enough for most volumes
-    return np.array([k for k, row in enumerate(signals.values) if is_blank(row, few) and is_blank(row, rest)], int)
+    return np.array([k for k, row in enumerate(values) if is_blank(row, few) and is_blank(row, rest)], int)
 
 
 class Staged:

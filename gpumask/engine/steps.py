@@ -1,6 +1,7 @@
 """The steps of a plan before the reduction: resampling and smoothing, on any array library and device."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -11,8 +12,50 @@ from gpumask.backend import Array
 from gpumask.images.grid import Grid, resample_nearest, voxel_mapping
 from gpumask.kernels.resampling import CubicResampling, resample_cubic
 from gpumask.kernels.segments import Segments
-from gpumask.kernels.smoothing import apply_separable, multiplies_bands
+from gpumask.kernels.smoothing import MAX_SIGMA, apply_separable, fwhm_to_sigma, multiplies_bands, smoothing_matrix
 from gpumask.kernels.weights import reach
+
+_MAX_AXIS = 5000  # voxels: smoothing and resampling have matrices of this size squared
+
+
+def smoothing_matrices(grid: Grid, fwhm: float | Sequence[float], name: str = "smoothing_fwhm") -> list[np.ndarray]:
+    """Matrices that smooth volumes along z, y and x; see `gpumask.kernels.smoothing.smoothing_matrix`.
+
+    Parameters
+    ----------
+    grid : Grid
+    fwhm : float or sequence of three floats
+        Full width at half maximum in mm, of all axes or of x, y and z.
+    name : str
+        Name of the user's parameter, for errors.
+
+    Raises
+    ------
+    ValueError
+        If an axis has more than 5000 voxels, or the Gaussian is wider than `gpumask.kernels.smoothing.MAX_SIGMA`.
+    """
+    check_axes("smoothed", grid)
+    widths = np.broadcast_to(fwhm, 3)
+    sigmas = fwhm_to_sigma(widths, grid.voxel_sizes)
+    if sigmas.max() > MAX_SIGMA:
+        msg = (
+            f"`{name}` of {widths[sigmas.argmax()]:g} mm has a standard deviation of {sigmas.max():.3g} voxels of "
+            f"{grid.name} (voxel sizes {grid.voxel_sizes} mm), expected at most {MAX_SIGMA}. "
+            "Choose a smaller width, or correct the image's header."
+        )
+        raise ValueError(msg)
+    return [smoothing_matrix(n, sigma) for n, sigma in zip(grid.shape, sigmas, strict=True)][::-1]
+
+
+def check_axes(done: str, *grids: Grid) -> None:
+    """Raise ValueError if an axis of a grid is too long for volumes to be "smoothed" or "resampled"."""
+    for grid in grids:
+        if max(grid.shape) > _MAX_AXIS:
+            msg = (
+                f"Volumes with an axis of more than {_MAX_AXIS} voxels can't be {done}, but {grid.name} has the shape "
+                f"{grid.shape}. Correct its header, or skip smoothing and resampling."
+            )
+            raise ValueError(msg)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from functools import cached_property
 import nibabel as nib
 import numpy as np
 
-from gpumask.engine.regions import RegionsOnGrid
+from gpumask.engine.regions import RegionsOnGrid, check_overlap
 from gpumask.images.grid import Grid
 from gpumask.kernels.segments import Segments
 
@@ -17,10 +17,16 @@ class VoxelsOnGrid(RegionsOnGrid):
     """The voxels of a mask, in the C order of their indices x, y, z, as nilearn has them."""
 
     mask: np.ndarray
+    share: float  # of the voxels, in the field of view of the runs
+
+    @property
+    def extent(self) -> tuple[float, str]:
+        """See `RegionsOnGrid`."""
+        return self.share, f"the mask {self.grid.name}"
 
     @cached_property
     def image(self) -> nib.Nifti1Image:
-        """The mask: int8."""
+        """The mask, cropped if runs are resampled: int8."""
         return nib.Nifti1Image(self.mask.astype(np.int8), self.grid.affine)
 
     @cached_property
@@ -61,6 +67,11 @@ class VoxelRegions:
             Grid of the runs.
         target, keep
             Unused: runs are always resampled to the mask, and every voxel has a column.
+
+        Raises
+        ------
+        ValueError
+            If no voxel of the mask lies in the field of view of the runs.
         """
         matches = self.grid.matches(grid)
         # If both grids match, the run's voxel sizes are used for smoothing.
@@ -69,7 +80,9 @@ class VoxelRegions:
         x, y, z = np.nonzero(mask)
         indices = np.ravel_multi_index((z, y, x), mask.shape[::-1]).astype(np.int32)
         segments = Segments.trusted(indices, np.arange(len(indices) + 1))
-        return VoxelsOnGrid(grid, on_grid, segments, ids, () if matches else ("images",), [], mask)
+        # Nothing is left to check for the empty mask of a masker that allows one.
+        share = 1.0 if matches or not len(indices) else check_overlap(grid, on_grid, indices)
+        return VoxelsOnGrid(grid, on_grid, segments, ids, () if matches else ("images",), [], mask, share)
 
     @cached_property
     def _cropped(self):

@@ -106,17 +106,19 @@ def _extension_bytes(decoder):
     n_header = next((n for n in map(int.from_bytes, (start, start[::-1])) if n in _HEADERS), None)
     if n_header is None:
         return 0
-    rest = bytearray(n_header)  # of the header, and the four bytes behind it, of which the first announces extensions
+    rest = bytearray(n_header)  # of the header, then four bytes, of which the first announces extensions
     decoder.fill(rest)
     block = bytes(start + rest)
     header, total = _HEADERS[n_header](block[:n_header], check=False), 0
     order = header.endianness  # which nibabel may guess from the number of dimensions
     is_single = header["magic"].item().startswith(b"n+")
     room = float(header["vox_offset"]) - len(block) if is_single else -1.0
-    while block[n_header] and (room >= 16 or room < 0):  # of less than none, nibabel reads to the end
+    while block[n_header] and (room >= 16 or room < 0):  # if it is negative, nibabel reads to the end
         decoder.fill(start)
         (n_bytes,) = struct.unpack(order + "i", start)
-        total += n_bytes if n_bytes >= 8 else _MAX_EXTENSIONS + 1  # of less than its own 8 bytes, it reads all
+        total += (
+            n_bytes if n_bytes >= 8 else _MAX_EXTENSIONS + 1
+        )  # below 8, the size of its own head, nibabel reads all
         if total > _MAX_EXTENSIONS:
             break
         decoder.skip(n_bytes - len(start))

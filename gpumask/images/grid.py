@@ -11,6 +11,7 @@ from scipy import linalg, ndimage
 from gpumask.images.errors import ImageError
 
 _MOST = 1e9  # mm: a thousand kilometres. With far larger or smaller numbers, products overflow and inverses are noise.
+_MOST_VOXELS = 2**31 - 1  # of a requested grid: the indices of voxels have 32 bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +103,8 @@ def target_grid(source: Grid, affine: np.ndarray, shape: Sequence[int] | None = 
     numpy.linalg.LinAlgError
         If the affine isn't an invertible 4 x 4 or 3 x 3 matrix. It is a ValueError.
     ValueError
-        If the shape doesn't have three numbers, or comes with a 3 x 3 affine, or if the image lies outside the grid.
+        If the shape doesn't have three numbers, or comes with a 3 x 3 affine, if the image lies outside the grid, or
+        if the grid has more than 2**31 - 1 voxels.
     """
     matrix = np.asarray(affine, dtype=np.float64)
     if shape is not None and len(shape) != 3:
@@ -134,8 +136,14 @@ def target_grid(source: Grid, affine: np.ndarray, shape: Sequence[int] | None = 
             f"The data's corners have the target voxels {low.tolist()} to {high.tolist()}."
         )
         raise ValueError(msg)
-    x, y, z = np.ceil(high) + 1 if shape is None else shape
-    return Grid((int(x), int(y), int(z)), full, name)
+    x, y, z = (int(n) for n in (np.ceil(high) + 1 if shape is None else shape))
+    if x * y * z > _MOST_VOXELS:
+        msg = (
+            f"The grid of 'target_affine' has {x} x {y} x {z} voxels, expected at most {_MOST_VOXELS:,}. "
+            "Choose larger voxels, or a smaller target_shape."
+        )
+        raise ValueError(msg)
+    return Grid((x, y, z), full, name)
 
 
 def voxel_mapping(source: Grid, target: Grid) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from gpumask import process
 from gpumask.images.grid import Grid, resample_nearest
-from gpumask.images.volumes import ImageLike, load_volume, open_volumes
+from gpumask.images.volumes import ImageLike, check_3d, load_volume, open_volumes
 
 _HUGE = 4 << 20  # bytes from which on NumPy requests huge pages
 
@@ -355,7 +355,7 @@ def _moved_by_scale(values, step):
     return most < 0.5 and bool(np.all(np.abs(values - np.rint(values)) <= most))
 
 
-def load_mask(mask_img: ImageLike | Iterable[ImageLike]) -> tuple[np.ndarray, Grid]:
+def load_mask(mask_img: ImageLike | Iterable[ImageLike], *, several: bool = True) -> tuple[np.ndarray, Grid]:
     """Load a mask: True where every volume of the image is finite and not 0.
 
     In an image of scaled integers without a 0, the value that stands for it is taken for 0, with a warning.
@@ -364,6 +364,8 @@ def load_mask(mask_img: ImageLike | Iterable[ImageLike]) -> tuple[np.ndarray, Gr
     ----------
     mask_img : path, nibabel image, or list of these
         3D or 4D.
+    several : bool
+        Whether it may have several volumes.
 
     Returns
     -------
@@ -378,6 +380,8 @@ def load_mask(mask_img: ImageLike | Iterable[ImageLike]) -> tuple[np.ndarray, Gr
         If `mask_img` isn't an image, or has the wrong number of dimensions.
     """
     volumes = open_volumes(mask_img)
+    if not several:
+        check_3d(volumes)
     mask = np.ones(volumes.grid.n_voxels, bool)
     finite = True
     for chunk in volumes.chunks(1):

@@ -2,13 +2,10 @@
 
 import hashlib
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -20,6 +17,8 @@ from gpumask.images.volumes import ImageLike, open_volumes
 
 _NON_FINITE = "Non-finite values detected. These values will be replaced with zeros."
 _NO_MAP_IN_MASK = "No map left after applying mask to the maps image."
+
+_LARGEST = 1e100  # weight; least squares need its square
 
 _Map = tuple[np.ndarray, np.ndarray]  # voxels and weights
 
@@ -99,7 +98,9 @@ class Maps:
         one = partial(
             _resample, shape=self.grid.shape, target=grid.shape, inside=inside, matrix=matrix, offset=offset, clip=clip
         )
-        resampled = _of(_in_threads(one, self, n_threads), self.weights.dtype, replace(grid, name=self.grid.name))
+        resampled = _of(
+            process.in_threads(one, self, n_threads), self.weights.dtype, replace(grid, name=self.grid.name)
+        )
         if not len(resampled.voxels):
             msg = (
                 f"No map left after resampling maps_img. {self.grid.name} and {grid.name} may lie in "
@@ -137,6 +138,16 @@ class Maps:
         """Whether two maps have a positive weight at the same voxel; less than the rounding of 1 doesn't count."""
         positive = self.weights >= np.finfo(self.weights.dtype).eps
         return bool(np.bincount(self.voxels[positive], minlength=1).max(initial=0) > 1)
+
+    def largest(self) -> np.ndarray:
+        """Return the number, from 1, of the map with the largest weight (without sign) at each voxel; 0 without any.
+
+        int32, shape (x, y, z), in Fortran order. Of equal weights, the last map's counts.
+        """
+        order = np.argsort(np.abs(self.weights), kind="stable")
+        numbers = np.zeros(self.grid.n_voxels, np.int32)
+        numbers[self.voxels[order]] = np.repeat(np.arange(1, len(self) + 1), self.counts)[order]
+        return numbers.reshape(self.grid.shape, order="F")
 
     def dense(self) -> np.ndarray:
         """Return the weights as an array, shape (x, y, z, n_maps), in Fortran order."""
@@ -181,14 +192,15 @@ def load_maps(maps_img: ImageLike | Iterable[ImageLike]) -> Maps:
     Raises
     ------
     ValueError
-        If every value is 0, or a file is missing or can't be read as an image.
+        If every value is 0, the largest weight isn't from 1e-100 to 1e100, or a file is missing or can't be read as an
+        image.
     TypeError
         If `maps_img` isn't an image, or has the wrong number of dimensions.
     """
     volumes = open_volumes(maps_img)
     loaded = volumes.loaded_dtype
     dtype = np.dtype(np.float64 if loaded.kind == "f" and loaded.itemsize > 4 else np.float32)
-    sparse = _in_threads(_sparse, volumes.chunks(1), process.n_cores())
+    sparse = process.in_threads(_sparse, volumes.chunks(1), process.n_cores())
     finite = True
 
     def noting() -> Iterator[_Map]:
@@ -202,6 +214,13 @@ def load_maps(maps_img: ImageLike | Iterable[ImageLike]) -> Maps:
         process.warn(_NON_FINITE)
     if not len(maps.voxels):
         msg = f"maps_img contains no map. Every voxel of {volumes.name} is 0."
+        raise ValueError(msg)
+    largest = float(np.abs(maps.weights).max())
+    if not 1 / _LARGEST <= largest <= _LARGEST:
+        msg = (
+            f"The largest weight in {volumes.name} is {largest:.3g}, expected {1 / _LARGEST:g} to {_LARGEST:g}. Is it "
+            "the right file? Else scale the maps."
+        )
         raise ValueError(msg)
     return maps
 
@@ -240,18 +259,6 @@ def _of(maps: Iterable[_Map], dtype: np.dtype, grid: Grid) -> Maps:
     offsets = np.concatenate([[0], np.cumsum([len(voxels) for voxels, _ in each], dtype=np.int64)])
     voxels = np.concatenate([np.zeros(0, index), *(voxels for voxels, _ in each)])
     return Maps(voxels, offsets, np.concatenate([np.zeros(0, dtype), *(weights for _, weights in each)]), grid)
-
-
-def _in_threads(function: Callable[[Any], Any], items: Iterable[Any], n_threads: int) -> Iterator[Any]:
-    """Map a function over items in threads, in order, with few items waiting at a time."""
-    waiting: deque = deque()
-    with ThreadPoolExecutor(n_threads) as threads:
-        for item in items:
-            waiting.append(threads.submit(function, item))
-            if len(waiting) > n_threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def _sparse(chunk):

@@ -1,17 +1,18 @@
 """Images that are filled a part at a time: in memory, or in a file that appears when it is complete."""
 
 import contextlib
+import errno
 import gzip
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
 
-from gpumask.files import appearing_together, reserve
+from gpumask.files import appearing_together, check_folder, reserve
 from gpumask.images.grid import Grid
 
 _LONGEST = 2**15 - 1  # voxels along an axis, and volumes, in NIfTI-1
@@ -53,6 +54,40 @@ class ImageInParts:
         return image
 
 
+def checked_out(out: Any) -> Path:
+    """Return the path of an image to write, checked; call it before the work whose result is written there.
+
+    Parameters
+    ----------
+    out : path
+        NIfTI file, `.nii` or `.nii.gz`, in an existing folder.
+
+    Raises
+    ------
+    TypeError
+        If it isn't a path.
+    ValueError
+        If it has another extension.
+    OSError
+        If it is a folder, or its folder doesn't exist or can't be written to.
+    """
+    if not isinstance(out, str | os.PathLike):
+        msg = f"`out` must be the path of a NIfTI file, .nii or .nii.gz, got {type(out).__name__}."
+        raise TypeError(msg)
+    path = Path(out).expanduser()
+    if not path.name.endswith((".nii", ".nii.gz")):
+        msg = f"`out` must be a NIfTI file, .nii or .nii.gz, got {path}."
+        raise ValueError(msg)
+    if path.is_dir():
+        msg = f"`out` must be a file, but {path} is a folder. Choose another name."
+        raise IsADirectoryError(msg)
+    check_folder(path)
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        msg = f"{path} can't be written: you have no permission to write to {path.parent}. Choose another folder."
+        raise PermissionError(msg)
+    return path
+
+
 @contextlib.contextmanager
 def image_in_parts(
     template: nib.spatialimages.SpatialImage,
@@ -85,20 +120,17 @@ def image_in_parts(
 
     Raises
     ------
-    ValueError
-        If `out` has another extension.
+    TypeError, ValueError, OSError
+        As `checked_out`.
     OSError
-        If the file can't be written.
+        If the disk is full, or the file can't be written.
     """
     shape = (n_volumes, grid.n_voxels)
     if out is None:
         yield ImageInParts(np.zeros(shape, dtype), template, grid, is_3d=is_3d)
         return
-    path = Path(out).expanduser()
+    path = checked_out(out)
     is_compressed = path.name.endswith(".nii.gz")
-    if not (is_compressed or path.name.endswith(".nii")):
-        msg = f"`out` must be a NIfTI file, .nii or .nii.gz, got {path}."
-        raise ValueError(msg)
     header = _nifti_header(template, grid, () if is_3d else (n_volumes,), dtype)
     with appearing_together([path]) as (part,):
         plain = part.with_name(f"{part.name}.nii") if is_compressed else part
@@ -106,18 +138,38 @@ def image_in_parts(
             with plain.open("xb+") as file:
                 header.write_to(file)
                 start = int(header["vox_offset"])
-                reserve(file, start + shape[0] * shape[1] * np.dtype(dtype).itemsize)
+                size = start + shape[0] * shape[1] * np.dtype(dtype).itemsize
+                with _naming(path, size):
+                    reserve(file, size)
                 data = np.memmap(file, header.get_data_dtype(), "r+", start, shape)
                 yield ImageInParts(data, template, grid, path, is_3d=is_3d)
                 data.flush()
                 os.fsync(file.fileno())
                 if is_compressed:
                     file.seek(0)
-                    with part.open("xb") as packed, gzip.GzipFile("", "wb", 1, packed, mtime=0) as stream:
-                        shutil.copyfileobj(file, stream, 2**20)
+                    with _naming(path, size):
+                        _compress(file, part)
         finally:
             if is_compressed:
                 plain.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _naming(path, size):
+    """Name the file and its size where the disk is full: temporary files have names that nobody knows."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        again = " The compressed copy needs room next to it." if path.name.endswith(".gz") else ""
+        msg = f"{path} takes {size} bytes, but {path.parent} has no room for them: {error.strerror}.{again} Free some."
+        raise OSError(msg) from error
+
+
+def _compress(file: BinaryIO, path: Path) -> None:
+    with path.open("xb") as packed, gzip.GzipFile("", "wb", 1, packed, mtime=0) as stream:
+        shutil.copyfileobj(file, stream, 2**20)
 
 
 def _nifti_header(template, grid, fourth, dtype):

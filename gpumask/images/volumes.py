@@ -131,16 +131,21 @@ def load_volume(img: "ImageLike | Volumes") -> Volume:
         As `open_volumes`.
     """
     volumes = open_volumes(img)
+    check_3d(volumes)
+    (chunk,) = volumes.chunks(1)
+    with volumes.memory_errors_named():
+        data = _scaled(chunk, np.empty(chunk.data.shape, volumes.loaded_dtype.newbyteorder("=")))
+    return Volume(data.reshape(volumes.grid.shape, order="F"), volumes.grid, volumes.name)
+
+
+def check_3d(volumes: "Volumes") -> None:
+    """Raise DimensionError unless there is one volume."""
     if volumes.n_volumes != 1:
         msg = (
             "Input data has incompatible dimensionality: Expected dimension is 3D and you provided a 4D image. "
-            f"{volumes.name} has {volumes.n_volumes} volumes."
+            f"{volumes.name} has {volumes.n_volumes} volumes. If they are maps, use NiftiMapsMasker."
         )
         raise DimensionError(msg)
-    (chunk,) = volumes.chunks(1)
-    with volumes.naming_them():
-        data = _scaled(chunk, np.empty(chunk.data.shape, volumes.loaded_dtype.newbyteorder("=")))
-    return Volume(data.reshape(volumes.grid.shape, order="F"), volumes.grid, volumes.name)
 
 
 class Volumes:
@@ -212,11 +217,11 @@ class Volumes:
         ImageError
             If the file is truncated or corrupt, before its last chunk is yielded; or if there isn't enough memory.
         """
-        with self.naming_them():
+        with self.memory_errors_named():
             yield from self._chunks(n, take)
 
     @contextlib.contextmanager
-    def naming_them(self) -> Generator[None, None, None]:
+    def memory_errors_named(self) -> Generator[None, None, None]:
         """Turn a MemoryError into an ImageError that names the image and its size: headers may promise too much."""
         try:
             yield

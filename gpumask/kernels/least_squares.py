@@ -1,4 +1,4 @@
-"""Least squares with sparse maps: what turns weighted sums of a volume into the amplitudes of maps, on the host.
+"""Least squares with sparse maps: from weighted sums of a volume to the amplitudes of the maps, on the host.
 
 The amplitudes z of K maps M (n_voxels x K) in a volume x minimize ``|M z - x|``, and ``|z|`` among the solutions:
 ``z = pinv(M) x``. With the singular value decomposition ``M = U S V'``, that is ``V S^-2 V' (M' x)``: K weighted sums
@@ -119,8 +119,9 @@ def _spread(matrix, used, n):
 def _over_a_basis(segments, used, values, directions):
     """Solve by sums over a basis.
 
-    The left singular vectors M V S^-1 are orthonormal but for rounding, times the condition. A second decomposition of
-    them gives vectors Q that are so to the last digit, and M = Q T. The basis is V Q', so it has a row for each map.
+    The left singular vectors M V S^-1 are orthonormal up to rounding, which the condition magnifies. A second
+    decomposition makes them orthonormal to the last digit: Q, with M = Q T. The basis is V Q', so it has a row for each
+    map.
     """
     every, scaled = np.arange(len(values)), directions / values
     triangle = _triangle(((every, part @ scaled[columns]) for columns, part in _parts(segments, used)), len(values))

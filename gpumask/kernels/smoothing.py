@@ -19,12 +19,12 @@ MAX_SIGMA = 10_000  # voxels: more than any image has, so a wider Gaussian avera
 _WIDEST_BAND = 0.5
 
 
-def fwhm_to_sigma(fwhm: float, voxel_sizes: Sequence[float] | np.ndarray) -> np.ndarray:
+def fwhm_to_sigma(fwhm: float | np.ndarray, voxel_sizes: Sequence[float] | np.ndarray) -> np.ndarray:
     """Standard deviations of the Gaussian in voxels: float64, shape (n_axes,).
 
     Parameters
     ----------
-    fwhm : float
+    fwhm : float, or ndarray of shape (n_axes,)
         Full width at half maximum, in mm.
     voxel_sizes : sequence of float, shape (n_axes,)
         In mm.

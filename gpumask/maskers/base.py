@@ -3,12 +3,14 @@
 import inspect
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import joblib
+import nibabel as nib
 import numpy as np
+import pandas as pd
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import InputTags
 from sklearn.utils._set_output import _get_output_config, _wrap_data_with_container
@@ -16,6 +18,8 @@ from sklearn.utils.validation import check_array, check_is_fitted
 
 from gpumask import backend, process
 from gpumask.extraction import Plans, Prepared, Result, Settings, asked_dtype, extract, prepare
+from gpumask.images.grid import Grid
+from gpumask.images.labels import load_mask
 from gpumask.images.volumes import Volumes, open_volumes
 from gpumask.maskers.parameters import check_parameters
 
@@ -41,9 +45,9 @@ class _ImageTags(InputTags):
 class VolumesMasker(TransformerMixin, BaseEstimator):
     """Base class of the maskers of volumes.
 
-    A subclass defines a constructor and `fit`, which calls `_begin_fit` and sets `_regions` (a
-    `gpumask.engine.regions.Regions`); and maybe `_settings` and `_nilearn_parameters`. Its name is that of nilearn's
-    masker.
+    A subclass has the name of nilearn's masker. It defines a constructor; `fit`, which calls `_begin_fit` and sets
+    `_fitted` (a `gpumask.engine.regions.Regions`); `n_elements_`; and `_report` or `generate_report`. It may redefine
+    `_region_parameters`, `_settings`, `_extracted`, `_of_resampled` and `_nilearn_parameters`.
     """
 
     def _settings(self) -> Settings:
@@ -93,7 +97,8 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         Returns
         -------
         ndarray, shape (n_kept, n_regions)
-            One column per remaining label, in ascending order of the labels. Of shape (n_regions,) for a 3D image.
+            One column per region: remaining labels in ascending order; maps and seeds in their order; voxels in the C
+            order of their indices. Of shape (n_regions,) for a 3D image.
 
         Raises
         ------
@@ -244,23 +249,54 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         self._check_report(engine)
         return self._report(title)
 
+    @property
+    def _regions(self):
+        """The fitted regions, with the present values of parameters that may be set after `fit`."""
+        changes = self._region_parameters()
+        if any(getattr(self._fitted, name) != value for name, value in changes.items()):
+            self._fitted = replace(self._fitted, **changes)
+        return self._fitted
+
+    def _region_parameters(self):
+        """Fields of `_fitted` that parameters determine at each use."""
+        return {}
+
+    @property
+    def _n_features_out(self):
+        return self.n_elements_
+
+    def _loaded_mask(self):
+        """Return the mask and its grid, or two None."""
+        if self.mask_img is None:
+            return None, None
+        self._log(f"Loading mask from {described(self.mask_img)}", "fit")
+        return load_mask(self.mask_img)
+
+    def _coverage(self):
+        """Table of how much of each region of the last run lies inside field of view and mask."""
+        regions = self._last_regions("coverage_")
+        voxels, covered = regions.coverage
+        names = self.get_feature_names_out()
+        columns = {"index": regions.ids.tolist(), "name": names, "voxels": voxels, "covered": covered}
+        return pd.DataFrame(columns).assign(fraction=regions.covered_share)
+
     def _last_regions(self, name):
         if not hasattr(self, "_on_grid"):
             msg = f"'{type(self).__name__}' object has no attribute '{name}' before transform."
             raise AttributeError(msg)
         return self._on_grid
 
-    def _checked_signals(self, signals, *, allow_nan=False, finite=True):
+    def _checked_signals(self, signals, *, finite=True):
         """Return what `inverse_transform` got as an array of one or two dimensions, in the dtype of the image.
 
-        Unless `finite` is False, infinite values are an error, and NaN too unless `allow_nan` is True.
+        Unless `finite` is False, infinite values are an error, and so is NaN where `transform` can't return it.
         """
         check_is_fitted(self)
         self._log("Computing image from signals", "inverse_transform")
         if hasattr(signals, "to_numpy"):
             signals = signals.to_numpy()
             signals = signals[0] if len(signals) == 1 else signals
-        finite = "allow-nan" if allow_nan else finite
+        finite = "allow-nan" if finite and self._settings().can_return_nan else finite
         signals = check_array(np.atleast_1d(signals), ensure_2d=False, ensure_all_finite=finite)
         expected = (*signals.shape[:-1], self.n_elements_)
         if signals.ndim > 2 or signals.shape != expected:
@@ -302,16 +338,34 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
             process.warn(msg)
         if isinstance(memory, joblib.Memory):
             return memory
-        return joblib.Memory(None if memory is None else str(Path(memory).expanduser()), verbose=0)
+        folder = None if memory is None else Path(memory).expanduser()
+        if folder is not None and folder.exists() and not folder.is_dir():
+            msg = f"`memory` must be a folder, but {folder} is a file. Choose another name."
+            raise NotADirectoryError(msg)
+        return joblib.Memory(None if folder is None else str(folder), verbose=0)
 
     def _log(self, message, method):
         if self.verbose:
             print(f"[{type(self).__name__}.{method}] {message}")
 
 
+def check_masker(masker: Any) -> None:
+    """Raise TypeError for anything else than a masker of gpumask, and scikit-learn's NotFittedError before `fit`."""
+    if not isinstance(masker, VolumesMasker):
+        kind = f"{type(masker).__module__}.{type(masker).__qualname__}"
+        msg = f"Expected a masker of gpumask, such as gpumask.NiftiLabelsMasker, got {kind}."
+        raise TypeError(msg)
+    check_is_fitted(masker)
+
+
 def wrapped(masker: VolumesMasker, signals: np.ndarray, imgs: Any) -> Any:
     """Convert signals to the container chosen by ``masker.set_output``; `transform` does so by itself."""
     return _wrap_data_with_container("transform", signals, imgs, masker)
+
+
+def mask_image(mask: np.ndarray | None, grid: Grid | None) -> nib.Nifti1Image | None:
+    """Return a mask as an int8 image; None without one."""
+    return None if mask is None or grid is None else nib.Nifti1Image(mask.astype(np.int8), grid.affine)
 
 
 def described(imgs: Any) -> str:

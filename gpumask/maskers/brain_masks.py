@@ -1,6 +1,7 @@
 """Masks computed from runs, by nilearn's own functions."""
 
 import inspect
+import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
@@ -9,6 +10,8 @@ from typing import Any
 import nibabel as nib
 
 from gpumask import process
+from gpumask.images.errors import ImageError
+from gpumask.maskers.base import described
 
 _TEMPLATES = {"whole-brain-template": "whole-brain", "gm-template": "gm", "wm-template": "wm"}
 _CHOSEN_BY_US = ("memory", "verbose", "mask_type")
@@ -43,6 +46,8 @@ def computed_mask(
         If nilearn is missing.
     ValueError
         If the strategy is unknown, or nilearn finds no mask.
+    ImageError
+        If nilearn can't read the images.
     """
     if strategy == "template" and for_several:
         process.warn("Masking strategy 'template' is deprecated. Please use 'whole-brain-template' instead.")
@@ -60,7 +65,11 @@ def computed_mask(
     if skipped := [name for name in own if name not in known]:
         process.warn(f"The following arguments are not supported by the masking strategy '{strategy}': {skipped}")
     given |= {name: value for name, value in own.items() if name in known}
-    return compute(imgs, verbose=max(0, int(verbose) - 1), **given)
+    try:
+        return compute(imgs, verbose=max(0, int(verbose) - 1), **given)
+    except (EOFError, OSError, zlib.error) as error:  # nibabel's, which name no file
+        msg = f"No mask can be computed from {described(imgs)}: {type(error).__name__}: {error}. Create the file again."
+        raise ImageError(msg) from error
 
 
 def _function(strategy: str, *, multi: bool) -> Callable[..., nib.Nifti1Image]:

@@ -1,23 +1,19 @@
 """Correlation of regions' signals with every voxel's."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from sklearn.utils.validation import check_is_fitted
 
 from gpumask import process
-from gpumask.choices import VOXEL
 from gpumask.engine.voxels import VoxelRegions
-from gpumask.extraction import Plans, Prepared, Settings, extract, voxel_dtype
+from gpumask.extraction import Plans, Prepared, VoxelSettings, extract, voxel_dtype
 from gpumask.images.labels import load_mask
-from gpumask.images.parts import image_in_parts
+from gpumask.images.parts import checked_out, image_in_parts
 from gpumask.images.volumes import open_volumes
-from gpumask.kernels import cleaning
-from gpumask.maskers.base import VolumesMasker
+from gpumask.maskers.base import VolumesMasker, check_masker
 
 _BLOCK = 2048  # voxels whose correlations are computed at a time
 
@@ -60,16 +56,21 @@ def correlation_maps(
     Returns
     -------
     ndarray, shape (n_regions, n_voxels)
-        Pearson's r. float32 for runs of float32 or of integers, else float64. Voxels are in the C order of their
-        indices, as `NiftiMasker` has them. 0 for constant series, NaN for regions without data. With `out`, a nibabel
+        Pearson's r. With a masker's `runs`, series are z-scored within each run first. float32 for runs of float32 or
+        of integers, else float64. Voxels are in the C order of their indices, as `NiftiMasker` has them. 0 for series
+        that are constant or explained by the confounds, NaN for regions without data. With `out`, a nibabel
         image of shape (x, y, z, n_regions) instead, with 0 outside the mask, whose values aren't loaded.
 
     Raises
     ------
     ValueError
-        If there is no mask, or fewer than two volumes are kept.
+        Without a mask, or if fewer than two volumes are kept.
     MemoryError
-        If the maps don't fit in memory, and there is no `out`.
+        If the voxels' series and, without `out`, the maps don't fit in memory.
+    TypeError
+        If `masker` isn't a masker of gpumask.
+    OSError
+        If `out` can't be written.
     TypeError, ValueError, IndexError
         As `NiftiLabelsMasker.transform`.
 
@@ -77,24 +78,26 @@ def correlation_maps(
     -----
     The voxels' series are held in memory, in float32 or float64: 4 or 8 bytes per kept volume and voxel of the mask.
     """
-    check_is_fitted(masker)
+    check_masker(masker)
+    if out is not None:
+        checked_out(out)
     mask_img = getattr(masker, "mask_img_", None) if mask_img is None else mask_img
     if mask_img is None:
-        msg = "`mask_img` says which voxels to correlate with, and the masker has no mask either: pass mask_img."
+        msg = "correlation_maps needs a mask of the voxels to correlate with, but the masker has none. Pass mask_img."
         raise ValueError(msg)
     volumes = open_volumes(imgs)
     of_regions = masker.prepare(volumes, confounds, sample_mask)
-    of_regions = replace(of_regions, settings=replace(of_regions.settings, dtype=None), memory=None)
+    # Cleaning finds what is constant or explained by confounds; afterwards, its rounding noise would pass for a signal.
+    cleaner = of_regions.cleaner.standardizing("zscore_sample")
+    settings = replace(of_regions.settings, dtype=None)
+    of_regions = replace(of_regions, settings=settings, cleaner=cleaner, memory=None)
     voxels = _of_voxels(of_regions, volumes, mask_img, smoothing_fwhm, masker.device)
     if voxels.cleaner.n_kept < 2:
         msg = f"A correlation needs at least 2 volumes, got {voxels.cleaner.n_kept} of {volumes.name}."
         raise ValueError(msg)
-    if out is None:
-        _check_memory(of_regions, voxels, volumes)
+    _check_memory(of_regions, voxels, volumes, holds_maps=out is None)
     signals, series = (one.signals for one in extract([of_regions, voxels], volumes))
-    noise = cleaning.rounding_noise(signals)
-    signals = cleaning.standardize(signals, "zscore_sample", noise=noise)
-    weights = (signals.T / (len(signals) - 1)).astype(series.dtype)
+    weights = (signals / _norms(signals)).T.astype(series.dtype)
     if out is None:
         maps = np.empty((len(weights), series.shape[1]), series.dtype)
         _correlate(weights, series, maps, slice(None), fisher_z=fisher_z)
@@ -105,28 +108,36 @@ def correlation_maps(
     return result.image()
 
 
+def _norms(series):
+    """Norm of each column, 1 for constant ones. It depends on the number of runs, which are z-scored separately."""
+    norms = np.sqrt(np.einsum("ij,ij->j", series, series))
+    return np.where(norms == 0, 1.0, norms).astype(series.dtype)
+
+
 def _of_voxels(of_regions, volumes, mask_img, smoothing_fwhm, device):
     """The extraction of z-scored voxels, cleaned as the regions' signals are."""
     given = of_regions.settings
-    settings = Settings(
+    settings = VoxelSettings(
         smoothing_fwhm=given.smoothing_fwhm if smoothing_fwhm == "same" else smoothing_fwhm,
-        strategy=VOXEL,
-        resampling_target="labels",
         standardize="zscore_sample",
     )
-    on_grid, plan = Plans().get(VoxelRegions(*load_mask(mask_img)), volumes.grid, settings, device=device)
-    return Prepared(settings, on_grid, plan, of_regions.cleaner.standardizing("zscore_sample"), ())
+    regions = VoxelRegions(*load_mask(mask_img, several=False))
+    on_grid, plan = Plans().get(regions, volumes.grid, settings, device=device)
+    return Prepared(settings, on_grid, plan, of_regions.cleaner, ())
 
 
-def _check_memory(of_regions, voxels, volumes):
+def _check_memory(of_regions, voxels, volumes, *, holds_maps):
+    """Raise MemoryError if the voxels' series, and maybe the maps, don't fit in memory."""
     smoothed, resampled = voxels.settings.smoothing_fwhm is not None, voxels.plan.resampling is not None
     dtype = voxel_dtype(None, volumes.loaded_dtype, smoothed=smoothed, resampled=resampled)
     n_regions, n_voxels = len(of_regions.regions.ids), len(voxels.plan.counts)
-    size, available = n_regions * n_voxels * dtype.itemsize, process.available_memory()
+    rows = volumes.n_volumes + n_regions * holds_maps
+    size, available = rows * n_voxels * dtype.itemsize, process.available_memory()
     if available is not None and size > available:
         msg = (
-            f"The maps of {n_regions} regions and {n_voxels} voxels take {size / 2**30:.1f} GiB, of "
-            f"{available / 2**30:.1f} GiB available memory. Write them to a file (out=), or take a smaller mask."
+            f"{n_voxels} voxels, with {volumes.n_volumes} volumes{f' and {n_regions} maps' * holds_maps}, take "
+            f"{size / 2**30:.1f} GiB, of {available / 2**30:.1f} GiB available memory. Use a smaller mask"
+            f"{', or write the maps to a file (out=)' * holds_maps}."
         )
         raise MemoryError(msg)
 
@@ -136,12 +147,13 @@ def _correlate(weights, series, maps, columns, *, fisher_z):
 
     def of_block(start):
         block = slice(start, start + _BLOCK)
-        correlations = np.clip(weights @ series[:, block], -1.0, 1.0)
+        of_voxels = series[:, block]
+        correlations = np.clip(weights @ of_voxels / _norms(of_voxels), -1.0, 1.0)
         if fisher_z:
             with np.errstate(divide="ignore"):
                 correlations = np.arctanh(correlations)
         maps[:, block if isinstance(columns, slice) else columns[block]] = correlations
 
-    with process.one_blas_thread, ThreadPoolExecutor(process.n_cores(), "gpumask-correlate") as workers:
-        for done in [workers.submit(of_block, start) for start in range(0, series.shape[1], _BLOCK)]:
-            done.result()
+    with process.one_blas_thread:
+        for _ in process.in_threads(of_block, range(0, series.shape[1], _BLOCK), process.n_cores()):
+            pass

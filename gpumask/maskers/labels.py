@@ -11,10 +11,10 @@ from sklearn.utils.validation import check_is_fitted
 from gpumask import process
 from gpumask.engine.regions import LabelRegions, check_same_grids
 from gpumask.extraction import Prepared, Result
-from gpumask.images.labels import load_atlas, load_mask
+from gpumask.images.labels import load_atlas
 from gpumask.images.lookup import disagreement, loaded_lookup_table, lookup_table, rows_of
 from gpumask.images.volumes import Volumes
-from gpumask.maskers.base import VolumesMasker, described
+from gpumask.maskers.base import VolumesMasker, described, mask_image
 from gpumask.maskers.parameters import checked_names
 
 
@@ -186,10 +186,7 @@ class NiftiLabelsMasker(VolumesMasker):
         self
         """
         volumes = self._begin_fit(imgs)
-        mask, mask_grid = None, None
-        if self.mask_img is not None:
-            self._log(f"Loading mask from {described(self.mask_img)}", "fit")
-            mask, mask_grid = load_mask(self.mask_img)
+        mask, mask_grid = self._loaded_mask()
         self._log(f"Loading regions from {described(self.labels_img)}", "fit")
         given = atlas = replace(load_atlas(self.labels_img, self.background_label), mask=mask, mask_grid=mask_grid)
         names = checked_names(self.labels, self.lut)
@@ -214,11 +211,9 @@ class NiftiLabelsMasker(VolumesMasker):
                 self._log("Resampling mask", "fit")
                 atlas = atlas.with_mask_resampled(target)
             atlas.check_mask()
-        self._regions = LabelRegions(atlas, given)
+        self._fitted = LabelRegions(atlas, given)
         self.labels_img_ = nib.Nifti1Image(atlas.labels, atlas.grid.affine, dtype=atlas.labels.dtype)
-        self.mask_img_ = None
-        if atlas.mask is not None and atlas.mask_grid is not None:
-            self.mask_img_ = nib.Nifti1Image(atlas.mask.astype(np.int8), atlas.mask_grid.affine)
+        self.mask_img_ = mask_image(atlas.mask, atlas.mask_grid)
         self._log("Finished fit", "fit")
         return self
 
@@ -241,8 +236,7 @@ class NiftiLabelsMasker(VolumesMasker):
         ValueError
             If `signals` has the wrong shape, or NaN where no parameter lets `transform` return it.
         """
-        marks = self.keep_all_regions or self.min_coverage is not None or self.nan_policy == "omit"
-        signals = self._checked_signals(signals, allow_nan=marks)
+        signals = self._checked_signals(signals)
         ids = [label for key, label in self.region_ids_.items() if key != "background"]
         data = self._regions.atlas.painted(ids, signals, n_threads=process.n_cores())
         return nib.Nifti1Image(data, self._regions.grid.affine, dtype=data.dtype)
@@ -272,11 +266,7 @@ class NiftiLabelsMasker(VolumesMasker):
         A DataFrame with the columns "index", "name", "voxels" (voxels of the region on the atlas's own grid), "covered"
         (how many of these lie inside field of view and mask) and "fraction". AttributeError before `transform`.
         """
-        regions = self._last_regions("coverage_")
-        voxels, covered = regions.coverage
-        names = list(self.region_names_.values())
-        columns = {"index": regions.ids.tolist(), "name": names, "voxels": voxels, "covered": covered}
-        return pd.DataFrame(columns).assign(fraction=regions.covered_share)
+        return self._coverage()
 
     @property
     def labels_(self) -> list:
@@ -301,10 +291,6 @@ class NiftiLabelsMasker(VolumesMasker):
     def get_feature_names_out(self, input_features: Any = None) -> list[str]:
         """Return the names of the columns, for ``set_output``."""
         return list(self.region_names_.values())
-
-    @property
-    def _n_features_out(self):
-        return self.n_elements_
 
     def finish(self, prepared: Prepared, result: Result, volumes: Volumes) -> np.ndarray:
         """Also keep the rows of `lut_` for the columns and the background; see `VolumesMasker.finish`."""

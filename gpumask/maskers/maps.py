@@ -8,15 +8,12 @@ import numpy as np
 import pandas as pd
 from sklearn.utils.validation import check_is_fitted
 
-from gpumask.choices import check_choice
+from gpumask.choices import MAPS_STRATEGIES, check_choice
 from gpumask.engine.maps import MapRegions, as_image
 from gpumask.engine.regions import check_same_grids
 from gpumask.extraction import Settings
-from gpumask.images.labels import load_mask
 from gpumask.images.maps import load_maps
-from gpumask.maskers.base import VolumesMasker, described
-
-_STATISTICS = {"least_squares": "sum", "weighted_mean": "mean"}
+from gpumask.maskers.base import VolumesMasker, described, mask_image
 
 
 class NiftiMapsMasker(VolumesMasker):
@@ -150,10 +147,10 @@ class NiftiMapsMasker(VolumesMasker):
 
     def _settings(self) -> Settings:
         check_choice("resampling_target", self.resampling_target, ("mask", "maps", "data", None))
-        check_choice("strategy", self.strategy, tuple(_STATISTICS))
+        check_choice("strategy", self.strategy, tuple(MAPS_STRATEGIES))
         to_regions = self.resampling_target in ("mask", "maps")
         own = {
-            "strategy": _STATISTICS[self.strategy],
+            "strategy": MAPS_STRATEGIES[self.strategy],
             "resampling_target": "labels" if to_regions else self.resampling_target,
             "keep_masked_labels": self.keep_masked_maps,
         }
@@ -174,16 +171,13 @@ class NiftiMapsMasker(VolumesMasker):
         self
         """
         volumes = self._begin_fit(imgs)
-        mask, mask_grid = None, None
-        if self.mask_img is not None:
-            self._log(f"Loading mask from {described(self.mask_img)}", "fit")
-            mask, mask_grid = load_mask(self.mask_img)
-        elif self.resampling_target == "mask":
+        if self.mask_img is None and self.resampling_target == "mask":
             msg = (
                 "resampling_target has been set to 'mask' but no mask has been provided.\n"
                 "Set resampling_target to something else or provide a mask."
             )
             raise ValueError(msg)
+        mask, mask_grid = self._loaded_mask()
         self._log(f"Loading regions from {described(self.maps_img)}", "fit")
         given = replace(load_maps(self.maps_img), mask=mask, mask_grid=mask_grid)
         memory = self.memory_ if self.memory_.location is not None else None
@@ -201,12 +195,13 @@ class NiftiMapsMasker(VolumesMasker):
                 self._log("Resampling mask", "fit")
                 regions = replace(regions, maps=regions.maps.with_mask_resampled(target))
             _ = regions.maps.masked  # raises if no map is left
-        self._regions = regions
-        self.mask_img_ = None
-        if regions.maps.mask is not None and regions.maps.mask_grid is not None:
-            self.mask_img_ = nib.Nifti1Image(regions.maps.mask.astype(np.int8), regions.maps.mask_grid.affine)
+        self._fitted = regions
+        self.mask_img_ = mask_image(regions.maps.mask, regions.maps.mask_grid)
         self._log("Finished fit", "fit")
         return self
+
+    def _region_parameters(self):
+        return {"solves": self.strategy == "least_squares", "allow_overlap": self.allow_overlap}
 
     def inverse_transform(self, signals: Any) -> nib.Nifti1Image:
         """Compute volumes from region signals: the sum of the maps, times their signals.
@@ -227,7 +222,7 @@ class NiftiMapsMasker(VolumesMasker):
         ValueError
             If `signals` has the wrong shape, or NaN where `min_coverage` doesn't let `transform` return it.
         """
-        signals = self._checked_signals(signals, allow_nan=self.min_coverage is not None)
+        signals = self._checked_signals(signals)
         maps = self._regions.maps
         if maps.mask_grid is not None and not maps.mask_grid.matches(maps.grid):
             maps = maps.with_mask_resampled(maps.grid)
@@ -267,18 +262,12 @@ class NiftiMapsMasker(VolumesMasker):
 
     def explain(self) -> str:
         """Describe how signals were computed, and why; see `VolumesMasker.explain`."""
-        solution = self._last_regions("explain").solution
-        lines = super().explain()
-        if solution is None:
-            return lines
-        over = "the maps" if solution.basis is None else "a dense basis of the maps"
-        rank = f"rank {len(solution.singular_values)} of {self.n_elements_}, condition {solution.condition:.2g}"
-        return f"{lines}\nleast squares: one matrix after sums over {over}; {rank}"
+        return "\n".join([super().explain(), *self._last_regions("explain").explanation])
 
     @property
     def maps_img_(self) -> nib.Nifti1Image:
         """Maps as fitted, as a 4D image. Made on each request. AttributeError before `fit`."""
-        if not hasattr(self, "_regions"):
+        if not hasattr(self, "_fitted"):
             msg = f"'{type(self).__name__}' object has no attribute 'maps_img_' before fit."
             raise AttributeError(msg)
         return as_image(self._regions.maps)
@@ -297,19 +286,12 @@ class NiftiMapsMasker(VolumesMasker):
         "covered" (how many of these lie inside field of view and mask) and "fraction" (the share of the weights,
         without signs, that lies inside). AttributeError before `transform`.
         """
-        regions = self._last_regions("coverage_")
-        voxels, covered = regions.coverage
-        columns = {"index": regions.ids, "name": self.get_feature_names_out(), "voxels": voxels, "covered": covered}
-        return pd.DataFrame(columns).assign(fraction=regions.covered_share)
+        return self._coverage()
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Return the names of the columns, for ``set_output``: the class's name and the map's index."""
         check_is_fitted(self)
         return np.array([f"{type(self).__name__.lower()}{k}" for k in self._columns], dtype=object)
-
-    @property
-    def _n_features_out(self):
-        return self.n_elements_
 
     @property
     def _columns(self):
@@ -318,4 +300,4 @@ class NiftiMapsMasker(VolumesMasker):
         return np.arange(len(self._regions.maps)) if on_grid is None else on_grid.ids
 
     def __sklearn_is_fitted__(self):
-        return hasattr(self, "_regions")
+        return hasattr(self, "_fitted")

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from joblib import Parallel, delayed
@@ -24,13 +24,13 @@ class ManyRuns:
 
     n_jobs: int
 
-    def fit(self, imgs: Any = None, y: None = None) -> "MultiNiftiLabelsMasker":
-        """Load labels and mask, and check the device.
+    def fit(self, imgs: Any = None, y: None = None) -> Self:
+        """Load regions and mask, and check the device.
 
         Parameters
         ----------
         imgs : run, or list of runs, optional
-            Paths or nibabel images. The first run's grid is used, as in `NiftiLabelsMasker.fit`.
+            Paths or nibabel images. The first run is used, as in the `fit` of a masker of single runs.
         y : None
             Ignored.
 
@@ -258,7 +258,7 @@ class _ManyMaskedRuns(ManyRuns):
 
     _allows_empty_mask = True  # as nilearn: only `transform` refuses it
 
-    def fit(self, imgs: Any = None, y: None = None) -> "MultiNiftiMasker":
+    def fit(self, imgs: Any = None, y: None = None) -> Self:
         """Load the mask, or compute it from several runs, and check the device.
 
         Parameters

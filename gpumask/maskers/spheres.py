@@ -1,6 +1,6 @@
 """NiftiSpheresMasker: parameters, fitted attributes, and the inverse transform."""
 
-from dataclasses import replace
+import os
 from typing import Any
 
 import nibabel as nib
@@ -9,8 +9,7 @@ import pandas as pd
 from sklearn.utils.validation import check_is_fitted
 
 from gpumask.engine.spheres import SphereRegions
-from gpumask.images.labels import load_mask
-from gpumask.maskers.base import VolumesMasker, described
+from gpumask.maskers.base import VolumesMasker, mask_image
 from gpumask.maskers.parameters import checked_names
 
 _SEEDS = "Seeds must be a list of triplets of coordinates in native space.\n"
@@ -29,7 +28,7 @@ class NiftiSpheresMasker(VolumesMasker):
     seeds : list of triplets of numbers, or array of shape (n_spheres, 3)
         Coordinates in mm, in the space of the runs.
     radius : float or None, default=None
-        Radius of the spheres in mm. If None, the voxel nearest to each seed is extracted.
+        Radius of the spheres in mm, at most 500. If None, the voxel nearest to each seed is extracted.
     mask_img : path, nibabel image, list of these or None, default=None
         Voxels that are 0 in the mask are ignored. The mask is resampled to the runs (nearest voxel). If None, there is
         no mask.
@@ -149,11 +148,8 @@ class NiftiSpheresMasker(VolumesMasker):
         self
         """
         self._begin_fit(imgs)
-        mask = mask_grid = self.mask_img_ = None
-        if self.mask_img is not None:
-            self._log(f"Loading mask from {described(self.mask_img)}", "fit")
-            mask, mask_grid = load_mask(self.mask_img)
-            self.mask_img_ = nib.Nifti1Image(mask.astype(np.int8), mask_grid.affine)
+        mask, mask_grid = self._loaded_mask()
+        self.mask_img_ = mask_image(mask, mask_grid)
         self.seeds_ = _checked_seeds(self.seeds)
         self.n_elements_ = len(self.seeds_)
         self._names = checked_names(self.labels, None)
@@ -162,7 +158,7 @@ class NiftiSpheresMasker(VolumesMasker):
             raise ValueError(msg)
         radii = (self.radius,) * self.n_elements_
         coordinates = np.array(self.seeds_, dtype=np.float64)
-        self._spheres = SphereRegions(coordinates, radii, self.allow_overlap, mask, mask_grid)
+        self._fitted = SphereRegions(coordinates, radii, self.allow_overlap, mask, mask_grid)
         self._log("Finished fit", "fit")
         return self
 
@@ -186,8 +182,7 @@ class NiftiSpheresMasker(VolumesMasker):
             Without a `mask_img`; if spheres are empty or overlap on its grid; if `signals` has the wrong shape, or NaN
             where no parameter lets `transform` return it.
         """
-        marks = self.keep_all_regions or self.min_coverage is not None or self.nan_policy == "omit"
-        signals = self._checked_signals(signals, allow_nan=marks)
+        signals = self._checked_signals(signals)
         if self.mask_img_ is None:
             msg = "Please provide mask_img at initialization to provide a reference for the inverse_transform."
             raise ValueError(msg)
@@ -196,13 +191,8 @@ class NiftiSpheresMasker(VolumesMasker):
         data = spheres.painted(signals)
         return nib.Nifti1Image(data, spheres.grid.affine, dtype=data.dtype)
 
-    @property
-    def _regions(self):
-        """The spheres, of the present `radius` and `allow_overlap`, which may be set after `fit`."""
-        changes = {"radii": (self.radius,) * self.n_elements_, "allow_overlap": self.allow_overlap}
-        if any(getattr(self._spheres, name) != value for name, value in changes.items()):
-            self._spheres = replace(self._spheres, **changes)
-        return self._spheres
+    def _region_parameters(self):
+        return {"radii": (self.radius,) * self.n_elements_, "allow_overlap": self.allow_overlap}
 
     def generate_report(
         self, engine: str = "matplotlib", title: str | None = None, displayed_spheres: Any = "all"
@@ -248,13 +238,10 @@ class NiftiSpheresMasker(VolumesMasker):
         """How much of each sphere lies inside the last run's field of view and the mask, a row per sphere.
 
         A DataFrame with the columns "index" (from 0), "name", "voxels" (voxels of the sphere if the run's grid had no
-        borders), "covered" (how many of these lie inside field of view and mask) and "fraction". AttributeError before
-        `transform`.
+        borders; computed from the volume where the box around a sphere has more than a million), "covered" (how many of
+        these lie inside field of view and mask) and "fraction". AttributeError before `transform`.
         """
-        regions = self._last_regions("coverage_")
-        voxels, covered = regions.coverage
-        columns = {"index": regions.ids, "name": self.get_feature_names_out(), "voxels": voxels, "covered": covered}
-        return pd.DataFrame(columns).assign(fraction=regions.covered_share)
+        return self._coverage()
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Return the names of the columns, for ``set_output``."""
@@ -263,17 +250,14 @@ class NiftiSpheresMasker(VolumesMasker):
         names = self._names or [f"{prefix}{k}" for k in range(self.n_elements_)]
         return np.array(names, dtype=object)
 
-    @property
-    def _n_features_out(self):
-        return self.n_elements_
-
     def __sklearn_is_fitted__(self):
-        return hasattr(self, "_spheres")
+        return hasattr(self, "_fitted")
 
 
 def _checked_seeds(seeds):
     """The seeds as a list of lists of three numbers; nilearn's ValueError if they aren't triplets."""
-    if not hasattr(seeds, "__iter__"):
+    is_table = isinstance(seeds, (str, os.PathLike)) or hasattr(seeds, "columns")  # whose items are no seeds
+    if is_table or not hasattr(seeds, "__iter__"):
         msg = f"{_SEEDS}Given seed list is of type: {type(seeds)}"
         raise ValueError(msg)
     checked = []

@@ -4,11 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.utils.validation import check_is_fitted
 
 from gpumask.extraction import extract
 from gpumask.images.volumes import open_volumes
-from gpumask.maskers.base import VolumesMasker, wrapped
+from gpumask.maskers.base import VolumesMasker, check_masker, wrapped
 
 
 def transform_together(
@@ -42,18 +41,23 @@ def transform_together(
     Returns
     -------
     list of ndarray
-        What each masker's `transform` would return, bit for bit. `memory` is used for compiled plans and high-variance
-        confounds, but not for signals, unless there is a single masker.
+        Equal to the output of each masker's `transform`, bit for bit. `memory` is used for compiled plans and
+        high-variance confounds; for signals, only with a single masker.
 
     Raises
     ------
     ValueError
         If `maskers` is empty.
+    TypeError
+        If one isn't a masker of gpumask, or `maskers` isn't a sequence.
     TypeError, ValueError, IndexError
         As `NiftiLabelsMasker.transform`.
     """
+    if isinstance(maskers, VolumesMasker):
+        msg = f"`maskers` must be a list of maskers, got a {type(maskers).__name__}. Pass [masker], or use transform."
+        raise TypeError(msg)
     for masker in maskers:
-        check_is_fitted(masker)
+        check_masker(masker)
     if not maskers:
         msg = f"`maskers` must hold at least one masker, got {maskers!r}."
         raise ValueError(msg)

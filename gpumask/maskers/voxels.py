@@ -7,13 +7,11 @@ import numpy as np
 from sklearn.base import ClassNamePrefixFeaturesOutMixin
 
 from gpumask import process
-from gpumask.choices import VOXEL
 from gpumask.engine.voxels import VoxelRegions
-from gpumask.extraction import Settings
+from gpumask.extraction import VoxelSettings
 from gpumask.images.grid import Grid, resample_nearest, target_grid
-from gpumask.images.labels import load_mask
 from gpumask.images.volumes import Volumes
-from gpumask.maskers.base import VolumesMasker, described
+from gpumask.maskers.base import VolumesMasker, mask_image
 from gpumask.maskers.brain_masks import computed_mask
 
 
@@ -148,8 +146,7 @@ class NiftiMasker(ClassNamePrefixFeaturesOutMixin, VolumesMasker):
         self.device = device
 
     def _settings(self):
-        own = {"strategy": VOXEL, "resampling_target": "labels"}
-        return Settings.of({**self.get_params(deep=False), **own})
+        return VoxelSettings.of(self.get_params(deep=False))
 
     def fit(self, imgs: Any = None, y: None = None) -> "NiftiMasker":
         """Load the mask, or compute it, and check the device.
@@ -192,8 +189,7 @@ class NiftiMasker(ClassNamePrefixFeaturesOutMixin, VolumesMasker):
             msg = "If target_shape is specified, target_affine should be specified too."
             raise ValueError(msg)
         if self.mask_img is not None:
-            self._log(f"Loading mask from {described(self.mask_img)}", "fit")
-            mask, grid = load_mask(self.mask_img)
+            mask, grid = self._loaded_mask()
         elif imgs is None:
             msg = f"Parameter 'imgs' must be provided to {type(self).__name__}.fit() if no mask is passed to mask_img."
             raise ValueError(msg)
@@ -209,9 +205,9 @@ class NiftiMasker(ClassNamePrefixFeaturesOutMixin, VolumesMasker):
         if not self.n_elements_ and not self._allows_empty_mask:
             msg = f"The mask is invalid as it is empty: it masks all data. No voxel of {grid.name} is inside it."
             raise ValueError(msg)
-        self._regions = VoxelRegions(mask, grid)
-        self.mask_img_ = nib.Nifti1Image(mask.astype(np.int8), grid.affine)
-        self.affine_ = self.mask_img_.affine
+        self._fitted = VoxelRegions(mask, grid)
+        self.mask_img_ = mask_image(mask, grid)
+        self.affine_ = grid.affine
         self._log("Finished fit", "fit")
         return self
 
@@ -226,6 +222,7 @@ class NiftiMasker(ClassNamePrefixFeaturesOutMixin, VolumesMasker):
     def _extracted(self, prepared, volumes, progress, started):
         if not getattr(self, "_shelving", False):
             return super()._extracted(prepared, volumes, progress, started)
+        self._forget_run()  # which shelved signals don't replace
         run = volumes.identity(), volumes.is_3d
         key = prepared.key, run, prepared.plan.device, prepared.settings.dtype, prepared.cleaner
         compute = self.memory_.cache(_computed, ignore=["compute"])
@@ -275,10 +272,6 @@ class NiftiMasker(ClassNamePrefixFeaturesOutMixin, VolumesMasker):
         figure = regions_figure(self.mask_img_, getattr(self, "_report_run", None))
         share = self.n_elements_ / self._regions.mask.size
         return report_page(self, title, figure, "", f"Voxels: {self.n_elements_:,} ({share:.1%} of the image)")
-
-    @property
-    def _n_features_out(self):
-        return self.n_elements_
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "mask_img_")

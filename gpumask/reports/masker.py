@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gpumask.files import appearing_together, write
+from gpumask.files import appearing_together, check_folder, write
 from gpumask.images.grid import Grid
 from gpumask.images.volumes import open_volumes
 from gpumask.reports.figures import draw_cuts, new_figure, to_png
@@ -40,7 +40,8 @@ class Report:
         return f'<iframe srcdoc="{html.escape(self.html)}" width="100%" height="700" frameBorder="0"></iframe>'
 
     def save_as_html(self, path: str | os.PathLike) -> None:
-        """Write the page to a file, which is replaced."""
+        """Write the page to a file, which is replaced; FileNotFoundError if its folder doesn't exist."""
+        check_folder(Path(path))
         with appearing_together([Path(path)]) as (part,):
             write(part, [self.html])
 
@@ -97,7 +98,7 @@ def report_page(masker: Any, title: str | None, figure: str, regions: str, headi
     heading : str
         Of the regions; their number if it is empty.
     """
-    title = html.escape(title or type(masker).__name__)
+    title = html.escape(str(title or type(masker).__name__))
     parameters = "".join(
         f"<tr><th>{name}</th><td>{html.escape(_short(value))}</td></tr>"
         for name, value in masker.get_params(deep=False).items()
