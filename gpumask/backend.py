@@ -223,13 +223,51 @@ def resolve_device(device: str) -> str:
     if not cuda:
         return "cpu"
     index = int(cuda[1] or 0)
-    if (status := cuda_status(index)).problem:
+    _check_usable(device, cuda_status(index))
+    return f"cuda:{index}"
+
+
+def _check_usable(device, status):
+    if status.problem:
         msg = (
             f"device={device!r} was requested, but can't be used: {status.problem}. {status.remedy} "
             "Or use device='cpu', or 'auto' to let gpumask choose."
         )
         raise DeviceError(msg)
-    return f"cuda:{index}"
+
+
+def split_devices(devices: str) -> tuple[str, ...]:
+    """Split the devices that share the runs of a cohort; no GPU is probed.
+
+    Parameters
+    ----------
+    devices : str
+        What `resolve_device` accepts, several GPUs separated by commas, or "cuda:all" for all visible ones.
+
+    Returns
+    -------
+    tuple of str
+        Each for `resolve_device`.
+
+    Raises
+    ------
+    ValueError
+        If a device is unknown, or several aren't different GPUs.
+    DeviceError
+        If all GPUs are requested and none is visible.
+    """
+    if devices == "cuda:all":
+        status = cuda_status(None)
+        _check_usable(devices, status)
+        return tuple(f"cuda:{index}" for index in range(len(status.devices)))
+    if not isinstance(devices, str) or "," not in devices:
+        check_device(devices)
+        return (devices,)
+    numbered = tuple("cuda:0" if device == "cuda" else device for device in devices.split(","))
+    if not all(map(_CUDA.fullmatch, numbered)) or len(set(numbered)) < len(numbered):
+        msg = f"Several devices must be different GPUs, such as 'cuda:0,cuda:1', got {devices!r}."
+        raise ValueError(msg)
+    return numbered
 
 
 def check_device(device: str) -> None:
