@@ -359,6 +359,13 @@ def device_memory() -> tuple[int, int]:
     return (min(free, limit - pool.used_bytes()) if limit else free), total
 
 
+def uses_own_pool() -> bool:
+    """Whether CuPy allocates from its own pool. `device_memory` doesn't count the unused memory of RMM's."""
+    import cupy
+
+    return getattr(cupy.cuda.get_allocator(), "__self__", None) is cupy.get_default_memory_pool()
+
+
 def release_memory() -> None:
     """Free the unused memory of CuPy's pool on the current device."""
     import cupy

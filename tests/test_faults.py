@@ -460,6 +460,24 @@ def test_a_fork_after_cuda_was_used(gpu):
     assert fitted == f"DeviceError: {FORKED}"
 
 
+# A warm start
+
+
+def test_a_second_process_compiles_nothing(gpu, tmp_path):
+    """Before 14.2.0, CuPy's cache on disk missed modules whose kernels have names."""
+    body = (
+        "from cupy.cuda import compiler\n"
+        "compiled, compile = [], compiler._NVRTCProgram.compile\n"
+        "compiler._NVRTCProgram.compile = lambda self, *a, **k: compiled.append(self.name) or compile(self, *a, **k)\n"
+        "signals('cuda')\n"
+        "print(sum(name != 'default_program' for name in compiled))"  # the one for an empty file
+    )
+    cache = {"CUPY_CACHE_DIR": str(tmp_path), "CUPY_CACHE_IN_MEMORY": "0"}
+    first, second = (int(in_a_process(body, **cache)) for _ in range(2))
+    assert first > 1  # the probe's, and ours
+    assert second == 0
+
+
 # Diagnosis, of CuPy's own errors
 
 

@@ -383,6 +383,26 @@ def test_buffers_follow_the_free_memory(gpu, tmp_path, a_plan, monkeypatch):
         assert sum(sizes) == 40
 
 
+def test_another_allocator_may_hold_all_memory(gpu, tmp_path, a_plan, monkeypatch):
+    """As RMM's pool does: little of the device is free then, but much of the pool."""
+    import cupy
+
+    volumes = open_volumes(write(tmp_path / "bold.nii.gz", stored_run("f4", 40)))
+    plan, sizes, upload, pool = a_plan("direct"), [], backend.upload, cupy.cuda.MemoryPool()
+    expected = extract(plan, volumes, device=gpu).signals
+    monkeypatch.setattr(backend, "upload", lambda *a: (sizes.append(len(a[0])), upload(*a)))
+    monkeypatch.setattr(cupy.cuda.runtime, "memGetInfo", lambda: (2**10, 2**36))
+    before = cupy.cuda.get_allocator()
+    backend.release_memory()
+    try:
+        cupy.cuda.set_allocator(pool.malloc)
+        np.testing.assert_array_equal(extract(plan, volumes, device=gpu).signals, expected)
+    finally:
+        cupy.cuda.set_allocator(before)
+    assert max(sizes) == pipeline._chunk_size(volumes)
+    assert pool.total_bytes() > 0
+
+
 def test_free_memory_counts_the_pool_and_its_limit(gpu):
     import cupy
 

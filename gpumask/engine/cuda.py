@@ -187,7 +187,9 @@ class _GpuRun:
         return [flat[start:stop].reshape(shape) for (start, stop), shape in self.parts]
 
     def _affordable(self):
-        """Volumes that fit in a buffer on the device, given its free memory."""
+        """Volumes that fit in a buffer on the device, given its free memory, if that is known."""
+        if not backend.uses_own_pool():
+            return self.step
         n_voxels = self.volumes.grid.n_voxels
         free, _ = backend.device_memory()
         free -= _WORKSPACE * n_voxels * any(plan.uses_products for plan in self.plans)
