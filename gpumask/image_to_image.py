@@ -108,7 +108,7 @@ def clean_img(
         **options,
     )
     inside = None if mask_img is None else _inside(mask_img, volumes)
-    dtype = volumes.loaded_dtype
+    dtype = volumes.loaded_dtype.newbyteorder("=")
     dtype = cleaner.result_dtype(np.dtype(np.float32) if inside is not None and dtype.kind != "f" else dtype)
     device = backend.resolve_device(device)
     where = backend.to_device(np.zeros(0), device)
@@ -165,8 +165,8 @@ def smooth_img(imgs: Any, fwhm: Any, *, out: str | os.PathLike | None = None) ->
     if out is not None:
         checked_out(out)
     volumes = open_volumes(imgs)
-    dtype = volumes.loaded_dtype
-    if dtype.kind != "f" or dtype != np.float32:
+    dtype = volumes.loaded_dtype.newbyteorder("=")
+    if dtype != np.float32:
         small = dtype.kind in "iub" and dtype.itemsize < 8
         dtype = np.dtype(np.float32 if small else np.float64)
     matrices = smoothing_matrices(volumes.grid, widths, "fwhm") if any(widths) else []

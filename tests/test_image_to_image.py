@@ -122,6 +122,26 @@ def test_smooth_img_equals_nilearns(tmp_path, dtype, kind, fwhm):
     np.testing.assert_allclose(values(ours), values(theirs), rtol=1e-6 if values(ours).dtype == "f4" else 1e-12)
 
 
+@pytest.mark.parametrize("name", ["run.nii", "run.mgz"])
+def test_big_endian_float32_stays_float32(tmp_path, name):
+    """It became float64, which MGH can't hold."""
+    header = nib.Nifti1Header(endianness=">")
+    kinds = {
+        "run.nii": lambda data: nib.Nifti1Image(data, AFFINE, header),
+        "run.mgz": lambda data: nib.MGHImage(data, AFFINE),
+    }
+    nib.save(kinds[name](values(run("f4")).astype(">f4")), tmp_path / name)
+    for made, expected in [
+        (gpumask.smooth_img(tmp_path / name, 4), nilearn_image.smooth_img(tmp_path / name, 4)),
+        (
+            gpumask.clean_img(tmp_path / name, standardize="zscore_sample"),
+            nilearn_image.clean_img(tmp_path / name, standardize="zscore_sample"),
+        ),
+    ]:
+        assert made.get_data_dtype() == expected.get_data_dtype() == np.dtype(">f4")
+        np.testing.assert_allclose(values(made), values(expected), rtol=1e-4, atol=1e-4)
+
+
 def test_smooth_img_in_float64():
     img = run("f8")
     values(img)[1, 2, 3, 4] = np.nan
