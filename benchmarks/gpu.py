@@ -332,7 +332,7 @@ def main(argv=None):
     )
     options = parser.parse_args(argv)
     status = backend.cuda_status()
-    if not status.devices:
+    if status.problem:
         raise SystemExit(f"benchmarks.gpu needs a CUDA device: {status.problem}. {status.remedy}")
     n_volumes, chunks, rounds, run_rounds = options.volumes, (8, 64), options.rounds, 3
     if options.tiny:

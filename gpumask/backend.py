@@ -34,14 +34,14 @@ class DeviceError(RuntimeError):
 
 @dataclass(frozen=True)
 class CudaStatus:
-    """The usable GPUs of this machine, or why none is usable.
+    """The GPUs of this machine, and why the one that was probed can't be used.
 
     Attributes
     ----------
     devices : tuple of str
-        Names of the CUDA devices, in CuPy's order; empty unless all are usable.
+        Names of the visible CUDA devices, in CuPy's order, usable or not. Empty if CUDA can't list them.
     problem : str
-        Why CUDA can't be used; empty if it can.
+        Why the GPU can't be used; empty if it can.
     remedy : str
         How to fix the problem; empty without one.
     """
@@ -96,10 +96,16 @@ def _installed_cupy():
     return found
 
 
-def cuda_status() -> CudaStatus:
-    """Probe the GPUs by computing on each of them.
+def cuda_status(index: int | None = 0) -> CudaStatus:
+    """List the GPUs, and probe one of them by computing on it.
 
-    Counting devices isn't enough: a missing NVRTC or a full device shows only when a kernel is compiled and launched.
+    Finding a device isn't enough: a missing NVRTC or a full device shows only when a kernel is compiled and launched.
+    The other GPUs are left alone: a context takes hundreds of MiB of a GPU's memory.
+
+    Parameters
+    ----------
+    index : int or None
+        Number of the device to probe. If None, none is.
 
     Returns
     -------
@@ -109,23 +115,27 @@ def cuda_status() -> CudaStatus:
     if importlib.util.find_spec("cupy") is None:
         problem = " and ".join(filter(None, ("CuPy is not installed", _no_driver(version))))
         return CudaStatus(problem=problem, remedy=_install_line(version))
+    names: list[str] = []
     try:
         _check_process()
         import cupy
 
-        names = []
-        for index in range(cupy.cuda.runtime.getDeviceCount()):
+        runtime = cupy.cuda.runtime
+        names += [runtime.getDeviceProperties(k)["name"].decode() for k in range(runtime.getDeviceCount())]
+        if not names:
+            return CudaStatus(problem=_no_device(), remedy=_CHECK_VISIBLE)
+        if index is not None:
+            if index >= len(names):
+                found = ", ".join(f"cuda:{k} ({name})" for k, name in enumerate(names))
+                problem = f"this machine has {len(names)} CUDA device(s): {found}"
+                return CudaStatus(tuple(names), problem, "Choose one of these.")
             with using(f"cuda:{index}"):
                 if int((cupy.arange(3) + 1).sum()) != 6:
                     problem = f"CUDA device {index} computes wrong results"
-                    return CudaStatus(problem=problem, remedy="Check it with nvidia-smi, and update driver and CuPy.")
-            names.append(cupy.cuda.runtime.getDeviceProperties(index)["name"].decode())
+                    return CudaStatus(tuple(names), problem, "Check it with nvidia-smi, and update driver and CuPy.")
     except Exception as error:  # CuPy, the CUDA libraries and the loader of a broken wheel raise different classes
-        problem, remedy = _diagnosis(error, version)
-        return CudaStatus(problem=problem, remedy=remedy)
-    if not names:
-        return CudaStatus(problem=_no_device(), remedy=_CHECK_VISIBLE)
-    return CudaStatus(devices=tuple(names))
+        return CudaStatus(tuple(names), *_diagnosis(error, version))
+    return CudaStatus(tuple(names))
 
 
 _STOP_OTHERS = "Stop other processes that use it: see nvidia-smi."
@@ -183,13 +193,16 @@ def _diagnosis(error, version):
     return f"CuPy fails ({line})", "Compare nvidia-smi with the output of: python -c 'import cupy; cupy.show_config()'"
 
 
+_CUDA = re.compile(r"cuda(?::(0|[1-9][0-9]*))?")
+
+
 def resolve_device(device: str) -> str:
-    """Resolve a user's `device`. A requested GPU is never replaced by another device.
+    """Resolve a user's `device`. A requested GPU is never replaced by another device, and no other GPU is probed.
 
     Parameters
     ----------
     device : {"auto", "cpu", "cuda", "cuda:N"}
-        "auto" selects the first GPU if the GPUs are usable, else the CPU. "cuda" means "cuda:0".
+        "auto" selects the first usable GPU, else the CPU. "cuda" means "cuda:0".
 
     Returns
     -------
@@ -203,29 +216,74 @@ def resolve_device(device: str) -> str:
     DeviceError
         If a requested CUDA device is unusable; the message states cause and remedy.
     """
-    if device == "cpu":
-        return "cpu"
-    cuda = re.fullmatch(r"cuda(?::(0|[1-9][0-9]*))?", device) if isinstance(device, str) else None
-    if device != "auto" and not cuda:
-        msg = f"`device` must be 'auto', 'cpu', 'cuda' or 'cuda:N' with N a device number, got {device!r}."
-        raise ValueError(msg)
-    if device == "auto" and "cupy" not in sys.modules and driver_cuda_version() is None:
-        return "cpu"  # importing CuPy only to find no driver takes 0.15 s
-    status = cuda_status()
+    check_device(device)
     if device == "auto":
-        return "cuda:0" if status.devices else "cpu"
-    if not status.devices:
+        return _first_usable()
+    cuda = _CUDA.fullmatch(device)
+    if not cuda:
+        return "cpu"
+    index = int(cuda[1] or 0)
+    _check_usable(device, cuda_status(index))
+    return f"cuda:{index}"
+
+
+def _check_usable(device, status):
+    if status.problem:
         msg = (
-            f"device={device!r} was requested, but no GPU can be used: {status.problem}. {status.remedy} "
+            f"device={device!r} was requested, but can't be used: {status.problem}. {status.remedy} "
             "Or use device='cpu', or 'auto' to let gpumask choose."
         )
         raise DeviceError(msg)
-    index = int(cuda[1] or 0) if cuda else 0
-    if index >= len(status.devices):
-        found = ", ".join(f"cuda:{i} ({name})" for i, name in enumerate(status.devices))
-        msg = f"device={device!r} was requested, but this machine has {len(status.devices)} CUDA device(s): {found}."
-        raise DeviceError(msg)
-    return f"cuda:{index}"
+
+
+def split_devices(devices: str) -> tuple[str, ...]:
+    """Split the devices that share the runs of a cohort; no GPU is probed.
+
+    Parameters
+    ----------
+    devices : str
+        What `resolve_device` accepts, several GPUs separated by commas, or "cuda:all" for all visible ones.
+
+    Returns
+    -------
+    tuple of str
+        Each for `resolve_device`.
+
+    Raises
+    ------
+    ValueError
+        If a device is unknown, or several aren't different GPUs.
+    DeviceError
+        If all GPUs are requested and none is visible.
+    """
+    if devices == "cuda:all":
+        status = cuda_status(None)
+        _check_usable(devices, status)
+        return tuple(f"cuda:{index}" for index in range(len(status.devices)))
+    if not isinstance(devices, str) or "," not in devices:
+        check_device(devices)
+        return (devices,)
+    numbered = tuple("cuda:0" if device == "cuda" else device for device in devices.split(","))
+    if not all(map(_CUDA.fullmatch, numbered)) or len(set(numbered)) < len(numbered):
+        msg = f"Several devices must be different GPUs, such as 'cuda:0,cuda:1', got {devices!r}."
+        raise ValueError(msg)
+    return numbered
+
+
+def check_device(device: str) -> None:
+    """Raise ValueError if `device` isn't one that `resolve_device` accepts; nothing is probed."""
+    if not (isinstance(device, str) and (device in ("auto", "cpu") or _CUDA.fullmatch(device))):
+        msg = f"`device` must be 'auto', 'cpu', 'cuda' or 'cuda:N' with N a device number, got {device!r}."
+        raise ValueError(msg)
+
+
+def _first_usable():
+    if "cupy" not in sys.modules and driver_cuda_version() is None:
+        return "cpu"  # importing CuPy only to find no driver takes 0.15 s
+    for index in range(len(cuda_status(None).devices)):
+        if not cuda_status(index).problem:
+            return f"cuda:{index}"
+    return "cpu"
 
 
 _process: int | None = None  # id of the process that uses CUDA: forks of it can't
@@ -299,6 +357,13 @@ def device_memory() -> tuple[int, int]:
     free += pool.free_bytes()
     limit = pool.get_limit()
     return (min(free, limit - pool.used_bytes()) if limit else free), total
+
+
+def uses_own_pool() -> bool:
+    """Whether CuPy allocates from its own pool. `device_memory` doesn't count the unused memory of RMM's."""
+    import cupy
+
+    return getattr(cupy.cuda.get_allocator(), "__self__", None) is cupy.get_default_memory_pool()
 
 
 def release_memory() -> None:

@@ -157,6 +157,7 @@ class Prepared:
     settings : Settings
     regions : RegionsOnGrid
     plan : Plan
+        On the device that it is run on.
     cleaner : Cleaner
     key : tuple
         Cache key: everything that the uncleaned signals depend on, except the run and the device. Empty without
@@ -211,10 +212,17 @@ class Plans:
 
     def __init__(self, n_kept: int = 4):
         self._n_kept, self._lock = n_kept, threading.Lock()
-        self._kept: dict[tuple, tuple[RegionsOnGrid, Plan]] = {}
+        # For each key also the plan as it is run, by device.
+        self._kept: dict[tuple, tuple[RegionsOnGrid, Plan, dict[str, Plan]]] = {}
 
     def get(
-        self, regions: Regions, grid: Grid, settings: Settings, memory: "joblib.Memory | None" = None
+        self,
+        regions: Regions,
+        grid: Grid,
+        settings: Settings,
+        memory: "joblib.Memory | None" = None,
+        *,
+        device: str = "cpu",
     ) -> tuple[RegionsOnGrid, Plan]:
         """Return the regions on the grid of a run and the plan for them, compiling it if necessary.
 
@@ -226,20 +234,27 @@ class Plans:
         settings : Settings
         memory : joblib.Memory, optional
             Cache of compiled plans on disk.
+        device : {"auto", "cpu", "cuda", "cuda:N"}
+            See `gpumask.engine.plan.Plan.on`.
 
         Raises
         ------
         ValueError
             If no region is left, the grids differ and `resampling_target` is None, or `nan_policy` doesn't fit.
+        DeviceError
+            If a requested GPU is unusable.
         """
         key = regions, grid.shape, grid.affine.tobytes(), tuple(settings.in_space.items())
         with self._lock:  # waiting threads would compile the same plan
             if key not in self._kept:
-                made = _place(regions, grid, settings, memory)
+                made = *_place(regions, grid, settings, memory), {}
                 while len(self._kept) >= self._n_kept:
                     self._kept.pop(next(iter(self._kept)))
                 self._kept[key] = made
-            return self._kept[key]
+            on_grid, plan, on_devices = self._kept[key]
+            if device not in on_devices:
+                on_devices[device] = plan.on(device)
+            return on_grid, on_devices[device]
 
     def __reduce__(self):
         return Plans, (self._n_kept,)
@@ -273,6 +288,7 @@ def prepare(
     confounds: Any = None,
     sample_mask: Any = None,
     *,
+    device: str = "cpu",
     plans: Plans | None = None,
     memory: "joblib.Memory | None" = None,
 ) -> Prepared:
@@ -285,6 +301,8 @@ def prepare(
     settings : Settings
     confounds, sample_mask
         As `gpumask.signal.clean` takes them.
+    device : {"auto", "cpu", "cuda", "cuda:N"}
+        Where to extract the signals; "auto" depends on the plan, see `gpumask.engine.plan.Plan.on`.
     plans : Plans, optional
         Compiled plans of earlier runs. If None, the plan is compiled.
     memory : joblib.Memory, optional
@@ -294,12 +312,14 @@ def prepare(
     ------
     TypeError, ValueError, IndexError
         If confounds, masks, settings or grids don't fit.
+    DeviceError
+        If a requested GPU is unusable.
     """
     if settings.high_variance_confounds:
         confounds = _with_high_variance(volumes, confounds, memory)
     with one_blas_thread:
         cleaner = settings.cleaner(volumes.n_volumes, confounds, sample_mask)
-    on_grid, plan = (plans or Plans()).get(regions, volumes.grid, settings, memory)
+    on_grid, plan = (plans or Plans()).get(regions, volumes.grid, settings, memory, device=device)
     for message, category in on_grid.notes:
         warn(message, category)
     key = _plan_key(regions, volumes.grid, settings) if memory else ()
@@ -327,7 +347,6 @@ def _high_variance_confounds(key, *, volumes):
 def extract(
     prepared: Sequence[Prepared],
     volumes: Volumes,
-    device: str = "cpu",
     *,
     progress: Callable[[int], object] | None = None,
     n_threads: int | None = None,
@@ -338,10 +357,8 @@ def extract(
     Parameters
     ----------
     prepared : sequence of Prepared
-        For `volumes`. If it is a single one, its `memory` is used for the signals.
+        For `volumes`, on any devices. If it is a single one, its `memory` is used for the signals.
     volumes : Volumes
-    device : str
-        "cpu" or "cuda:N", from `gpumask.backend.resolve_device`.
     progress : callable, optional
         Called with the number of volumes done so far, in the calling thread. An exception from it ends the extraction.
     n_threads : int, optional
@@ -367,10 +384,10 @@ def extract(
     started = time.perf_counter()
     plans = [one.plan for one in prepared]
     stagings = [_staging(one, volumes) for one in prepared]
-    options: dict[str, Any] = {"device": device, "progress": progress, "n_threads": n_threads, "stagings": stagings}
+    options: dict[str, Any] = {"progress": progress, "n_threads": n_threads, "stagings": stagings}
     memory = prepared[0].memory if len(prepared) == 1 else None
     if memory is not None:
-        key = prepared[0].key, volumes.identity(), device, *map(repr, stagings)
+        key = prepared[0].key, volumes.identity(), plans[0].device, *map(repr, stagings)
         extractions = memory.cache(_run, ignore=["plans", "volumes", "options"])(
             key, plans=plans, volumes=volumes, options=options
         )
@@ -379,7 +396,7 @@ def extract(
     if on_cleaning:
         on_cleaning()
     return [
-        _finished(one, extraction, volumes, started, device, keep=memory is not None)
+        _finished(one, extraction, volumes, started, keep=memory is not None)
         for one, extraction in zip(prepared, extractions, strict=True)
     ]
 
@@ -410,7 +427,7 @@ def _dtype(prepared: Prepared, volumes: Volumes) -> np.dtype:
     return signal_dtype(settings.dtype, volumes.loaded_dtype, maps=prepared.regions.maps_dtype, **done)
 
 
-def _finished(prepared: Prepared, extraction: Extraction, volumes, started, device, *, keep):
+def _finished(prepared: Prepared, extraction: Extraction, volumes, started, *, keep):
     """Clean the signals and convert them to their dtype."""
     settings, plan, signals = prepared.settings, prepared.plan, extraction.signals
     zeroed = extraction.non_finite and settings.nan_policy == "zero" and plan.strategy != VOXEL
@@ -421,8 +438,8 @@ def _finished(prepared: Prepared, extraction: Extraction, volumes, started, devi
     cleaning = time.perf_counter()
     if plan.strategy == VOXEL:
         signals = np.array(signals) if keep else signals  # from `memory`, they may be a mapped file
-        with backend.device_errors(device):
-            signals = prepared.cleaner.in_place(signals, extraction.base, device=device)
+        with backend.device_errors(plan.device):
+            signals = prepared.cleaner.in_place(signals, extraction.base, device=plan.device)
     else:
         signals = _of_regions(prepared, prepared.regions.combine(signals), keep=keep)
     done = time.perf_counter()

@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(config, items):
     reasons = []
     if not REQUIRED and importlib.util.find_spec("cupy") is None:
         reasons.append(("CuPy", lambda item: "nvrtc" in item.fixturenames))
-    if not REQUIRED and not backend.cuda_status().devices:
+    if not REQUIRED and backend.cuda_status().problem:
         reasons.append(("a CUDA device", needs_gpu))
     told = []
     for missing, needed in reasons:
@@ -63,7 +63,7 @@ def put(request):
 def gpu():
     """The first CUDA device that CuPy can compute on."""
     status = backend.cuda_status()
-    if not status.devices:
+    if status.problem:
         if REQUIRED:
             pytest.fail(f"GPUMASK_TEST_CUPY=require, but {status.problem}")
         pytest.skip(f"no usable CUDA device: {status.problem}")

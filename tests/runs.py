@@ -1,6 +1,7 @@
 """Small runs and plans for the tests of the pipelines."""
 
 import gzip
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -60,6 +61,11 @@ def some_plan(labels_on="same", fwhm=None, strategy="mean", **options):
     return compile_plan(some_labels(), IDS, label_grid, grid=grid, smoothing_fwhm=fwhm, strategy=strategy, **options)
 
 
-def extract(plan, volumes, **options):
+def on(plans, device):
+    """Plans on a device, which isn't probed."""
+    return [replace(plan, device=device) for plan in plans]
+
+
+def extract(plan, volumes, device="cpu", **options):
     """Signals of a run by a single plan."""
-    return run_plans([plan], volumes, **options)[0]
+    return run_plans(on([plan], device), volumes, **options)[0]

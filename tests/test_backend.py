@@ -50,12 +50,15 @@ class CompileError(Exception):
 
 
 class FakeCupy(types.ModuleType):
-    """As much of CuPy as the probe needs: `count` devices, `error` where kernels are first compiled."""
+    """As much of CuPy as the probe needs: `count` devices, `error` where kernels are first compiled.
 
-    def __init__(self, count=1, error=None, result=6):
+    `error` and `result` are those of the device `bad`, or of all.
+    """
+
+    def __init__(self, count=1, error=None, result=6, bad=None):
         super().__init__("cupy")
         self.__spec__ = importlib.machinery.ModuleSpec("cupy", None)
-        self.entered, self.result, self.error = [], result, error
+        self.entered, self.result, self.error, self.bad = [], result, error, bad
 
         def device_count():
             if isinstance(count, Exception):
@@ -73,9 +76,10 @@ class FakeCupy(types.ModuleType):
         return contextlib.nullcontext()
 
     def arange(self, n):
-        if self.error:
+        is_bad = self.bad in (None, self.entered[-1])
+        if self.error and is_bad:
             raise self.error
-        return np.full(3, self.result / 3 - 1)
+        return np.full(3, (self.result if is_bad else 6) / 3 - 1)
 
 
 @pytest.fixture
@@ -89,8 +93,8 @@ def cupy(monkeypatch):
 
 def test_finds_devices(cupy):
     fake = cupy(count=2)
-    assert cuda_status() == CudaStatus(devices=("GPU 0", "GPU 1"))
-    assert fake.entered == [0, 1]
+    assert cuda_status(None) == CudaStatus(devices=("GPU 0", "GPU 1"))
+    assert fake.entered == []
 
 
 @pytest.mark.parametrize(
@@ -258,12 +262,13 @@ def test_each_failure_has_its_remedy(cupy, driver, packages, monkeypatch, where,
     packages("cupy-cuda12x")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     cupy(**{where: error})
-    assert cuda_status() == CudaStatus(problem=problem, remedy=remedy)
+    found = () if where == "count" else ("GPU 0",)
+    assert cuda_status() == CudaStatus(found, problem, remedy)
     assert resolve_device("auto") == "cpu"
     with pytest.raises(DeviceError) as caught:
-        resolve_device("cuda:1")
+        resolve_device("cuda:0")
     assert str(caught.value) == (
-        f"device='cuda:1' was requested, but no GPU can be used: {problem}. {remedy} "
+        f"device='cuda:0' was requested, but can't be used: {problem}. {remedy} "
         "Or use device='cpu', or 'auto' to let gpumask choose."
     )
 
@@ -283,7 +288,7 @@ def test_no_device_is_visible(cupy, monkeypatch, hidden):
 def test_device_that_miscalculates(cupy):
     cupy(result=9)
     status = cuda_status()
-    assert (status.devices, status.problem) == ((), "CUDA device 0 computes wrong results")
+    assert (status.devices, status.problem) == (("GPU 0",), "CUDA device 0 computes wrong results")
     assert status.remedy
 
 
@@ -292,12 +297,25 @@ def test_device_that_miscalculates(cupy):
     [("cpu", "cpu"), ("auto", "cuda:0"), ("cuda", "cuda:0"), ("cuda:0", "cuda:0"), ("cuda:1", "cuda:1")],
 )
 def test_resolves(cupy, device, resolved):
-    cupy(count=2)
+    """Only the device that is used is probed: each probe opens a context, which takes the GPU's memory."""
+    fake = cupy(count=2)
     assert resolve_device(device) == resolved
+    assert fake.entered == ([] if resolved == "cpu" else [int(resolved[-1])])
+
+
+@pytest.mark.parametrize("failure", [{"result": 9}, {"error": OutOfMemoryError("Out of memory")}], ids=str)
+def test_a_bad_gpu_does_not_hide_good_ones(cupy, failure):
+    fake = cupy(count=3, bad=0, **failure)
+    assert resolve_device("cuda:1") == "cuda:1"
+    assert fake.entered == [1]
+    assert resolve_device("auto") == "cuda:1"
+    assert fake.entered == [1, 0, 1]
+    with pytest.raises(DeviceError, match="device='cuda' was requested, but can't be used: "):
+        resolve_device("cuda")
 
 
 def test_the_cpu_is_not_asked_for_gpus(monkeypatch):
-    monkeypatch.setattr(backend, "cuda_status", lambda: pytest.fail("probed"))
+    monkeypatch.setattr(backend, "cuda_status", lambda *_: pytest.fail("probed"))
     assert resolve_device("cpu") == "cpu"
 
 
@@ -306,7 +324,7 @@ def test_the_cpu_is_not_asked_for_gpus(monkeypatch):
     ["gpu", "CUDA", "cuda:", "cuda:-1", "cuda:01", "cuda:1 ", "cuda:1\n", " cpu", "", None, 0, b"cpu", ("cpu",)],
 )
 def test_refuses_other_values(monkeypatch, device):
-    monkeypatch.setattr(backend, "cuda_status", lambda: pytest.fail("probed"))
+    monkeypatch.setattr(backend, "cuda_status", lambda *_: pytest.fail("probed"))
     message = f"`device` must be 'auto', 'cpu', 'cuda' or 'cuda:N' with N a device number, got {device!r}."
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         resolve_device(device)
@@ -314,7 +332,8 @@ def test_refuses_other_values(monkeypatch, device):
 
 def test_refuses_a_device_that_is_not_there(cupy):
     cupy(count=2)
-    message = "device='cuda:7' was requested, but this machine has 2 CUDA device(s): cuda:0 (GPU 0), cuda:1 (GPU 1)."
+    message = "device='cuda:7' was requested, but can't be used: this machine has 2 CUDA device(s): cuda:0 (GPU 0), "
+    message += "cuda:1 (GPU 1). Choose one of these. Or use device='cpu', or 'auto' to let gpumask choose."
     with pytest.raises(DeviceError, match=f"^{re.escape(message)}$"):
         resolve_device("cuda:7")
 
@@ -322,7 +341,7 @@ def test_refuses_a_device_that_is_not_there(cupy):
 def test_this_machine():
     """Without a GPU, whatever the reason, "cuda" says why, and "auto" is the CPU."""
     status = cuda_status()
-    if status.devices:
+    if not status.problem:
         assert resolve_device("auto") == resolve_device("cuda") == "cuda:0"
         return
     assert status.problem
@@ -424,7 +443,7 @@ for strategy in ("mean", "median"):
         segments = Segments.from_labels(labels.ravel(order="F"), [1, 2])
         plan = compile_plan(segments, Grid(labels.shape, target), grid=Grid(labels.shape, np.eye(4)),
                             smoothing_fwhm=2.0, strategy=strategy)
-        run_plans([plan], open_volumes(image), device=gpumask.backend.resolve_device("cpu"))
+        run_plans([plan], open_volumes(image))
 found = {name for name in sys.modules if name.partition(".")[0] in ("cupy", "cupyx", "cupy_backends", "nilearn")}
 assert not found, found
 """

@@ -200,7 +200,7 @@ def test_a_first_volume_without_derivatives_is_filled_as_in_a_cohort(folder):
         (f"{BOLD} --atlas broken.nii.gz", "{folder}/broken.nii.gz is truncated"),
         (f"{BOLD} --atlas lut.tsv", "{folder}/lut.tsv can't be read as an image"),
         (f"{BOLD} --device gpu", "`device` must be 'auto', 'cpu', 'cuda' or 'cuda:N'"),
-        (f"{BOLD} --device cuda", "device='cuda' was requested, but no GPU can be used: none here. Buy one. Or use"),
+        (f"{BOLD} --device cuda", "device='cuda' was requested, but can't be used: none here. Buy one. Or use"),
         (f"{BOLD} other.nii --confounds c.tsv", "--confounds: expected one table per run, got 1 for 2 run(s)"),
         (f"{BOLD} --confounds-columns csf", "--confounds-columns: requires --confounds"),
         (f"{BOLD} --low-pass 0.1 --high-pass 0.1", "--high-pass (0.1 Hz) must be lower than --low-pass (0.1 Hz)"),
@@ -210,7 +210,7 @@ def test_a_first_volume_without_derivatives_is_filled_as_in_a_cohort(folder):
 )
 def test_wrong_usage_is_2_before_anything_runs(folder, capsys, monkeypatch, options, message):
     status = backend.CudaStatus(problem="none here", remedy="Buy one.")
-    monkeypatch.setattr(backend, "cuda_status", lambda: status)
+    monkeypatch.setattr(backend, "cuda_status", lambda _: status)
     atlas = "" if "--atlas" in options else "--atlas atlas-Toy_dseg.nii.gz"
     before = set(folder.iterdir())
     assert run(f"extract {options} {atlas}") == 2
@@ -348,7 +348,7 @@ def test_extract_imports_only_what_it_needs():
 
 
 def test_info_without_a_gpu(capsys, monkeypatch):
-    monkeypatch.setattr(backend, "cuda_status", lambda: backend.CudaStatus(problem="none here", remedy="Buy one."))
+    monkeypatch.setattr(backend, "cuda_status", lambda _: backend.CudaStatus(problem="none here", remedy="Buy one."))
     monkeypatch.setattr(backend, "driver_cuda_version", lambda: None)
     monkeypatch.setattr(decoding, "igzip", decoding.gzip)
     monkeypatch.setattr(compiled, "problem", ImportError("no such symbol"))
@@ -367,13 +367,26 @@ def test_info_without_a_gpu(capsys, monkeypatch):
 
 
 def test_info_with_a_gpu(capsys, monkeypatch):
-    monkeypatch.setattr(backend, "cuda_status", lambda: backend.CudaStatus(devices=("H100", "A2")))
+    status = backend.CudaStatus(devices=("H100", "A2"))
+    monkeypatch.setattr(backend, "cuda_status", lambda _: status)
     monkeypatch.setattr(backend, "driver_cuda_version", lambda: (13, 1))
     assert run("info") == 0
     out = capsys.readouterr().out
     assert re.search(r"^driver +CUDA 13\.1$", out, re.MULTILINE)
     assert re.search(r"^cuda:0 +H100\ncuda:1 +A2$", out, re.MULTILINE)
     assert "remedy" not in out
+
+
+def test_info_with_a_good_gpu_and_a_bad_one(capsys, monkeypatch):
+    def status(index):
+        bad = ("CUDA device 0 computes wrong results", "Check it.") if index == 0 else ()
+        return backend.CudaStatus(("H100", "A2"), *bad)
+
+    monkeypatch.setattr(backend, "cuda_status", status)
+    assert run("info") == 0
+    facts = dict(re.split("  +", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert facts["cuda:0"] == "H100, can't be used: CUDA device 0 computes wrong results"
+    assert (facts["remedy"], facts["cuda:1"]) == ("Check it.", "A2")
 
 
 def test_numbers():

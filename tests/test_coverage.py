@@ -529,14 +529,7 @@ def test_together_with_policies_of_their_own(atlas):
 
 def test_together_needs_maskers_that_fit(atlas):
     zero = NiftiLabelsMasker(atlas, device="cpu").fit()
-    start = "`maskers` must hold at least one masker, all on one device, got the devices "
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=r"^`maskers` must hold at least one masker, got \[\]\.$"):
         transform_together([], run_of())
-    assert str(error.value) == f"{start}[]."
-    other = NiftiLabelsMasker(atlas, device="cpu").fit()
-    other.device_ = "cuda:0"
-    with pytest.raises(ValueError) as error:
-        transform_together([zero, other], run_of())
-    assert str(error.value) == f"{start}['cpu', 'cuda:0']."
     with pytest.raises(sklearn.exceptions.NotFittedError):
         transform_together([zero, NiftiLabelsMasker(atlas)], run_of())

@@ -3,6 +3,7 @@
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import gpumask
-from gpumask import NiftiLabelsMasker, extraction, process, transform_together
+from gpumask import NiftiLabelsMasker, backend, extraction, process, transform_together
 from gpumask.images.volumes import open_volumes
 
 from . import helpers
@@ -111,12 +112,16 @@ def test_memory_misses_another_version(tmp_path, work, monkeypatch, module):
 
 def test_memory_misses_another_device(tmp_path, monkeypatch):
     devices, run_plans = [], extraction.run_plans
-    monkeypatch.setattr(
-        extraction, "run_plans", lambda *a, device, **k: devices.append(device) or run_plans(*a, device="cpu", **k)
-    )
+
+    def on_cpu(plans, *arguments, **options):
+        devices.append(plans[0].device)
+        return run_plans([replace(plan, device="cpu") for plan in plans], *arguments, **options)
+
+    monkeypatch.setattr(extraction, "run_plans", on_cpu)
+    monkeypatch.setattr(backend, "resolve_device", lambda device: device)
     masker = NiftiLabelsMasker(image(blocks()), memory=tmp_path, device="cpu").fit()
     for device in ("cpu", "cuda:0", "cpu", "cuda:0", "cuda:1"):
-        masker.device_ = device
+        masker.set_params(device=device)
         quietly(masker.transform, volumes())
     assert devices == ["cpu", "cuda:0", "cuda:1"]
 

@@ -21,7 +21,7 @@ from gpumask.images.errors import ImageError
 from gpumask.images.volumes import open_volumes
 from gpumask.kernels import segments_cuda
 
-from .runs import AFFINE, SHAPE, extract, some_labels, some_plan, stored_run, write
+from .runs import AFFINE, SHAPE, extract, on, some_labels, some_plan, stored_run, write
 
 PLANS = {
     "direct": [("same", None, "mean")],
@@ -40,7 +40,7 @@ def run(gpu, tmp_path):
 
     def extract_all(plans, chunk=4):
         compiled = [some_plan(*plan) for plan in PLANS[plans]]
-        return [result.signals for result in run_plans(compiled, open_volumes(path), device=gpu, chunk=chunk)]
+        return [result.signals for result in run_plans(on(compiled, gpu), open_volumes(path), chunk=chunk)]
 
     return extract_all
 
@@ -141,7 +141,7 @@ def test_what_is_clipped_is_clipped_once(gpu, monkeypatch):
         return reduce(plan, *arguments)
 
     monkeypatch.setattr(Plan, "reduce", fail_once)
-    for result, plan in zip(run_plans(plans, volumes, device=gpu, chunk=4), plans, strict=True):
+    for result, plan in zip(run_plans(on(plans, gpu), volumes, chunk=4), plans, strict=True):
         np.testing.assert_allclose(result.signals, extract(plan, volumes).signals, rtol=1e-10)
     assert failed
 
@@ -451,10 +451,28 @@ def test_a_fork_after_cuda_was_used(gpu):
     )
     asked, fitted = in_a_process(body).splitlines()
     assert asked == (
-        f"DeviceError: device='cuda' was requested, but no GPU can be used: {FORKED} Or use device='cpu', or 'auto' "
+        f"DeviceError: device='cuda' was requested, but can't be used: {FORKED} Or use device='cpu', or 'auto' "
         "to let gpumask choose."
     )
     assert fitted == f"DeviceError: {FORKED}"
+
+
+# A warm start
+
+
+def test_a_second_process_compiles_nothing(gpu, tmp_path):
+    """Before 14.2.0, CuPy's cache on disk missed modules whose kernels have names."""
+    body = (
+        "from cupy.cuda import compiler\n"
+        "compiled, compile = [], compiler._NVRTCProgram.compile\n"
+        "compiler._NVRTCProgram.compile = lambda self, *a, **k: compiled.append(self.name) or compile(self, *a, **k)\n"
+        "signals('cuda')\n"
+        "print(sum(name != 'default_program' for name in compiled))"  # the one for an empty file
+    )
+    cache = {"CUPY_CACHE_DIR": str(tmp_path), "CUPY_CACHE_IN_MEMORY": "0"}
+    first, second = (int(in_a_process(body, **cache)) for _ in range(2))
+    assert first > 1  # the probe's, and ours
+    assert second == 0
 
 
 # Diagnosis, of CuPy's own errors
@@ -471,8 +489,8 @@ CACHE = "Set CUPY_CACHE_DIR to a writable folder, or CUPY_CACHE_IN_MEMORY=1."
 
 def assert_tells_of_the_cache(out):
     problem = r"CuPy can't write its kernel cache \(NotADirectoryError: .*cache.*'\)"
-    assert re.search(f"^GPU +can't be used: {problem}\nremedy +{re.escape(CACHE)}$", out, re.MULTILINE)
-    asked = f"^device='cuda' was requested, but no GPU can be used: {problem}. {re.escape(CACHE)} "
+    assert re.search(f"^(GPU|cuda:0) +(.*, )?can't be used: {problem}\nremedy +{re.escape(CACHE)}$", out, re.MULTILINE)
+    asked = f"^device='cuda' was requested, but can't be used: {problem}. {re.escape(CACHE)} "
     assert re.search(asked, out, re.MULTILINE)
 
 
@@ -517,7 +535,7 @@ def test_what_cuda_reports(monkeypatch, code):
     assert status.devices == ()
     assert status.problem.startswith(CODES[code])
     assert status.remedy
-    with pytest.raises(DeviceError, match=re.escape(f"no GPU can be used: {status.problem}. {status.remedy} ")):
+    with pytest.raises(DeviceError, match=re.escape(f"can't be used: {status.problem}. {status.remedy} ")):
         backend.resolve_device("cuda")
 
 

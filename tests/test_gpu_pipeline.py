@@ -15,7 +15,7 @@ from gpumask.engine.plan import Plan
 from gpumask.engine.stream import run_plans
 from gpumask.images.volumes import open_volumes
 
-from .runs import AFFINE, IDS, N_VOLUMES, SHAPE, extract, some_labels, some_plan, stored_run, write
+from .runs import AFFINE, IDS, N_VOLUMES, SHAPE, extract, on, some_labels, some_plan, stored_run, write
 
 WAYS = {  # every way through the pipeline: (labels on, fwhm, strategy, is staged by force)
     "direct": ("same", None, "mean", False),
@@ -126,7 +126,7 @@ def test_every_source(gpu, tmp_path, a_plan, source):
 def test_several_plans_in_one_pass(gpu, tmp_path, a_plan, dtype):
     volumes = open_volumes(write(tmp_path / "bold.nii.gz", stored_run(dtype), 0.5, 3.0))
     together = [a_plan(way) for way in WAYS]
-    for plan, result in zip(together, run_plans(together, volumes, device=gpu, chunk=3), strict=True):
+    for plan, result in zip(together, run_plans(on(together, gpu), volumes, chunk=3), strict=True):
         np.testing.assert_array_equal(result.signals, extract(plan, volumes, device=gpu).signals)
         assert_agree(result, extract(plan, volumes))
 
@@ -332,6 +332,21 @@ def test_a_second_device_is_used_throughout(spy, tmp_path, a_plan, way):
     assert {index for _, index in spy.allocations} == {1}
 
 
+def test_devices_share_a_read(spy, tmp_path, a_plan):
+    """Each plan's arrays are on its device, with and without plans of the CPU."""
+    volumes = open_volumes(write(tmp_path / "bold.nii.gz", with_holes(stored_run("f4"))))
+    compiled = [a_plan("direct"), a_plan("staged"), a_plan("parallel-median")]
+    expected = [extract(plan, volumes, device="cuda:0").signals for plan in compiled]
+    for devices in (["cuda:1", "cpu", "cuda:0"], ["cuda:1", "cuda:0", "cuda:1"]):
+        spy.allocations.clear()
+        plans = [on([plan], device)[0] for plan, device in zip(compiled, devices, strict=True)]
+        results = run_plans(plans, volumes, chunk=2)
+        assert {index for _, index in spy.allocations} == {0, 1}
+        for device, result, signals in zip(devices, results, expected, strict=True):
+            close = {"rtol": 1e-10} if device == "cpu" else {"rtol": 0}
+            np.testing.assert_allclose(result.signals, signals, **close)
+
+
 def test_threads_use_devices_of_their_own(spy, tmp_path, a_plan):
     volumes = [write(tmp_path / f"{seed}.nii.gz", stored_run(n=12, seed=seed)) for seed in range(4)]
     expected = [extract(a_plan("direct"), open_volumes(path)).signals for path in volumes]
@@ -383,6 +398,26 @@ def test_buffers_leave_room_for_work_in_float64(gpu, tmp_path, a_plan, monkeypat
         sizes.clear()
         assert_agree(extract(plan, volumes, device=gpu), extract(plan, volumes))
         assert max(sizes) == at_once
+
+
+def test_another_allocator_may_hold_all_memory(gpu, tmp_path, a_plan, monkeypatch):
+    """As RMM's pool does: little of the device is free then, but much of the pool."""
+    import cupy
+
+    volumes = open_volumes(write(tmp_path / "bold.nii.gz", stored_run("f4", 40)))
+    plan, sizes, upload, pool = a_plan("direct"), [], backend.upload, cupy.cuda.MemoryPool()
+    expected = extract(plan, volumes, device=gpu).signals
+    monkeypatch.setattr(backend, "upload", lambda *a: (sizes.append(len(a[0])), upload(*a)))
+    monkeypatch.setattr(cupy.cuda.runtime, "memGetInfo", lambda: (2**10, 2**36))
+    before = cupy.cuda.get_allocator()
+    backend.release_memory()
+    try:
+        cupy.cuda.set_allocator(pool.malloc)
+        np.testing.assert_array_equal(extract(plan, volumes, device=gpu).signals, expected)
+    finally:
+        cupy.cuda.set_allocator(before)
+    assert max(sizes) == pipeline._chunk_size(volumes)
+    assert pool.total_bytes() > 0
 
 
 def test_free_memory_counts_the_pool_and_its_limit(gpu):

@@ -640,7 +640,7 @@ def test_smoothing_takes_the_runs_voxel_sizes(atlas, data, tmp_path):
 
 def test_plan_seconds_device(masker, run):
     masker.set_params(device="cpu", smoothing_fwhm=5).fit_transform(run)
-    assert masker.device_ == "cpu"
+    assert masker.device_ == masker.plan_.device == "cpu"
     assert masker.plan_.counts.tolist() == [30] * 4
     assert "4 regions" in masker.plan_.explain()
     assert masker.seconds_.keys() == {"read", "reduce", "clean", "total"}
@@ -833,9 +833,9 @@ def test_verbose(atlas, data, capsys, tmp_path):
     assert all(line.startswith("[NiftiLabelsMasker.") for line in lines)
     steps = [line.partition("] ")[2] for line in lines]
     path = f"'{tmp_path / 'run.nii'}'"
-    expected = [f"Loading data from {path}", "Using device cpu", "Loading mask from ", "Loading regions from "]
+    expected = [f"Loading data from {path}", "Loading mask from ", "Loading regions from "]
     expected += ["Resampling regions", "Resampling mask", "Finished fit", f"Loading data from {path}"]
-    expected += ["Smoothing images", "Extracting region signals", "Cleaning extracted signals"]
+    expected += ["Smoothing images", "Extracting region signals on the CPU: requested", "Cleaning extracted signals"]
     expected += [f"{data.shape[3]} volumes: read ", "Computing image from signals"]
     assert len(steps) == len(expected)
     assert all(step.startswith(start) for step, start in zip(steps, expected, strict=True))

@@ -13,7 +13,7 @@ from gpumask.images.grid import Grid
 from gpumask.images.volumes import open_volumes
 from gpumask.kernels.segments import Segments
 
-from .runs import AFFINE, IDS, LABEL_AFFINES, SHAPE, extract, some_plan, stored_run, write
+from .runs import AFFINE, IDS, LABEL_AFFINES, SHAPE, extract, on, some_plan, stored_run, write
 
 PLANS = {
     "direct": ("same", None, "mean"),
@@ -85,9 +85,9 @@ def test_the_download_is_the_result(gpu, tmp_path, counted, monkeypatch):
     path = write(tmp_path / "bold.nii.gz", stored_run("f4", 22))
     names = ("direct", "median", "folded")
     plans = [some_plan(*PLANS[name]) for name in names]
-    run_plans(plans, open_volumes(path), device=gpu)  # its parts are counted below
+    run_plans(on(plans, gpu), open_volumes(path))  # its parts are counted below
     monkeypatch.setattr(backend, "to_host", lambda array: (downloads.append(array.nbytes), to_host(array))[1])
-    run_plans(plans, open_volumes(path), device=gpu)
+    run_plans(on(plans, gpu), open_volumes(path))
     assert downloads[-1] == 22 * 8 * 3 * (len(IDS) + 1)
     assert [phase["d2h"] for phase in phases["results"]] == [1, 1]
 
@@ -95,7 +95,7 @@ def test_the_download_is_the_result(gpu, tmp_path, counted, monkeypatch):
 def test_plans_share_an_upload(gpu, tmp_path, counted):
     phases, uploads = counted
     plans = [some_plan(*PLANS[name]) for name in PLANS]
-    run_plans(plans, open_volumes(write(tmp_path / "bold.nii.gz", stored_run(n=22))), device=gpu, chunk=4)
+    run_plans(on(plans, gpu), open_volumes(write(tmp_path / "bold.nii.gz", stored_run(n=22))), chunk=4)
     assert phases["read"][0]["h2d"] == len(uploads) == 6
 
 

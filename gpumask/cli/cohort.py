@@ -9,7 +9,15 @@ import signal
 from gpumask.bids.content import check_content
 from gpumask.cli.output import USER_ERRORS, kept_volumes, refuse, show, show_details, tell
 from gpumask.cli.parser import CHOOSING, check_cutoffs
-from gpumask.cli.usage import atlases_of, check_confounds, check_dask, check_kinds, check_out, check_store
+from gpumask.cli.usage import (
+    atlases_of,
+    check_confounds,
+    check_dask,
+    check_devices,
+    check_kinds,
+    check_out,
+    check_store,
+)
 
 
 def command(args: argparse.Namespace) -> int:
@@ -49,6 +57,7 @@ def _plan_cohort(args):
     check_confounds(args)
     check_cutoffs(args)
     check_dask(args.dask_scheduler)
+    check_devices(args.device, several=True, here=not args.dask_scheduler)
     if args.nprocs < 1:
         msg = f"--nprocs: expected 1 or more, got {args.nprocs}"
         raise ValueError(msg)

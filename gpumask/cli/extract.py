@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gpumask.cli.output import USER_ERRORS, kept_volumes, refuse, show, show_details, tell
 from gpumask.cli.parser import check_cutoffs, check_file, parse
-from gpumask.cli.usage import atlases_of, check_confounds, check_kinds, check_out, check_tables
+from gpumask.cli.usage import atlases_of, check_confounds, check_devices, check_kinds, check_out, check_tables
 
 
 def command(args: argparse.Namespace) -> int:
@@ -126,6 +126,7 @@ def _start(args, progress, stack):
     )
     check_names(configuration, runs)
     check_spaces(configuration, runs)
+    check_devices(args.device)
     with collect_warnings() as messages:
         notes = load(configuration).notes
     for message in (*messages, *notes):

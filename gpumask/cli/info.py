@@ -23,13 +23,14 @@ def command(_: argparse.Namespace) -> int:
             facts = {**facts, name: metadata.version(name)}
         except metadata.PackageNotFoundError:
             facts = {**facts, name: "not installed"}
-    driver, status = backend.driver_cuda_version(), backend.cuda_status()
+    driver, status = backend.driver_cuda_version(), backend.cuda_status(None)
     facts |= {"driver": f"CUDA {driver[0]}.{driver[1]}" if driver else "no NVIDIA driver found"}
-    facts |= {f"cuda:{index}": name for index, name in enumerate(status.devices)}
-    if not status.devices:
-        facts["GPU"] = f"can't be used: {status.problem}"
-    if status.remedy:
-        facts["remedy"] = status.remedy
+    found = {f"cuda:{index}": (name, backend.cuda_status(index)) for index, name in enumerate(status.devices)}
+    for device, (name, of_one) in (found or {"GPU": ("", status)}).items():
+        facts[device] = name
+        if of_one.problem:
+            facts[device] = f"{name}, can't be used: {of_one.problem}".removeprefix(", ")
+            facts["remedy"] = " ".join(dict.fromkeys([*facts.get("remedy", "").splitlines(), of_one.remedy]))
     slower = "NumPy and SciPy, several times slower than the compiled ones"
     facts["kernels"] = "compiled" if compiled.problem is None else f"{slower}: {_why_not_compiled(compiled.problem)}"
     is_slow = decoding.igzip.__name__ == "gzip"

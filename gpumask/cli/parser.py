@@ -255,7 +255,7 @@ def _add_cohort(commands):
     add = cohort.add_argument_group("execution").add_argument
     add("--nprocs", metavar="N", type=int, default=1, help="processes (default: 1, with a thread for each core)")
     add("--dask-scheduler", metavar="ADDRESS", help="run on the workers of a Dask cluster")
-    _add_device(add)
+    _add_device(add, ", or several GPUs that share the runs: cuda:0,cuda:1 or cuda:all")
     _add_verbose(add)
 
 
@@ -335,8 +335,9 @@ def _add_verbose(add):
     add("-v", "--verbose", action="count", default=0, help="show the stages and files of each run, and tracebacks")
 
 
-def _add_device(add):
-    add("--device", default="auto", help="auto (the default: a GPU if there is one), cpu, cuda or cuda:N")
+def _add_device(add, more=""):
+    choices = "auto (the default: a GPU where it is expected to be faster), cpu, cuda, cuda:N"
+    add("--device", default="auto", help=f"{choices}{more}")
 
 
 def check_cutoffs(args: argparse.Namespace) -> None:

@@ -136,6 +136,28 @@ def check_store(path: Path | None, out_dir: Path) -> None:
     check_pyarrow()
 
 
+def check_devices(device: str, *, several: bool = False, here: bool = True) -> None:
+    """Raise ValueError if --device is unknown, or DeviceError if it requests a GPU that can't be used.
+
+    Parameters
+    ----------
+    device : str
+    several : bool
+        Whether several GPUs are allowed.
+    here : bool
+        Whether this machine uses the device. Another machine's isn't probed.
+    """
+    from gpumask import backend
+
+    if not here and device == "cuda:all":
+        return
+    for one in backend.split_devices(device) if several else [device]:
+        if here and one != "auto":
+            backend.resolve_device(one)
+        else:
+            backend.check_device(one)
+
+
 def check_dask(address: str | None) -> None:
     """Raise an ImportError if a Dask scheduler is given and the package for it is missing."""
     if address is not None and importlib.util.find_spec("distributed") is None:

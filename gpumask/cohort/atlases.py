@@ -25,7 +25,7 @@ class LoadedAtlases:
     """
 
     def __init__(self, configuration):
-        self.device = backend.resolve_device(configuration.device)
+        self._devices = configuration.device
         self._files, self._mask = configuration.files, configuration.mask
         self._resamples = configuration.settings.resampling_target == "data"
         self.atlases: dict[str, LoadedAtlas] = {}
@@ -36,6 +36,11 @@ class LoadedAtlases:
         self._n_kept = min(atlas.kept_masks for atlas in self.atlases.values())
         self.plans = Plans(n_kept=self._n_kept * len(self.atlases))
         self._regions, self._lock = {}, threading.Lock()
+
+    def device(self, turn: int) -> str:
+        """Return the device whose turn it is, for `gpumask.backend.resolve_device`."""
+        devices = backend.split_devices(self._devices)
+        return devices[turn % len(devices)]
 
     @contextlib.contextmanager
     def _as_hashed(self, path):
@@ -96,7 +101,7 @@ def load(configuration: Configuration) -> LoadedAtlases:
     Raises
     ------
     ValueError, OSError
-        If an atlas, look-up table or device is unusable, or a file has changed since the configuration was made.
+        If an atlas or look-up table is unusable, or a file has changed since the configuration was made.
     """
     key = configuration.hash, configuration.device, configuration.atlases, configuration.mask
     with _loading:

@@ -135,7 +135,8 @@ class Configuration:
     mask : str, path-like or None
         Mask for runs without one.
     device : str
-        As `gpumask.NiftiLabelsMasker` accepts it; resolved where a run is processed.
+        As `gpumask.NiftiLabelsMasker` accepts it, or several GPUs that share the runs: "cuda:0,cuda:1", or "cuda:all".
+        Resolved where a run is processed.
     coverage, relmat, figures : bool
         Whether tables of coverage, correlation matrices and figures are written too.
     overwrite : bool

@@ -59,7 +59,6 @@ def metadata_of(
     censoring: Censoring,
     freedom: float | None,
     one: Prepared,
-    device: str,
     **more: Any,
 ) -> dict[str, Any]:
     """Sidecar of a table of an atlas: what decides its numbers, and nothing that differs between attempts."""
@@ -83,8 +82,8 @@ def metadata_of(
         ConfoundsOptions=configuration.confounds or None,
         MaskerParameters={**atlas.options, **settings},
         Plan=[*one.plan.explain().splitlines(), *one.regions.explanation],
-        Device=device.partition(":")[0],
-        SoftwareVersions=versions(cupy=device != "cpu"),
+        Device=one.plan.device.partition(":")[0],
+        SoftwareVersions=versions(cupy=one.plan.device != "cpu"),
         **more,
     )
 

@@ -1,6 +1,7 @@
 """Runs of a cohort, spread over threads, processes or any executor; recovers from processes that die."""
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -49,7 +50,8 @@ def run_cohort(
     runs : iterable of Run
     n_procs : int, default=1
         Processes. With 1, threads of this process share the runs, one thread per core. With more, new processes do,
-        each with one run at a time. A killed process is replaced, and its run is retried once, alone.
+        each with one run at a time. A killed process is replaced, and its run is retried once, alone. If the
+        configuration has several GPUs, threads use them in turn, run by run, and each process uses one of them.
     executor : concurrent.futures.Executor, optional
         Processes the runs instead, such as ``client.get_executor(pure=False)`` of dask.distributed. Only paths and
         records are sent through it. It isn't shut down.
@@ -157,10 +159,10 @@ class _CallersExecutor:
     """An executor that belongs to the caller."""
 
     def __init__(self, executor):
-        self._executor = executor
+        self._executor, self._turns = executor, itertools.count()
 
     def submit(self, configuration, run):
-        return self._executor.submit(process, configuration, run)
+        return self._executor.submit(process, configuration, run, None, None, next(self._turns))
 
     def restart(self, _n=None):
         """Raise: the caller must."""
@@ -175,12 +177,12 @@ class _Threads:
     """Threads of this process: decompression and sums release the GIL."""
 
     def __init__(self, n, progress):
-        self._stop, self._progress = threading.Event(), progress
+        self._stop, self._progress, self._turns = threading.Event(), progress, itertools.count()
         self._executor = ThreadPoolExecutor(n, "gpumask-run")
 
     def submit(self, configuration, run):
         share = self._progress and (lambda done, total: self._progress(run, done / max(total, 1)))
-        return self._executor.submit(process, configuration, run, self._stop.is_set, share)
+        return self._executor.submit(process, configuration, run, self._stop.is_set, share, next(self._turns))
 
     def close(self):
         self._stop.set()
@@ -188,7 +190,7 @@ class _Threads:
 
 
 class _Context(SpawnContext):
-    """Starts new processes and keeps them: an executor doesn't report how they ended."""
+    """Starts new processes, numbered by their names, and keeps them: an executor doesn't report how they ended."""
 
     def __init__(self):
         super().__init__()
@@ -196,6 +198,7 @@ class _Context(SpawnContext):
 
     def Process(self, *args, **keywords):  # noqa: N802 - called so by the executor
         process = SpawnProcess(*args, **keywords)
+        process.name = f"gpumask-{len(self.started)}"
         self.started.append(process)
         return process
 
@@ -266,16 +269,17 @@ def _unable(codes):
 
 
 _stop = None  # in a worker process: nonzero when it must stop
+_turn = 0  # its number: one device for all its runs, since each process takes memory on each GPU that it uses
 
 
 def _process_in_worker(configuration, run):
-    return process(configuration, run, lambda: bool(_stop.value))
+    return process(configuration, run, lambda: bool(_stop.value), None, _turn)
 
 
 def _begin_worker(stop):
     """Make this worker process stop only at its parent's request, and end with its parent."""
-    global _stop
-    _stop = stop
+    global _stop, _turn
+    _stop, _turn = stop, int(multiprocessing.current_process().name.rpartition("-")[2])
     for number in (signal.SIGINT, signal.SIGTERM):  # a terminal or job sends them to all processes: the parent decides
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -55,6 +55,7 @@ def process(
     run: Run,
     stop_asked: Callable[[], bool] | None = None,
     progress: Callable[[int, int], object] | None = None,
+    turn: int = 0,
 ) -> Record:
     """Extract one run of a cohort and write its files; any process on any machine can do this.
 
@@ -72,6 +73,8 @@ def process(
         Called while the run is read; True abandons the run.
     progress : callable, optional
         Called with the number of volumes done and the total.
+    turn : int, default=0
+        Which of several devices to use: they are counted from 0, and again from the first one after the last.
 
     Returns
     -------
@@ -86,7 +89,7 @@ def process(
             progress(done, total)
 
     try:
-        record = _attempt(run, lambda messages: _process(configuration, run, report, messages))
+        record = _attempt(run, lambda messages: _process(configuration, run, report, turn, messages))
     except _StoppedError:
         return Record(run, "stopped")
     return logged(configuration, record)
@@ -109,7 +112,7 @@ def _attempt(run, work):
     return replace(record, warnings=tuple(messages))
 
 
-def _process(configuration, run, progress, messages):
+def _process(configuration, run, progress, turn, messages):
     todo = configuration.atlases if configuration.overwrite else unfinished(configuration, run)
     if not todo:
         return Record(run, "skipped")
@@ -127,7 +130,7 @@ def _process(configuration, run, progress, messages):
                 path.unlink(missing_ok=True)
         earlier = kept(configuration, run)
         old = recorded_outputs(configuration, run, of_all=False) if configuration.overwrite else []
-        files, record = _extract(configuration, run, todo, progress, n_threads=1)
+        files, record = _extract(configuration, run, todo, progress, n_threads=1, turn=turn)
         if identities(run) != inputs:
             msg = f"{run.path}, or a file that goes with it, was changed while it was read. Run it again."
             raise OSError(msg)
@@ -169,7 +172,7 @@ def _write_run(configuration, run, progress):
     if not Path(run.path).exists():  # a pattern would be read as one run of all its files
         msg = f"No such file: {run.path}"
         raise FileNotFoundError(msg)
-    files, record = _extract(configuration, run, configuration.atlases, progress, n_threads=None)
+    files, record = _extract(configuration, run, configuration.atlases, progress, n_threads=None, turn=0)
     return _write(configuration, files, record, started)
 
 
@@ -194,7 +197,7 @@ def _write(configuration, files, record, started, token=None, last=None, content
     return record
 
 
-def _extract(configuration, run, atlases, progress, *, n_threads):
+def _extract(configuration, run, atlases, progress, *, n_threads, turn):
     """Files of a run by path, each with its atlas and its lines (or bytes), and the run's record."""
     loaded = load(configuration)
     check_content(run.path, run.confounds, run.mask)
@@ -225,7 +228,11 @@ def _extract(configuration, run, atlases, progress, *, n_threads):
     report(0)
     regions = loaded.regions(run.mask or configuration.mask, volumes.grid)
     prepared = [
-        prepare(volumes, regions[atlas.name], settings[atlas.name], confounds, kept, plans=loaded.plans)
+        prepare(
+            *(volumes, regions[atlas.name], settings[atlas.name], confounds, kept),
+            device=loaded.device(turn),
+            plans=loaded.plans,
+        )
         for atlas in atlases
     ]
     for atlas, one in zip(atlases, prepared, strict=True):
@@ -233,7 +240,7 @@ def _extract(configuration, run, atlases, progress, *, n_threads):
             warn(message)
     freedom = _degrees_of_freedom(configuration, run, prepared[0], censoring)
     try:
-        results = extract(prepared, volumes, loaded.device, progress=report, n_threads=n_threads)
+        results = extract(prepared, volumes, progress=report, n_threads=n_threads)
     except ValueError:
         _check_volumes(volumes, kept)  # has a clearer message if volumes are empty
         raise
@@ -247,7 +254,7 @@ def _extract(configuration, run, atlases, progress, *, n_threads):
     for atlas, one, result in zip(atlases, prepared, results, strict=True):
         _, names = loaded.atlases[atlas.name].names(one.regions.ids)
         described = functools.partial(
-            contents.metadata_of, configuration, run, atlas, t_r, confounds, censoring, freedom, one, loaded.device
+            contents.metadata_of, configuration, run, atlas, t_r, confounds, censoring, freedom, one
         )
         tables = contents.tables(configuration, run, atlas, one, result, names, described)
         if configuration.figures:

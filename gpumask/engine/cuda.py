@@ -13,7 +13,7 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from gpumask import backend
 from gpumask.engine.overshoots import Overshoots
 from gpumask.engine.plan import Plan
 from gpumask.engine.staging import Signals, Staging
-from gpumask.images.volumes import Volumes
+from gpumask.images.volumes import Chunk, Volumes
 
 _BUFFERS = 2  # one is filled while the other is emptied, on the host and on the device
 _DOWNLOAD = 64 * 2**20  # bytes of signals that are downloaded at once
@@ -66,12 +66,57 @@ def stream(
     DeviceError
         If the device fails, or its memory or page-locked memory runs out.
     """
+    with _allocated(plans, volumes, clips, size, device) as run:
+        run.read(progress)
+        return run.results(stagings), run.seconds()
+
+
+@contextlib.contextmanager
+def receiver(
+    plans: Sequence[Plan],
+    volumes: Volumes,
+    clips: Sequence[tuple[float, float] | None],
+    stagings: Sequence[Staging],
+    size: int,
+    device: str,
+) -> Iterator["Receiver"]:
+    """Context in which a GPU reduces chunks that were read for other devices; parameters and errors as of `stream`."""
+    with _allocated(plans, volumes, clips, size, device) as run:
+        yield Receiver(run, stagings)
+
+
+class Receiver:
+    """The part of a run that a GPU reduces while other devices reduce the same chunks; from `receiver`."""
+
+    def __init__(self, run: "_GpuRun", stagings: Sequence[Staging]) -> None:
+        self._run, self._stagings = run, stagings
+
+    def add(self, chunk: Chunk) -> None:
+        """Copy a chunk and submit it to the GPU. All chunks of the run are added, in order."""
+        with _at_work(self._run.device):
+            self._run.copy(chunk)
+            self._run.submit(chunk)
+
+    def results(self) -> tuple[list[Signals], dict[str, float]]:
+        """Return the signals, and the seconds of device time in "upload" and "reduce"."""
+        with _at_work(self._run.device):
+            results, seconds = self._run.results(self._stagings), self._run.seconds()
+        return results, {name: seconds[name] for name in ("upload", "reduce")}
+
+
+@contextlib.contextmanager
+def _at_work(device):
     with backend.device_errors(device), backend.using(device):
+        yield
+
+
+@contextlib.contextmanager
+def _allocated(plans, volumes, clips, size, device):
+    with _at_work(device):
         run = _GpuRun(plans, volumes, clips, size, device)
         try:
             run.allocate()
-            run.read(progress)
-            return run.results(stagings), run.seconds()
+            yield run
         finally:
             run.drain()
             run.give_back()
@@ -107,7 +152,10 @@ class _OnDevice:
 
 
 class _GpuRun:
-    """A run on a GPU: `allocate`, `read`, then `results` and `seconds`; `drain` and `give_back` even after an error."""
+    """A run on a GPU: `allocate`, `read`, then `results` and `seconds`; `drain` and `give_back` even after an error.
+
+    Instead of `read`, `copy` and `submit` may be called for each chunk.
+    """
 
     def __init__(self, plans, volumes, clips, size, device):
         self.plans, self.volumes, self.clips, self.device = plans, volumes, clips, device
@@ -168,7 +216,9 @@ class _GpuRun:
         return [flat[start:stop].reshape(shape) for (start, stop), shape in self.parts]
 
     def _affordable(self):
-        """Volumes that fit in a buffer on the device, given its free memory."""
+        """Volumes that fit in a buffer on the device, given its free memory, if that is known."""
+        if not backend.uses_own_pool():
+            return self.step
         n_voxels = self.volumes.grid.n_voxels
         free, _ = backend.device_memory()
         work = [
@@ -208,13 +258,17 @@ class _GpuRun:
                 start, self.filled, self.waited = time.perf_counter(), None, 0.0
                 chunk = next(chunks, None)
                 if chunk is not None and self.filled is None:  # a view of a file or of the user's array
-                    np.copyto(self._take()[: len(chunk.data)], chunk.data, casting="same_kind")
+                    self.copy(chunk)
                 self.read_seconds += time.perf_counter() - start - self.waited
                 if chunk is None:
                     return
-                self._hand_over(chunk)
+                self.submit(chunk)
                 if progress:
                     progress(chunk.start + len(chunk.data))
+
+    def copy(self, chunk):
+        """Copy a chunk to the next page-locked buffer."""
+        np.copyto(self._take()[: len(chunk.data)], chunk.data, casting="same_kind")
 
     def _take(self):
         """Wait until the next page-locked buffer may be filled, and return it."""
@@ -224,7 +278,8 @@ class _GpuRun:
         self.waited += time.perf_counter() - start
         return self.filled.array
 
-    def _hand_over(self, chunk):
+    def submit(self, chunk):
+        """Submit a chunk that lies in the page-locked buffer."""
         done, n = 0, len(chunk.data)
         while done < n:
             k = min(self.step, n - done)

@@ -11,7 +11,7 @@ import numpy as np
 from gpumask.engine.overshoots import Overshoots
 from gpumask.engine.plan import Plan
 from gpumask.engine.staging import Signals, Staging
-from gpumask.images.volumes import Volumes
+from gpumask.images.volumes import Chunk, Volumes
 from gpumask.process import one_blas_thread
 
 
@@ -23,6 +23,7 @@ def stream(
     size: int,
     n_threads: int,
     progress: Callable[[int], object] | None,
+    also: Sequence[Callable[[Chunk], object]] = (),
 ) -> tuple[list[Signals], dict[str, float]]:
     """Extract the region signals of several plans.
 
@@ -41,6 +42,8 @@ def stream(
         Threads that reduce, in addition to the calling thread, which reads.
     progress : callable or None
         Called with the number of volumes done so far.
+    also : sequence of callable
+        Called with each chunk, in order, by the calling thread; they mustn't keep the chunk's data.
 
     Returns
     -------
@@ -52,7 +55,7 @@ def stream(
     outputs = [_Output(*each, volumes) for each in zip(plans, clips, stagings, strict=True)]
     # The worker threads already use all cores.
     with one_blas_thread if any(plan.uses_products for plan in plans) else contextlib.nullcontext():
-        seconds = _share_out(outputs, volumes, size, n_threads, progress)
+        seconds = _share_out(outputs, volumes, size, n_threads, progress, also)
         return [output.result() for output in outputs], seconds
 
 
@@ -86,7 +89,7 @@ class _Output:
         return Signals(self.staged.values, self.staged.base, bool(self.found.any()))
 
 
-def _share_out(outputs, volumes, size, n_threads, progress):
+def _share_out(outputs, volumes, size, n_threads, progress, also):
     seconds = {"read": 0.0, "reduce": 0.0}
     free_buffers = queue.SimpleQueue()
     shape = (size, volumes.grid.n_voxels)
@@ -122,6 +125,8 @@ def _share_out(outputs, volumes, size, n_threads, progress):
                 if chunk is None:
                     break
                 pending.append(workers.submit(reduce, chunk, filled))
+                for add in also:  # nothing else writes to the buffer until the next chunk is read
+                    add(chunk)
                 if any(output.staged.awaits_base for output in outputs):
                     pending[-1].result()
                 while len(pending) > n_threads or (pending and pending[0].done()):

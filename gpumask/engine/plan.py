@@ -77,6 +77,10 @@ class Plan:
         Second step.
     estimate : dict
         Expected milliseconds per volume and core, for each way that was considered.
+    device : str
+        Where volumes are reduced: "cpu" or "cuda:N"; chosen by `on`.
+    reason : str
+        Why there; empty before a choice.
     """
 
     grid: Grid
@@ -88,6 +92,8 @@ class Plan:
     resampling: Resampling | None = None
     smoothing: Smoothing | None = None
     estimate: dict = field(default_factory=dict)
+    device: str = "cpu"
+    reason: str = ""
 
     @property
     def way(self) -> str:
@@ -103,6 +109,41 @@ class Plan:
     def uses_products(self) -> bool:
         """Whether volumes are multiplied with matrices: by BLAS, or on the CPU over narrow bands only."""
         return self.resampling is not None or self.smoothing is not None
+
+    def on(self, device: str) -> "Plan":
+        """Return this plan for a device.
+
+        Parameters
+        ----------
+        device : {"auto", "cpu", "cuda", "cuda:N"}
+            "auto" is the first usable GPU if the plan is expected to be faster there, else the CPU. Only in the first
+            case, GPUs are probed.
+
+        Raises
+        ------
+        ValueError, DeviceError
+            As `gpumask.backend.resolve_device`.
+        """
+        if device != "auto":
+            return replace(self, device=backend.resolve_device(device), reason="requested")
+        if not (work := self._work_for_gpu):
+            return replace(self, device="cpu", reason="reducing a volume takes less time than copying it to a GPU")
+        if (found := backend.resolve_device("auto")) == "cpu":
+            return replace(self, device="cpu", reason="no GPU can be used, see gpumask info")
+        return replace(self, device=found, reason=f"{work} takes longer than copying a volume to it")
+
+    @property
+    def placement(self) -> str:
+        """The kind of device and why it was chosen, in words, without its number: sidecars don't depend on that."""
+        return f"on the {'CPU' if self.device == 'cpu' else 'GPU'}: {self.reason}"
+
+    @property
+    def _work_for_gpu(self):
+        """What a GPU is expected to be faster at, by measurements (README); empty if nothing is."""
+        if self.strategy == VOXEL:
+            return "computing and cleaning every voxel"
+        done = ["resampling"] * (self.resampling is not None) + ["smoothing"] * (self.smoothing is not None)
+        return " and ".join(done)
 
     def like(self, array: Array) -> "Plan":
         """Return this plan with its arrays in the library and on the device of `array`."""
@@ -257,6 +298,8 @@ class Plan:
         if len(self.estimate) > 1:
             costs = ", ".join(f"{way} {ms:.2g} ms" for way, ms in self.estimate.items())
             lines.append(f"expected per volume and core: {costs}")
+        if self.reason:
+            lines.append(self.placement)
         return "\n".join(lines)
 
 

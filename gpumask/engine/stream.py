@@ -1,10 +1,11 @@
 """Runs plans over a stream of volumes: one pass, a few chunks in memory, reading overlapped with reducing.
 
 The calling thread reads chunks of stored volumes (isal decompresses without the interpreter lock), while worker threads
-(`engine.host`) or a GPU (`engine.cuda`) reduce them. A volume's row of the result depends only on that volume, so the
-result is bit-identical for any chunk size and any number of threads.
+(`engine.host`), a GPU (`engine.cuda`) or both reduce them, each for its own plans. A volume's row of the result depends
+only on that volume, so the result is bit-identical for any chunk size and any number of threads.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -41,7 +42,7 @@ class Extraction:
     seconds : dict
         Wall-clock seconds in "read" (the calling thread, waiting for the disk or decompressing), "reduce" (summed over
         the workers, including their preparation: folding, cutting) and "total". On a GPU, its own clock measures
-        "upload" and "reduce".
+        "upload" and "reduce". "reduce" is the sum over all devices.
     """
 
     signals: np.ndarray
@@ -55,7 +56,6 @@ def run_plans(
     volumes: Volumes,
     *,
     stagings: Sequence[Staging] | None = None,
-    device: str = "cpu",
     progress: Callable[[int], object] | None = None,
     chunk: int | None = None,
     n_threads: int | None = None,
@@ -65,13 +65,11 @@ def run_plans(
     Parameters
     ----------
     plans : sequence of Plan
-        For the grid of `volumes`.
+        For the grid of `volumes`. Each is run on its device.
     volumes : Volumes
         Read once, in order; read twice if a resampled, non-linear plan needs the run's range of values beforehand.
     stagings : sequence of Staging, optional
         How each plan's signals are kept. If None, in float64.
-    device : str
-        "cpu" or "cuda:N", from `backend.resolve_device`.
     progress : callable, optional
         Called with the number of volumes done so far (on a GPU: submitted to it), in the calling thread.
     chunk : int, optional
@@ -89,12 +87,27 @@ def run_plans(
     clips = [None if plan.linear else clip for plan in plans]
     stagings = stagings or [Staging()] * len(plans)
     size = min(chunk or _chunk_size(volumes, plans), volumes.n_volumes)
-    if device == "cpu":
-        results, seconds = host.stream(plans, volumes, clips, stagings, size, n_threads or n_cores(), progress)
+    devices = sorted({"cpu"} if not plans else {plan.device for plan in plans})
+
+    def of(device: str) -> tuple[list[Plan], Volumes, list[tuple[float, float] | None], list[Staging]]:
+        chosen = [k for k, plan in enumerate(plans) if plan.device == device]
+        return [plans[k] for k in chosen], volumes, [clips[k] for k in chosen], [stagings[k] for k in chosen]
+
+    results = {}
+    if len(devices) == 1 and devices != ["cpu"]:  # decoded straight into page-locked buffers
+        results[devices[0]], seconds = cuda.stream(*of(devices[0]), size, devices[0], progress)
     else:
-        results, seconds = cuda.stream(plans, volumes, clips, stagings, size, device, progress)
+        with contextlib.ExitStack() as stack:
+            gpus = [device for device in devices if device != "cpu"]
+            receivers = {gpu: stack.enter_context(cuda.receiver(*of(gpu), size, gpu)) for gpu in gpus}
+            also = [receiver.add for receiver in receivers.values()]
+            results["cpu"], seconds = host.stream(*of("cpu"), size, n_threads or n_cores(), progress, also)
+            for gpu, receiver in receivers.items():
+                results[gpu], more = receiver.results()
+                seconds = seconds | {name: seconds.get(name, 0.0) + value for name, value in more.items()}
     seconds["total"] = time.perf_counter() - started
-    return [Extraction(*signals, seconds) for signals in results]
+    in_order = {device: iter(of_device) for device, of_device in results.items()}
+    return [Extraction(*next(in_order[plan.device]), seconds) for plan in plans]
 
 
 def _chunk_size(volumes, plans=()):

@@ -55,7 +55,7 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         return Settings.of(self.get_params(deep=False))
 
     def _begin_fit(self, imgs):
-        """Check the parameters, choose memory and device, and return the opened run, or None."""
+        """Check parameters and device, choose the memory, and return the opened run, or None."""
         parameters = self.get_params(deep=False)
         check_parameters(parameters)
         self._settings()
@@ -68,9 +68,15 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         self._report_run = imgs if self.reports else None
         self.clean_args_ = {} if self.clean_args is None else self.clean_args
         self.memory_ = self._make_memory()
-        self.device_ = backend.resolve_device(self.device)
-        self._log(f"Using device {self.device_}", "fit")
+        if self.device != "auto":  # then the plan decides whether a GPU is needed, and so probed
+            backend.resolve_device(self.device)
         return volumes
+
+    @property
+    def device_(self) -> str:
+        """The device that may be used, "cpu" or "cuda:N"; ``plan_.device`` is the one that was."""
+        check_is_fitted(self)
+        return backend.resolve_device(self.device)
 
     def _forget_run(self):
         for name in {"plan_", "seconds_", "_on_grid", "_cleaning", "_lut_"} & set(vars(self)):
@@ -128,7 +134,7 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
     def _extracted(self, prepared, volumes, progress, started):
         """Extract and clean the signals of a prepared run; `started` is when its work began."""
         log_cleaning = lambda: self._log("Cleaning extracted signals", "transform")  # noqa: E731
-        (result,) = extract([prepared], volumes, self.device_, progress=progress, on_cleaning=log_cleaning)
+        (result,) = extract([prepared], volumes, progress=progress, on_cleaning=log_cleaning)
         result.seconds["total"] = time.perf_counter() - started
         return self.finish(prepared, result, volumes)
 
@@ -138,7 +144,8 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         check_parameters(parameters)
         memory = self.memory_ if self.memory_.location is not None else None
         settings = self._settings()
-        prepared = prepare(volumes, self._regions, settings, confounds, sample_mask, plans=self._plans, memory=memory)
+        arguments = volumes, self._regions, settings, confounds, sample_mask
+        prepared = prepare(*arguments, device=self.device, plans=self._plans, memory=memory)
         for name in prepared.regions.resampled:
             process.warn(self._of_resampled(name))
         if message := prepared.regions.little_overlap(volumes.name):
@@ -153,7 +160,7 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
                     "Setting it to None (no smoothing will be performed)"
                 )
                 process.warn(msg)
-        self._log("Extracting region signals", "transform")
+        self._log(f"Extracting region signals {prepared.plan.placement}", "transform")
         return prepared
 
     def _of_resampled(self, name):

@@ -91,12 +91,12 @@ def correlation_maps(
     cleaner = of_regions.cleaner.standardizing("zscore_sample")
     settings = replace(of_regions.settings, dtype=None)
     of_regions = replace(of_regions, settings=settings, cleaner=cleaner, memory=None)
-    voxels = _of_voxels(of_regions, volumes, mask_img, smoothing_fwhm)
+    voxels = _of_voxels(of_regions, volumes, mask_img, smoothing_fwhm, masker.device)
     if voxels.cleaner.n_kept < 2:
         msg = f"A correlation needs at least 2 volumes, got {voxels.cleaner.n_kept} of {volumes.name}."
         raise ValueError(msg)
     _check_memory(of_regions, voxels, volumes, holds_maps=out is None)
-    signals, series = (one.signals for one in extract([of_regions, voxels], volumes, masker.device_))
+    signals, series = (one.signals for one in extract([of_regions, voxels], volumes))
     weights = (signals / _norms(signals)).T.astype(series.dtype)
     if out is None:
         maps = np.empty((len(weights), series.shape[1]), series.dtype)
@@ -114,14 +114,15 @@ def _norms(series):
     return np.where(norms == 0, 1.0, norms).astype(series.dtype)
 
 
-def _of_voxels(of_regions, volumes, mask_img, smoothing_fwhm):
+def _of_voxels(of_regions, volumes, mask_img, smoothing_fwhm, device):
     """The extraction of z-scored voxels, cleaned as the regions' signals are."""
     given = of_regions.settings
     settings = VoxelSettings(
         smoothing_fwhm=given.smoothing_fwhm if smoothing_fwhm == "same" else smoothing_fwhm,
         standardize="zscore_sample",
     )
-    on_grid, plan = Plans().get(VoxelRegions(*load_mask(mask_img, several=False)), volumes.grid, settings)
+    regions = VoxelRegions(*load_mask(mask_img, several=False))
+    on_grid, plan = Plans().get(regions, volumes.grid, settings, device=device)
     return Prepared(settings, on_grid, plan, of_regions.cleaner, ())
 
 

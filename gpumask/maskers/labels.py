@@ -55,7 +55,7 @@ class NiftiLabelsMasker(VolumesMasker):
     memory_level : int, default=1
         0 with a `memory` means 1.
     verbose : int, default=0
-        With 1 or more, each step and the device are printed.
+        With 1 or more, each step, and the device and why it was chosen, are printed.
     labels : list, array or Series of str, or None, default=None
         Names of the regions, in ascending order of their labels. Can't be combined with `lut`.
     lut : DataFrame, path or None, default=None
@@ -81,8 +81,9 @@ class NiftiLabelsMasker(VolumesMasker):
     clean_args : dict or None, default=None
         Further keyword arguments of `gpumask.signal.clean`.
     device : {"auto", "cpu", "cuda", "cuda:N"}, default="auto"
-        Where volumes are reduced. "auto" selects the first usable GPU, else the CPU. Requesting an unusable GPU is an
-        error.
+        Where volumes are reduced. "auto" selects the first usable GPU where it is expected to be faster (voxels,
+        resampled volumes, statistics of smoothed ones), else the CPU; `explain` describes the choice. Requesting an
+        unusable GPU is an error.
     min_coverage : float or None, default=None
         Regions with a smaller share of their voxels inside field of view and mask become NaN; see `coverage_`.
     keep_all_regions : bool, default=False
@@ -94,8 +95,6 @@ class NiftiLabelsMasker(VolumesMasker):
     Attributes
     ----------
     clean_args_ : dict
-    device_ : str
-        The device in use: "cpu" or "cuda:N".
     labels_img_ : nibabel.nifti1.Nifti1Image
         Labels; resampled to the run if `fit` got one and ``resampling_target="data"``.
     lut_ : pandas.DataFrame
@@ -107,9 +106,10 @@ class NiftiLabelsMasker(VolumesMasker):
     Notes
     -----
     `transform` adds attributes that describe the last run: ``region_atlas_``, the labels that were applied; ``plan_``,
-    how each volume was reduced (``plan_.explain()`` describes it, ``plan_.counts`` has the voxels of each region); and
+    how each volume was reduced (``plan_.explain()`` describes it, ``plan_.device`` says where, "cpu" or "cuda:N", and
+    ``plan_.counts`` has the voxels of each region); and
     ``seconds_``, the wall-clock seconds of "read", "reduce" (summed over threads), "clean" and "total". On a GPU, its
-    own clock measures "upload" and "reduce".
+    own clock measures "upload" and "reduce". ``device_`` is the device that may be used, "cpu" or "cuda:N".
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class NiftiLabelsMasker(VolumesMasker):
         self.nan_policy = nan_policy
 
     def fit(self, imgs: Any = None, y: None = None) -> "NiftiLabelsMasker":
-        """Load labels and mask, and select the device.
+        """Load labels and mask, and check the device.
 
         Parameters
         ----------

@@ -62,7 +62,7 @@ class NiftiMapsMasker(VolumesMasker):
     memory_level : int, default=0
         0 with a `memory` means 1.
     verbose : int, default=0
-        With 1 or more, each step and the device are printed.
+        With 1 or more, each step, and the device and why it was chosen, are printed.
     reports : bool, default=True
         Whether to keep the run (its path, or the image itself) for `generate_report`.
     cmap : str or None, default="CMRmap_r"
@@ -74,16 +74,15 @@ class NiftiMapsMasker(VolumesMasker):
         do; see `gpumask.kernels.least_squares.least_squares` for the rank. "weighted_mean": the mean over voxels,
         weighted by each map on its own; weights must not be negative.
     device : {"auto", "cpu", "cuda", "cuda:N"}, default="auto"
-        Where volumes are reduced. "auto" selects the first usable GPU, else the CPU. Requesting an unusable GPU is an
-        error.
+        Where volumes are reduced. "auto" selects the first usable GPU where it is expected to be faster (voxels,
+        resampled volumes, statistics of smoothed ones), else the CPU; `explain` describes the choice. Requesting an
+        unusable GPU is an error.
     min_coverage : float or None, default=None
         Regions with a smaller share of their weights inside field of view and mask become NaN; see `coverage_`.
 
     Attributes
     ----------
     clean_args_ : dict
-    device_ : str
-        The device in use: "cpu" or "cuda:N".
     mask_img_ : nibabel.nifti1.Nifti1Image or None
         Mask; resampled to the grid of `maps_img_`, if `fit` got a run or ``resampling_target="maps"``.
     memory_ : joblib.Memory
@@ -158,7 +157,7 @@ class NiftiMapsMasker(VolumesMasker):
         return Settings.of(self.get_params(deep=False) | own)
 
     def fit(self, imgs: Any = None, y: None = None) -> "NiftiMapsMasker":
-        """Load maps and mask, resample them, and select the device.
+        """Load maps and mask, resample them, and check the device.
 
         Parameters
         ----------

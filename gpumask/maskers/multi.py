@@ -25,7 +25,7 @@ class ManyRuns:
     n_jobs: int
 
     def fit(self, imgs: Any = None, y: None = None) -> Self:
-        """Load regions and mask, and select the device.
+        """Load regions and mask, and check the device.
 
         Parameters
         ----------
@@ -259,7 +259,7 @@ class _ManyMaskedRuns(ManyRuns):
     _allows_empty_mask = True  # as nilearn: only `transform` refuses it
 
     def fit(self, imgs: Any = None, y: None = None) -> Self:
-        """Load the mask, or compute it from several runs, and select the device.
+        """Load the mask, or compute it from several runs, and check the device.
 
         Parameters
         ----------

@@ -66,8 +66,6 @@ class NiftiSpheresMasker(VolumesMasker):
     Attributes
     ----------
     clean_args_ : dict
-    device_ : str
-        The device in use: "cpu" or "cuda:N".
     mask_img_ : nibabel.nifti1.Nifti1Image or None
         The mask, on its own grid.
     memory_ : joblib.Memory
@@ -136,7 +134,7 @@ class NiftiSpheresMasker(VolumesMasker):
         self.nan_policy = nan_policy
 
     def fit(self, imgs: Any = None, y: None = None) -> "NiftiSpheresMasker":
-        """Check the seeds, load the mask, and select the device.
+        """Check the seeds, load the mask, and check the device.
 
         Parameters
         ----------

@@ -21,7 +21,7 @@ def transform_together(
 ) -> list[np.ndarray]:
     """Extract the signals of several maskers from one run, reading it once.
 
-    The maskers may differ in kind, regions, mask, strategy, smoothing and cleaning, but must share the device.
+    The maskers may differ in kind, regions, mask, strategy, smoothing, cleaning and device.
     Decompressing a run takes longer than reducing it, so five atlases take little longer than one.
 
     Parameters
@@ -47,7 +47,7 @@ def transform_together(
     Raises
     ------
     ValueError
-        If `maskers` is empty or the maskers differ in device.
+        If `maskers` is empty.
     TypeError
         If one isn't a masker of gpumask, or `maskers` isn't a sequence.
     TypeError, ValueError, IndexError
@@ -58,12 +58,11 @@ def transform_together(
         raise TypeError(msg)
     for masker in maskers:
         check_masker(masker)
-    devices = {masker.device_ for masker in maskers}
-    if len(devices) != 1:
-        msg = f"`maskers` must hold at least one masker, all on one device, got the devices {sorted(devices)}."
+    if not maskers:
+        msg = f"`maskers` must hold at least one masker, got {maskers!r}."
         raise ValueError(msg)
     volumes = open_volumes(imgs)
     prepared = [masker.prepare(volumes, confounds, sample_mask) for masker in maskers]
-    results = extract(prepared, volumes, devices.pop(), progress=progress, n_threads=n_threads)
+    results = extract(prepared, volumes, progress=progress, n_threads=n_threads)
     finished = zip(maskers, prepared, results, strict=True)
     return [wrapped(masker, masker.finish(one, result, volumes), imgs) for masker, one, result in finished]

@@ -64,7 +64,7 @@ class NiftiMasker(ClassNamePrefixFeaturesOutMixin, VolumesMasker):
     memory_level : int, default=1
         0 with a `memory` means 1.
     verbose : int, default=0
-        With 1 or more, each step and the device are printed.
+        With 1 or more, each step, and the device and why it was chosen, are printed.
     reports : bool, default=True
         Whether to keep the run (its path, or the image itself) for `generate_report`.
     cmap : str, default="gray"
@@ -80,8 +80,6 @@ class NiftiMasker(ClassNamePrefixFeaturesOutMixin, VolumesMasker):
     affine_ : ndarray of float64, shape (4, 4)
         Affine of `mask_img_`.
     clean_args_ : dict
-    device_ : str
-        The device in use: "cpu" or "cuda:N".
     mask_img_ : nibabel.nifti1.Nifti1Image
         The mask, of 0 and 1, on the grid of the results.
     memory_ : joblib.Memory
@@ -151,7 +149,7 @@ class NiftiMasker(ClassNamePrefixFeaturesOutMixin, VolumesMasker):
         return VoxelSettings.of(self.get_params(deep=False))
 
     def fit(self, imgs: Any = None, y: None = None) -> "NiftiMasker":
-        """Load the mask, or compute it, and select the device.
+        """Load the mask, or compute it, and check the device.
 
         Parameters
         ----------
@@ -226,7 +224,7 @@ class NiftiMasker(ClassNamePrefixFeaturesOutMixin, VolumesMasker):
             return super()._extracted(prepared, volumes, progress, started)
         self._forget_run()  # which shelved signals don't replace
         run = volumes.identity(), volumes.is_3d
-        key = prepared.key, run, self.device_, prepared.settings.dtype, prepared.cleaner
+        key = prepared.key, run, prepared.plan.device, prepared.settings.dtype, prepared.cleaner
         compute = self.memory_.cache(_computed, ignore=["compute"])
         extract = super()._extracted
         return compute.call_and_shelve(key, compute=lambda: extract(prepared, volumes, progress, started))

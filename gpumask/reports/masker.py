@@ -106,7 +106,7 @@ def report_page(masker: Any, title: str | None, figure: str, regions: str, headi
     done = ""
     if hasattr(masker, "plan_"):
         seconds = ", ".join(f"{name} {value:.2f} s" for name, value in masker.seconds_.items())
-        done = f"<h2>Last run</h2><pre>{html.escape(masker.plan_.explain())}\n{masker.device_}: {seconds}</pre>"
+        done = f"<h2>Last run</h2><pre>{html.escape(masker.plan_.explain())}\n{seconds}</pre>"
     return Report(
         f"<!doctype html><html><head><meta charset='utf-8'><title>{title}</title><style>{_STYLE}</style></head><body>"
         f"<h1>{title}</h1><img alt='regions on a volume' src='data:image/png;base64,{figure}'>"
