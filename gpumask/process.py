@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import math
+import multiprocessing
 import os
 import sys
 import threading
@@ -40,6 +41,11 @@ class Counted:
             if not self._users:
                 self._undo.close()
 
+    @property
+    def in_use(self) -> bool:
+        """Whether there are users."""
+        return self._users > 0
+
 
 @functools.cache
 def _blas_libraries():
@@ -72,6 +78,9 @@ def _set_blas_threads(numbers):
 
 one_blas_thread = Counted(_one_blas_thread)
 """Context in which BLAS has one thread, so the bits of a product don't depend on the number of cores."""
+
+several_runs = Counted(contextlib.nullcontext)
+"""Context of runs that are processed next to others, which have work for the other cores."""
 
 _messages = threading.local()
 
@@ -176,6 +185,11 @@ def in_threads(function: Callable[[Any], Any], items: Iterable[Any], n_threads: 
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def is_alone() -> bool:
+    """Whether this process has one run at a time, and isn't the worker of another one."""
+    return not several_runs.in_use and multiprocessing.parent_process() is None
 
 
 def versions() -> tuple[str, str, str]:
