@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import math
+import multiprocessing
 import os
 import sys
 import threading
@@ -39,6 +41,11 @@ class Counted:
             if not self._users:
                 self._undo.close()
 
+    @property
+    def in_use(self) -> bool:
+        """Whether there are users."""
+        return self._users > 0
+
 
 @functools.cache
 def _blas_libraries():
@@ -71,6 +78,9 @@ def _set_blas_threads(numbers):
 
 one_blas_thread = Counted(_one_blas_thread)
 """Context in which BLAS has one thread, so the bits of a product don't depend on the number of cores."""
+
+several_runs = Counted(contextlib.nullcontext)
+"""Context of runs that are processed next to others, which have work for the other cores."""
 
 _messages = threading.local()
 
@@ -133,8 +143,33 @@ def available_memory() -> int | None:
 
 
 def n_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of cores that this process may use, by its affinity and the limits of its control groups."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(min([cores, *map(math.ceil, _cpu_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))]), 1)
+
+
+def _cpu_limits(groups, root):
+    """Yield the CPU limits, in cores, of this process's control groups and those around them, version 2 and 1."""
+    try:
+        lines = groups.read_text("utf-8", "replace").splitlines()
+    except OSError:  # not Linux
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            base, names = root, ("cpu.max",)
+        elif "cpu" in controllers.split(","):
+            base, names = root / controllers, ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        else:
+            continue
+        folder = base / path.lstrip("/")  # in a container it may not exist: there, its own group is the root
+        for inner in (folder, *folder.parents):
+            with contextlib.suppress(OSError, ValueError):  # ValueError: "max", no limit
+                quota, period = map(int, " ".join((inner / name).read_text("ascii") for name in names).split())
+                if quota > 0 and period > 0:  # -1: no limit
+                    yield quota / period
+            if inner == base:
+                break
 
 
 def in_threads(function: Callable[[Any], Any], items: Iterable[Any], n_threads: int) -> Iterator[Any]:
@@ -150,6 +185,11 @@ def in_threads(function: Callable[[Any], Any], items: Iterable[Any], n_threads: 
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def is_alone() -> bool:
+    """Whether this process has one run at a time, and isn't the worker of another one."""
+    return not several_runs.in_use and multiprocessing.parent_process() is None
 
 
 def versions() -> tuple[str, str, str]:

@@ -18,7 +18,7 @@ from gpumask import NiftiLabelsMasker, __version__, backend, choices, cli
 from gpumask.cli.output import refuse
 from gpumask.cli.parser import build_parser, number, positive
 from gpumask.extraction import Settings
-from gpumask.images import decoding
+from gpumask.images import gzip_decoders
 from gpumask.kernels import compiled
 from gpumask.kernels.segments import STRATEGIES
 
@@ -350,7 +350,7 @@ def test_extract_imports_only_what_it_needs():
 def test_info_without_a_gpu(capsys, monkeypatch):
     monkeypatch.setattr(backend, "cuda_status", lambda _: backend.CudaStatus(problem="none here", remedy="Buy one."))
     monkeypatch.setattr(backend, "driver_cuda_version", lambda: None)
-    monkeypatch.setattr(decoding, "igzip", decoding.gzip)
+    monkeypatch.setattr(gzip_decoders, "igzip", gzip_decoders.gzip)
     monkeypatch.setattr(compiled, "problem", ImportError("no such symbol"))
     assert run("info") == 0
     facts = dict(re.split("  +", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from nilearn.image import concat_imgs
 
-from gpumask.images import decoding
+from gpumask.images import decoding, gzip_decoders
 from gpumask.images import readers as stored
 from gpumask.images.errors import DimensionError, ImageError
 from gpumask.images.labels import load_atlas, load_mask
@@ -341,7 +341,7 @@ def test_multi_member_gzip(tmp_path):
 
 
 def test_without_isal(gz, monkeypatch):
-    monkeypatch.setattr(decoding, "igzip", gzip)
+    monkeypatch.setenv("GPUMASK_DECODER", "zlib")
     np.testing.assert_array_equal(read(open_volumes(gz)), rows(values()))
     gz.write_bytes(gz.read_bytes()[:-4])
     with pytest.raises(ImageError, match="truncated or corrupt: EOFError"):
@@ -483,8 +483,8 @@ def test_mixed_lists_are_not_truncated():
 
 def test_compressed_files_are_read_once(gz, monkeypatch):
     opened, n_bytes = [], []
-    original_open, original_read = decoding.igzip.open, decoding.Decoder._read
-    monkeypatch.setattr(decoding.igzip, "open", lambda path: opened.append(path) or original_open(path))
+    original_open, original_read = gzip_decoders.igzip.open, decoding.Decoder._read
+    monkeypatch.setattr(gzip_decoders.igzip, "open", lambda path: opened.append(path) or original_open(path))
 
     def counting(self, target):
         n_bytes.append(original_read(self, target))
@@ -560,8 +560,8 @@ def test_closing_early_closes_the_file(tmp_path, suffix, monkeypatch):
     decoders = []
 
     class Recorded(decoding.Decoder):
-        def __init__(self, path):
-            super().__init__(path)
+        def __init__(self, path, **keywords):
+            super().__init__(path, **keywords)
             decoders.append(self)
 
     monkeypatch.setattr(stored, "Decoder", Recorded)

@@ -11,12 +11,12 @@ def command(_: argparse.Namespace) -> int:
 
     from gpumask import backend
     from gpumask.cohort.contents import versions
-    from gpumask.images import decoding
+    from gpumask.images import gzip_decoders
     from gpumask.kernels import compiled
     from gpumask.process import n_cores
 
     facts = versions(cupy=True)
-    for name in ("nilearn", "isal", "cupy"):
+    for name in ("nilearn", "isal", "rapidgzip", "cupy"):
         if any(known.startswith(name) for known in facts):
             continue
         try:
@@ -33,8 +33,10 @@ def command(_: argparse.Namespace) -> int:
             facts["remedy"] = " ".join(dict.fromkeys([*facts.get("remedy", "").splitlines(), of_one.remedy]))
     slower = "NumPy and SciPy, several times slower than the compiled ones"
     facts["kernels"] = "compiled" if compiled.problem is None else f"{slower}: {_why_not_compiled(compiled.problem)}"
-    is_slow = decoding.igzip.__name__ == "gzip"
-    facts["gzip decoder"] = "zlib (twice as fast: pip install isal)" if is_slow else "isal"
+    try:
+        facts["gzip decoder"] = "{0.name} ({0.reason})".format(gzip_decoders.choose())
+    except (ValueError, ImportError) as error:
+        facts["gzip decoder"] = f"can't be used: {error}"
     facts["cores"] = str(n_cores())
     for name, fact in facts.items():
         print(f"{name:14}{fact}")

@@ -39,7 +39,7 @@ from gpumask.extraction import extract, prepare
 from gpumask.files import appearing_together, locked, make_folder, write
 from gpumask.images.volumes import open_volumes
 from gpumask.inputs import check_file
-from gpumask.process import collect_warnings, warn
+from gpumask.process import collect_warnings, several_runs, warn
 from gpumask.tables import json_lines
 
 _LEAST_DOF = 2  # with fewer, at most a mean is left, and every correlation is 1 or -1
@@ -89,7 +89,8 @@ def process(
             progress(done, total)
 
     try:
-        record = _attempt(run, lambda messages: _process(configuration, run, report, turn, messages))
+        with several_runs:
+            record = _attempt(run, lambda messages: _process(configuration, run, report, turn, messages))
     except _StoppedError:
         return Record(run, "stopped")
     return logged(configuration, record)

@@ -2,10 +2,10 @@
 
 import bz2
 import contextlib
-import gzip
 import io
 import os
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +14,9 @@ from typing import Any
 import nibabel as nib
 
 from gpumask import process
+from gpumask.images import gzip_decoders
 from gpumask.images.errors import ImageError
-
-try:
-    from isal import igzip
-except ImportError:  # no wheel for this platform: zlib takes about 2.5 times as long
-    igzip = gzip  # type: ignore[misc]
+from gpumask.images.gzip_decoders import ParallelGzip
 
 # Largest possible ratio of decompressed to compressed bytes, to reject headers that promise more. Deflate: 258 bytes
 # from 2 bits. Zstandard: a block of 128 KiB from 4 bytes. bzip2: 45 899 235 bytes from 32.
@@ -44,7 +41,8 @@ def _suffix(path):
 
 
 def require_decoder(path: str | os.PathLike) -> None:
-    """Raise ImportError if reading `path` needs a package that isn't installed."""
+    """Raise ImportError if `path` or GPUMASK_DECODER needs a missing package, ValueError if the latter is unknown."""
+    gzip_decoders.asked()
     if _suffix(path) == ".zst":
         _zstd(path)
 
@@ -136,9 +134,12 @@ class Decoder:
     ----------
     path : str or path-like
         The suffix determines the format; others aren't compressed. All members of a multi-member file are read.
+    n_bytes : int, optional
+        Decoded bytes by the header, if all are read. Then gzip may be decoded with several cores. What that decoder
+        rejects is decoded again with one, which decides: values, errors and warnings are the same.
     """
 
-    def __init__(self, path: str | os.PathLike) -> None:
+    def __init__(self, path: str | os.PathLike, *, n_bytes: int | None = None) -> None:
         self._path = path
         suffix = _suffix(path)
         self._file: Any
@@ -147,7 +148,7 @@ class Decoder:
         elif suffix == ".bz2":
             self._file = _Members(path, bz2.BZ2Decompressor, (_BZIP2_MAGIC,))
         elif is_compressed(path):
-            self._file = igzip.open(path)
+            self._file = gzip_decoders.open_whole(path, n_bytes) if n_bytes else gzip_decoders.sequential().open(path)
         else:
             self._file = Path(path).open("rb")  # noqa: SIM115 - closed by `__exit__`
         self._of_gzip = suffix in (".gz", ".mgz")
@@ -179,7 +180,7 @@ class Decoder:
 
     def skip(self, n_bytes: int, *, to: str = "starts") -> None:
         """Skip `n_bytes`, in pieces, to where the first volume starts (or ends); ImageError if the file is shorter."""
-        if missing := self._discard(n_bytes):
+        if missing := self._discard(n_bytes)[0]:
             msg = (
                 f"{self._path} is truncated or its header is wrong: it ends after {n_bytes - missing} bytes, but by "
                 f"its header the first volume {to} at byte {n_bytes}. Copy or create the file again."
@@ -187,11 +188,12 @@ class Decoder:
             raise ImageError(msg)
 
     def _discard(self, n_bytes):
-        """Read `n_bytes` into nowhere; return how many of them the file lacks."""
-        scratch = memoryview(bytearray(min(n_bytes, _PIECE)))
+        """Read `n_bytes` into nowhere; return how many of them the file lacks, and the checksum of the others."""
+        scratch, crc = memoryview(bytearray(min(n_bytes, _PIECE))), 0
         while n_bytes and (got := self._read(scratch[:n_bytes])):
+            crc = gzip_decoders.crc32(scratch[:got], crc)
             n_bytes -= got
-        return n_bytes
+        return n_bytes, crc
 
     def finish(self) -> None:
         """Read to the end of the stream, where decoders detect truncation and verify the checksum.
@@ -217,6 +219,9 @@ class Decoder:
         try:
             got = self._reader.readinto(target)
         except Exception as error:  # each library raises its own classes
+            if isinstance(self._file, ParallelGzip):
+                self._without_threads(self._file.crc)
+                return self._read(target)
             if self._of_gzip and not self._n_trailing and (n_trailing := _n_trailing(self._path)):
                 # isal raises an error for trailing bytes before it hands out the last of the image's.
                 self._without_last(n_trailing)
@@ -231,12 +236,25 @@ class Decoder:
     def _without_last(self, n_trailing):
         """Decode the file again without its trailing bytes, up to the current position."""
         self._n_trailing = n_trailing
-        self._file.close()
         self._head = _Head(self._path, Path(self._path).stat().st_size - n_trailing)
-        self._file = igzip.open(self._head)
+        self._start_again(self._head)
+
+    def _without_threads(self, crc):
+        """Decode the file again with one core, up to the current position; `crc` is that of the bytes before it."""
+        if self._start_again(self._path) != crc:
+            self._discard(sys.maxsize)  # raises the error of a damaged file
+            msg = (
+                f"{self._path} was decoded to other bytes by rapidgzip than by {gzip_decoders.sequential().__name__}. "
+                "Set GPUMASK_DECODER=isal, and report it."
+            )
+            raise ImageError(msg)
+
+    def _start_again(self, file):
+        self._file.close()
+        self._file = gzip_decoders.sequential().open(file)
         self._reader = _reader(self._file)
         position, self._position = self._position, 0
-        self._discard(position)
+        return self._discard(position)[1]
 
 
 def _reader(file):

@@ -218,7 +218,7 @@ class _Compressed(_OnFile):
                 decoder.skip(end, to="ends")
 
     def blocks(self, n: int, take: Take | None = None) -> Blocks:
-        with Decoder(self._path) as decoder:
+        with Decoder(self._path, n_bytes=self._offset + self.n_volumes * self._volume_bytes) as decoder:
             decoder.skip(self._offset)
             for start in range(0, self.n_volumes, n):
                 block = self._buffer(n, take)[: self.n_volumes - start]

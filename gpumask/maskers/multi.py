@@ -1,11 +1,12 @@
 """One masker for a list of runs: of labels, maps and voxels."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, effective_n_jobs
 from nibabel.spatialimages import SpatialImage
 from sklearn.utils.validation import check_is_fitted
 
@@ -14,6 +15,7 @@ from gpumask.maskers.brain_masks import computed_mask
 from gpumask.maskers.labels import NiftiLabelsMasker
 from gpumask.maskers.maps import NiftiMapsMasker
 from gpumask.maskers.voxels import NiftiMasker
+from gpumask.process import several_runs
 
 
 class ManyRuns:
@@ -103,7 +105,8 @@ class ManyRuns:
                 raise ValueError(msg)
             each.append([None] * len(runs) if value is None else value)
         one = delayed(VolumesMasker.transform)
-        return Parallel(n_jobs=n_jobs)(one(self, *of_run) for of_run in zip(runs, *each, strict=True))
+        with several_runs if effective_n_jobs(n_jobs) > 1 else contextlib.nullcontext():
+            return Parallel(n_jobs=n_jobs)(one(self, *of_run) for of_run in zip(runs, *each, strict=True))
 
 
 class MultiNiftiLabelsMasker(ManyRuns, NiftiLabelsMasker):  # type: ignore[misc]  # lists in and out, as in nilearn
