@@ -1,6 +1,7 @@
 """Small runs and plans for the tests of the pipelines."""
 
 import gzip
+import weakref
 from dataclasses import replace
 
 import nibabel as nib
@@ -61,9 +62,15 @@ def some_plan(labels_on="same", fwhm=None, strategy="mean", **options):
     return compile_plan(some_labels(), IDS, label_grid, grid=grid, smoothing_fwhm=fwhm, strategy=strategy, **options)
 
 
+_on_devices = weakref.WeakKeyDictionary()
+
+
 def on(plans, device):
-    """Plans on a device, which isn't probed."""
-    return [replace(plan, device=device) for plan in plans]
+    """Plans on a device, which isn't probed; the same objects each time, as from `Plan.on`."""
+    for plan in plans:
+        if device not in (there := _on_devices.setdefault(plan, {})):
+            there[device] = replace(plan, device=device)
+    return [_on_devices[plan][device] for plan in plans]
 
 
 def extract(plan, volumes, device="cpu", **options):
