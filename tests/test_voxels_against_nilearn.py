@@ -80,7 +80,7 @@ def outcome(masker_class, case):
             }
         except Exception as error:
             result = error
-    told = {(w.category, str(w.message)[:40]) for w in record}
+    told = {(w.category, str(w.message)[:40]) for w in record if " covers only " not in str(w.message)}  # ours
     # NumPy's of 0 / 0, that resampling NaN is slow; what nilearn casts inside; sforms; standardize.
     inside = "Casting data from|The provided image has no sform|boolean values for|Resampling binary|Data array used to"
     return result, {w for w in told if w[0] is not RuntimeWarning and not re.match(inside, w[1])}
