@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -313,6 +313,20 @@ def using(device: str) -> Iterator[None]:
     with cupy.cuda.Device(int(device.partition(":")[2])):
         _process = os.getpid()
         yield
+
+
+def for_threads(device: str) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Return a function that makes a context for another thread: as `using`, with the calling thread's allocator."""
+    import cupy
+
+    allocator = cupy.cuda.get_allocator()
+
+    @contextlib.contextmanager
+    def current() -> Iterator[None]:
+        with using(device), cupy.cuda.using_allocator(allocator):
+            yield
+
+    return current
 
 
 @contextlib.contextmanager

@@ -180,7 +180,7 @@ def test_devices_share_a_read(gpu, tmp_path, monkeypatch, dtype, name, chunk):
     results = run_plans(mixed, volumes, chunk=chunk, progress=seen.append)
     assert read == 2 * list(range(22))  # the range of resampled values, once, and the pass
     assert seen[-1] == 22
-    assert results[0].seconds.keys() == {"read", "reduce", "upload", "total"}
+    assert results[0].seconds.keys() == {"read", "launch", "reduce", "upload", "total"}
     for result, signals in zip(results, expected, strict=True):
         np.testing.assert_array_equal(result.signals, signals)
 
@@ -197,7 +197,7 @@ def test_failures_of_a_shared_read(gpu, tmp_path, monkeypatch, fails):
     monkeypatch.setattr(cuda._GpuRun, "drain", lambda self: drained.append(self.device) or drain(self))
     if fails == "GPU":
 
-        def submit(self, chunk):
+        def submit(self, chunk, buffer):
             import cupy
 
             raise cupy.cuda.memory.OutOfMemoryError(512, 0)

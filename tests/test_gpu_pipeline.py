@@ -149,7 +149,7 @@ def test_the_masker(gpu, tmp_path):
         masker = NiftiLabelsMasker(labels, standardize="zscore_sample", detrend=True, device=device)
         signals[device] = masker.fit_transform(path)
     np.testing.assert_allclose(signals[gpu], signals["cpu"], rtol=1e-8, atol=1e-8)
-    assert set(masker.seconds_) == {"read", "upload", "reduce", "clean", "total"}
+    assert set(masker.seconds_) == {"read", "launch", "upload", "reduce", "clean", "total"}
     assert all(0 <= seconds < 60 for seconds in masker.seconds_.values())
 
 
@@ -305,7 +305,7 @@ class Spy:
                 self.current.index = before
 
         def spied(size):
-            self.allocations.append((threading.get_ident(), vars(self.current).get("index", 0)))
+            self.allocations.append((threading.current_thread(), vars(self.current).get("index", 0)))
             return allocate(size)
 
         monkeypatch.setattr(cupy.cuda, "Device", enter)
@@ -356,13 +356,15 @@ def test_threads_use_devices_of_their_own(spy, tmp_path, a_plan):
         ready.wait()
         plan = some_plan()
         result = extract(plan, open_volumes(volumes[index]), device=f"cuda:{index % 2}", chunk=1).signals
-        return threading.get_ident(), result
+        return threading.current_thread(), result
 
     with ThreadPoolExecutor(4) as threads:
         results = list(threads.map(one, range(4)))
     for index, (thread, result) in enumerate(results):
         np.testing.assert_allclose(result, expected[index], rtol=1e-10)
         assert {device for owner, device in spy.allocations if owner == thread} == {index % 2}
+    launching = {(owner.name, device) for owner, device in spy.allocations if "launch" in owner.name}
+    assert launching == {("gpumask-launch-cuda:0_0", 0), ("gpumask-launch-cuda:1_0", 1)}
 
 
 # Memory

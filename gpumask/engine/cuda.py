@@ -1,9 +1,10 @@
 """Runs plans over a stream of volumes on a GPU: page-locked buffers, two streams, one download.
 
-The calling thread decodes a chunk straight into a page-locked buffer while the GPU processes the previous chunk: one
-stream copies the stored values to the device, another reduces them there. All plans share a chunk's copy. The thread
-waits for the GPU only before it reuses a buffer, and signals and flags stay on the device until the end of the run.
-(Exception: resampled values outside their chunk's range are downloaded at once, to clip them to the run's range.)
+The calling thread decodes a chunk straight into a page-locked buffer while another thread submits the previous chunk
+and the GPU processes it: one stream copies the stored values to the device, another reduces them there. All plans share
+a chunk's copy. The calling thread waits only for a free buffer, and signals and flags stay on the device until the end
+of the run. (Exception: resampled values outside their chunk's range are downloaded at once, to clip them to the run's
+range. The submitting thread waits for them.)
 Plans and page-locked buffers are kept for the next run.
 """
 
@@ -14,10 +15,12 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
 from gpumask import backend
+from gpumask.engine.filling import Filler
 from gpumask.engine.overshoots import Overshoots
 from gpumask.engine.plan import Plan
 from gpumask.engine.staging import Signals, Staging
@@ -52,14 +55,15 @@ def stream(
     device : str
         "cuda:N".
     progress : callable or None
-        Called with the number of volumes submitted to the GPU so far.
+        Called with the number of volumes read so far, in the calling thread.
 
     Returns
     -------
     results : list of Signals
         As from `gpumask.engine.host.stream`.
     seconds : dict
-        Wall-clock seconds in "read" (decoding into the buffers), and seconds of device time in "upload" and "reduce".
+        Wall-clock seconds in "read" (decoding into the buffers, or copying) and "launch" (submitting to the GPU, in a
+        thread of its own), and seconds of device time in "upload" and "reduce".
 
     Raises
     ------
@@ -92,16 +96,18 @@ class Receiver:
         self._run, self._stagings = run, stagings
 
     def add(self, chunk: Chunk) -> None:
-        """Copy a chunk and submit it to the GPU. All chunks of the run are added, in order."""
+        """Copy a chunk, to be submitted to the GPU. All chunks of the run are added, in order."""
         with _at_work(self._run.device):
-            self._run.copy(chunk)
-            self._run.submit(chunk)
+            buffer = self._run.take()
+            self._run.copy(chunk, buffer)
+            self._run.submit(chunk, buffer)
 
     def results(self) -> tuple[list[Signals], dict[str, float]]:
-        """Return the signals, and the seconds of device time in "upload" and "reduce"."""
+        """Return the signals, and the seconds in "launch", "upload" and "reduce" as from `stream`."""
         with _at_work(self._run.device):
+            self._run.await_launches()
             results, seconds = self._run.results(self._stagings), self._run.seconds()
-        return results, {name: seconds[name] for name in ("upload", "reduce")}
+        return results, {name: seconds[name] for name in ("launch", "upload", "reduce")}
 
 
 @contextlib.contextmanager
@@ -118,6 +124,7 @@ def _allocated(plans, volumes, clips, size, device):
             run.allocate()
             yield run
         finally:
+            run.end_threads()
             run.drain()
             run.give_back()
 
@@ -129,7 +136,9 @@ def _forget_plans():
 
 
 class _Pinned:
-    """A page-locked buffer, which may be filled again after the event `copied`."""
+    """A page-locked buffer, which may be filled again after the event `copied`, once its chunk is `launched`."""
+
+    launched: Future | None = None
 
     def __init__(self, shape, dtype):
         size = math.prod(shape)
@@ -152,9 +161,10 @@ class _OnDevice:
 
 
 class _GpuRun:
-    """A run on a GPU: `allocate`, `read`, then `results` and `seconds`; `drain` and `give_back` even after an error.
+    """A run on a GPU: `allocate`, `read`, then `results` and `seconds`.
 
-    Instead of `read`, `copy` and `submit` may be called for each chunk.
+    Instead of `read`, `take`, `copy` and `submit` may be called for each chunk, and then `await_launches`. At the end,
+    even after an error, come `end_threads`, `drain` and `give_back`.
     """
 
     def __init__(self, plans, volumes, clips, size, device):
@@ -162,9 +172,11 @@ class _GpuRun:
         self.dtype = backend.device_dtype(volumes.dtype)
         self.size = self.step = size  # volumes in a page-locked buffer, and in one on the device
         self.copying, self.reducing = backend.stream("copy"), backend.stream("reduce")
-        self.there = self.pinned = self.on_device = self.filled = None
+        self.there = self.pinned = self.on_device = None
         self.buffers = []
-        self.read_seconds = self.waited = 0.0
+        self.filler = Filler()
+        self.launching, self.in_thread = ThreadPoolExecutor(1, f"gpumask-launch-{device}"), backend.for_threads(device)
+        self.read_seconds = self.launch_seconds = 0.0
         self.overshoots = [Overshoots(plan) for plan in plans]
         self.events = []  # start and end of each upload, start and end of each reduction
 
@@ -247,73 +259,89 @@ class _GpuRun:
         self.step //= 2
 
     def read(self, progress):
-        """Read all volumes and submit them to the GPU."""
+        """Read all volumes and have them submitted to the GPU."""
+        n_volumes, shape = self.volumes.n_volumes, (self.size, self.volumes.grid.n_voxels)
         # Values that the GPU can't store (foreign byte order, 128 bits) pass through an ordinary buffer.
-        take, shape = self._take, (self.size, self.volumes.grid.n_voxels)
-        if self.volumes.dtype != self.dtype:
-            ordinary = np.empty(shape, self.volumes.dtype)
-            take = lambda: ordinary  # noqa: E731
-        with contextlib.closing(self.volumes.chunks(self.size, take)) as chunks:
-            while True:
-                start, self.filled, self.waited = time.perf_counter(), None, 0.0
-                chunk = next(chunks, None)
-                if chunk is not None and self.filled is None:  # a view of a file or of the user's array
-                    self.copy(chunk)
-                self.read_seconds += time.perf_counter() - start - self.waited
-                if chunk is None:
-                    return
-                self.submit(chunk)
+        ordinary = None if self.volumes.dtype == self.dtype else np.empty(shape, self.volumes.dtype)
+        is_filled = False
+
+        def next_buffer():
+            nonlocal is_filled
+            is_filled = ordinary is None
+            return buffer.array if ordinary is None else ordinary
+
+        with contextlib.closing(self.volumes.chunks(self.size, next_buffer)) as chunks:
+            for _ in range(0, n_volumes, self.size):
+                buffer, is_filled = self.take(), False
+                start = time.perf_counter()
+                chunk = next(chunks)
+                if not is_filled:  # a view of a file or of the user's array
+                    self.copy(chunk, buffer)
+                self.read_seconds += time.perf_counter() - start
+                self.submit(chunk, buffer)
                 if progress:
                     progress(chunk.start + len(chunk.data))
+        self.await_launches()
 
-    def copy(self, chunk):
-        """Copy a chunk to the next page-locked buffer."""
-        np.copyto(self._take()[: len(chunk.data)], chunk.data, casting="same_kind")
+    def take(self):
+        """Wait until the next page-locked buffer may be filled, and return it; raises errors of launching."""
+        buffer = next(self.pinned)
+        if buffer.launched is not None:
+            buffer.launched.result()
+        buffer.copied.synchronize()
+        return buffer
 
-    def _take(self):
-        """Wait until the next page-locked buffer may be filled, and return it."""
-        start = time.perf_counter()
-        self.filled = next(self.pinned)
-        self.filled.copied.synchronize()
-        self.waited += time.perf_counter() - start
-        return self.filled.array
+    def copy(self, chunk, buffer):
+        """Copy a chunk to a page-locked buffer."""
+        self.filler.fill(buffer.array[: len(chunk.data)], chunk.data)
 
-    def submit(self, chunk):
-        """Submit a chunk that lies in the page-locked buffer."""
-        done, n = 0, len(chunk.data)
-        while done < n:
-            k = min(self.step, n - done)
-            try:
-                with self.reducing:
-                    self._upload_and_reduce(slice(done, done + k), chunk)
-            except Exception as error:
-                if not backend.is_out_of_memory(error):
-                    raise
-                problem = str(error).rstrip(".")  # not the error itself: its frames hold arrays
-            else:
-                done += k
-                continue
-            self._make_room(problem)
+    def submit(self, chunk, buffer):
+        """Have the launching thread submit a chunk that lies in a page-locked buffer."""
+        buffer.launched = self.launching.submit(self._launch, chunk, buffer)
 
-    def _upload_and_reduce(self, rows, chunk):
-        stored = self.filled.array[rows]
+    def await_launches(self):
+        """Wait until all chunks are submitted to the GPU; raises errors of launching."""
+        for buffer in itertools.islice(self.pinned, len(self.buffers)):  # the oldest chunk first
+            if buffer.launched is not None:
+                buffer.launched.result()
+
+    def _launch(self, chunk, buffer):
+        start, done, n = time.perf_counter(), 0, len(chunk.data)
+        with self.in_thread():
+            while done < n:
+                k = min(self.step, n - done)
+                try:
+                    with self.reducing:
+                        self._upload_and_reduce(slice(done, done + k), chunk, buffer)
+                except Exception as error:
+                    if not backend.is_out_of_memory(error):
+                        raise
+                    problem = str(error).rstrip(".")  # not the error itself: its frames hold arrays
+                else:
+                    done += k
+                    continue
+                self._make_room(problem)
+        self.launch_seconds += time.perf_counter() - start
+
+    def _upload_and_reduce(self, rows, chunk, buffer):
+        stored = buffer.array[rows]
         if self.on_device is None:
             shape = (self.step, stored.shape[1])
             buffers = [_OnDevice(self.xp, shape, self.dtype, self.device_of, self.reducing) for _ in range(_BUFFERS)]
             self.on_device = itertools.cycle(buffers)
-        buffer = next(self.on_device)
-        data = buffer.array[: len(stored)]
+        target = next(self.on_device)
+        data = target.array[: len(stored)]
         started, copied, reducing, reduced = events = [backend.new_event() for _ in range(4)]
-        self.copying.wait_event(buffer.reduced)
+        self.copying.wait_event(target.reduced)
         started.record(self.copying)
         backend.upload(stored, data, self.copying)
         copied.record(self.copying)
-        self.filled.copied = copied
+        buffer.copied = copied
         self.reducing.wait_event(copied)
         reducing.record(self.reducing)
         self._reduce(data, chunk.start + rows.start, chunk.slope, chunk.inter)
         reduced.record(self.reducing)
-        buffer.reduced = reduced
+        target.reduced = reduced
         self.events.append(events)
 
     def _reduce(self, data, start, slope, inter):
@@ -348,7 +376,14 @@ class _GpuRun:
     def seconds(self):
         uploads = sum(backend.seconds_between(started, copied) for started, copied, _, _ in self.events)
         reductions = sum(backend.seconds_between(reducing, reduced) for _, _, reducing, reduced in self.events)
-        return {"read": self.read_seconds, "upload": uploads, "reduce": reductions}
+        return {"read": self.read_seconds, "launch": self.launch_seconds, "upload": uploads, "reduce": reductions}
+
+    def end_threads(self):
+        """End the threads that submit and copy, after what they are doing."""
+        self.launching.shutdown(cancel_futures=True)
+        self.filler.close()
+        for buffer in self.buffers:  # an error of launching has frames that hold this run, and arrays on the device
+            buffer.launched = None
 
     def drain(self):
         """Wait until the GPU no longer uses any buffer, even if its work failed."""

@@ -42,7 +42,8 @@ class Extraction:
     seconds : dict
         Wall-clock seconds in "read" (the calling thread, waiting for the disk or decompressing), "reduce" (summed over
         the workers, including their preparation: folding, cutting) and "total". On a GPU, its own clock measures
-        "upload" and "reduce". "reduce" is the sum over all devices.
+        "upload" and "reduce", and "launch" is the time of the thread that submits work to it. Several devices are
+        summed.
     """
 
     signals: np.ndarray
@@ -71,7 +72,7 @@ def run_plans(
     stagings : sequence of Staging, optional
         How each plan's signals are kept. If None, in float64.
     progress : callable, optional
-        Called with the number of volumes done so far (on a GPU: submitted to it), in the calling thread.
+        Called with the number of volumes done so far (on a GPU: read for it), in the calling thread.
     chunk : int, optional
         Volumes per chunk. If None, at most 16 that fit in 48 MiB.
     n_threads : int, optional

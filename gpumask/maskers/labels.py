@@ -109,7 +109,8 @@ class NiftiLabelsMasker(VolumesMasker):
     how each volume was reduced (``plan_.explain()`` describes it, ``plan_.device`` says where, "cpu" or "cuda:N", and
     ``plan_.counts`` has the voxels of each region); and
     ``seconds_``, the wall-clock seconds of "read", "reduce" (summed over threads), "clean" and "total". On a GPU, its
-    own clock measures "upload" and "reduce". ``device_`` is the device that may be used, "cpu" or "cuda:N".
+    own clock measures "upload" and "reduce", and "launch" is the time of the thread that submits work to it.
+    ``device_`` is the device that may be used, "cpu" or "cuda:N".
     """
 
     def __init__(
