@@ -5,23 +5,21 @@ of their own, since a kernel that leaves its arrays behind ends the process.
 """
 
 import importlib.util
-import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from .mutated import are_green, outcome
 
 if importlib.util.find_spec("cpucuda") is None:
     pytest.skip("faults are run on the emulated GPU only, and it is not here", allow_module_level=True)
 
 # Parts of test_reductions.py that are quick to compile, and run on every mutant of the module.
 CHECKS = {
-    "segments_cuda": "test_non_finite_voxels and float32 and (omit-mean or omit-variance or omit-minimum or zero-sum)",
-    "median_cuda": "(test_non_finite_voxels and float32 and (omit-median or keep-median))"
+    "kernels.segments_cuda": "test_non_finite_voxels and float32"
+    " and (omit-mean or omit-variance or omit-minimum or zero-sum)",
+    "kernels.median_cuda": "(test_non_finite_voxels and float32 and (omit-median or keep-median))"
     " or (test_medians_of_any_distribution and (ties-258 or two-257 or apart-257 or wide-1024))",
 }
 
@@ -30,27 +28,8 @@ FORWARD = "dict(nvrtc_check=False, pool=False, strict_barriers=True)"
 BACKWARD = "dict(nvrtc_check=False, pool=False, strict_barriers=True, hide_device_memory=True, reverse=True)"
 
 
-def outcome(arguments, **environment):
-    """Exit status and output of a Python process at the root of the repository."""
-    path = os.pathsep.join([str(ROOT), *(entry for entry in sys.path if entry)])
-    environment = {**os.environ, "PYTHONPATH": path, "GPUMASK_TEST_CUPY": "require", **environment}
-    process = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280
-    )
-    output = process.stdout + process.stderr
-    assert "g++ failed" not in output, f"the mutant doesn't compile, so it proves nothing:\n{output}"
-    assert "LookupError" not in output, output
-    return process.returncode, output
-
-
-def checks_are_green(module, options, mutant=None):
-    arguments = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "cpucuda_pytest", "-p", "tests.mutated"]
-    arguments += ["-W", "ignore::ResourceWarning", "-W", "ignore::pytest.PytestUnraisableExceptionWarning"]
-    arguments += ["tests/test_reductions.py", "-k", CHECKS[module]]
-    environment = {"MUTANT": json.dumps([module, *mutant])} if mutant else {}
-    status, output = outcome(arguments, ACT=options, **environment)
-    assert status in (0, 1) or status < 0, output  # passed, failed, or ended by a signal
-    return status == 0
+def checks_are_green(module, options, mutant=()):
+    return are_green(["tests/test_reductions.py", "-k", CHECKS[module]], options, mutant and [module, *mutant])
 
 
 def sanitizer():
@@ -65,9 +44,7 @@ def sanitizer():
 
 
 def on_cpu(check, mutant=None, **environment):
-    if mutant:
-        environment["MUTANT"] = json.dumps(mutant)
-    return outcome(["-m", "tests.on_cpu", check], **environment)
+    return outcome(["-m", "tests.on_cpu", check], mutant, **environment)
 
 
 SEGMENTS = [
@@ -101,7 +78,9 @@ MEDIAN = [
     ),
     ("upper middle always the same", "n % 2 == 1 || n_upto > n / 2", "true"),
 ]
-EVERY = [("segments_cuda", *mutant) for mutant in SEGMENTS] + [("median_cuda", *mutant) for mutant in MEDIAN]
+EVERY = [("kernels.segments_cuda", *mutant) for mutant in SEGMENTS] + [
+    ("kernels.median_cuda", *mutant) for mutant in MEDIAN
+]
 
 # Faults that one order of threads may hide: the sanitizer watches all of them.
 UNAWAITED = [
@@ -117,8 +96,8 @@ UNAWAITED = [
     ("gathering", "] = key;\n            });\n            __syncthreads();", "] = key;\n            });"),
 ]
 WRAPPED = [
-    ("segments_cuda", "data + v * n_voxels", "data + (int)v * (int)n_voxels"),
-    ("median_cuda", "{data + volume * n_voxels,", "{data + (int)volume * (int)n_voxels,"),
+    ("kernels.segments_cuda", "data + v * n_voxels", "data + (int)v * (int)n_voxels"),
+    ("kernels.median_cuda", "{data + volume * n_voxels,", "{data + (int)volume * (int)n_voxels,"),
 ]
 
 
@@ -140,7 +119,7 @@ def test_no_races():
 
 @pytest.mark.parametrize(("name", "before", "after"), UNAWAITED, ids=[name for name, *_ in UNAWAITED])
 def test_finds_a_race(name, before, after):
-    status, output = on_cpu("races", ("median_cuda", before, after), **sanitizer())
+    status, output = on_cpu("races", ("kernels.median_cuda", before, after), **sanitizer())
     assert status == 66, output
     assert "data race" in output
 
