@@ -135,7 +135,6 @@ def test_a_plan_is_compiled_once_for_all_devices(gpus, monkeypatch):
 # On a GPU, emulated or not
 
 
-@pytest.mark.gpu
 def test_auto_on_a_gpu(gpu):
     """Voxels and medians of smoothed volumes are computed there, and means here, from one read."""
     options = [{"detrend": True}, {"smoothing_fwhm": 5, "strategy": "median"}]
@@ -149,7 +148,6 @@ def test_auto_on_a_gpu(gpu):
         np.testing.assert_allclose(signals, expected, rtol=0, atol=1e-5 if signals.dtype == np.float32 else 1e-9)
 
 
-@pytest.mark.gpu
 def test_correlation_maps_use_both(gpu, monkeypatch):
     used, stream = [], extraction.run_plans
     monkeypatch.setattr(extraction, "run_plans", lambda plans, *a, **k: used.extend(plans) or stream(plans, *a, **k))
@@ -160,7 +158,6 @@ def test_correlation_maps_use_both(gpu, monkeypatch):
     np.testing.assert_allclose(maps, expected, atol=1e-6)
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["i2", ">i2", "f4"])
 @pytest.mark.parametrize("name", ["bold.nii", "bold.nii.gz"])
 @pytest.mark.parametrize("chunk", [1, 3, 16])
@@ -185,7 +182,6 @@ def test_devices_share_a_read(gpu, tmp_path, monkeypatch, dtype, name, chunk):
         np.testing.assert_array_equal(result.signals, signals)
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("fails", ["read", "GPU", "progress"])
 def test_failures_of_a_shared_read(gpu, tmp_path, monkeypatch, fails):
     """Whatever fails, the error comes out and the GPU is waited for."""
