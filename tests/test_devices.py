@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import gpumask
+from benchmarks import summary
 from gpumask import backend, extraction
 from gpumask.engine import cuda
 from gpumask.engine.plan import compile_plan
@@ -66,6 +67,29 @@ def test_auto_chooses_by_plan(gpus, kind):
         expected = "on the CPU: reducing a volume takes less time than copying it to a GPU"
         assert (chosen.device, last) == ("cpu", expected)
         assert probed == []
+
+
+# The README's table of what a GPU is for: each work's plan.
+TABLE = {
+    "resampling to the labels, aligned, .nii": ("parallel", None, "mean"),
+    "resampling to the labels, oblique, .nii": ("oblique", None, "mean"),
+    "median, 6 mm, .nii": ("same", 6.0, "median"),
+    "mean, .nii.gz": ("same", None, "mean"),
+    "6 mm + cleaning, .nii.gz": ("same", 6.0, "mean"),
+    "6 mm + cleaning, .nii": ("same", 6.0, "mean"),
+    "median, .nii": ("same", None, "median"),
+}
+
+
+def test_the_readme_has_what_auto_chooses(gpus):
+    gpus("H100")
+    (voxels, choice, *_), *others = summary.GPU
+    assert (voxels, choice) == ("voxels, cleaned; correlation maps", "GPU")  # see the next test
+    chosen = {
+        work: some_plan(*options, way="folded" if options[2] == "mean" and options[1] else None).on("auto").device
+        for work, options in TABLE.items()
+    }
+    assert {work: {"GPU": "cuda:0", "CPU": "cpu"}[choice] for work, choice, *_ in others} == chosen
 
 
 @pytest.mark.parametrize("fwhm", [None, 5.0])
