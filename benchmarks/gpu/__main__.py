@@ -1,17 +1,18 @@
-"""What a GPU is worth to gpumask, the most important row first: kernels, whole runs, maps, cohorts, decoding.
+r"""What a GPU is worth to gpumask, the most important row first: kernels, whole runs, maps, cohorts, decoding.
 
     python -m benchmarks.gpu [--budget 540] [--out FILE] [--only REGEX] [--list] [--tiny]
 
-It is for a machine that may lack a network and nilearn, and ends commands after some minutes: the JSON file is
-rewritten after every row, and a row that wouldn't fit into the rest of the budget (in seconds) is skipped. On the GPU,
-results are compared with the CPU's before they are timed; a difference beyond rounding is that row's error, and makes
-the exit status 1. "device" is the GPU's own time, "launching" the host's for the same work: kernels are queued behind
-one that spins, so that the gaps between launches don't count. "share of a copy" is the share of the bandwidth of a copy
-within the GPU's memory, for the bytes that can't be avoided: of the volumes, the sectors of 32 bytes that hold a voxel.
-Values that can't be measured are null, with the reason. On an emulated GPU these are all times of the device, and the
-other times say nothing either.
+The machine may lack a network and nilearn, and may stop commands after ten minutes: the JSON file is rewritten after
+every row, and a row that wouldn't fit into the rest of the budget (in seconds) is skipped. Results on the GPU are
+compared with the CPU's before they are timed; a difference beyond rounding is that row's error, and makes the exit
+status 1.
 
-Before the benchmark, on a new machine, the tests that need a GPU (about 4 minutes in one process):
+"device" is the GPU's own time, "launching" the host's for the same work: kernels are queued behind one that spins, so
+the gaps between launches don't count. "share of a copy" is the share of the bandwidth of a copy in the GPU's memory,
+for the bytes that can't be avoided: of a volume, the sectors of 32 bytes that hold a voxel of a region. Values that
+can't be measured are null, with the reason. On an emulated GPU that is all device time; other times mean nothing.
+
+Before the benchmark, on a new machine, the tests that need a GPU (4 minutes in one process are expected):
 
     python -m pytest -m gpu -p no:cacheprovider
 

@@ -3,6 +3,8 @@
 On the CPU, a call has one thread, except for what BLAS does.
 """
 
+import functools
+
 import nibabel as nib
 import numpy as np
 
@@ -141,7 +143,8 @@ def _band_pass(rng, n_volumes):
 
 def _confounds(rng, n_volumes):
     basis = np.linalg.qr(rng.normal(size=(n_volumes, min(24, n_volumes // 2))))[0]
-    return lambda signals: regress_out(signals, backend.like(basis, signals))
+    there = functools.cache(lambda device: backend.to_device(basis, device))  # copying it would wait for the GPU
+    return lambda signals: regress_out(signals, basis if backend.is_numpy(signals) else there(DEVICE))
 
 
 def _z_scores(rng, n_volumes):

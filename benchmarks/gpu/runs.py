@@ -79,18 +79,20 @@ def _both(bench, on):
     """Times on the GPU and on the CPU, and by how much their results differ."""
     values, results = {}, {}
     for device, name in ((DEVICE, "GPU"), ("cpu", "CPU")):
-        work, times, splits = on(device), [], []
-        for _ in range(1 + bench.run_rounds):
-            results[name] = None  # the memory of a large result isn't needed twice
+        work, times, splits, same = on(device), [], [], True
+        for k in range(1 + bench.run_rounds):
             started = time.perf_counter()
-            results[name], seconds = work()
+            result, seconds = work()
             times.append(time.perf_counter() - started)
             splits.append(dict(seconds))
+            same &= k == 0 or np.array_equal(result, results[name], equal_nan=True)
+            results[name] = result
         values |= {f"{name}: first, s": times[0], f"{name}, s": statistics.median(times[1:])}
         for part in (part for part in splits[-1] if part != "total"):
             by_device = name == "GPU" and part in ("upload", "reduce")  # by events, the others by the host's clock
-            seconds = None if by_device and bench.clock.emulated else statistics.median(s[part] for s in splits[1:])
-            values[f"{name}: {part}, s"] = seconds
+            median = None if by_device and bench.clock.emulated else statistics.median(s[part] for s in splits[1:])
+            values[f"{name}: {part}, s"] = median
+        values[f"{name}: same bits"] = bool(same)
     found = difference("signals", results["GPU"], results["CPU"])
     return {**values, "cores": process.n_cores(), "difference": found, "why": EMULATED}
 
