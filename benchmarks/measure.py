@@ -67,7 +67,7 @@ def time_steps(workload, inputs):
         warnings.simplefilter("ignore")
         steps = workload.steps(inputs, Path(scratch))
         seconds, result = {}, None
-        resident, _ = _memory_mb()
+        resident, _ = memory_mb()
         for name, step in steps.items():
             calls = []
             while not calls or (name == "next" and len(calls) < _CALLS and sum(calls) < _SHORT):
@@ -76,11 +76,11 @@ def time_steps(workload, inputs):
                 result = step()
                 calls.append(time.perf_counter() - start)
             seconds[name] = statistics.median(calls)
-        _, peak = _memory_mb()
+        _, peak = memory_mb()
     return seconds, max(peak - resident, 0.0) if workload.in_process else None, result
 
 
-def _memory_mb():
+def memory_mb():
     """Resident memory of this process, and its peak, in MB."""
     status = Path("/proc/self/status")
     if status.exists():

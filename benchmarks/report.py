@@ -13,8 +13,8 @@ from benchmarks.measure import OURS, median_and_range, workloads_of
 from gpumask.kernels import compiled
 
 _PACKAGES = (
-    *("gpumask", "nilearn", "numpy", "scipy", "nibabel", "scikit-learn", "joblib", "isal", "pandas"),
-    *("antspyx", "SimpleITK", "scikit-image"),
+    *("gpumask", "nilearn", "numpy", "scipy", "nibabel", "scikit-learn", "joblib", "isal", "rapidgzip", "pandas"),
+    *("antspyx", "SimpleITK", "scikit-image", "cupy-cuda12x", "cupy-cuda13x"),
 )
 _ENVIRONMENT = ("OMP_", "OPENBLAS_", "MKL_", "BLIS_", "NUMEXPR_", "GPUMASK_", "PYTHONOPTIMIZE", "MALLOC_")
 

@@ -26,12 +26,19 @@ SPEED = (
     "6 mm + cleaning, .nii",
     "cubic resampling to the labels, oblique, .nii, 40 volumes",
 )
+# Work, what "auto" chooses, why, and the whole run that was measured (None: none was).
+_VOLUMES = "each volume is much work"
+_DECODING = "decoding, on the CPU, takes nearly all the time"
+_COPYING = "copying to the GPU takes longer than the CPU's work"
 GPU = (
-    ("mean", ".nii.gz"),
-    ("6 mm + cleaning", ".nii.gz"),
-    ("6 mm + cleaning", ".nii"),
-    ("to labels, aligned", ".nii"),
-    ("to labels, oblique", ".nii"),
+    ("voxels, cleaned; correlation maps", "GPU", "large filters and products", None),
+    ("resampling to the labels, aligned, .nii", "GPU", _VOLUMES, ("to labels, aligned", ".nii")),
+    ("resampling to the labels, oblique, .nii", "GPU", _VOLUMES, ("to labels, oblique", ".nii")),
+    ("median, 6 mm, .nii", "GPU", _VOLUMES, ("median 6 mm", ".nii")),
+    ("mean, .nii.gz", "CPU", _DECODING, ("mean", ".nii.gz")),
+    ("6 mm + cleaning, .nii.gz", "CPU", _DECODING, ("6 mm + cleaning", ".nii.gz")),
+    ("6 mm + cleaning, .nii", "CPU", _COPYING, ("6 mm + cleaning", ".nii")),
+    ("median, .nii", "CPU", _COPYING, ("median", ".nii")),
 )
 TABLE = re.compile(r"<!-- (\w+): (.+) -->\n(?:\|.*\n)*")
 
@@ -134,12 +141,12 @@ def _per_volume(measured, found):
 
 
 def gpu(document):
-    """Some whole runs on a GPU and on the CPU of the same machine: seconds."""
+    """What a GPU is for: what "auto" chooses and why, and seconds of whole runs on it and on its machine's CPU."""
     n_cores = document["machine"][0]["cores"]
-    yield from _head(["work, 200 volumes", "file", "GPU", f"CPU, {n_cores} cores"])
-    for key in GPU:
-        on_gpu, on_cpu = _whole_runs(document)[key]
-        yield _line([*key, f"{on_gpu['s']:.2f} s", f"{on_cpu['s']:.2f} s"])
+    yield from _head(["work, 200 volumes", '"auto"', "why", "GPU, 0.1.0", f"{n_cores} cores, 0.1.0"])
+    for work, choice, why, key in GPU:
+        times = [f"{one['s']:.2f} s" for one in _whole_runs(document)[key]] if key else ["not measured"] * 2
+        yield _line([work, choice, why, *times])
 
 
 def gpu_runs(document):
@@ -162,6 +169,16 @@ def gpu_cohort(document):
         found.setdefault(one["work"], {})[one["device"], one["processes"]] = one["runs/min"]
     for work, rates in found.items():
         yield _line([work, *(f"{rates[key]:.0f}" for key in columns)])
+
+
+def decoding(document):
+    """One compressed run, decoded by isal and by rapidgzip."""
+    yield from _head(["decoder", "s", "CPU s", "memory", "time / isal"])
+    values = next(row["values"] for row in document["rows"] if row["row"] == "decoding")
+    for way in (name.removesuffix(": CPU s") for name in values if name.endswith(": CPU s")):
+        ratio = values.get(f"{way}: time / isal")
+        numbers = [f"{values[f'{way}: {unit}']:.2f}" for unit in ("s", "CPU s")]
+        yield _line([way, *numbers, f"{values[f'{way}: memory, MB']:.0f} MB", f"{ratio:.2f}" if ratio else ""])
 
 
 def _whole_runs(document):
@@ -223,7 +240,7 @@ def written(text):
 
 
 _KINDS = {"speed": speed, "targets": targets, "growth": growth, "tools": tools}
-_GPU_KINDS = {"gpu": gpu, "gpu_runs": gpu_runs, "gpu_cohort": gpu_cohort}
+_GPU_KINDS = {"gpu": gpu, "gpu_runs": gpu_runs, "gpu_cohort": gpu_cohort, "decoding": decoding}
 
 
 def main():

@@ -1,8 +1,9 @@
 """Array libraries for the kernel tests, and the real data if they are there.
 
 Every kernel test has the fixture ``put``: a function that turns a NumPy array into an array of the library under test,
-on a device other than NumPy's if the library has one. Tests on CuPy are deselected if it can't compute (on a GPU, or an
-emulated one); with ``GPUMASK_TEST_CUPY=require`` they fail instead.
+on a device other than NumPy's if the library has one. Every test that needs a GPU (or an emulated one) has the marker
+``gpu``. Without a usable one, these tests are deselected, or skipped under ``-m gpu``; with
+``GPUMASK_TEST_CUPY=require`` they fail.
 """
 
 import importlib.util
@@ -19,7 +20,7 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 REQUIRED = os.environ.get("GPUMASK_TEST_CUPY") == "require"
-DESELECTED = pytest.StashKey[str]()
+LEFT_OUT = pytest.StashKey[str]()
 
 
 def needs_gpu(item):
@@ -27,28 +28,36 @@ def needs_gpu(item):
     return of_put == "cupy" or "gpu" in item.fixturenames or item.get_closest_marker("gpu") is not None
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m gpu` selects
 def pytest_collection_modifyitems(config, items):
+    for item in filter(needs_gpu, items):
+        item.add_marker("gpu")
     reasons = []
     if not REQUIRED and importlib.util.find_spec("cupy") is None:
         reasons.append(("CuPy", lambda item: "nvrtc" in item.fixturenames))
     if not REQUIRED and backend.cuda_status().problem:
         reasons.append(("a CUDA device", needs_gpu))
-    told = []
+    told, problem = [], backend.cuda_status().problem
+    are_requested = bool(config.option.markexpr)
     for missing, needed in reasons:
         without = [item for item in items if needed(item)]
-        items[:] = [item for item in items if not needed(item)]
-        config.hook.pytest_deselected(items=without)
+        if are_requested:
+            for item in without:
+                item.add_marker(pytest.mark.skip(f"needs {missing}: {problem}"))
+        else:
+            items[:] = [item for item in items if not needed(item)]
+            config.hook.pytest_deselected(items=without)
         if without:
             told.append(f"{len(without)} tests that need {missing}")
     if told:
-        config.stash[DESELECTED] = f"deselected: {', '.join(told)} ({backend.cuda_status().problem})"
+        config.stash[LEFT_OUT] = f"{'skipped' if are_requested else 'deselected'}: {', '.join(told)} ({problem})"
 
 
 def pytest_report_collectionfinish(config):
-    return config.stash.get(DESELECTED, [])
+    return config.stash.get(LEFT_OUT, [])
 
 
-@pytest.fixture(params=["numpy", "strict", pytest.param("cupy", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["numpy", "strict", "cupy"])
 def put(request):
     if request.param == "numpy":
         return np.asarray

@@ -267,7 +267,7 @@ def test_real_atlases_keep_their_regions(tmp_path, data, n_regions):
     assert len(np.unique(labels)) == n_regions + 1
 
 
-KINDS = (["speed", "gpu"], ["targets", "growth", "tools", "gpu_runs", "gpu_cohort"])
+KINDS = (["speed", "gpu"], ["targets", "growth", "tools", "gpu_runs", "gpu_cohort", "decoding"])
 
 
 @pytest.mark.parametrize(("path", "kinds"), list(zip(summary.DOCUMENTS, KINDS, strict=True)), ids=["first page", "all"])

@@ -161,7 +161,6 @@ def test_extract_uses_one_device(made, tmp_path, capsys):
     assert capsys.readouterr().err == f"gpumask extract: error: {message}\n"
 
 
-@pytest.mark.gpu
 def test_all_gpus(gpu, made, tmp_path):
     folder, runs, files = made
     records = list(run_cohort(configured(folder, tmp_path, "cuda:all"), runs))

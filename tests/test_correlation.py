@@ -178,7 +178,6 @@ def test_errors(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.gpu
 def test_on_a_gpu(gpu):
     img, options = run(), CLEANINGS["cleaned"]
     on_gpu, on_cpu = (

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from benchmarks.gpu import timing
 from gpumask.kernels import median_cuda, scaling_cuda, segments_cuda
 
 ARCHITECTURES = ["75", "80", "90", "100", "120"]  # Turing to Blackwell
@@ -61,8 +62,9 @@ def compile_kernels(nvrtc, source, options, names, target):
         (segments_cuda._SOURCE, segments_cuda._OPTIONS, REDUCE),
         (segments_cuda._SOURCE, segments_cuda._OPTIONS, COMBINE),
         (median_cuda._SOURCE, ("-DTHREADS=128",), SELECT),
+        (timing.SPIN, (), ["spin"]),
     ],
-    ids=["reduce", "combine", "select"],
+    ids=["reduce", "combine", "select", "the benchmark's"],
 )
 def test_every_instance(nvrtc, source, options, names):
     assert "warning" not in compile_kernels(nvrtc, source, options, names, "compute_75")

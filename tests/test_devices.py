@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import gpumask
+from benchmarks import summary
 from gpumask import backend, extraction
 from gpumask.engine import cuda
 from gpumask.engine.plan import compile_plan
@@ -66,6 +67,29 @@ def test_auto_chooses_by_plan(gpus, kind):
         expected = "on the CPU: reducing a volume takes less time than copying it to a GPU"
         assert (chosen.device, last) == ("cpu", expected)
         assert probed == []
+
+
+# The README's table of what a GPU is for: each work's plan.
+TABLE = {
+    "resampling to the labels, aligned, .nii": ("parallel", None, "mean"),
+    "resampling to the labels, oblique, .nii": ("oblique", None, "mean"),
+    "median, 6 mm, .nii": ("same", 6.0, "median"),
+    "mean, .nii.gz": ("same", None, "mean"),
+    "6 mm + cleaning, .nii.gz": ("same", 6.0, "mean"),
+    "6 mm + cleaning, .nii": ("same", 6.0, "mean"),
+    "median, .nii": ("same", None, "median"),
+}
+
+
+def test_the_readme_has_what_auto_chooses(gpus):
+    gpus("H100")
+    (voxels, choice, *_), *others = summary.GPU
+    assert (voxels, choice) == ("voxels, cleaned; correlation maps", "GPU")  # see the next test
+    chosen = {
+        work: some_plan(*options, way="folded" if options[2] == "mean" and options[1] else None).on("auto").device
+        for work, options in TABLE.items()
+    }
+    assert {work: {"GPU": "cuda:0", "CPU": "cpu"}[choice] for work, choice, *_ in others} == chosen
 
 
 @pytest.mark.parametrize("fwhm", [None, 5.0])
@@ -135,7 +159,6 @@ def test_a_plan_is_compiled_once_for_all_devices(gpus, monkeypatch):
 # On a GPU, emulated or not
 
 
-@pytest.mark.gpu
 def test_auto_on_a_gpu(gpu):
     """Voxels and medians of smoothed volumes are computed there, and means here, from one read."""
     options = [{"detrend": True}, {"smoothing_fwhm": 5, "strategy": "median"}]
@@ -149,7 +172,6 @@ def test_auto_on_a_gpu(gpu):
         np.testing.assert_allclose(signals, expected, rtol=0, atol=1e-5 if signals.dtype == np.float32 else 1e-9)
 
 
-@pytest.mark.gpu
 def test_correlation_maps_use_both(gpu, monkeypatch):
     used, stream = [], extraction.run_plans
     monkeypatch.setattr(extraction, "run_plans", lambda plans, *a, **k: used.extend(plans) or stream(plans, *a, **k))
@@ -160,7 +182,6 @@ def test_correlation_maps_use_both(gpu, monkeypatch):
     np.testing.assert_allclose(maps, expected, atol=1e-6)
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["i2", ">i2", "f4"])
 @pytest.mark.parametrize("name", ["bold.nii", "bold.nii.gz"])
 @pytest.mark.parametrize("chunk", [1, 3, 16])
@@ -185,7 +206,6 @@ def test_devices_share_a_read(gpu, tmp_path, monkeypatch, dtype, name, chunk):
         np.testing.assert_array_equal(result.signals, signals)
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("fails", ["read", "GPU", "progress"])
 def test_failures_of_a_shared_read(gpu, tmp_path, monkeypatch, fails):
     """Whatever fails, the error comes out and the GPU is waited for."""

@@ -320,7 +320,6 @@ def test_the_written_file_is_the_same_each_time(tmp_path):
     assert gzip.decompress((tmp_path / "a.nii.gz").read_bytes())[344:348] == b"n+1\0"
 
 
-@pytest.mark.gpu
 def test_clean_img_on_a_gpu(gpu):
     options = CLEANINGS["all"] | {"standardize": "psc", "mask_img": CLEANINGS["psc"]["mask_img"]}
     on_gpu, on_cpu = (gpumask.clean_img(run("f8"), device=device, **options) for device in (gpu, "cpu"))

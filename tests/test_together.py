@@ -77,7 +77,6 @@ def test_runs_of_another_grid_for_some():
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.gpu
 def test_a_mix_of_maskers_on_a_gpu(gpu):
     on_gpu, on_cpu = (
         gpumask.transform_together([m.fit() for m in maskers(device)], run("f8")) for device in (gpu, "cpu")
