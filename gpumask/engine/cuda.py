@@ -4,7 +4,8 @@ The calling thread decodes a chunk straight into a page-locked buffer while the 
 stream copies the stored values to the device, another reduces them there. All plans share a chunk's copy. The thread
 waits for the GPU only before it reuses a buffer, and signals and flags stay on the device until the end of the run.
 (Exception: resampled values outside their chunk's range are downloaded at once, to clip them to the run's range.)
-Plans and page-locked buffers are kept for the next run.
+Plans and page-locked buffers are kept for the next run. A run that lies on the GPU is reduced where it is, without
+buffers, copies or waits.
 """
 
 import contextlib
@@ -198,7 +199,7 @@ class _GpuRun:
             _forget_plans()
         self.step = min(self.step, self._affordable())
         shape = (self.size, self.volumes.grid.n_voxels)
-        for _ in range(_BUFFERS):
+        for _ in range(_BUFFERS if self.volumes.device == "cpu" else 0):
             self.buffers.append(_Pinned(shape, self.dtype))
         self.pinned = itertools.cycle(self.buffers)
         self.there = there
@@ -257,8 +258,8 @@ class _GpuRun:
             while True:
                 start, self.filled, self.waited = time.perf_counter(), None, 0.0
                 chunk = next(chunks, None)
-                if chunk is not None and self.filled is None:  # a view of a file or of the user's array
-                    self.copy(chunk)
+                if chunk is not None and self.filled is None and backend.is_numpy(chunk.data):
+                    self.copy(chunk)  # a view of a file or of the user's array
                 self.read_seconds += time.perf_counter() - start - self.waited
                 if chunk is None:
                     return
@@ -279,13 +280,14 @@ class _GpuRun:
         return self.filled.array
 
     def submit(self, chunk):
-        """Submit a chunk that lies in the page-locked buffer."""
+        """Submit a chunk that lies in the page-locked buffer, or on the GPU."""
+        reduce = self._upload_and_reduce if backend.is_numpy(chunk.data) else self._reduce_there
         done, n = 0, len(chunk.data)
         while done < n:
             k = min(self.step, n - done)
             try:
                 with self.reducing:
-                    self._upload_and_reduce(slice(done, done + k), chunk)
+                    reduce(slice(done, done + k), chunk)
             except Exception as error:
                 if not backend.is_out_of_memory(error):
                     raise
@@ -315,6 +317,13 @@ class _GpuRun:
         reduced.record(self.reducing)
         buffer.reduced = reduced
         self.events.append(events)
+
+    def _reduce_there(self, rows, chunk):
+        reducing, reduced = backend.new_event(), backend.new_event()
+        reducing.record(self.reducing)
+        self._reduce(chunk.rows(rows), chunk.start + rows.start, chunk.slope, chunk.inter)
+        reduced.record(self.reducing)
+        self.events.append([reducing, reducing, reducing, reduced])  # no upload
 
     def _reduce(self, data, start, slope, inter):
         rows, overshoots = slice(start, start + len(data)), []

@@ -176,8 +176,8 @@ class NiftiLabelsMasker(VolumesMasker):
 
         Parameters
         ----------
-        imgs : path, nibabel image, list of 3D images or Volumes, optional
-            A run. With ``resampling_target="data"``, labels and mask are resampled to its grid.
+        imgs : run, optional
+            As for `transform`. With ``resampling_target="data"``, labels and mask are resampled to its grid.
         y : None
             Ignored.
 

@@ -161,8 +161,8 @@ class NiftiMapsMasker(VolumesMasker):
 
         Parameters
         ----------
-        imgs : path, nibabel image, list of 3D images or Volumes, optional
-            A run. With ``resampling_target="data"``, maps and mask are resampled to its grid.
+        imgs : run, optional
+            As for `transform`. With ``resampling_target="data"``, maps and mask are resampled to its grid.
         y : None
             Ignored.
 
