@@ -15,6 +15,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 # DLDeviceType of the DLPack standard; managed memory and page-locked host memory can be read like the others.
 _HOST, _CUDA = {1, 3}, {2, 13}
+_REAL = "biuf"  # kinds of NumPy's dtypes
 
 
 def has_dlpack(value: object) -> bool:
@@ -60,8 +61,8 @@ def imported(array: Any, name: str) -> Array:
     Raises
     ------
     TypeError
-        If it isn't such an array, has a mask, or can't be shared: bfloat16, for example, or a tensor of PyTorch that
-        requires its gradient.
+        If it isn't such an array, has a mask, isn't of real numbers, or can't be shared: bfloat16, for example, or a
+        tensor of PyTorch that requires its gradient.
     DeviceError
         If it lies on a GPU that CuPy can't use.
     """
@@ -71,8 +72,15 @@ def imported(array: Any, name: str) -> Array:
             f"{kind_of(array)}. {_remedy(array, name)}"
         )
         raise TypeError(msg)
-    if backend.is_numpy(array) or backend.is_cupy(array):
-        return array
+    if not (backend.is_numpy(array) or backend.is_cupy(array)):
+        array = _shared(array, name)
+    if array.dtype.kind not in _REAL:
+        msg = f"`{name}` must be an array of real numbers, got {array.dtype}. Convert it first."
+        raise TypeError(msg)
+    return array
+
+
+def _shared(array, name):
     device = lies_on(array)
     try:
         return np.from_dlpack(array) if device == "cpu" else backend.cupy_from_dlpack(array, device)
@@ -105,11 +113,11 @@ def _remedy(value, name):
 
 
 def _is_computed_on(array):
-    """Whether the kernels compute with an array's own library: NumPy, CuPy, or one that follows the array API."""
+    """Whether the kernels compute with an array as it is: one of NumPy, CuPy or a library of the array API."""
     if isinstance(array, np.ma.MaskedArray | np.matrix):
         return False
     if backend.is_numpy(array) or backend.is_cupy(array):
-        return True
+        return array.dtype.kind in _REAL
     return hasattr(array, "__array_namespace__") and array_api_compat.is_writeable_array(array) and has_dlpack(array)
 
 
@@ -135,26 +143,19 @@ def across_libraries(function: _F) -> _F:
     callable
         It raises TypeError, as `imported`, if the first argument isn't an array.
     """
-    first = next(iter(inspect.signature(function).parameters))
+    signature = inspect.signature(function)
+    first = next(iter(signature.parameters))
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        if not args and first not in kwargs:
-            return function(*args, **kwargs)  # which raises
-        given = args[0] if args else kwargs[first]
-        own = _is_computed_on(given)
-        if not own:
-            shared = imported(given, first)
-            args, kwargs = ((shared, *args[1:]), kwargs) if args else (args, kwargs | {first: shared})
-        args = tuple(_shared(value) for value in args)
-        result = function(*args, **{name: _shared(value) for name, value in kwargs.items()})
-        return result if own else _returned(result, given)
+        bound = signature.bind(*args, **kwargs)
+        given = bound.arguments[first]
+        arrays = {name: value for name, value in bound.arguments.items() if name == first or has_dlpack(value)}
+        bound.arguments |= {name: computable(value, name) for name, value in arrays.items()}
+        result = function(*bound.args, **bound.kwargs)
+        return result if bound.arguments[first] is given else _returned(result, given)
 
     return cast("_F", wrapper)
-
-
-def _shared(value):
-    return imported(value, "array") if has_dlpack(value) and not _is_computed_on(value) else value
 
 
 def _returned(result, given):
@@ -162,4 +163,6 @@ def _returned(result, given):
         namespace = array_api_compat.array_namespace(given)
     except TypeError:  # none that array_api_compat supports
         return result
-    return namespace.from_dlpack(result) if hasattr(namespace, "from_dlpack") else result
+    if not hasattr(namespace, "from_dlpack"):
+        return result
+    return namespace.from_dlpack(array_api_compat.array_namespace(result).ascontiguousarray(result))  # JAX needs that

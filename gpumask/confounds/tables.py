@@ -140,7 +140,9 @@ def _places(table, found):
 
 def on_host(array: object) -> np.ndarray:
     """Array of any library, or array-like, as a NumPy array."""
-    return backend.to_host(computable(array, "array")) if has_dlpack(array) else np.asarray(array)
+    if backend.is_numpy(array) or not has_dlpack(array):
+        return np.asarray(array)
+    return backend.to_host(computable(array, "array"))
 
 
 def read_table(path: Path) -> "pd.DataFrame":
