@@ -118,7 +118,8 @@ def _is_computed_on(array):
         return False
     if backend.is_numpy(array) or backend.is_cupy(array):
         return array.dtype.kind in _REAL
-    return hasattr(array, "__array_namespace__") and array_api_compat.is_writeable_array(array) and has_dlpack(array)
+    computes = hasattr(array, "__array_namespace__") and hasattr(array, "__setitem__") and has_dlpack(array)
+    return computes and array_api_compat.is_writeable_array(array)  # arrays of JAX aren't
 
 
 def computable(array: Any, name: str) -> Array:
@@ -148,7 +149,10 @@ def across_libraries(function: _F) -> _F:
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(*args, **kwargs)
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError:
+            return function(*args, **kwargs)  # whose error names the function
         given = bound.arguments[first]
         arrays = {name: value for name, value in bound.arguments.items() if name == first or has_dlpack(value)}
         bound.arguments |= {name: computable(value, name) for name, value in arrays.items()}
