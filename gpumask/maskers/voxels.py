@@ -72,8 +72,8 @@ class NiftiMasker(ClassNamePrefixFeaturesOutMixin, VolumesMasker):
     clean_args : dict or None, default=None
         Further keyword arguments of `gpumask.signal.clean`.
     device : {"auto", "cpu", "cuda", "cuda:N"}, default="auto"
-        Where volumes and signals are computed. "auto": on the first usable GPU if there is one, else on the CPU.
-        Requesting an unusable GPU is an error.
+        Where volumes and signals are computed. "auto": on the GPU that the run lies on, or the first usable one if
+        there is one, else on the CPU. Requesting an unusable GPU, or another one than that of the run, is an error.
 
     Attributes
     ----------
