@@ -196,13 +196,15 @@ def _diagnosis(error, version):
 _CUDA = re.compile(r"cuda(?::(0|[1-9][0-9]*))?")
 
 
-def resolve_device(device: str) -> str:
+def resolve_device(device: str, data_on: str = "cpu") -> str:
     """Resolve a user's `device`. A requested GPU is never replaced by another device, and no other GPU is probed.
 
     Parameters
     ----------
     device : {"auto", "cpu", "cuda", "cuda:N"}
         "auto" selects the first usable GPU, else the CPU. "cuda" means "cuda:0".
+    data_on : str
+        Device of the run. One on a GPU is computed there, and "auto" selects this GPU; no run is moved silently.
 
     Returns
     -------
@@ -212,11 +214,13 @@ def resolve_device(device: str) -> str:
     Raises
     ------
     ValueError
-        For any other value.
+        For any other value, or if the run lies on another GPU, or on a GPU and the CPU is requested.
     DeviceError
         If a requested CUDA device is unusable; the message states cause and remedy.
     """
     check_device(device)
+    if data_on != "cpu":
+        return _where_data_lie(device, data_on)
     if device == "auto":
         return _first_usable()
     cuda = _CUDA.fullmatch(device)
@@ -225,6 +229,17 @@ def resolve_device(device: str) -> str:
     index = int(cuda[1] or 0)
     _check_usable(device, cuda_status(index))
     return f"cuda:{index}"
+
+
+def _where_data_lie(device, data_on):
+    if device not in ("auto", data_on) and (device, data_on) != ("cuda", "cuda:0"):
+        other = "pass a copy in host memory" if device == "cpu" else f"copy the run to {device} first"
+        msg = (
+            f"The run lies on {data_on}, but device={device!r} was requested. Use device={data_on!r} or 'auto', or "
+            f"{other}."
+        )
+        raise ValueError(msg)
+    return data_on
 
 
 def _check_usable(device, status):
@@ -482,6 +497,35 @@ def to_device(array: np.ndarray, device: str) -> Array:
 
     with using(device):
         return cupy.asarray(array.astype(device_dtype(array.dtype), copy=False))
+
+
+def cupy_from_dlpack(array: Any, device: str) -> Array:
+    """Return an array of another library on `device` ("cuda:N") as CuPy's, sharing its memory.
+
+    Raises
+    ------
+    DeviceError
+        If CuPy can't use that GPU.
+    """
+    try:
+        import cupy
+
+        with using(device):
+            return cupy.from_dlpack(array)
+    except Exception as error:
+        status = cuda_status(int(device.partition(":")[2]))
+        if not status.problem:
+            raise  # the array is the problem
+        msg = f"An array lies on {device}, but CuPy can't use this GPU: {status.problem}. {status.remedy}"
+        raise DeviceError(msg) from error
+
+
+def await_current_stream(device: str) -> None:
+    """Wait until the GPU has finished what this thread's current stream of `device` has queued."""
+    import cupy
+
+    with using(device):
+        cupy.cuda.get_current_stream().synchronize()
 
 
 def to_host(array: Array) -> np.ndarray:

@@ -212,8 +212,8 @@ class Plans:
 
     def __init__(self, n_kept: int = 4):
         self._n_kept, self._lock = n_kept, threading.Lock()
-        # For each key also the plan as it is run, by device.
-        self._kept: dict[tuple, tuple[RegionsOnGrid, Plan, dict[str, Plan]]] = {}
+        # For each key also the plan as it is run, by the requested device and that of the run.
+        self._kept: dict[tuple, tuple[RegionsOnGrid, Plan, dict[tuple[str, str], Plan]]] = {}
 
     def get(
         self,
@@ -223,6 +223,7 @@ class Plans:
         memory: "joblib.Memory | None" = None,
         *,
         device: str = "cpu",
+        data_on: str = "cpu",
     ) -> tuple[RegionsOnGrid, Plan]:
         """Return the regions on the grid of a run and the plan for them, compiling it if necessary.
 
@@ -235,12 +236,14 @@ class Plans:
         memory : joblib.Memory, optional
             Cache of compiled plans on disk.
         device : {"auto", "cpu", "cuda", "cuda:N"}
-            See `gpumask.engine.plan.Plan.on`.
+        data_on : str
+            Device of the run. For both see `gpumask.engine.plan.Plan.on`.
 
         Raises
         ------
         ValueError
-            If no region is left, the grids differ and `resampling_target` is None, or `nan_policy` doesn't fit.
+            If no region is left, the grids differ and `resampling_target` is None, or `nan_policy` or the two devices
+            don't fit.
         DeviceError
             If a requested GPU is unusable.
         """
@@ -252,9 +255,9 @@ class Plans:
                     self._kept.pop(next(iter(self._kept)))
                 self._kept[key] = made
             on_grid, plan, on_devices = self._kept[key]
-            if device not in on_devices:
-                on_devices[device] = plan.on(device)
-            return on_grid, on_devices[device]
+            if (device, data_on) not in on_devices:
+                on_devices[device, data_on] = plan.on(device, data_on)
+            return on_grid, on_devices[device, data_on]
 
     def __reduce__(self):
         return Plans, (self._n_kept,)
@@ -302,7 +305,7 @@ def prepare(
     confounds, sample_mask
         As `gpumask.signal.clean` takes them.
     device : {"auto", "cpu", "cuda", "cuda:N"}
-        Where to extract the signals; "auto" depends on the plan, see `gpumask.engine.plan.Plan.on`.
+        Where to extract the signals; "auto" depends on run and plan, see `gpumask.engine.plan.Plan.on`.
     plans : Plans, optional
         Compiled plans of earlier runs. If None, the plan is compiled.
     memory : joblib.Memory, optional
@@ -319,7 +322,8 @@ def prepare(
         confounds = _with_high_variance(volumes, confounds, memory)
     with one_blas_thread:
         cleaner = settings.cleaner(volumes.n_volumes, confounds, sample_mask)
-    on_grid, plan = (plans or Plans()).get(regions, volumes.grid, settings, memory, device=device)
+    plans = plans or Plans()
+    on_grid, plan = plans.get(regions, volumes.grid, settings, memory, device=device, data_on=volumes.device)
     for message, category in on_grid.notes:
         warn(message, category)
     key = _plan_key(regions, volumes.grid, settings) if memory else ()
@@ -333,6 +337,8 @@ def _with_high_variance(volumes, confounds, memory):
             f"{volumes.name} has no variance over time: set high_variance_confounds=False."
         )
         raise DimensionError(msg)
+    if volumes.device != "cpu":  # as in `extract`
+        memory = None
     compute = memory.cache(_high_variance_confounds, ignore=["volumes"]) if memory else _high_variance_confounds
     own = compute((versions(), volumes.identity()) if memory else None, volumes=volumes)
     several = isinstance(confounds, list | tuple) and not all(isinstance(c, Real) for c in confounds)
@@ -357,7 +363,8 @@ def extract(
     Parameters
     ----------
     prepared : sequence of Prepared
-        For `volumes`, on any devices. If it is a single one, its `memory` is used for the signals.
+        For `volumes`, on any devices. If it is a single one, its `memory` is used for the signals, unless the run lies
+        on a GPU: identifying it would need its bytes on the host.
     volumes : Volumes
     progress : callable, optional
         Called with the number of volumes done so far, in the calling thread. An exception from it ends the extraction.
@@ -385,7 +392,7 @@ def extract(
     plans = [one.plan for one in prepared]
     stagings = [_staging(one, volumes) for one in prepared]
     options: dict[str, Any] = {"progress": progress, "n_threads": n_threads, "stagings": stagings}
-    memory = prepared[0].memory if len(prepared) == 1 else None
+    memory = prepared[0].memory if len(prepared) == 1 and volumes.device == "cpu" else None
     if memory is not None:
         key = prepared[0].key, volumes.identity(), plans[0].device, *map(repr, stagings)
         extractions = memory.cache(_run, ignore=["plans", "volumes", "options"])(

@@ -10,11 +10,12 @@ import numpy as np
 
 from gpumask import backend
 from gpumask.choices import MAX_FWHM
+from gpumask.dlpack import has_dlpack
 from gpumask.engine.steps import smoothing_matrices
 from gpumask.images.errors import DimensionError
 from gpumask.images.labels import load_mask
 from gpumask.images.parts import checked_out, image_in_parts
-from gpumask.images.volumes import Chunk, ImageLike, Volumes, open_volumes
+from gpumask.images.volumes import Chunk, ImageLike, Volumes, is_single, open_volumes
 from gpumask.kernels.smoothing import apply_separable
 from gpumask.process import in_threads, n_cores, one_blas_thread, warn
 from gpumask.signal import Cleaner
@@ -44,10 +45,10 @@ def clean_img(
 
     Parameters
     ----------
-    imgs : path, nibabel image, list of 3D images or Volumes
-        A 4D image. A `.nii` file is mapped, and doesn't have to fit in memory. A compressed file is decoded once, in
-        its stored dtype, into memory; or with `out`, if it takes more than half of the memory, into a temporary file
-        next to `out`, with a warning.
+    imgs : run
+        A 4D image, as for `NiftiLabelsMasker.transform`. A `.nii` file is mapped, and doesn't have to fit in memory. A
+        compressed file is decoded once, in its stored dtype, into memory; or with `out`, if it takes more than half of
+        the memory, into a temporary file next to `out`, with a warning.
     runs, detrend, standardize, confounds, low_pass, high_pass, t_r, ensure_finite
         See `gpumask.signal.clean`. Unlike there, `t_r` has no default: filtering needs it.
     mask_img : path or nibabel image, optional
@@ -56,7 +57,7 @@ def clean_img(
         File to write the result to, `.nii` or `.nii.gz`, a block of voxels at a time. It replaces an existing file when
         it is complete.
     device : {"cpu", "cuda", "cuda:N", "auto"}, default="cpu"
-        Where blocks of voxels are cleaned.
+        Where blocks of voxels are cleaned. A run on a GPU needs "auto" or this GPU; only its result is downloaded.
     **kwargs
         Further options of `gpumask.signal.clean`, each with the prefix ``clean__``: ``clean__sample_mask=...``.
 
@@ -110,14 +111,16 @@ def clean_img(
     inside = None if mask_img is None else _inside(mask_img, volumes)
     dtype = volumes.loaded_dtype.newbyteorder("=")
     dtype = cleaner.result_dtype(np.dtype(np.float32) if inside is not None and dtype.kind != "f" else dtype)
-    device = backend.resolve_device(device)
+    device = backend.resolve_device(device, volumes.device)
     where = backend.to_device(np.zeros(0), device)
     made = image_in_parts(volumes.template, volumes.grid, cleaner.n_kept, dtype, out)
-    with made as result, backend.device_errors(device):
+    with made as result, backend.device_errors(device), backend.using(volumes.device):
         chunk = volumes.whole(None if out is None else Path(out).expanduser().absolute().parent)
+        there = inside if inside is None or volumes.device == "cpu" else backend.like(inside, where)
+        series = chunk.rows()  # on a GPU, a second copy of a run that isn't in Fortran order
 
         def read(block):
-            part = chunk.data[:, block if inside is None else inside[block]]
+            part = series[:, block if there is None else there[block]]
             return Chunk(0, part, chunk.slope, chunk.inter).scaled(), None
 
         def put(block, cleaned):
@@ -134,7 +137,8 @@ def smooth_img(imgs: Any, fwhm: Any, *, out: str | os.PathLike | None = None) ->
 
     Parameters
     ----------
-    imgs : path or nibabel image, 3D or 4D; or a list of these
+    imgs : image, 3D or 4D, or a list of these
+        As for `NiftiLabelsMasker.transform`. An image on a GPU is smoothed there, and the result is downloaded.
     fwhm : float, sequence of three floats, or None
         Full width at half maximum in mm, of all axes or of each. None and 0 leave the values as they are; 0 warns.
         nilearn's "fast" is an error.
@@ -156,7 +160,7 @@ def smooth_img(imgs: Any, fwhm: Any, *, out: str | os.PathLike | None = None) ->
     ImageError, OSError
         If a file is missing, truncated or corrupt, or can't be written.
     """
-    if not isinstance(imgs, (str, os.PathLike, nib.spatialimages.SpatialImage, Volumes)) and hasattr(imgs, "__iter__"):
+    if not (is_single(imgs) or isinstance(imgs, Volumes)) and hasattr(imgs, "__iter__") and not has_dlpack(imgs):
         if out is not None:
             msg = "`out` names one file, but `imgs` is a list: smooth the images one by one."
             raise ValueError(msg)
@@ -170,18 +174,20 @@ def smooth_img(imgs: Any, fwhm: Any, *, out: str | os.PathLike | None = None) ->
         small = dtype.kind in "iub" and dtype.itemsize < 8
         dtype = np.dtype(np.float32 if small else np.float64)
     matrices = smoothing_matrices(volumes.grid, widths, "fwhm") if any(widths) else []
+    matrices = [backend.to_device(matrix, volumes.device) for matrix in matrices]
     shape = volumes.grid.shape[::-1]
 
     def smooth(chunk):
-        scaled = chunk.scaled()
-        scaled[~np.isfinite(scaled)] = 0.0
-        if matrices:
-            scaled = apply_separable(matrices, scaled.reshape(len(scaled), *shape)).reshape(len(scaled), -1)
-        result.data[chunk.start : chunk.start + len(scaled)] = scaled
+        with backend.device_errors(volumes.device), backend.using(volumes.device):
+            scaled = chunk.scaled()
+            scaled[~backend.array_namespace(scaled).isfinite(scaled)] = 0.0
+            if matrices:
+                scaled = apply_separable(matrices, scaled.reshape(len(scaled), *shape)).reshape(len(scaled), -1)
+            result.data[chunk.start : chunk.start + len(scaled)] = backend.to_host(scaled)
 
     made = image_in_parts(volumes.template, volumes.grid, volumes.n_volumes, dtype, out, is_3d=volumes.is_3d)
     with made as result, one_blas_thread:
-        for _ in in_threads(smooth, volumes.chunks(_AT_ONCE), n_cores()):
+        for _ in in_threads(smooth, volumes.chunks(_AT_ONCE), n_cores() if volumes.device == "cpu" else 1):
             pass
     return result.image()
 

@@ -12,6 +12,7 @@ from gpumask.backend import Array
 from gpumask.choices import check_type
 from gpumask.confounds.sample_masks import kept_volumes
 from gpumask.confounds.tables import confounds_matrix
+from gpumask.dlpack import across_libraries
 from gpumask.kernels import cleaning, filtering
 from gpumask.process import collect_warnings, n_cores, one_blas_thread, warn
 from gpumask.time_operator import RunMap, TimeOperator, puts_back
@@ -62,7 +63,8 @@ def clean(
     Parameters
     ----------
     signals : array, shape (n_volumes, n_signals), real
-        An array of any library, or a list. Computed in float64 on its device; not modified.
+        An array of NumPy, CuPy or another library that supports DLPack, or a list. Computed in float64 on its device;
+        not modified.
     runs : array-like, shape (n_volumes,), default=None
         Run of each volume. Runs are cleaned separately and concatenated, sorted by their label.
     detrend : bool, default=True
@@ -94,13 +96,14 @@ def clean(
     Returns
     -------
     array, shape (n_kept, n_signals)
-        In the library and on the device of `signals`. float32 for float32, booleans and integers of less than 64 bits,
-        else float64; always float64 if filtered with ``butterworth__copy=True``.
+        In the library and on the device of `signals` (see `gpumask.kernels`). float32 for float32, booleans and
+        integers of less than 64 bits, else float64; always float64 if filtered with ``butterworth__copy=True``.
 
     Raises
     ------
     TypeError, ValueError, IndexError
-        For invalid options, confounds or masks; with nilearn's messages where nilearn raises an error.
+        For invalid options, confounds or masks, with nilearn's messages where nilearn raises an error; and for signals
+        that aren't an array, such as a table or a masked array.
 
     Notes
     -----
@@ -123,11 +126,8 @@ def clean(
     """
     if isinstance(signals, list | tuple):
         signals = np.asarray(signals)
-    if signals.ndim != 2:
-        msg = f"`signals` must have two dimensions, (n_volumes, n_signals), got the shape {tuple(signals.shape)}."
-        raise ValueError(msg)
-    cleaner = Cleaner(
-        signals.shape[0],
+    return _clean(
+        signals,
         runs=runs,
         detrend=detrend,
         standardize=standardize,
@@ -142,7 +142,14 @@ def clean(
         extrapolate=extrapolate,
         **kwargs,
     )
-    return cleaner(signals)
+
+
+@across_libraries
+def _clean(signals, **options):
+    if signals.ndim != 2:
+        msg = f"`signals` must have two dimensions, (n_volumes, n_signals), got the shape {tuple(signals.shape)}."
+        raise ValueError(msg)
+    return Cleaner(signals.shape[0], **options)(signals)
 
 
 class Cleaner:

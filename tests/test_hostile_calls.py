@@ -173,13 +173,12 @@ def test_volumes_of_other_shapes(strategy, shape):
         STRATEGIES[strategy](np.zeros(shape), segments)
 
 
-@needs_compiled
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("dtype", ["F", "D", "O", "S4", "U3", "M8[s]", "m8[s]", "V5"])
 def test_volumes_that_are_not_real_numbers(strategy, dtype):
     data = not_real(dtype)
     segments = Segments.from_labels(np.arange(N_VOXELS) % 3, [1, 2])
-    message = f"Volumes must be of real numbers, got an array of {data.dtype}."
+    message = f"`data` must be an array of real numbers, got {data.dtype}. Convert it first."
     with pytest.raises(TypeError, match=exactly(message)):
         STRATEGIES[strategy](data, segments)
 

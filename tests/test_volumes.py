@@ -606,7 +606,14 @@ def test_identity(tmp_path, gz):
 
 
 @pytest.mark.parametrize(
-    ("bad", "got"), [(np.zeros((2, 2, 2)), "ndarray"), (None, "NoneType"), (3, "int"), ([None], "NoneType")]
+    ("bad", "got"),
+    [
+        (np.zeros((2, 2, 2)), "ndarray"),
+        (None, "NoneType"),
+        (3, "int"),
+        ([None], "NoneType"),
+        ([np.zeros((2, 2, 2)), np.eye(4)], "ndarray"),
+    ],
 )
 def test_not_an_image(bad, got):
     for opener in (open_volumes, load_volume):
@@ -615,6 +622,8 @@ def test_not_an_image(bad, got):
         assert message(caught) == (
             "input should be a NiftiLike object or an iterable of NiftiLike object. "
             f"Got: {got}. Pass a path, a nibabel image or a list of these."
+            + " An array needs its affine: pass the tuple (array, affine)."
+            * (got == "ndarray")
         )
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from gpumask import backend
 from gpumask.images.volumes import Volumes
 from gpumask.kernels import cleaning
 
@@ -12,7 +13,7 @@ def high_variance_confounds(
     """Principal components of a run's most variable voxels; equals ``nilearn.image.high_variance_confounds``.
 
     The run is read twice: for each voxel's mean square, then for the series of the chosen voxels, which alone are held
-    in memory.
+    in memory. Of a run on a GPU, only the mean squares and these series are downloaded.
 
     Parameters
     ----------
@@ -30,10 +31,11 @@ def high_variance_confounds(
         Orthonormal columns, of arbitrary sign.
     """
     n = volumes.n_volumes
-    time = np.arange(n) - (n - 1) / 2
+    time = (np.arange(n) - (n - 1) / 2).tolist()
     first = None
-    sums, squares, slopes = np.zeros((3, volumes.grid.n_voxels))
-    with np.errstate(invalid="ignore"):  # non-finite voxels are never chosen
+    with np.errstate(invalid="ignore"), backend.device_errors(volumes.device), backend.using(volumes.device):
+        # Non-finite voxels are never chosen.
+        sums, squares, slopes = (backend.to_device(np.zeros(volumes.grid.n_voxels), volumes.device) for _ in range(3))
         for chunk in volumes.chunks(8):
             for k, values in enumerate(chunk.scaled(), start=chunk.start):
                 if first is None:
@@ -41,16 +43,18 @@ def high_variance_confounds(
                 values -= first  # differences are small: the squares below don't lose digits to the mean
                 sums += values
                 slopes += time[k] * values
-                squares += np.square(values, out=values)
+                values *= values
+                squares += values
         if detrend:
-            squares -= sums**2 / n + slopes**2 / max(float(time @ time), 1)
+            squares -= sums**2 / n + slopes**2 / max(sum(t**2 for t in time), 1)
         elif first is not None:
             squares += 2 * first * sums + n * first**2
+        squares = backend.to_host(squares)
         chosen = np.flatnonzero(squares > np.nanpercentile(squares, 100.0 - percentile))
-    series = np.empty((n, len(chosen)))
-    for chunk in volumes.chunks(8):
-        rows = series[chunk.start : chunk.start + len(chunk.data)]
-        rows[:] = np.take(chunk.data, chosen, axis=1)
-        rows *= chunk.slope
-        rows += chunk.inter
+        series, there = np.empty((n, len(chosen))), backend.to_device(chosen, volumes.device)
+        for chunk in volumes.chunks(8):
+            rows = series[chunk.start : chunk.start + len(chunk.data)]
+            rows[:] = backend.to_host(chunk.rows()[:, there])
+            rows *= chunk.slope
+            rows += chunk.inter
     return cleaning.principal_components(cleaning.detrend(series) if detrend else series, n_confounds)

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from array_api_compat import is_array_api_obj
 
 from gpumask.confounds.tables import on_host
+from gpumask.dlpack import has_dlpack
 
 
 class AllVolumesRemovedError(ValueError):
@@ -43,7 +43,7 @@ def kept_volumes(sample_mask: Any, run_lengths: Sequence[int]) -> list[np.ndarra
     n_runs = len(run_lengths)
     if sample_mask is None:
         return [None] * n_runs
-    if isinstance(sample_mask, str) or not (hasattr(sample_mask, "__len__") or is_array_api_obj(sample_mask)):
+    if isinstance(sample_mask, str) or not (hasattr(sample_mask, "__len__") or has_dlpack(sample_mask)):
         msg = (
             f"'sample_masks' must be of type(s): '{list}, {tuple}, {np.ndarray}'.\nGot: '{type(sample_mask).__name__}'"
         )

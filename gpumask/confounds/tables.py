@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from array_api_compat import is_array_api_obj
 
 from gpumask import backend
+from gpumask.dlpack import computable, has_dlpack
 from gpumask.inputs import shortened
 from gpumask.text_tables import is_number, listed, read_text_table
 
@@ -75,7 +75,7 @@ def _is_numbers(values):
 
 
 def _is_confound(value):
-    return isinstance(value, (str, Path)) or hasattr(value, "to_numpy") or is_array_api_obj(value)
+    return isinstance(value, (str, Path)) or hasattr(value, "to_numpy") or has_dlpack(value)
 
 
 def _checked_columns(confound, n_volumes, used):
@@ -140,7 +140,9 @@ def _places(table, found):
 
 def on_host(array: object) -> np.ndarray:
     """Array of any library, or array-like, as a NumPy array."""
-    return backend.to_host(array) if is_array_api_obj(array) else np.asarray(array)
+    if backend.is_numpy(array) or not has_dlpack(array):
+        return np.asarray(array)
+    return backend.to_host(computable(array, "array"))
 
 
 def read_table(path: Path) -> "pd.DataFrame":

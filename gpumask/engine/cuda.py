@@ -5,10 +5,12 @@ and the GPU processes it: one stream copies the stored values to the device, ano
 a chunk's copy. The calling thread waits only for a free buffer, and signals and flags stay on the device until the end
 of the run. (Exception: resampled values outside their chunk's range are downloaded at once, to clip them to the run's
 range. The submitting thread waits for them.)
-Plans and page-locked buffers are kept for the next run.
+Plans and page-locked buffers are kept for the next run. A run that lies on the GPU is reduced where it is, without
+buffers, copies or waits.
 """
 
 import contextlib
+import functools
 import itertools
 import math
 import threading
@@ -210,7 +212,7 @@ class _GpuRun:
             _forget_plans()
         self.step = min(self.step, self._affordable())
         shape = (self.size, self.volumes.grid.n_voxels)
-        for _ in range(_BUFFERS):
+        for _ in range(_BUFFERS if self.volumes.device == "cpu" else 0):
             self.buffers.append(_Pinned(shape, self.dtype))
         self.pinned = itertools.cycle(self.buffers)
         self.there = there
@@ -260,6 +262,9 @@ class _GpuRun:
 
     def read(self, progress):
         """Read all volumes and have them submitted to the GPU."""
+        if self.volumes.device != "cpu":
+            self._read_there(progress)
+            return
         n_volumes, shape = self.volumes.n_volumes, (self.size, self.volumes.grid.n_voxels)
         # Values that the GPU can't store (foreign byte order, 128 bits) pass through an ordinary buffer.
         ordinary = None if self.volumes.dtype == self.dtype else np.empty(shape, self.volumes.dtype)
@@ -297,7 +302,8 @@ class _GpuRun:
 
     def submit(self, chunk, buffer):
         """Have the launching thread submit a chunk that lies in a page-locked buffer."""
-        buffer.launched = self.launching.submit(self._launch, chunk, buffer)
+        reduce = functools.partial(self._upload_and_reduce, chunk, buffer)
+        buffer.launched = self.launching.submit(self._launch, reduce, len(chunk.data))
 
     def await_launches(self):
         """Wait until all chunks are submitted to the GPU; raises errors of launching."""
@@ -305,14 +311,22 @@ class _GpuRun:
             if buffer.launched is not None:
                 buffer.launched.result()
 
-    def _launch(self, chunk, buffer):
-        start, done, n = time.perf_counter(), 0, len(chunk.data)
+    def _read_there(self, progress):
+        with contextlib.closing(self.volumes.chunks(self.size)) as chunks:
+            for chunk in chunks:
+                self._launch(functools.partial(self._reduce_there, chunk), len(chunk.data))
+                if progress:
+                    progress(chunk.start + len(chunk.data))
+
+    def _launch(self, reduce, n):
+        """Call `reduce` for all of `n` volumes, for fewer at a time if memory runs out."""
+        start, done = time.perf_counter(), 0
         with self.in_thread():
             while done < n:
                 k = min(self.step, n - done)
                 try:
                     with self.reducing:
-                        self._upload_and_reduce(slice(done, done + k), chunk, buffer)
+                        reduce(slice(done, done + k))
                 except Exception as error:
                     if not backend.is_out_of_memory(error):
                         raise
@@ -323,7 +337,7 @@ class _GpuRun:
                 self._make_room(problem)
         self.launch_seconds += time.perf_counter() - start
 
-    def _upload_and_reduce(self, rows, chunk, buffer):
+    def _upload_and_reduce(self, chunk, buffer, rows):
         stored = buffer.array[rows]
         if self.on_device is None:
             shape = (self.step, stored.shape[1])
@@ -343,6 +357,13 @@ class _GpuRun:
         reduced.record(self.reducing)
         target.reduced = reduced
         self.events.append(events)
+
+    def _reduce_there(self, chunk, rows):
+        reducing, reduced = backend.new_event(), backend.new_event()
+        reducing.record(self.reducing)
+        self._reduce(chunk.rows(rows), chunk.start + rows.start, chunk.slope, chunk.inter)
+        reduced.record(self.reducing)
+        self.events.append([reducing, reducing, reducing, reduced])  # no upload
 
     def _reduce(self, data, start, slope, inter):
         rows, overshoots = slice(start, start + len(data)), []

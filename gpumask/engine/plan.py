@@ -110,22 +110,26 @@ class Plan:
         """Whether volumes are multiplied with matrices: by BLAS, or on the CPU over narrow bands only."""
         return self.resampling is not None or self.smoothing is not None
 
-    def on(self, device: str) -> "Plan":
+    def on(self, device: str, data_on: str = "cpu") -> "Plan":
         """Return this plan for a device.
 
         Parameters
         ----------
         device : {"auto", "cpu", "cuda", "cuda:N"}
-            "auto" is the first usable GPU if the plan is expected to be faster there, else the CPU. Only in the first
-            case, GPUs are probed. The table under "GPU" in the README says what was measured.
+            "auto" is the GPU that the run lies on, or the first usable one if the plan is expected to be faster there,
+            else the CPU. Only in the second case, GPUs are probed. The table under "GPU" in the README says what was
+            measured.
+        data_on : str
+            Device of the run: "cpu" or "cuda:N".
 
         Raises
         ------
         ValueError, DeviceError
             As `gpumask.backend.resolve_device`.
         """
-        if device != "auto":
-            return replace(self, device=backend.resolve_device(device), reason="requested")
+        if device != "auto" or data_on != "cpu":
+            reason = "the run lies there" if device == "auto" else "requested"
+            return replace(self, device=backend.resolve_device(device, data_on), reason=reason)
         if not (work := self._work_for_gpu):
             return replace(self, device="cpu", reason="reducing a volume takes less time than copying it to a GPU")
         if (found := backend.resolve_device("auto")) == "cpu":

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from gpumask import backend
 from gpumask.choices import VOXEL
 from gpumask.engine import cuda, host
 from gpumask.engine.plan import Plan
@@ -121,10 +122,10 @@ def _chunk_size(volumes, plans=()):
 def _range(volumes):
     """Range of 0 and the finite values of a run."""
     low = high = 0.0
-    for chunk in volumes.chunks(_chunk_size(volumes)):
-        data = chunk.data
+    for chunk in volumes.chunks(_chunk_size(volumes)):  # on a GPU, each waits for it
+        data, xp = chunk.data, backend.array_namespace(chunk.data)
         if data.dtype.kind == "f":
-            data = np.where(np.isfinite(data), data, 0)
+            data = xp.where(xp.isfinite(data), data, 0)
         ends = [float(data.min()) * chunk.slope + chunk.inter, float(data.max()) * chunk.slope + chunk.inter]
         low, high = min(low, *ends), max(high, *ends)
     return low, high

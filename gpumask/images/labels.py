@@ -304,7 +304,7 @@ def load_atlas(labels_img: ImageLike, background: float = 0) -> Atlas:
     TypeError
         If `labels_img` isn't an image, or has several volumes.
     """
-    volumes = open_volumes(labels_img)
+    volumes = open_volumes(labels_img).downloaded()
     volume = load_volume(volumes)
     labels = volume.data
     if labels.dtype.kind == "f":
@@ -379,7 +379,7 @@ def load_mask(mask_img: ImageLike | Iterable[ImageLike], *, several: bool = True
     TypeError
         If `mask_img` isn't an image, or has the wrong number of dimensions.
     """
-    volumes = open_volumes(mask_img)
+    volumes = open_volumes(mask_img).downloaded()
     if not several:
         check_3d(volumes)
     mask = np.ones(volumes.grid.n_voxels, bool)

@@ -197,7 +197,7 @@ def load_maps(maps_img: ImageLike | Iterable[ImageLike]) -> Maps:
     TypeError
         If `maps_img` isn't an image, or has the wrong number of dimensions.
     """
-    volumes = open_volumes(maps_img)
+    volumes = open_volumes(maps_img).downloaded()
     loaded = volumes.loaded_dtype
     dtype = np.dtype(np.float64 if loaded.kind == "f" and loaded.itemsize > 4 else np.float32)
     sparse = process.in_threads(_sparse, volumes.chunks(1), process.n_cores())

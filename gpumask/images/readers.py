@@ -57,6 +57,19 @@ def stored(img: nib.spatialimages.SpatialImage, name: str) -> "Stored":
     return _Proxied(img, name)
 
 
+def check_dimensions(shape: tuple[int, ...], name: str) -> None:
+    """Raise DimensionError unless an image of this shape is 3D or 4D, and ImageError if it is empty."""
+    if len(shape) not in (3, 4):
+        msg = (
+            "Input data has incompatible dimensionality: Expected dimension is 4D and you provided a "
+            f"{len(shape)}D image. {name} has shape {shape}, expected (x, y, z) or (x, y, z, time)."
+        )
+        raise DimensionError(msg)
+    if min(shape) < 1:
+        msg = f"The image is empty. {name} has shape {shape}; every dimension must be at least 1."
+        raise ImageError(msg)
+
+
 class Stored:
     """Volumes of one image.
 
@@ -72,6 +85,8 @@ class Stored:
     grid : Grid
     dtype : numpy.dtype
         Dtype of the stored values, in their byte order.
+    device : str
+        Where the values lie: "cpu", also for files, or "cuda:N".
     slope, inter : float
         Scaled values are ``slope * stored + inter``.
     header : nibabel header
@@ -79,20 +94,13 @@ class Stored:
     """
 
     dtype: np.dtype
+    device = "cpu"
 
     def __init__(self, img: nib.spatialimages.SpatialImage, name: str) -> None:
         self.name = name
         self.shape = tuple(int(n) for n in img.shape)  # those of MGH are int32, and their product overflows
         self.ndim = len(self.shape)
-        if self.ndim not in (3, 4):
-            msg = (
-                "Input data has incompatible dimensionality: Expected dimension is 4D and you provided a "
-                f"{self.ndim}D image. {name} has shape {self.shape}, expected (x, y, z) or (x, y, z, time)."
-            )
-            raise DimensionError(msg)
-        if min(self.shape) < 1:
-            msg = f"The image is empty. {name} has shape {self.shape}; every dimension must be at least 1."
-            raise ImageError(msg)
+        check_dimensions(self.shape, name)
         if img.affine is None:
             msg = f"{name} has no affine: expected a 4 x 4 matrix from voxels to mm."
             raise ImageError(msg)
@@ -170,6 +178,10 @@ class Stored:
         `take` returns the array to fill, where one is needed; see `gpumask.images.volumes.Volumes.chunks`.
         """
         raise NotImplementedError
+
+    def downloaded(self) -> "Stored":
+        """Return the image in host memory: itself unless it lies on a GPU."""
+        return self
 
     def _buffer(self, n, take):
         return take() if take else np.empty((min(n, self.n_volumes), self.n_voxels), self.dtype)

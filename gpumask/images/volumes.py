@@ -13,15 +13,16 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 
-from gpumask import process
+from gpumask import backend, dlpack, process
 from gpumask.files import reserve
 from gpumask.images.decoding import check_extensions, require_decoder
+from gpumask.images.device_arrays import OnDevice, image_of, is_pair, lies_on
 from gpumask.images.errors import DimensionError, ImageError
 from gpumask.images.grid import Grid
 from gpumask.images.readers import Stored, Take, stored
 from gpumask.inputs import irregularity
 
-ImageLike = str | os.PathLike | nib.spatialimages.SpatialImage
+ImageLike = str | os.PathLike | nib.spatialimages.SpatialImage | tuple[Any, Any]
 
 
 class Chunk(NamedTuple):
@@ -33,18 +34,35 @@ class Chunk(NamedTuple):
         Index of the first volume.
     data : numpy.ndarray, shape (k, n_voxels), C-contiguous
         Stored values, one volume per row with x fastest. May be a read-only view of a file or of the user's array.
+        Of a run on a GPU: a CuPy view, shape (k, n_z, n_y, n_x), in any memory order; see `rows`.
     slope, inter : float
         The image's values are ``slope * data + inter``.
     """
 
     start: int
-    data: np.ndarray
+    data: backend.Array
     slope: float
     inter: float
 
-    def scaled(self) -> np.ndarray:
-        """Return the image's values as float64, in new memory: ndarray, shape (k, n_voxels)."""
-        return _scaled(self, np.empty(self.data.shape))
+    def rows(self, chosen: slice = slice(None)) -> backend.Array:
+        """Return the stored values of some of the volumes where they lie: array, shape (k, n_voxels), C-contiguous.
+
+        On a GPU this copies volumes that aren't in Fortran order, in the current stream. Each thread then reads a
+        value of another 32-byte sector, so that of C-ordered int16 a copy reads up to 16 times the bytes.
+        """
+        part = self.data[chosen]
+        return part.reshape(len(part), -1)
+
+    def scaled(self) -> backend.Array:
+        """Return the image's values as float64, in new memory where they lie: array, shape (k, n_voxels)."""
+        if backend.is_numpy(self.data):
+            return _scaled(self, np.empty(self.data.shape))
+        return self.rows().astype(np.float64)  # arrays on a GPU have no scale
+
+    def scaled_on_host(self) -> np.ndarray:
+        """Return the image's values as float64, in new memory on the host: ndarray, shape (k, n_voxels)."""
+        with backend.using(dlpack.lies_on(self.data)):
+            return backend.to_host(self.scaled())
 
 
 class Volume(NamedTuple):
@@ -60,10 +78,11 @@ def open_volumes(imgs: "ImageLike | Iterable[ImageLike] | Volumes") -> "Volumes"
 
     Parameters
     ----------
-    imgs : str, path-like, nibabel.spatialimages.SpatialImage, or an iterable of these
+    imgs : str, path-like, nibabel.spatialimages.SpatialImage, pair (array, affine), or an iterable of these
         A 3D or 4D image in any format that nibabel reads; the volumes of NIfTI, Analyze and MGH are read without
         nibabel. ``~`` is expanded, and a pattern (``*``, ``?``, ``[]``) stands for its matching files, sorted. The
-        images of an iterable must be 3D (or 4D with one volume) and share a grid.
+        images of an iterable must be 3D (or 4D with one volume), share a grid, and lie in host memory or files. For
+        pairs, which are tuples, see `gpumask.images.device_arrays.image_of`.
 
     Returns
     -------
@@ -79,14 +98,16 @@ def open_volumes(imgs: "ImageLike | Iterable[ImageLike] | Volumes") -> "Volumes"
     DimensionError
         If an image isn't 3D or 4D, or one in a list has several volumes.
     TypeError
-        If `imgs` isn't an image, or is an empty list.
+        If `imgs` isn't an image, or is an empty list; or if an array can't be shared by DLPack.
     ImportError
         If a package is missing to decompress a file.
+    DeviceError
+        If an array lies on a GPU that CuPy can't use.
     """
     if isinstance(imgs, Volumes):
         return imgs
-    single = isinstance(imgs, (str, os.PathLike, nib.spatialimages.SpatialImage))
-    if not single and (isinstance(imgs, np.ndarray) or not hasattr(imgs, "__iter__")):
+    single = is_single(imgs)
+    if not single and (dlpack.has_dlpack(imgs) or not hasattr(imgs, "__iter__")):
         raise _not_an_image(imgs)
     given: Any = [imgs] if single else imgs
     items = [one for item in given for one in _resolve(item)]
@@ -94,6 +115,11 @@ def open_volumes(imgs: "ImageLike | Iterable[ImageLike] | Volumes") -> "Volumes"
         msg = "Cannot concatenate empty objects: the list of images is empty."
         raise TypeError(msg)
     return Volumes([_open(item) for item in items], is_list=not single or len(items) > 1)
+
+
+def is_single(imgs: object) -> bool:
+    """Whether `imgs` is one image (a path, a nibabel image or a pair), and not a list of them."""
+    return isinstance(imgs, (str, os.PathLike, nib.spatialimages.SpatialImage)) or is_pair(imgs)
 
 
 def image_files(path: str | os.PathLike) -> list[str]:
@@ -130,7 +156,7 @@ def load_volume(img: "ImageLike | Volumes") -> Volume:
     ImageError, ValueError, TypeError
         As `open_volumes`.
     """
-    volumes = open_volumes(img)
+    volumes = open_volumes(img).downloaded()
     check_3d(volumes)
     (chunk,) = volumes.chunks(1)
     with volumes.memory_errors_named():
@@ -171,11 +197,13 @@ class Volumes:
         None for other images.
     t_r : float or None
         Repetition time in seconds from the header; None for 3D images, and if the header has none or no time unit.
+    device : str
+        Where the values lie: "cpu", also for files, or "cuda:N".
     """
 
     def __init__(self, images: Sequence[Stored], *, is_list: bool) -> None:
         first = images[0]
-        self._images = images
+        self._images, self._is_list = images, is_list
         if is_list:
             _check_list(images)
         self.grid = first.grid
@@ -187,12 +215,18 @@ class Volumes:
         self.name = first.name if len(images) == 1 else f"{first.name} and {len(images) - 1} more"
         self.step = first.step if len(images) == 1 else None
         self.t_r = first.t_r
+        self.device = first.device
 
     def identity(self) -> tuple[Hashable, ...]:
         """Return a hashable value that identifies data and grid in a cache key.
 
         Files are identified by path, size and modification time, without reading them; arrays in memory by their
         content.
+
+        Raises
+        ------
+        ImageError
+            If they lie on a GPU.
         """
         return tuple(image.identity() for image in self._images)
 
@@ -206,7 +240,7 @@ class Volumes:
         take : callable, optional
             Returns a C-contiguous array of shape (n, n_voxels) and `dtype`, which becomes a chunk's data. If None, a
             new array is allocated for each chunk. Not called for a single image whose data need no copy: uncompressed
-            files and arrays in Fortran order.
+            files, arrays in Fortran order, and arrays on a GPU.
 
         Yields
         ------
@@ -287,6 +321,10 @@ class Volumes:
         with contextlib.closing(self.chunks(self.n_volumes, take)) as chunks:
             return next(chunks)
 
+    def downloaded(self) -> "Volumes":
+        """Return the volumes in host memory or files: themselves unless they lie on a GPU."""
+        return self if self.device == "cpu" else Volumes([self._images[0].downloaded()], is_list=self._is_list)
+
     @property
     def template(self) -> nib.spatialimages.SpatialImage:
         """The first image, whose class and header serve for images made from these volumes."""
@@ -316,11 +354,15 @@ def _not_an_image(item):
         "input should be a NiftiLike object or an iterable of NiftiLike object. "
         f"Got: {type(item).__name__}. Pass a path, a nibabel image or a list of these."
     )
+    if dlpack.has_dlpack(item):
+        msg += " An array needs its affine: pass the tuple (array, affine)."
     return TypeError(msg)
 
 
 def _resolve(item):
     """Resolve an image, a path or a pattern to a list of images and existing paths."""
+    if is_pair(item):
+        return [image_of(item)]
     if isinstance(item, nib.spatialimages.SpatialImage):
         return [item]
     if not isinstance(item, (str, os.PathLike)):
@@ -340,7 +382,8 @@ def _resolve(item):
 
 def _open(item):
     if not isinstance(item, Path):
-        return stored(item, item.get_filename() or "in-memory image")
+        read = stored if lies_on(item) == "cpu" else OnDevice
+        return read(item, item.get_filename() or "in-memory image")
     if item.is_dir():
         msg = f"{item} is a directory, expected an image file."
         raise ImageError(msg)
@@ -373,6 +416,12 @@ def _header_of(item):
 def _check_list(images):
     first = images[0]
     for i, image in enumerate(images):
+        if image.device != "cpu" and len(images) > 1:
+            msg = (
+                f"Image #{i} of the list lies on {image.device}: lists are read on the host. Stack the arrays along a "
+                "fourth axis, and pass one pair (array, affine)."
+            )
+            raise ImageError(msg)
         if image.n_volumes != 1:
             msg = (
                 "Input data has incompatible dimensionality: Expected dimension is 4D and you provided a list of 4D "

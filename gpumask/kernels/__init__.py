@@ -2,6 +2,10 @@
 
 They accept arrays of NumPy, CuPy and any other library that follows the array-API standard, need no files or images,
 and can be used alone. Time is the first axis and voxels the last, flat in the order in which NIfTI stores them.
+
+Arrays of libraries that only support DLPack, such as PyTorch and JAX, are computed by NumPy or CuPy, without a copy,
+and results are that library's again (float32 in JAX, unless its 64-bit types are enabled). Lists, tables and masked
+arrays are errors.
 """
 
 from gpumask.kernels.cleaning import (

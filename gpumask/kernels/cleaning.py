@@ -11,11 +11,13 @@ import numpy as np
 from scipy import linalg
 
 from gpumask import backend
+from gpumask.dlpack import across_libraries
 
 _BLOCK = 65536  # series in float64 at a time: all of 10^6 voxels at once would cost more than they do
 _EPS = float(np.finfo(np.float64).eps)
 
 
+@across_libraries
 def detrend(signals):
     """Subtract from each signal its mean and its linear trend.
 
@@ -42,6 +44,7 @@ def _remove_trend(signals):
     return signals - time * (time.T @ signals)
 
 
+@across_libraries
 def regress_out(signals, basis):
     """Project the signals on the orthogonal complement of a basis (Friston et al. 1994).
 
@@ -59,23 +62,26 @@ def regress_out(signals, basis):
     return signals - basis @ (basis.T @ signals)
 
 
+@across_libraries
 def orthonormal_basis(confounds):
     """Orthonormal basis of the confounds' span, by QR decomposition with column pivoting.
 
     Parameters
     ----------
-    confounds : numpy.ndarray, shape (n_volumes, n_confounds), finite
+    confounds : array, shape (n_volumes, n_confounds), finite
         Columns of comparable scale: what lies outside the span of the others by less than 100 float64 epsilons
         (nilearn's tolerance, absolute) is taken for rounding noise.
 
     Returns
     -------
-    numpy.ndarray of float64, shape (n_volumes, rank)
+    array of float64, shape (n_volumes, rank)
+        Computed on the host: a rank is a shape, which the host has to know.
     """
-    q, r, _ = linalg.qr(np.asarray(confounds, np.float64), mode="economic", pivoting=True)
-    return q[:, np.abs(np.diag(r)) > 100 * _EPS]
+    q, r, _ = linalg.qr(backend.to_host(confounds).astype(np.float64), mode="economic", pivoting=True)
+    return backend.like(q[:, np.abs(np.diag(r)) > 100 * _EPS], confounds)
 
 
+@across_libraries
 def standardize(signals, method, *, original_mean=None, noise=_EPS, put_back=None):
     """Standardize each signal over time.
 
@@ -133,7 +139,7 @@ def standardize(signals, method, *, original_mean=None, noise=_EPS, put_back=Non
         "psc standardization strategy is meaningless for features that have a mean of 0. "
         "These time series are set to 0."
     )
-    warnings.warn(msg, stacklevel=2)
+    warnings.warn(msg, stacklevel=3)
     return xp.where(no_mean, xp.zeros_like(signals), signals)
 
 
@@ -154,6 +160,7 @@ def rounding_noise(signals):
     return 100 * _EPS * xp.max(xp.abs(signals), axis=0)
 
 
+@across_libraries
 def interpolate_censored(signals, kept, *, extrapolate=False):
     """Replace the censored volumes by a cubic spline through the kept ones.
 
@@ -243,6 +250,7 @@ def cosine_drifts(n_volumes, t_r, high_pass):
     return np.sqrt(2.0 / n_volumes) * np.cos(angles)
 
 
+@across_libraries
 def high_variance_confounds(series, n_confounds=5, percentile=2.0, detrend=True):
     """Principal components of the series that vary most (CompCor, Behzadi et al. 2007).
 
@@ -294,4 +302,4 @@ def _as_float64(signals):
 
 def _warn_single_volume(step):
     msg = f"{step} of 3D signal has been requested but would lead to zero values. Skipping."
-    warnings.warn(msg, stacklevel=3)
+    warnings.warn(msg, stacklevel=4)

@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 
 from gpumask import backend
+from gpumask.dlpack import across_libraries
 
 _FFT_VALUES = 2**18  # transformed at a time: 2 MiB, and some copies; long runs would take 100 bytes per sample at once
 
@@ -96,6 +97,7 @@ def fft_length(n: int) -> int:
     return 2 * next_fast_len((n + 1) // 2, real=True)
 
 
+@across_libraries
 def fft_filtfilt(signals, sos, *, padtype="odd", padlen=None):
     """Filter forward and backward along time: ``scipy.signal.sosfiltfilt(sos, signals, axis=0)`` by FFT.
 

@@ -13,6 +13,7 @@ import numpy as np
 import scipy.ndimage
 
 from gpumask import backend
+from gpumask.dlpack import across_libraries, computable
 from gpumask.kernels import compiled
 from gpumask.kernels.smoothing import multiply_axes
 
@@ -99,6 +100,7 @@ class CubicResampling:
 
     def like(self, array: backend.Array) -> "CubicResampling":
         """Return this resampling in the library and on the device of `array` (itself, if it is there already)."""
+        array = computable(array, "array")
         if backend.is_numpy(array):
             return self
         matrices = [backend.like(matrix, array) for matrix in self.matrices]
@@ -113,6 +115,7 @@ class CubicResampling:
         return CubicResampling(self.shape, matrices, taps=(backend.like(indices, array), backend.like(weights, array)))
 
 
+@across_libraries
 def resample_cubic(data: backend.Array, resampling: CubicResampling) -> backend.Array:
     """Resample volumes at the compiled voxels.
 

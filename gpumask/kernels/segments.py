@@ -17,6 +17,7 @@ import numpy as np
 
 from gpumask import backend, choices
 from gpumask.backend import Array
+from gpumask.dlpack import across_libraries, computable
 from gpumask.kernels import compiled, segments_cuda, segments_numpy
 from gpumask.kernels.weights import Blocks, check_entries, check_matrices, cut, fold
 
@@ -66,13 +67,13 @@ class Segments:
         return segments
 
     @classmethod
-    def from_labels(cls, labels: np.ndarray, ids: Sequence[float] | np.ndarray) -> "Segments":
+    def from_labels(cls, labels: Array, ids: Sequence[float] | np.ndarray) -> "Segments":
         """Compile a flat label volume, on the host.
 
         Parameters
         ----------
-        labels : ndarray, shape (n_voxels,)
-            Label of each voxel, integer or float.
+        labels : array, shape (n_voxels,)
+            Label of each voxel, integer or float. Downloaded from a GPU.
         ids : sequence of numbers, shape (n_regions,)
             Labels of the regions in the order of the output's columns. Voxels with any other label (the background,
             NaN) belong to no region; an id that no voxel has makes an empty segment.
@@ -87,7 +88,7 @@ class Segments:
         ValueError
             If an id repeats.
         """
-        labels, ids = np.asarray(labels).ravel(), np.asarray(ids)
+        labels, ids = backend.to_host(computable(labels, "labels")).ravel(), np.asarray(ids)
         by_id = np.argsort(ids, kind="stable")
         sorted_ids = ids[by_id]
         if np.any(sorted_ids[1:] == sorted_ids[:-1]):
@@ -186,6 +187,7 @@ class Segments:
 
     def like(self, array: Array) -> "Segments":
         """Return these segments in the library and on the device of `array` (themselves, if they are there already)."""
+        array = computable(array, "array")
         if backend.is_numpy(array):
             return self
         parts = (self.indices, self.offsets, self.weights)
@@ -307,6 +309,7 @@ def reduce(
 _NON_FINITE = ("keep", "zero", "omit")
 
 
+@across_libraries
 def segment_sum(data: Array, segments: Segments) -> Array:
     """Sum each region's voxels, times their weights.
 
@@ -329,6 +332,7 @@ def segment_sum(data: Array, segments: Segments) -> Array:
     return _statistic(data, segments, "sum")
 
 
+@across_libraries
 def segment_mean(data: Array, segments: Segments) -> Array:
     """Average each region's voxels, by their weights.
 
@@ -339,6 +343,7 @@ def segment_mean(data: Array, segments: Segments) -> Array:
     return _statistic(data, segments, "mean")
 
 
+@across_libraries
 def segment_variance(data: Array, segments: Segments) -> Array:
     """Population variance (divided by n, not n - 1) of each region's voxels; NaN for an empty region.
 
@@ -348,11 +353,13 @@ def segment_variance(data: Array, segments: Segments) -> Array:
     return _statistic(data, segments, "variance")
 
 
+@across_libraries
 def segment_standard_deviation(data: Array, segments: Segments) -> Array:
     """Square root of `segment_variance`. Equals ``scipy.ndimage.standard_deviation``."""
     return _statistic(data, segments, "standard_deviation")
 
 
+@across_libraries
 def segment_minimum(data: Array, segments: Segments) -> Array:
     """Smallest value of each region; NaN for an empty region. See `segment_variance` for the parameters.
 
@@ -361,6 +368,7 @@ def segment_minimum(data: Array, segments: Segments) -> Array:
     return _statistic(data, segments, "minimum")
 
 
+@across_libraries
 def segment_maximum(data: Array, segments: Segments) -> Array:
     """Largest value of each region; NaN for an empty region. See `segment_variance` for the parameters.
 
@@ -369,6 +377,7 @@ def segment_maximum(data: Array, segments: Segments) -> Array:
     return _statistic(data, segments, "maximum")
 
 
+@across_libraries
 def segment_median(data: Array, segments: Segments) -> Array:
     """Median of each region: the mean of its two middle values; NaN for an empty region.
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gpumask import backend
+from gpumask.dlpack import across_libraries
 from gpumask.kernels import compiled
 
 MAX_SIGMA = 10_000  # voxels: more than any image has, so a wider Gaussian averages whole lines
@@ -92,6 +93,7 @@ def smoothing_matrix(n: int, sigma: float, truncate: float = 4.0) -> np.ndarray:
     return weights[:, :n] + weights[:, : n - 1 : -1]
 
 
+@across_libraries
 def gaussian_smooth(volumes: backend.Array, sigma: Sequence[float], truncate: float = 4.0) -> backend.Array:
     """Smooth volumes with a separable Gaussian.
 

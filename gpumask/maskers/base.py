@@ -18,6 +18,7 @@ from sklearn.utils.validation import check_array, check_is_fitted
 
 from gpumask import backend, process
 from gpumask.extraction import Plans, Prepared, Result, Settings, asked_dtype, extract, prepare
+from gpumask.images.device_arrays import is_pair, lies_on
 from gpumask.images.grid import Grid
 from gpumask.images.labels import load_mask
 from gpumask.images.volumes import Volumes, open_volumes
@@ -87,8 +88,17 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
 
         Parameters
         ----------
-        imgs : path, nibabel image, list of 3D images or Volumes
-            A run.
+        imgs : run
+            - a path, 3D or 4D. A pattern (``*``) stands for its matching files, sorted.
+            - a nibabel image, around an array of NumPy or CuPy.
+            - a pair (array, affine), a tuple: of shape (x, y, z) or (x, y, z, t), of NumPy, CuPy, PyTorch, JAX or
+              another library that supports DLPack, of integers or floats of 32 bits or more; and (4, 4), to mm.
+            - a list of 3D images in files or host memory: these are its volumes.
+            - what `gpumask.images.volumes.open_volumes` returns.
+
+            Arrays aren't copied, except on a GPU a few volumes at a time where they aren't in Fortran order. A run on
+            a GPU is reduced there (``device="auto"`` or that GPU), and only signals leave it. It isn't kept in
+            `memory`, which would need its bytes.
         confounds : array, DataFrame, Series, path to a table, or list of these, default=None
             Nuisance signals to remove, one row per volume; see `gpumask.confounds.tables.confounds_matrix`.
         sample_mask : array-like of int or bool, default=None
@@ -103,9 +113,10 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If a file is missing or broken, a value is out of range, no region is left, or grids don't fit.
+            If a file is missing or broken, a value is out of range, no region is left, grids don't fit, or the run
+            lies on a GPU and `device` is another one.
         TypeError
-            If a parameter has the wrong type, or an image the wrong number of dimensions.
+            If a parameter or an array has the wrong type, or an image the wrong number of dimensions.
         IndexError
             If `sample_mask` doesn't fit the run.
         """
@@ -372,6 +383,8 @@ def described(imgs: Any) -> str:
     """Return the name of some images in log lines."""
     if isinstance(imgs, (str, Path)):
         return f"'{imgs}'"
+    if is_pair(imgs):
+        return f"an array on {lies_on(imgs)}"
     if isinstance(imgs, (list, tuple)):
         return f"{len(imgs)} images"
     return repr(imgs)

@@ -10,6 +10,7 @@ from typing import Any
 import nibabel as nib
 
 from gpumask import process
+from gpumask.images.device_arrays import image_of, is_pair, lies_on
 from gpumask.images.errors import ImageError
 from gpumask.maskers.base import described
 
@@ -70,6 +71,16 @@ def computed_mask(
     except (EOFError, OSError, zlib.error) as error:  # nibabel's, which name no file
         msg = f"No mask can be computed from {described(imgs)}: {type(error).__name__}: {error}. Create the file again."
         raise ImageError(msg) from error
+
+
+def for_nilearn(imgs: Any) -> Any:
+    """Return a run, or a list, as nilearn accepts it: pairs as nibabel images; TypeError for a run on a GPU."""
+    if isinstance(imgs, list):
+        return [for_nilearn(one) for one in imgs]
+    if (device := lies_on(imgs)) != "cpu":
+        msg = f"The run lies on {device}, but masks are computed on the host: pass a mask as mask_img."
+        raise TypeError(msg)
+    return image_of(imgs) if is_pair(imgs) else imgs
 
 
 def _function(strategy: str, *, multi: bool) -> Callable[..., nib.Nifti1Image]:

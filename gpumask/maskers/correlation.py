@@ -39,8 +39,8 @@ def correlation_maps(
     ----------
     masker : masker of gpumask
         Fitted.
-    imgs : path, nibabel image, list of 3D images or Volumes
-        A run.
+    imgs : run
+        As for `NiftiLabelsMasker.transform`.
     confounds, sample_mask
         For signals and voxels; see `NiftiLabelsMasker.transform`.
     mask_img : path or nibabel image, default=None
@@ -122,7 +122,7 @@ def _of_voxels(of_regions, volumes, mask_img, smoothing_fwhm, device):
         standardize="zscore_sample",
     )
     regions = VoxelRegions(*load_mask(mask_img, several=False))
-    on_grid, plan = Plans().get(regions, volumes.grid, settings, device=device)
+    on_grid, plan = Plans().get(regions, volumes.grid, settings, device=device, data_on=volumes.device)
     return Prepared(settings, on_grid, plan, of_regions.cleaner, ())
 
 

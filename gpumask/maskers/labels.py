@@ -81,9 +81,9 @@ class NiftiLabelsMasker(VolumesMasker):
     clean_args : dict or None, default=None
         Further keyword arguments of `gpumask.signal.clean`.
     device : {"auto", "cpu", "cuda", "cuda:N"}, default="auto"
-        Where volumes are reduced. "auto" selects the first usable GPU where it is expected to be faster (voxels,
-        resampled volumes, statistics of smoothed ones), else the CPU; `explain` describes the choice. Requesting an
-        unusable GPU is an error.
+        Where volumes are reduced. "auto" selects the GPU that the run lies on, or the first usable one where it is
+        expected to be faster (voxels, resampled volumes, statistics of smoothed ones), else the CPU; `explain`
+        describes the choice. Requesting an unusable GPU, or another one than that of the run, is an error.
     min_coverage : float or None, default=None
         Regions with a smaller share of their voxels inside field of view and mask become NaN; see `coverage_`.
     keep_all_regions : bool, default=False
@@ -177,8 +177,8 @@ class NiftiLabelsMasker(VolumesMasker):
 
         Parameters
         ----------
-        imgs : path, nibabel image, list of 3D images or Volumes, optional
-            A run. With ``resampling_target="data"``, labels and mask are resampled to its grid.
+        imgs : run, optional
+            As for `transform`. With ``resampling_target="data"``, labels and mask are resampled to its grid.
         y : None
             Ignored.
 

@@ -74,9 +74,9 @@ class NiftiMapsMasker(VolumesMasker):
         do; see `gpumask.kernels.least_squares.least_squares` for the rank. "weighted_mean": the mean over voxels,
         weighted by each map on its own; weights must not be negative.
     device : {"auto", "cpu", "cuda", "cuda:N"}, default="auto"
-        Where volumes are reduced. "auto" selects the first usable GPU where it is expected to be faster (voxels,
-        resampled volumes, statistics of smoothed ones), else the CPU; `explain` describes the choice. Requesting an
-        unusable GPU is an error.
+        Where volumes are reduced. "auto" selects the GPU that the run lies on, or the first usable one where it is
+        expected to be faster (voxels, resampled volumes, statistics of smoothed ones), else the CPU; `explain`
+        describes the choice. Requesting an unusable GPU, or another one than that of the run, is an error.
     min_coverage : float or None, default=None
         Regions with a smaller share of their weights inside field of view and mask become NaN; see `coverage_`.
 
@@ -161,8 +161,8 @@ class NiftiMapsMasker(VolumesMasker):
 
         Parameters
         ----------
-        imgs : path, nibabel image, list of 3D images or Volumes, optional
-            A run. With ``resampling_target="data"``, maps and mask are resampled to its grid.
+        imgs : run, optional
+            As for `transform`. With ``resampling_target="data"``, maps and mask are resampled to its grid.
         y : None
             Ignored.
 

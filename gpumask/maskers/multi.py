@@ -1,17 +1,17 @@
 """One masker for a list of runs: of labels, maps and voxels."""
 
 import contextlib
-import os
 from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
 from joblib import Parallel, delayed, effective_n_jobs
-from nibabel.spatialimages import SpatialImage
 from sklearn.utils.validation import check_is_fitted
 
+from gpumask.images.device_arrays import lies_on
+from gpumask.images.volumes import is_single
 from gpumask.maskers.base import VolumesMasker
-from gpumask.maskers.brain_masks import computed_mask
+from gpumask.maskers.brain_masks import computed_mask, for_nilearn
 from gpumask.maskers.labels import NiftiLabelsMasker
 from gpumask.maskers.maps import NiftiMapsMasker
 from gpumask.maskers.voxels import NiftiMasker
@@ -32,7 +32,7 @@ class ManyRuns:
         Parameters
         ----------
         imgs : run, or list of runs, optional
-            Paths or nibabel images. The first run is used, as in the `fit` of a masker of single runs.
+            As for `transform`. The first run is used, as in the `fit` of a masker of single runs.
         y : None
             Ignored.
 
@@ -58,7 +58,7 @@ class ManyRuns:
         Parameters
         ----------
         imgs : run, or list of runs
-            Paths or nibabel images.
+            Each as for `NiftiLabelsMasker.transform`; a tuple (array, affine) is one run.
         confounds, sample_mask : list or None, default=None
             One per run, each as for `NiftiLabelsMasker.transform`.
 
@@ -72,7 +72,7 @@ class ManyRuns:
         TypeError
             If `confounds` or `sample_mask` isn't a list.
         ValueError
-            If their lengths differ from the number of runs.
+            If their lengths differ from the number of runs, or runs on a GPU would be copied to other processes.
         TypeError, ValueError, IndexError
             As `NiftiLabelsMasker.transform`.
         """
@@ -104,6 +104,12 @@ class ManyRuns:
                 msg = f"number of {name} ({len(value)}) unequal to number of images ({len(runs)})."
                 raise ValueError(msg)
             each.append([None] * len(runs) if value is None else value)
+        if effective_n_jobs(n_jobs) > 1 and (found := [k for k, run in enumerate(runs) if lies_on(run) != "cpu"]):
+            msg = (
+                f"Run #{found[0]} lies on {lies_on(runs[found[0]])}: with n_jobs={n_jobs} it would be copied through "
+                "the host to another process. Use n_jobs=1."
+            )
+            raise ValueError(msg)
         one = delayed(VolumesMasker.transform)
         with several_runs if effective_n_jobs(n_jobs) > 1 else contextlib.nullcontext():
             return Parallel(n_jobs=n_jobs)(one(self, *of_run) for of_run in zip(runs, *each, strict=True))
@@ -267,7 +273,7 @@ class _ManyMaskedRuns(ManyRuns):
         Parameters
         ----------
         imgs : run, or list of runs, optional
-            Paths or nibabel images, to compute the mask from if there is no `mask_img`.
+            As for `transform`, to compute the mask from if there is no `mask_img`.
         y : None
             Ignored.
 
@@ -302,7 +308,7 @@ class _ManyMaskedRuns(ManyRuns):
         runs = imgs if isinstance(imgs, list) else [imgs]
         names = ("n_jobs", "target_shape", "target_affine")
         for_several = {name: getattr(self, name) for name in names}
-        return computed_mask(runs, self.mask_strategy, self.mask_args, verbose=self.verbose, **for_several)
+        return computed_mask(for_nilearn(runs), self.mask_strategy, self.mask_args, verbose=self.verbose, **for_several)
 
 
 class MultiNiftiMasker(_ManyMaskedRuns, NiftiMasker):  # type: ignore[misc]  # lists in and out, as in nilearn
@@ -376,5 +382,4 @@ class MultiNiftiMasker(_ManyMaskedRuns, NiftiMasker):  # type: ignore[misc]  # l
 
 def _as_runs(imgs):
     """Return a list of runs as a list, and anything else (a single run, or no image at all) unchanged."""
-    single = isinstance(imgs, (str, os.PathLike, SpatialImage)) or not hasattr(imgs, "__iter__")
-    return imgs if single else list(imgs)
+    return imgs if is_single(imgs) or not hasattr(imgs, "__iter__") else list(imgs)

@@ -138,8 +138,8 @@ class NiftiSpheresMasker(VolumesMasker):
 
         Parameters
         ----------
-        imgs : path, nibabel image, list of 3D images or Volumes, optional
-            A run, for `generate_report`.
+        imgs : run, optional
+            As for `transform`, for `generate_report`.
         y : None
             Ignored.
 

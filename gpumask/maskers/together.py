@@ -28,8 +28,8 @@ def transform_together(
     ----------
     maskers : sequence of maskers of gpumask
         Fitted.
-    imgs : path, nibabel image, list of 3D images or Volumes
-        A run.
+    imgs : run
+        As for `NiftiLabelsMasker.transform`.
     confounds, sample_mask
         For all maskers; see `NiftiLabelsMasker.transform`.
     n_threads : int, optional

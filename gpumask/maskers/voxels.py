@@ -12,7 +12,7 @@ from gpumask.extraction import VoxelSettings
 from gpumask.images.grid import Grid, resample_nearest, target_grid
 from gpumask.images.volumes import Volumes
 from gpumask.maskers.base import VolumesMasker, mask_image
-from gpumask.maskers.brain_masks import computed_mask
+from gpumask.maskers.brain_masks import computed_mask, for_nilearn
 
 
 class NiftiMasker(ClassNamePrefixFeaturesOutMixin, VolumesMasker):
@@ -72,8 +72,8 @@ class NiftiMasker(ClassNamePrefixFeaturesOutMixin, VolumesMasker):
     clean_args : dict or None, default=None
         Further keyword arguments of `gpumask.signal.clean`.
     device : {"auto", "cpu", "cuda", "cuda:N"}, default="auto"
-        Where volumes and signals are computed. "auto": on the first usable GPU if there is one, else on the CPU.
-        Requesting an unusable GPU is an error.
+        Where volumes and signals are computed. "auto": on the GPU that the run lies on, or the first usable one if
+        there is one, else on the CPU. Requesting an unusable GPU, or another one than that of the run, is an error.
 
     Attributes
     ----------
@@ -153,8 +153,8 @@ class NiftiMasker(ClassNamePrefixFeaturesOutMixin, VolumesMasker):
 
         Parameters
         ----------
-        imgs : path, nibabel image or list of 3D images, optional
-            A run to compute the mask from, if there is no `mask_img`.
+        imgs : run, optional
+            As for `transform`, to compute the mask from if there is no `mask_img`; not on a GPU then.
         y : None
             Ignored.
 
@@ -217,7 +217,7 @@ class NiftiMasker(ClassNamePrefixFeaturesOutMixin, VolumesMasker):
         if isinstance(imgs, Volumes):
             msg = "A mask can't be computed from Volumes: pass the path or image to fit(), or a mask as mask_img."
             raise TypeError(msg)
-        return computed_mask(imgs, self.mask_strategy, self.mask_args, verbose=self.verbose)
+        return computed_mask(for_nilearn(imgs), self.mask_strategy, self.mask_args, verbose=self.verbose)
 
     def _extracted(self, prepared, volumes, progress, started):
         if not getattr(self, "_shelving", False):

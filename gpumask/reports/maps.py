@@ -77,7 +77,7 @@ def _under(run, maps):
     volumes = open_volumes(run)
     if not volumes.grid.matches(maps.grid):
         return None
-    return next(volumes.chunks(1)).scaled().reshape(volumes.grid.shape, order="F")
+    return next(volumes.chunks(1)).scaled_on_host().reshape(volumes.grid.shape, order="F")
 
 
 def _figure(maps, columns, names, under, cmap):

@@ -155,7 +155,7 @@ def regions_figure(labels: Any, run: Any = None, *, background_label: float = 0,
         volumes = open_volumes(run)
         chunk = next(volumes.chunks(1))
         if volumes.grid.matches(Grid(labels.shape, labels.affine)):
-            under = chunk.scaled().reshape(volumes.grid.shape, order="F")
+            under = chunk.scaled_on_host().reshape(volumes.grid.shape, order="F")
     data = np.asanyarray(labels.dataobj)
     draw_cuts(figure, data, under, labels.affine, background_label=background_label, cmap=cmap)
     return as_text(figure)
