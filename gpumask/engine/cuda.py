@@ -302,7 +302,7 @@ class _GpuRun:
 
     def submit(self, chunk, buffer):
         """Have the launching thread submit a chunk that lies in a page-locked buffer."""
-        reduce = functools.partial(self._upload_and_reduce, chunk, buffer)
+        reduce = functools.partial(self._upload_and_reduce, chunk=chunk, buffer=buffer)
         buffer.launched = self.launching.submit(self._launch, reduce, len(chunk.data))
 
     def await_launches(self):
@@ -314,7 +314,7 @@ class _GpuRun:
     def _read_there(self, progress):
         with contextlib.closing(self.volumes.chunks(self.size)) as chunks:
             for chunk in chunks:
-                self._launch(functools.partial(self._reduce_there, chunk), len(chunk.data))
+                self._launch(functools.partial(self._reduce_there, chunk=chunk), len(chunk.data))
                 if progress:
                     progress(chunk.start + len(chunk.data))
 
@@ -337,7 +337,7 @@ class _GpuRun:
                 self._make_room(problem)
         self.launch_seconds += time.perf_counter() - start
 
-    def _upload_and_reduce(self, chunk, buffer, rows):
+    def _upload_and_reduce(self, rows, chunk, buffer):
         stored = buffer.array[rows]
         if self.on_device is None:
             shape = (self.step, stored.shape[1])
@@ -358,7 +358,7 @@ class _GpuRun:
         target.reduced = reduced
         self.events.append(events)
 
-    def _reduce_there(self, chunk, rows):
+    def _reduce_there(self, rows, chunk):
         reducing, reduced = backend.new_event(), backend.new_event()
         reducing.record(self.reducing)
         self._reduce(chunk.rows(rows), chunk.start + rows.start, chunk.slope, chunk.inter)
