@@ -172,8 +172,8 @@ MUTANTS = [
         "threads",
         "engine.cuda",
         "submitted by the reading thread",
-        "self.launching.submit(self._launch, chunk, buffer)",
-        "self._launch(chunk, buffer)",
+        "self.launching.submit(self._launch, reduce, len(chunk.data))",
+        "self._launch(reduce, len(chunk.data))",
     ),
     ("threads", "engine.cuda", "one buffer", "_BUFFERS = 2", "_BUFFERS = 1"),
     (
