@@ -467,6 +467,13 @@ def stream(name: str) -> Any:
     return kept[key]
 
 
+def current_stream() -> Any:
+    """Return the stream that this thread's CuPy functions use on the current device."""
+    import cupy
+
+    return cupy.cuda.get_current_stream()
+
+
 def new_event() -> Any:
     """Return a CUDA event: recorded in a stream, it marks a position and its time."""
     import cupy

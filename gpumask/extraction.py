@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpumask import backend
+from gpumask.backend import Array
 from gpumask.choices import MAX_FWHM, NAN_POLICIES, STANDARDIZE, STRATEGIES, TARGETS, VOXEL, check_choice, check_type
 from gpumask.confounds.high_variance import high_variance_confounds
 from gpumask.engine.plan import Plan, compile_plan
@@ -164,6 +165,9 @@ class Prepared:
         `memory`.
     memory : joblib.Memory or None
         Cache of the uncleaned signals.
+    output : {"host", "device"} or None
+        Where the result lies: "device" is that of the plan. If None, where it was computed: voxels on that device if
+        its memory holds them.
     """
 
     settings: Settings
@@ -172,6 +176,7 @@ class Prepared:
     cleaner: Cleaner
     key: tuple
     memory: "joblib.Memory | None" = None
+    output: str | None = "host"
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,17 +185,18 @@ class Result:
 
     Attributes
     ----------
-    signals : ndarray, shape (n_kept, n_regions)
-        Cleaned; the dtype is that of `signal_dtype`.
+    signals : array, shape (n_kept, n_regions)
+        Cleaned; the dtype is that of `signal_dtype`. A NumPy array, or a CuPy array: see `Prepared.output`.
     non_finite : bool
         Whether a voxel of a region is NaN or infinite.
     blank : ndarray of int
         Volumes in which the signals of all regions are 0 before cleaning.
     seconds : dict
-        `gpumask.engine.stream.Extraction.seconds` and "clean"; "total" includes the cleaning.
+        `gpumask.engine.stream.Extraction.seconds` and "clean"; "total" includes the cleaning. "clean" includes the
+        download of voxels that a GPU has cleaned.
     """
 
-    signals: np.ndarray
+    signals: Array
     non_finite: bool
     blank: np.ndarray
     seconds: dict[str, float]
@@ -292,6 +298,7 @@ def prepare(
     sample_mask: Any = None,
     *,
     device: str = "cpu",
+    output: str = "host",
     plans: Plans | None = None,
     memory: "joblib.Memory | None" = None,
 ) -> Prepared:
@@ -306,6 +313,8 @@ def prepare(
         As `gpumask.signal.clean` takes them.
     device : {"auto", "cpu", "cuda", "cuda:N"}
         Where to extract the signals; "auto" depends on run and plan, see `gpumask.engine.plan.Plan.on`.
+    output : {"host", "device"}
+        Where the signals lie in the end; see `Prepared`.
     plans : Plans, optional
         Compiled plans of earlier runs. If None, the plan is compiled.
     memory : joblib.Memory, optional
@@ -314,7 +323,7 @@ def prepare(
     Raises
     ------
     TypeError, ValueError, IndexError
-        If confounds, masks, settings or grids don't fit.
+        If confounds, masks, settings or grids don't fit, or if a GPU can't hold the dtype that it is to leave there.
     DeviceError
         If a requested GPU is unusable.
     """
@@ -327,7 +336,14 @@ def prepare(
     for message, category in on_grid.notes:
         warn(message, category)
     key = _plan_key(regions, volumes.grid, settings) if memory else ()
-    return Prepared(settings, on_grid, plan, cleaner, key, memory)
+    prepared = Prepared(settings, on_grid, plan, cleaner, key, memory, output)
+    if output == "device" and (dtype := _dtype(prepared, volumes)) != backend.device_dtype(dtype):
+        msg = (
+            f"dtype={settings.dtype!r} can't be held by a GPU: use a dtype of at most 64 bits in native byte order, or "
+            "output='host'."
+        )
+        raise ValueError(msg)
+    return prepared
 
 
 def _with_high_variance(volumes, confounds, memory):
@@ -390,9 +406,9 @@ def extract(
     """
     started = time.perf_counter()
     plans = [one.plan for one in prepared]
-    stagings = [_staging(one, volumes) for one in prepared]
-    options: dict[str, Any] = {"progress": progress, "n_threads": n_threads, "stagings": stagings}
     memory = prepared[0].memory if len(prepared) == 1 and volumes.device == "cpu" else None
+    stagings = [_staging(one, volumes, on_device=memory is None) for one in prepared]
+    options: dict[str, Any] = {"progress": progress, "n_threads": n_threads, "stagings": stagings}
     if memory is not None:
         key = prepared[0].key, volumes.identity(), plans[0].device, *map(repr, stagings)
         extractions = memory.cache(_run, ignore=["plans", "volumes", "options"])(
@@ -413,16 +429,16 @@ def _run(key, *, plans, volumes, options):
     return run_plans(plans, volumes, **options)
 
 
-def _staging(prepared: Prepared, volumes: Volumes) -> Staging:
-    if prepared.plan.strategy != VOXEL:
+def _staging(prepared: Prepared, volumes: Volumes, *, on_device: bool) -> Staging:
+    plan = prepared.plan
+    if plan.strategy != VOXEL:
         return Staging()
     dtype = _dtype(prepared, volumes)
     if dtype != np.float32:
-        return Staging()
-    plan = prepared.plan
+        return Staging(on_device=on_device)
     is_exact = plan.way == "direct" and plan.resampling is None and np.can_cast(volumes.loaded_dtype, np.float32)
     cleaner = prepared.cleaner
-    return Staging(dtype, None if is_exact or cleaner.only_selects else cleaner.first_kept)
+    return Staging(dtype, None if is_exact or cleaner.only_selects else cleaner.first_kept, on_device)
 
 
 def _dtype(prepared: Prepared, volumes: Volumes) -> np.dtype:
@@ -445,25 +461,39 @@ def _finished(prepared: Prepared, extraction: Extraction, volumes, started, *, k
     cleaning = time.perf_counter()
     if plan.strategy == VOXEL:
         signals = np.array(signals) if keep else signals  # from `memory`, they may be a mapped file
-        with backend.device_errors(plan.device):
+        with backend.device_errors(plan.device), backend.using(plan.device):
             signals = prepared.cleaner.in_place(signals, extraction.base, device=plan.device)
+            if not backend.is_numpy(signals):
+                # For an honest time; and what the run has used of its stream's memory, the next run may use.
+                backend.current_stream().synchronize()
+                signals = backend.to_host(signals) if prepared.output == "host" else signals
     else:
         signals = _of_regions(prepared, prepared.regions.combine(signals), keep=keep)
     done = time.perf_counter()
     seconds = {**extraction.seconds, "clean": done - cleaning, "total": done - started}
-    dtype = _dtype(prepared, volumes)
-    if dtype.kind != "f" and np.isnan(signals).any():
+    device = "cpu" if prepared.output == "host" else plan.device
+    with backend.device_errors(device), backend.using(device):
+        signals = _converted(signals, _dtype(prepared, volumes), settings, volumes)
+        if prepared.output == "device":
+            signals = backend.to_device(signals, device)
+    return Result(signals, extraction.non_finite, blank, seconds)
+
+
+def _converted(signals, dtype, settings, volumes):
+    """Signals in their dtype, on their device; ValueError if it can't hold them."""
+    xp = backend.array_namespace(signals)
+    if dtype.kind != "f" and bool(xp.any(xp.isnan(signals))):
         msg = f"dtype={settings.dtype!r} can't hold NaN, which marks regions without data. Use a float dtype."
         raise ValueError(msg)
     if dtype.kind in "iu" and signals.size:
-        low, high = signals.min(), signals.max()
+        low, high = float(xp.min(signals)), float(xp.max(signals))
         if not np.iinfo(dtype).min <= np.trunc(low) <= np.trunc(high) <= np.iinfo(dtype).max:
             msg = (
                 f"dtype={settings.dtype!r} can't hold the signals of {volumes.name}, which reach from {low:.6g} to "
                 f"{high:.6g}. Use a float dtype."
             )
             raise ValueError(msg)
-    return Result(signals.astype(dtype, copy=False), extraction.non_finite, blank, seconds)
+    return signals.astype(dtype, copy=False)
 
 
 def _of_regions(prepared, signals, *, keep):

@@ -9,6 +9,7 @@ import numpy as np
 
 from gpumask import backend
 from gpumask.backend import Array
+from gpumask.blocks import each_block
 from gpumask.choices import check_type
 from gpumask.confounds.sample_masks import kept_volumes
 from gpumask.confounds.tables import confounds_matrix
@@ -26,6 +27,7 @@ _NS_MULTIPLY = 0.02
 # Fewer series, such as those of regions, are always cleaned step by step: their bits don't depend on how many they are.
 _FEWEST = 4096
 _BLOCK_VALUES = 2**17  # series cleaned at a time: 1 MiB in float64, with temporary arrays in the second-level cache
+_BYTES_ON_GPU = 96  # per value of the series cleaned at a time: a dozen arrays of float64
 
 _SCALAR = float | np.floating | int | np.integer | None
 _STANDARDIZE = {
@@ -360,27 +362,27 @@ class Cleaner:
 
         Parameters
         ----------
-        staged : ndarray of float32 or float64, shape (n_volumes, n_series), C-contiguous
-            Overwritten.
-        base : ndarray of float64, shape (n_series,), optional
+        staged : array of float32 or float64, shape (n_volumes, n_series), C-contiguous
+            Overwritten. Series on a device are cleaned there; nothing is copied to the host.
+        base : array of float64, shape (n_series,), optional
             Added to all volumes. float32 holds the differences from a first volume to more digits than the values.
         device : str
-            Where blocks are cleaned: "cpu" or "cuda:N".
+            Where blocks of series on the host are cleaned: "cpu" or "cuda:N".
 
         Returns
         -------
-        ndarray, shape (n_kept, n_series)
+        array, shape (n_kept, n_series)
             The first rows of `staged`. The bits don't depend on the number of cores.
         """
-        out = staged[: self.n_kept]
+        out, is_there = staged[: self.n_kept], not backend.is_numpy(staged)
 
         def read(block):
             return staged[:, block], None if base is None else base[block]
 
         def put(block, cleaned):
-            out[:, block] = backend.to_host(cleaned)
+            out[:, block] = cleaned if is_there else backend.to_host(cleaned)
 
-        self.in_blocks(staged.shape[1], read, put, backend.to_device(np.zeros(0), device))
+        self.in_blocks(staged.shape[1], read, put, staged if is_there else backend.to_device(np.zeros(0), device))
         return out
 
     def in_blocks(
@@ -401,11 +403,10 @@ class Cleaner:
         put : callable
             Gets the slice and its cleaned series: float64 of shape (n_kept, n).
         where : array
-            Blocks are cleaned in its library and on its device. The bits don't depend on the number of cores.
+            Blocks are cleaned in its library and on its device. The bits don't depend on the number of cores. On a GPU,
+            blocks are larger, and as small as its free memory requires; only then the last bits may depend on that.
         """
         n_volumes = sum(map(len, self.run_rows))
-        step = n_series if n_volumes == 1 else max(_BLOCK_VALUES // n_volumes, 64)
-        blocks = [slice(start, min(start + step, n_series)) for start in range(0, n_series, step)]
         by_product = self.way(n_series) == "product"
         operator = self.operator.like(where) if by_product or self.standardize == "psc" else None
 
@@ -426,12 +427,18 @@ class Cleaner:
                 cleaned = self._by_steps(x if base is None else x + base, put_back)
             put(block, cleaned)
 
+        def each(function):
+            if backend.is_cupy(where):
+                return _warned(each_block(partial(_collected, function), n_series, _BYTES_ON_GPU * n_volumes, where))
+            step = n_series if n_volumes == 1 else max(_BLOCK_VALUES // n_volumes, 64)
+            blocks = [slice(start, min(start + step, n_series)) for start in range(0, n_series, step)]
+            return (_in_threads if backend.is_numpy(where) else _in_turn)(function, blocks)
+
         put_back = None
-        each = _in_threads if backend.is_numpy(where) else _in_turn
         with one_blas_thread:
             if self.standardize == "psc":
-                put_back = puts_back(each(sizes, blocks))
-            each(clean, blocks)
+                put_back = puts_back(each(sizes))
+            each(clean)
 
     def _finite(self, x):
         if not self.ensure_finite:

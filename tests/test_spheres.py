@@ -90,7 +90,7 @@ def test_voxel_of_equal_truncated_coordinates_belongs_to_the_sphere():
 
 
 def test_parameters_have_nilearns_names_order_and_defaults():
-    own = ["strategy", "labels", "device", "min_coverage", "keep_all_regions", "nan_policy"]
+    own = ["strategy", "labels", "device", "output", "min_coverage", "keep_all_regions", "nan_policy"]
     ours = inspect.signature(NiftiSpheresMasker).parameters
     theirs = inspect.signature(nilearn.maskers.NiftiSpheresMasker).parameters
     assert list(ours) == [*theirs, *own]

@@ -19,7 +19,6 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from gpumask import MultiNiftiMasker, NiftiLabelsMasker, NiftiMasker, backend, transform_together
-from gpumask.engine import cuda
 from gpumask.images.errors import ImageError
 from gpumask.images.grid import Grid, target_grid
 from gpumask.kernels.segments import Segments, reduce
@@ -59,8 +58,8 @@ def both(masker_class=NiftiMasker):
 @pytest.mark.parametrize("masker_class", [NiftiMasker, MultiNiftiMasker])
 def test_parameters_are_nilearns_in_order(masker_class):
     ours, theirs = (inspect.signature(each).parameters for each in both(masker_class))
-    assert list(ours) == [*theirs, "device"]
-    assert ours["device"].kind is inspect.Parameter.KEYWORD_ONLY
+    assert list(ours) == [*theirs, "device", "output"]
+    assert {ours[name].kind for name in ("device", "output")} == {inspect.Parameter.KEYWORD_ONLY}
     for name, parameter in theirs.items():
         assert ours[name].default == parameter.default
     assert NiftiMasker(device="cpu").get_params().keys() == set(inspect.signature(NiftiMasker).parameters)
@@ -681,14 +680,3 @@ def test_on_a_gpu(case, dtype, mask, gpu):
         here = NiftiMasker(mask, device="cpu", **options).fit_transform(of_run)
     assert there.dtype == here.dtype
     np.testing.assert_allclose(there, here, rtol=0, atol=1e-10 if dtype == "f8" else 1e-6)
-
-
-@pytest.mark.parametrize("fwhm", [None, 5])
-def test_downloaded_in_parts_from_a_gpu(fwhm, mask, gpu, monkeypatch):
-    masker = NiftiMasker(mask, device="cuda", smoothing_fwhm=fwhm, standardize="zscore_sample").fit()
-    of_run = image(values(30), FAR)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="imgs are being resampled")
-        whole = masker.transform(of_run)
-        monkeypatch.setattr(cuda, "_DOWNLOAD", 8 * 7 * masker.n_elements_)
-        np.testing.assert_array_equal(masker.transform(of_run), whole)

@@ -3,8 +3,9 @@
 The calling thread decodes a chunk straight into a page-locked buffer while another thread submits the previous chunk
 and the GPU processes it: one stream copies the stored values to the device, another reduces them there. All plans share
 a chunk's copy. The calling thread waits only for a free buffer, and signals and flags stay on the device until the end
-of the run. (Exception: resampled values outside their chunk's range are downloaded at once, to clip them to the run's
-range. The submitting thread waits for them.)
+of the run; those of voxels also after it, if `Staging.on_device` says so. (Exceptions, for which the submitting thread
+waits: resampled values outside their chunk's range are downloaded at once, to clip them to the run's range; and signals
+of voxels that the device's memory doesn't hold.)
 Plans and page-locked buffers are kept for the next run. A run that lies on the GPU is reduced where it is, without
 buffers, copies or waits.
 """
@@ -22,6 +23,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from gpumask import backend
+from gpumask.choices import VOXEL
 from gpumask.engine.filling import Filler
 from gpumask.engine.overshoots import Overshoots
 from gpumask.engine.plan import Plan
@@ -29,7 +31,6 @@ from gpumask.engine.staging import Signals, Staging
 from gpumask.images.volumes import Chunk, Volumes
 
 _BUFFERS = 2  # one is filled while the other is emptied, on the host and on the device
-_DOWNLOAD = 64 * 2**20  # bytes of signals that are downloaded at once
 _WORKSPACE = 64  # bytes per voxel and point while volumes are scaled, filled, resampled and smoothed, in float64
 
 # Plans on devices, for the next runs: the copies of each plan, by device. They are freed with the plan.
@@ -72,9 +73,9 @@ def stream(
     DeviceError
         If the device fails, or its memory or page-locked memory runs out.
     """
-    with _allocated(plans, volumes, clips, size, device) as run:
+    with _allocated(plans, volumes, clips, stagings, size, device) as run:
         run.read(progress)
-        return run.results(stagings), run.seconds()
+        return run.results(), run.seconds()
 
 
 @contextlib.contextmanager
@@ -87,15 +88,15 @@ def receiver(
     device: str,
 ) -> Iterator["Receiver"]:
     """Context in which a GPU reduces chunks that were read for other devices; parameters and errors as of `stream`."""
-    with _allocated(plans, volumes, clips, size, device) as run:
-        yield Receiver(run, stagings)
+    with _allocated(plans, volumes, clips, stagings, size, device) as run:
+        yield Receiver(run)
 
 
 class Receiver:
     """The part of a run that a GPU reduces while other devices reduce the same chunks; from `receiver`."""
 
-    def __init__(self, run: "_GpuRun", stagings: Sequence[Staging]) -> None:
-        self._run, self._stagings = run, stagings
+    def __init__(self, run: "_GpuRun") -> None:
+        self._run = run
 
     def add(self, chunk: Chunk) -> None:
         """Copy a chunk, to be submitted to the GPU. All chunks of the run are added, in order."""
@@ -108,7 +109,7 @@ class Receiver:
         """Return the signals, and the seconds in "launch", "upload" and "reduce" as from `stream`."""
         with _at_work(self._run.device):
             self._run.await_launches()
-            results, seconds = self._run.results(self._stagings), self._run.seconds()
+            results, seconds = self._run.results(), self._run.seconds()
         return results, {name: seconds[name] for name in ("launch", "upload", "reduce")}
 
 
@@ -119,9 +120,9 @@ def _at_work(device):
 
 
 @contextlib.contextmanager
-def _allocated(plans, volumes, clips, size, device):
+def _allocated(plans, volumes, clips, stagings, size, device):
     with _at_work(device):
-        run = _GpuRun(plans, volumes, clips, size, device)
+        run = _GpuRun(plans, volumes, clips, stagings, size, device)
         try:
             run.allocate()
             yield run
@@ -169,8 +170,12 @@ class _GpuRun:
     even after an error, come `end_threads`, `drain` and `give_back`.
     """
 
-    def __init__(self, plans, volumes, clips, size, device):
+    def __init__(self, plans, volumes, clips, stagings, size, device):
         self.plans, self.volumes, self.clips, self.device = plans, volumes, clips, device
+        self.stagings = stagings
+        # Signals of voxels, for each plan that computes them: on the device, unless its memory is too small.
+        self.staged = {k: None for k, plan in enumerate(plans) if plan.strategy == VOXEL}
+        self.holds_voxels = bool(self.staged)
         self.dtype = backend.device_dtype(volumes.dtype)
         self.size = self.step = size  # volumes in a page-locked buffer, and in one on the device
         self.copying, self.reducing = backend.stream("copy"), backend.stream("reduce")
@@ -186,6 +191,7 @@ class _GpuRun:
         """Allocate everything that lasts for the run: plans and results on the device, page-locked buffers."""
         while self.there is None:
             try:
+                self._stage()
                 with self.reducing:
                     self._allocate()
             except Exception as error:
@@ -196,14 +202,27 @@ class _GpuRun:
                 return
             self._make_room(problem)
 
+    def _stage(self):
+        """Allocate the signals of voxels. They may outlive the run, so in the caller's stream, which uses them then."""
+        like = backend.to_device(np.zeros(0), self.device) if self.holds_voxels else None
+        for k, staged in self.staged.items():
+            if staged is None:
+                shape = self.volumes.n_volumes, len(self.plans[k].counts)
+                self.staged[k] = self.stagings[k].staged(*shape, like)
+        if self.holds_voxels:  # work queued there may still use the memory that the pool gave
+            allocated = backend.new_event()
+            allocated.record(backend.current_stream())
+            self.reducing.wait_event(allocated)
+
     def _allocate(self):
         prototype = backend.to_device(np.zeros(0), self.device)
         self.xp, self.device_of = backend.array_namespace(prototype), backend.device_of(prototype)
         there = [self._moved(plan, prototype) for plan in self.plans]
         n_volumes = self.volumes.n_volumes
-        shapes = [(n_volumes, len(plan.counts)) for plan in self.plans] + [(len(self.plans), n_volumes)]
-        bounds = np.cumsum([0] + [rows * columns for rows, columns in shapes])
-        # Signals of all plans, then flags: one array, so that one copy downloads them.
+        columns = [0 if k in self.staged else len(plan.counts) for k, plan in enumerate(self.plans)]
+        shapes = [(n_volumes, n) for n in columns] + [(len(self.plans), n_volumes)]
+        bounds = np.cumsum([0] + [math.prod(shape) for shape in shapes])
+        # Signals of regions, of all plans, then flags: one array, so that one copy downloads them.
         self.out = self.xp.empty(int(bounds[-1]), dtype=self.xp.float64, device=self.device_of)
         self.parts = list(zip(itertools.pairwise(bounds.tolist()), shapes, strict=True))
         *self.signals, self.flags = self._parts(self.out)
@@ -244,10 +263,19 @@ class _GpuRun:
         return max(free // per_volume, 1)
 
     def _make_room(self, problem):
-        """Free what can be freed, and halve the volumes on the device; `problem` is the memory error's message."""
+        """Free what can be freed, and halve the volumes on the device; `problem` is the memory error's message.
+
+        Signals of voxels leave the device last: each chunk's are then downloaded at once.
+        """
         self.drain()
         self.on_device = None
         _forget_plans()
+        if self.step == 1 and self.holds_voxels:
+            self.holds_voxels, self.step = False, self.size
+            for staged in filter(None, self.staged.values()):
+                staged.move_to_host()
+            backend.release_memory()
+            return
         backend.release_memory()
         if self.step == 1:
             free, total = (n / 2**20 for n in backend.device_memory())
@@ -367,31 +395,34 @@ class _GpuRun:
 
     def _reduce(self, data, start, slope, inter):
         rows, overshoots = slice(start, start + len(data)), []
-        for plan, clip, signals, flags in zip(self.there, self.clips, self.signals, self.flags, strict=True):
-            signals[rows], flags[rows], overshoot = plan.reduce(data, slope, inter, clip)
+        for k, (plan, clip, flags) in enumerate(zip(self.there, self.clips, self.flags, strict=True)):
+            signals, flags[rows], overshoot = plan.reduce(data, slope, inter, clip)
+            if k in self.staged:
+                self.staged[k].put(rows, signals)
+            else:
+                self.signals[k][rows] = signals
             overshoots.append(overshoot)
         # Only after all plans: if memory runs out before, these volumes are reduced again.
         for kept, overshoot in zip(self.overshoots, overshoots, strict=True):
             if overshoot is not None:
                 kept.add(overshoot._replace(volumes=overshoot.volumes + start))
 
-    def results(self, stagings):
-        """Download the signals of each plan."""
+    def results(self):
+        """Download the signals of each plan, other than those of voxels that stay on the device."""
         self.reducing.synchronize()
         results = []
         with self.reducing:
-            is_large = self.out.nbytes > _DOWNLOAD  # those of voxels: float64 of all of them would double the memory
-            *signals, flags = self._parts(self.out if is_large else backend.to_host(self.out))
-            download = backend.to_host if is_large else np.asarray
-            flags = download(flags)
-            for of_plan, overshoots, staging, found in zip(signals, self.overshoots, stagings, flags, strict=True):
-                staged = staging.staged(*of_plan.shape)
-                step = max(_DOWNLOAD // (8 * max(of_plan.shape[1], 1)), 1) if is_large else max(len(of_plan), 1)
-                for start in range(0, len(of_plan), step):
-                    rows = slice(start, min(start + step, len(of_plan)))
-                    staged.put(rows, download(of_plan[rows]))
-                overshoots.clip(staged)
+            *signals, flags = self._parts(backend.to_host(self.out))
+            for k, (of_plan, found) in enumerate(zip(signals, flags, strict=True)):
+                staged = self.staged.get(k)
+                if staged is None:
+                    staged = self.stagings[k].staged(*of_plan.shape)
+                    staged.put(slice(0, len(of_plan)), of_plan)
+                self.overshoots[k].clip(staged)
+                if k in self.staged and not self.stagings[k].on_device:
+                    staged.move_to_host()
                 results.append(Signals(staged.values, staged.base, bool(found.any())))
+        self.reducing.synchronize()  # the caller's stream goes on with them
         return results
 
     def seconds(self):

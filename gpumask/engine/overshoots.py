@@ -1,10 +1,12 @@
 """Clipping of resampled values to the range of a run, which is known only at its end."""
 
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import scipy.sparse
 
+from gpumask import backend
 from gpumask.choices import VOXEL
 from gpumask.engine.staging import Staged
 
@@ -67,15 +69,16 @@ class Overshoots:
         """Set values of voxels: a difference would leave rounding noise, where all of a voxel's values are clipped."""
         column = np.empty(int(self._plan.segments.indices.max()) + 1, np.intp)
         column[self._plan.segments.indices] = np.arange(len(self._plan.segments.indices))
-        columns = column[entries]
         values, base = staged.values, staged.base
+        there = partial(backend.like, array=values)  # those of a GPU may have stayed there
+        columns = there(column[entries])
         if base is not None:
             is_base = volumes == staged.base_volume
-            moved = columns[is_base]
-            values[:, moved] += base[moved] - clipped[is_base]
-            base[moved] = clipped[is_base]
-            clipped = clipped - base[columns]
-        values[volumes, columns] = clipped
+            moved, to = there(column[entries[is_base]]), there(clipped[is_base])
+            values[:, moved] += base[moved] - to
+            base[moved] = to
+            clipped = there(clipped) - base[columns]
+        values[there(volumes), columns] = there(clipped)
 
     def _weighted(self, n_volumes, volumes, entries, excess):
         segments = self._plan.segments

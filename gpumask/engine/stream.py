@@ -10,9 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from gpumask import backend
+from gpumask.backend import Array
 from gpumask.choices import VOXEL
 from gpumask.engine import cuda, host
 from gpumask.engine.plan import Plan
@@ -23,7 +22,8 @@ from gpumask.process import n_cores
 # A product with 16 volumes reads each weight once for all of them; more volumes only cost memory.
 _CHUNK_VOLUMES = 16
 _CHUNK_BYTES = 48 * 2**20
-# The values of all voxels take memory in float64 for each core, and nothing is shared between volumes.
+# The values of all voxels take memory in float64 for each core, and nothing is shared between volumes. On a GPU, more
+# volumes spare launches.
 _CHUNK_OF_VOXELS = 1
 _CHUNK_WITH_VOXELS = 4
 
@@ -34,9 +34,9 @@ class Extraction:
 
     Attributes
     ----------
-    signals : ndarray of float64 (with another `Staging`, of its dtype), shape (n_volumes, n_regions)
-        Before any cleaning.
-    base : ndarray of float64, shape (n_regions,), or None
+    signals : array of float64 (with another `Staging`, of its dtype), shape (n_volumes, n_regions)
+        Before any cleaning. On the host, or on a device if `Staging.on_device` says so.
+    base : array of float64, shape (n_regions,), or None
         To be added to the signals of all volumes.
     non_finite : bool
         Whether a voxel of a region is NaN or infinite.
@@ -47,8 +47,8 @@ class Extraction:
         summed.
     """
 
-    signals: np.ndarray
-    base: np.ndarray | None = None
+    signals: Array
+    base: Array | None = None
     non_finite: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -114,7 +114,7 @@ def run_plans(
 
 def _chunk_size(volumes, plans=()):
     volume_bytes = max(volumes.grid.n_voxels * volumes.dtype.itemsize, 1)
-    of_voxels = {plan.strategy == VOXEL for plan in plans}
+    of_voxels = {plan.strategy == VOXEL for plan in plans if plan.device == "cpu"}
     most = _CHUNK_OF_VOXELS if of_voxels == {True} else _CHUNK_WITH_VOXELS if True in of_voxels else _CHUNK_VOLUMES
     return int(min(max(_CHUNK_BYTES // volume_bytes, 1), most, max(volumes.n_volumes, 1)))
 

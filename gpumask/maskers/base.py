@@ -108,7 +108,8 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         -------
         ndarray, shape (n_kept, n_regions)
             One column per region: remaining labels in ascending order; maps and seeds in their order; voxels in the C
-            order of their indices. Of shape (n_regions,) for a 3D image.
+            order of their indices. Of shape (n_regions,) for a 3D image. A CuPy array with ``output="device"`` and a
+            GPU.
 
         Raises
         ------
@@ -155,8 +156,15 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         check_parameters(parameters)
         memory = self.memory_ if self.memory_.location is not None else None
         settings = self._settings()
+        if self.output == "device" and (table := _get_output_config("transform", self)["dense"]) != "default":
+            msg = (
+                f"output='device' leaves an array, but set_output(transform={table!r}) requests a table. Use "
+                "set_output(transform='default'), or output='host'."
+            )
+            raise ValueError(msg)
         arguments = volumes, self._regions, settings, confounds, sample_mask
-        prepared = prepare(*arguments, device=self.device, plans=self._plans, memory=memory)
+        where = {"device": self.device, "output": self.output}
+        prepared = prepare(*arguments, **where, plans=self._plans, memory=memory)
         for name in prepared.regions.resampled:
             process.warn(self._of_resampled(name))
         if message := prepared.regions.little_overlap(volumes.name):
@@ -304,6 +312,8 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         self._log("Computing image from signals", "inverse_transform")
+        if backend.is_cupy(signals):  # from `transform` with output="device"; the image lies on the host
+            signals = backend.to_host(signals)
         if hasattr(signals, "to_numpy"):
             signals = signals.to_numpy()
             signals = signals[0] if len(signals) == 1 else signals

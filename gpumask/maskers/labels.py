@@ -84,6 +84,11 @@ class NiftiLabelsMasker(VolumesMasker):
         Where volumes are reduced. "auto" selects the GPU that the run lies on, or the first usable one where it is
         expected to be faster (voxels, resampled volumes, statistics of smoothed ones), else the CPU; `explain`
         describes the choice. Requesting an unusable GPU, or another one than that of the run, is an error.
+    output : {"host", "device"}, default="host"
+        Where `transform` leaves its result. "device": on the device of the plan (``plan_.device``), a CuPy array on a
+        GPU, and a NumPy array on the CPU, so the same code runs with and without a GPU; ``device="cuda"`` requires one.
+        Values and dtype are those of "host", bit for bit. Not with tables (`set_output`), nor with several processes.
+        A GPU cleans voxels; signals of regions are few, so they are cleaned on the CPU and copied back.
     min_coverage : float or None, default=None
         Regions with a smaller share of their voxels inside field of view and mask become NaN; see `coverage_`.
     keep_all_regions : bool, default=False
@@ -140,6 +145,7 @@ class NiftiLabelsMasker(VolumesMasker):
         cmap=None,
         clean_args=None,
         device="auto",
+        output="host",
         min_coverage=None,
         keep_all_regions=False,
         nan_policy="zero",
@@ -168,6 +174,7 @@ class NiftiLabelsMasker(VolumesMasker):
         self.cmap = cmap
         self.clean_args = clean_args
         self.device = device
+        self.output = output
         self.min_coverage = min_coverage
         self.keep_all_regions = keep_all_regions
         self.nan_policy = nan_policy

@@ -77,6 +77,8 @@ class NiftiMapsMasker(VolumesMasker):
         Where volumes are reduced. "auto" selects the GPU that the run lies on, or the first usable one where it is
         expected to be faster (voxels, resampled volumes, statistics of smoothed ones), else the CPU; `explain`
         describes the choice. Requesting an unusable GPU, or another one than that of the run, is an error.
+    output : {"host", "device"}, default="host"
+        As in `NiftiLabelsMasker`.
     min_coverage : float or None, default=None
         Regions with a smaller share of their weights inside field of view and mask become NaN; see `coverage_`.
 
@@ -119,6 +121,7 @@ class NiftiMapsMasker(VolumesMasker):
         *,
         strategy="least_squares",
         device="auto",
+        output="host",
         min_coverage=None,
     ):
         self.maps_img = maps_img
@@ -143,6 +146,7 @@ class NiftiMapsMasker(VolumesMasker):
         self.clean_args = clean_args
         self.strategy = strategy
         self.device = device
+        self.output = output
         self.min_coverage = min_coverage
 
     def _settings(self) -> Settings:

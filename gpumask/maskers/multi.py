@@ -65,7 +65,8 @@ class ManyRuns:
         Returns
         -------
         list of ndarray, shape (n_kept, n_regions) each
-            In the order of the runs; a single array for a single run. Tables if `set_output` requests them.
+            In the order of the runs; a single array for a single run. Tables if `set_output` requests them, CuPy arrays
+            with ``output="device"`` and a GPU.
 
         Raises
         ------
@@ -98,6 +99,12 @@ class ManyRuns:
         """Transform a list of runs with `n_jobs` processes; otherwise as `transform`."""
         check_is_fitted(self)
         runs = list(imgs_list)
+        if self.output == "device" and effective_n_jobs(n_jobs) > 1:  # type: ignore[attr-defined]
+            msg = (
+                f"output='device' needs one process, but n_jobs is {n_jobs}: processes can't share a GPU's arrays. Use "
+                "n_jobs=1, or output='host'."
+            )
+            raise ValueError(msg)
         each = []
         for name, value in (("confounds", confounds), ("sample_mask", sample_mask)):
             if value is not None and len(value) != len(runs):
@@ -156,6 +163,7 @@ class MultiNiftiLabelsMasker(ManyRuns, NiftiLabelsMasker):  # type: ignore[misc]
         cmap=None,
         clean_args=None,
         device="auto",
+        output="host",
         min_coverage=None,
         keep_all_regions=False,
         nan_policy="zero",
@@ -186,6 +194,7 @@ class MultiNiftiLabelsMasker(ManyRuns, NiftiLabelsMasker):  # type: ignore[misc]
             cmap=cmap,
             clean_args=clean_args,
             device=device,
+            output=output,
             min_coverage=min_coverage,
             keep_all_regions=keep_all_regions,
             nan_policy=nan_policy,
@@ -232,6 +241,7 @@ class MultiNiftiMapsMasker(ManyRuns, NiftiMapsMasker):  # type: ignore[misc]  # 
         *,
         strategy="least_squares",
         device="auto",
+        output="host",
         min_coverage=None,
     ):
         super().__init__(
@@ -257,6 +267,7 @@ class MultiNiftiMapsMasker(ManyRuns, NiftiMapsMasker):  # type: ignore[misc]  # 
             clean_args,
             strategy=strategy,
             device=device,
+            output=output,
             min_coverage=min_coverage,
         )
         self.n_jobs = n_jobs
@@ -318,7 +329,7 @@ class MultiNiftiMasker(_ManyMaskedRuns, NiftiMasker):  # type: ignore[misc]  # l
 
     Parameters
     ----------
-    mask_img, ..., device
+    mask_img, ..., output
         As in `NiftiMasker`. Without `mask_img`, the mask is computed from all runs that `fit` gets, by nilearn's
         functions for several runs.
     n_jobs : int, default=1
@@ -352,6 +363,7 @@ class MultiNiftiMasker(_ManyMaskedRuns, NiftiMasker):  # type: ignore[misc]  # l
         clean_args=None,
         *,
         device="auto",
+        output="host",
     ):
         super().__init__(
             mask_img,
@@ -376,6 +388,7 @@ class MultiNiftiMasker(_ManyMaskedRuns, NiftiMasker):  # type: ignore[misc]  # l
             cmap,
             clean_args,
             device=device,
+            output=output,
         )
         self.n_jobs = n_jobs
 

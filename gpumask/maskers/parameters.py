@@ -7,7 +7,7 @@ from typing import Any
 import joblib
 import numpy as np
 
-from gpumask.choices import check_type
+from gpumask.choices import OUTPUTS, check_choice, check_type
 
 _INTEGER = int | np.integer
 _TYPES = {
@@ -26,7 +26,9 @@ _TYPES = {
 
 
 def check_parameters(parameters: Mapping[str, Any]) -> None:
-    """Raise TypeError for the first of a masker's own parameters that has a wrong type."""
+    """Raise TypeError or ValueError for the first of a masker's own parameters that has a wrong type or value."""
+    if "output" in parameters:
+        check_choice("output", parameters["output"], OUTPUTS)
     for name, value in parameters.items():
         if name not in _TYPES:
             continue

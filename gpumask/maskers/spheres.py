@@ -56,6 +56,8 @@ class NiftiSpheresMasker(VolumesMasker):
         Names of the spheres, one per seed. If None, "niftispheresmasker0" and so on, as in nilearn.
     device : {"auto", "cpu", "cuda", "cuda:N"}, default="auto"
         As in `NiftiLabelsMasker`.
+    output : {"host", "device"}, default="host"
+        As in `NiftiLabelsMasker`.
     min_coverage : float or None, default=None
         Spheres with a smaller share of their voxels inside field of view and mask become NaN; see `coverage_`.
     keep_all_regions : bool, default=False
@@ -104,6 +106,7 @@ class NiftiSpheresMasker(VolumesMasker):
         strategy="mean",
         labels=None,
         device="auto",
+        output="host",
         min_coverage=None,
         keep_all_regions=False,
         nan_policy="zero",
@@ -129,6 +132,7 @@ class NiftiSpheresMasker(VolumesMasker):
         self.strategy = strategy
         self.labels = labels
         self.device = device
+        self.output = output
         self.min_coverage = min_coverage
         self.keep_all_regions = keep_all_regions
         self.nan_policy = nan_policy

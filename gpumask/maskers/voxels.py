@@ -74,6 +74,8 @@ class NiftiMasker(ClassNamePrefixFeaturesOutMixin, VolumesMasker):
     device : {"auto", "cpu", "cuda", "cuda:N"}, default="auto"
         Where volumes and signals are computed. "auto": on the GPU that the run lies on, or the first usable one if
         there is one, else on the CPU. Requesting an unusable GPU, or another one than that of the run, is an error.
+    output : {"host", "device"}, default="host"
+        As in `NiftiLabelsMasker`.
 
     Attributes
     ----------
@@ -121,6 +123,7 @@ class NiftiMasker(ClassNamePrefixFeaturesOutMixin, VolumesMasker):
         clean_args=None,
         *,
         device="auto",
+        output="host",
     ):
         self.mask_img = mask_img
         self.runs = runs
@@ -144,6 +147,7 @@ class NiftiMasker(ClassNamePrefixFeaturesOutMixin, VolumesMasker):
         self.cmap = cmap
         self.clean_args = clean_args
         self.device = device
+        self.output = output
 
     def _settings(self):
         return VoxelSettings.of(self.get_params(deep=False))
@@ -222,6 +226,9 @@ class NiftiMasker(ClassNamePrefixFeaturesOutMixin, VolumesMasker):
     def _extracted(self, prepared, volumes, progress, started):
         if not getattr(self, "_shelving", False):
             return super()._extracted(prepared, volumes, progress, started)
+        if self.output == "device":
+            msg = "_shelving keeps signals on disk, so they can't stay on a device: use output='host'."
+            raise ValueError(msg)
         self._forget_run()  # which shelved signals don't replace
         run = volumes.identity(), volumes.is_3d
         key = prepared.key, run, prepared.plan.device, prepared.settings.dtype, prepared.cleaner
