@@ -306,6 +306,14 @@ def test_other_arguments_of_other_libraries(put):
     np.testing.assert_allclose(backend.to_host(kernels.detrend(signals=given)), kernels.detrend(X), rtol=0, atol=1e-12)
 
 
+def test_a_basis_elsewhere_is_an_error(gpu):
+    basis = kernels.orthonormal_basis(X[:, :2])
+    message = "^`basis` must be in the library and on the device of `signals`: make it of confounds that are.$"
+    for signals, columns in ((X, backend.to_device(basis, gpu)), (backend.to_device(X, gpu), basis)):
+        with pytest.raises(TypeError, match=message):
+            kernels.regress_out(signals, columns)
+
+
 def test_confounds_and_masks_of_any_library(put):
     confounds, kept = X[:, :2] ** 2, np.arange(3, 40)
     expected = signal.clean(X, confounds=confounds, sample_mask=kept)

@@ -118,7 +118,7 @@ def test_memory_misses_another_device(tmp_path, monkeypatch):
         return run_plans([replace(plan, device="cpu") for plan in plans], *arguments, **options)
 
     monkeypatch.setattr(extraction, "run_plans", on_cpu)
-    monkeypatch.setattr(backend, "resolve_device", lambda device: device)
+    monkeypatch.setattr(backend, "resolve_device", lambda device, data_on="cpu": device)
     masker = NiftiLabelsMasker(image(blocks()), memory=tmp_path, device="cpu").fit()
     for device in ("cpu", "cuda:0", "cpu", "cuda:0", "cuda:1"):
         masker.set_params(device=device)

@@ -57,8 +57,16 @@ def regress_out(signals, basis):
     Returns
     -------
     array of float64, shape (n_volumes, n_signals)
+
+    Raises
+    ------
+    TypeError
+        If `basis` lies elsewhere.
     """
     _, signals = _as_float64(signals)
+    if backend.device_of(basis) != backend.device_of(signals):
+        msg = "`basis` must be in the library and on the device of `signals`: make it of confounds that are."
+        raise TypeError(msg)
     return signals - basis @ (basis.T @ signals)
 
 
