@@ -7,8 +7,11 @@ from pathlib import Path
 
 
 def apply(module, before, after):
-    """Execute the text of ``gpumask.kernels.<module>`` anew, with the only `before` in it replaced by `after`."""
-    module = importlib.import_module(f"gpumask.kernels.{module}")
+    """Execute the text of a module anew, with the only `before` in it replaced by `after`.
+
+    It is one of ``gpumask.kernels``, or named in full.
+    """
+    module = importlib.import_module(module if "." in module else f"gpumask.kernels.{module}")
     path = Path(module.__file__)
     text = path.read_text("utf-8")
     if text.count(before) != 1:

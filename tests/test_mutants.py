@@ -24,6 +24,19 @@ CHECKS = {
     "median_cuda": "(test_non_finite_voxels and float32 and (omit-median or keep-median))"
     " or (test_medians_of_any_distribution and (ties-258 or two-257 or apart-257 or wide-1024))",
 }
+# Parts of test_device_results.py, for the modules that keep, clean and correlate signals on the device.
+OF_RESULTS = "tests/test_device_results.py"
+CHECKS_OF_RESULTS = {
+    "gpumask.engine.staging": "put_again or blank_volumes",
+    "gpumask.engine.overshoots": "clipped_on_the_device",
+    "gpumask.engine.cuda": "are_kept and f4-None or in_the_middle or callers_stream or once_or_not and None",
+    "gpumask.blocks": "blocks_shrink or fit_free_memory or single_column",
+    "gpumask.signal": "neither_copied_nor_awaited or blocks_shrink",
+    "gpumask.extraction": "same_bits and (voxels or labels) and (psc or smoothed) or does_not_fit or shelving",
+    "gpumask.maskers.correlation": "correlation_maps",
+    "gpumask.time_operator": "float32_products",
+}
+CHECKS |= CHECKS_OF_RESULTS
 
 # The emulator's options: every array ends where memory does and begins as NaN, and threads run in either order.
 FORWARD = "dict(nvrtc_check=False, pool=False, strict_barriers=True)"
@@ -43,10 +56,10 @@ def outcome(arguments, **environment):
     return process.returncode, output
 
 
-def checks_are_green(module, options, mutant=None):
+def checks_are_green(module, options, mutant=None, *, of="tests/test_reductions.py"):
     arguments = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "cpucuda_pytest", "-p", "tests.mutated"]
     arguments += ["-W", "ignore::ResourceWarning", "-W", "ignore::pytest.PytestUnraisableExceptionWarning"]
-    arguments += ["tests/test_reductions.py", "-k", CHECKS[module]]
+    arguments += [of, "-k", CHECKS[module]]
     environment = {"MUTANT": json.dumps([module, *mutant])} if mutant else {}
     status, output = outcome(arguments, ACT=options, **environment)
     assert status in (0, 1) or status < 0, output  # passed, failed, or ended by a signal
@@ -103,6 +116,30 @@ MEDIAN = [
 ]
 EVERY = [("segments_cuda", *mutant) for mutant in SEGMENTS] + [("median_cuda", *mutant) for mutant in MEDIAN]
 
+# Of what keeps, cleans and correlates signals on the device.
+RESULTS = [
+    ("gpumask.engine.staging", "volumes before the base", "self.values[: rows.start] -= base", "pass"),
+    ("gpumask.engine.staging", "differences forgotten", "            signals -= self.base", "            pass"),
+    ("gpumask.engine.staging", "blank without the base", "nothing = 0.0 if base is None else -base", "nothing = 0.0"),
+    ("gpumask.engine.staging", "base left on the device", "self.base = None if", "_ = None if"),
+    ("gpumask.engine.overshoots", "base not moved", "            base[moved] = to\n", ""),
+    ("gpumask.engine.overshoots", "others not moved", "values[:, moved] += base[moved] - to", "pass"),
+    ("gpumask.engine.cuda", "nothing leaves the device", "if self.step == 1 and self.holds_voxels:", "if False:"),
+    ("gpumask.engine.cuda", "one volume for ever", "self.step = False, self.size", "_ = False, self.size"),
+    ("gpumask.engine.cuda", "what is kept isn't moved", "in filter(None, self.staged.values())", "in ()"),
+    ("gpumask.engine.cuda", "the caller's stream unawaited", "self.reducing.wait_event(allocated)", "pass"),
+    ("gpumask.engine.cuda", "all downloaded", "if k in self.staged and not self.stagings[k].on_device:", "if True:"),
+    ("gpumask.blocks", "blocks don't shrink", "step //= 2", "raise MemoryError"),
+    ("gpumask.blocks", "a failed block left out", "step //= 2", "start, step = stop, step // 2"),
+    ("gpumask.blocks", "the allocator's memory ignored", "if backend.uses_own_pool()", "if True"),
+    ("gpumask.signal", "by way of the host", "= cleaned if is_there", "= cleaned.get() if is_there"),
+    ("gpumask.extraction", "left on the host", "signals = backend.to_device(signals, device)", "pass"),
+    ("gpumask.maskers.correlation", "maps by way of the host", "if not backend.is_cupy(maps):", "if True:"),
+    ("gpumask.maskers.correlation", "not divided", "weights @ of_voxels / _norms(of_voxels)", "weights @ of_voxels"),
+    ("gpumask.time_operator", "first volume forgotten", "base = first if base is None else base + first", ""),
+    ("gpumask.time_operator", "no differences", "xp.astype(x - first, xp.float32)", "xp.astype(x, xp.float32)"),
+]
+
 # Faults that one order of threads may hide: the sanitizer watches all of them.
 UNAWAITED = [
     (
@@ -131,6 +168,16 @@ def test_without_a_fault(module, options):
 @pytest.mark.parametrize(("module", "name", "before", "after"), EVERY, ids=[name for _, name, *_ in EVERY])
 def test_finds(module, name, before, after):
     assert not all(checks_are_green(module, options, (before, after)) for options in (FORWARD, BACKWARD))
+
+
+@pytest.mark.parametrize("module", CHECKS_OF_RESULTS)
+def test_results_without_a_fault(module):
+    assert checks_are_green(module, BACKWARD, of=OF_RESULTS)
+
+
+@pytest.mark.parametrize(("module", "name", "before", "after"), RESULTS, ids=[name for _, name, *_ in RESULTS])
+def test_finds_in_results(module, name, before, after):
+    assert not checks_are_green(module, BACKWARD, (before, after), of=OF_RESULTS)
 
 
 def test_no_races():
