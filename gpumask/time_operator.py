@@ -15,6 +15,8 @@ from gpumask import backend
 from gpumask.backend import Array
 from gpumask.kernels import cleaning
 
+_NOISE_IN_FLOAT32 = 100 * float(np.finfo(np.float32).eps)  # of a series' range, as `cleaning.rounding_noise` in float64
+
 
 @dataclass(frozen=True, eq=False)
 class RunMap:
@@ -31,6 +33,8 @@ class RunMap:
         Whether a constant series becomes exactly 0.
     is_interpolated : bool
         Whether censored volumes are interpolated, which needs finite values.
+    in_float32 : bool
+        Whether the product is computed in float32, of the differences from the first volume; the rest never is.
     """
 
     volumes: np.ndarray | None
@@ -38,6 +42,7 @@ class RunMap:
     level: Array
     removes_constants: bool
     is_interpolated: bool
+    in_float32: bool = False
 
     @cached_property
     def response(self) -> Array:
@@ -66,7 +71,13 @@ class RunMap:
 
     def apply(self, x: Array, base: Array | None) -> Array:
         """Clean the used rows of ``x + base``: float64, shape (n_kept, n_series)."""
-        cleaned = self.matrix @ x
+        if self.in_float32:
+            xp, first = backend.array_namespace(x), x[0, :]
+            differences = xp.astype(x - first, xp.float32)
+            cleaned = xp.astype(xp.astype(self.matrix, xp.float32) @ differences, xp.float64)
+            base = first if base is None else base + first
+        else:
+            cleaned = self.matrix @ x
         if base is not None and not self.removes_constants:
             cleaned += self.response[:, None] * base
         return cleaned
@@ -123,9 +134,12 @@ class TimeOperator:
             return cleaning.standardize(cleaned, self.standardize)
         cleaned = one.centred.apply(x, base)
         low, high = xp.min(x, axis=0), xp.max(x, axis=0)
+        span = high - low
         if base is not None:
             low, high = low + base, high + base
         noise = cleaning.rounding_noise(xp.stack([low, high]))
+        if one.in_float32:
+            noise = xp.maximum(noise, _NOISE_IN_FLOAT32 * span)
         n = cleaned.shape[0] - (self.standardize == "zscore_sample")
         std = xp.sqrt(xp.sum(cleaned * cleaned, axis=0) / n)
         cleaned /= xp.where(std <= noise, xp.full_like(std, xp.inf), std)

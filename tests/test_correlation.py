@@ -153,7 +153,7 @@ def test_the_run_is_read_once(monkeypatch):
 
 
 def test_errors(tmp_path, monkeypatch):
-    masker = gpumask.NiftiLabelsMasker(LABELS).fit()
+    masker = gpumask.NiftiLabelsMasker(LABELS, device="cpu").fit()
     message = "correlation_maps needs a mask of the voxels to correlate with, but the masker has none. Pass mask_img."
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         gpumask.correlation_maps(masker, run())

@@ -108,16 +108,19 @@ def test_a_single_volume(gpu, kind):
 
 
 def test_resampled_voxels_are_clipped_on_the_device(gpu):
-    values = np.random.default_rng(0).choice([-100.0, 30.0, 100.0], (*SHAPE, 12))  # which a spline overshoots
-    for dtype in ("f8", "f4"):
+    values = np.random.default_rng(0).choice([-100.0, 30.0, 100.0], (*SHAPE, 40))  # which a spline overshoots
+    signals = {}
+    for dtype in ("f8", "f4"):  # the second as differences from the first volume, which is clipped as well
+        options = {"dtype": dtype, "low_pass": 0.2, "t_r": 2.0}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="imgs are being resampled")
-            options = {"standardize": "zscore_sample", "dtype": dtype}
             there, cpu = (
                 NiftiMasker(MASK, device=device, output="device", **options).fit_transform(image(values, FAR))
                 for device in (gpu, "cpu")
             )
-        np.testing.assert_allclose(as_host(there), cpu, rtol=0, atol=1e-10 if dtype == "f8" else 1e-6)
+        signals[dtype] = as_host(there)
+        np.testing.assert_allclose(signals[dtype], cpu, rtol=0, atol=1e-10 if dtype == "f8" else 1e-3)
+    np.testing.assert_allclose(signals["f4"], signals["f8"], rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("sample_mask", [None, np.arange(7, N)])
@@ -510,6 +513,73 @@ def test_less_memory_than_float64_of_all_signals(gpu):
     assert 4 * n_bytes < allocator.largest < 6 * n_bytes
 
 
+# Order, and precision
+
+
+def test_signals_of_voxels_wait_for_the_callers_stream(gpu, monkeypatch):
+    """The pool may hand them memory that kernels in the caller's stream still use; and it uses them afterwards."""
+    order, stream, reduce = [], backend.stream, cuda._GpuRun._reduce
+
+    class Marked:
+        def __init__(self, event):
+            self.event = event
+
+        def record(self, stream=None):
+            self.of = stream
+            self.event.record(stream)
+
+        def __getattr__(self, name):
+            return getattr(self.event, name)
+
+    class Watched:
+        def __init__(self, of):
+            self.of = of
+
+        def wait_event(self, event):
+            order.append("wait" if getattr(event, "of", None) == backend.current_stream() else "other")
+            self.of.wait_event(getattr(event, "event", event))
+
+        def synchronize(self):
+            order.append("synchronize")
+            self.of.synchronize()
+
+        def __enter__(self):
+            self.of.__enter__()
+
+        def __exit__(self, *error):
+            self.of.__exit__(*error)
+
+        def __getattr__(self, name):
+            return getattr(self.of, name)
+
+    masker = NiftiMasker(MASK, device=gpu, output="device").fit()
+    expected = as_host(masker.transform(run()))
+    new_event = backend.new_event
+    monkeypatch.setattr(backend, "new_event", lambda: Marked(new_event()))
+    monkeypatch.setattr(backend, "upload", lambda source, target, stream: target.set(source))
+    monkeypatch.setattr(backend, "seconds_between", lambda first, last: 0.0)
+    monkeypatch.setattr(cuda._GpuRun, "_reduce", lambda *a: (order.append("reduce"), reduce(*a)))
+    monkeypatch.setattr(backend, "stream", lambda name: Watched(stream(name)))
+    np.testing.assert_array_equal(as_host(masker.transform(run())), expected)
+    assert "wait" in order[: order.index("reduce")]
+    assert "synchronize" in order[len(order) - order[::-1].index("reduce") :]
+
+
+@pytest.mark.parametrize(
+    ("options", "most"), [({"detrend": True, "standardize": "zscore_sample", "high_pass": 0.01}, 1e-5), ({}, 1e-3)]
+)
+def test_float32_products_on_request(gpu, monkeypatch, options, most):
+    monkeypatch.setattr(Cleaner, "way", lambda self, n_series: "product")
+    options = {"low_pass": 0.1, "t_r": 2.0, **options}
+    img = image(np.asarray(run("f8").dataobj) + 1e6)
+    exact, single = (
+        as_host(NiftiMasker(MASK, device=gpu, output="device", clean_args=given, **options).fit_transform(img))
+        for given in (None, {"precision": "float32"})
+    )
+    assert exact.dtype == single.dtype == np.float64
+    assert 1e-8 < np.abs(single - exact).max() < most
+
+
 # Kept signals
 
 
@@ -541,4 +611,5 @@ def test_parts_may_be_put_again(gpu, base_volume):
     np.testing.assert_array_equal(there.values, here.values)
     if base_volume is not None:
         np.testing.assert_array_equal(there.base, here.base)
-        assert np.abs(here.values[base_volume:] + here.base - signals[base_volume:]).max() < 1e-6
+        assert np.abs(here.values + here.base - signals)[base_volume:].max() < 1e-6
+        assert np.abs(here.values + here.base - signals).max() < 1e-3  # rounded before there was a base

@@ -22,14 +22,27 @@ CHECKS = {
     "kernels.median_cuda": "(test_non_finite_voxels and float32 and (omit-median or keep-median))"
     " or (test_medians_of_any_distribution and (ties-258 or two-257 or apart-257 or wide-1024))",
 }
+# Parts of test_device_results.py, for the modules that keep, clean and correlate signals on the device.
+OF_RESULTS = "tests/test_device_results.py"
+CHECKS_OF_RESULTS = {
+    "engine.staging": "put_again or blank_volumes",
+    "engine.overshoots": "clipped_on_the_device",
+    "engine.cuda": "are_kept and f4-None or in_the_middle or callers_stream or once_or_not and None",
+    "blocks": "blocks_shrink or fit_free_memory or single_column",
+    "signal": "neither_copied_nor_awaited or blocks_shrink",
+    "extraction": "same_bits and (voxels or labels) and (psc or smoothed) or does_not_fit or shelving",
+    "maskers.correlation": "correlation_maps",
+    "time_operator": "float32_products",
+}
+CHECKS |= CHECKS_OF_RESULTS
 
 # The emulator's options: every array ends where memory does and begins as NaN, and threads run in either order.
 FORWARD = "dict(nvrtc_check=False, pool=False, strict_barriers=True)"
 BACKWARD = "dict(nvrtc_check=False, pool=False, strict_barriers=True, hide_device_memory=True, reverse=True)"
 
 
-def checks_are_green(module, options, mutant=()):
-    return are_green(["tests/test_reductions.py", "-k", CHECKS[module]], options, mutant and [module, *mutant])
+def checks_are_green(module, options, mutant=(), *, of="tests/test_reductions.py"):
+    return are_green([of, "-k", CHECKS[module]], options, mutant and [module, *mutant])
 
 
 def sanitizer():
@@ -82,6 +95,30 @@ EVERY = [("kernels.segments_cuda", *mutant) for mutant in SEGMENTS] + [
     ("kernels.median_cuda", *mutant) for mutant in MEDIAN
 ]
 
+# Of what keeps, cleans and correlates signals on the device.
+RESULTS = [
+    ("engine.staging", "volumes before the base", "self.values[: rows.start] -= base", "pass"),
+    ("engine.staging", "differences forgotten", "            signals -= self.base", "            pass"),
+    ("engine.staging", "blank without the base", "nothing = 0.0 if base is None else -base", "nothing = 0.0"),
+    ("engine.staging", "base left on the device", "self.base = None if", "_ = None if"),
+    ("engine.overshoots", "base not moved", "            base[moved] = to\n", ""),
+    ("engine.overshoots", "others not moved", "values[:, moved] += base[moved] - to", "pass"),
+    ("engine.cuda", "nothing leaves the device", "if self.step == 1 and self.holds_voxels:", "if False:"),
+    ("engine.cuda", "one volume for ever", "self.step = False, self.size", "_ = False, self.size"),
+    ("engine.cuda", "what is kept isn't moved", "in filter(None, self.staged.values())", "in ()"),
+    ("engine.cuda", "the caller's stream unawaited", "self.reducing.wait_event(allocated)", "pass"),
+    ("engine.cuda", "all downloaded", "if k in self.staged and not self.stagings[k].on_device:", "if True:"),
+    ("blocks", "blocks don't shrink", "step //= 2", "raise MemoryError"),
+    ("blocks", "a failed block left out", "step //= 2", "start, step = stop, step // 2"),
+    ("blocks", "the allocator's memory ignored", "if backend.uses_own_pool()", "if True"),
+    ("signal", "by way of the host", "= cleaned if is_there", "= cleaned.get() if is_there"),
+    ("extraction", "left on the host", "signals = backend.to_device(signals, device)", "pass"),
+    ("maskers.correlation", "maps by way of the host", "if not backend.is_cupy(maps):", "if True:"),
+    ("maskers.correlation", "not divided", "weights @ of_voxels / _norms(of_voxels)", "weights @ of_voxels"),
+    ("time_operator", "first volume forgotten", "base = first if base is None else base + first", ""),
+    ("time_operator", "no differences", "xp.astype(x - first, xp.float32)", "xp.astype(x, xp.float32)"),
+]
+
 # Faults that one order of threads may hide: the sanitizer watches all of them.
 UNAWAITED = [
     (
@@ -110,6 +147,16 @@ def test_without_a_fault(module, options):
 @pytest.mark.parametrize(("module", "name", "before", "after"), EVERY, ids=[name for _, name, *_ in EVERY])
 def test_finds(module, name, before, after):
     assert not all(checks_are_green(module, options, (before, after)) for options in (FORWARD, BACKWARD))
+
+
+@pytest.mark.parametrize("module", CHECKS_OF_RESULTS)
+def test_results_without_a_fault(module):
+    assert checks_are_green(module, BACKWARD, of=OF_RESULTS)
+
+
+@pytest.mark.parametrize(("module", "name", "before", "after"), RESULTS, ids=[name for _, name, *_ in RESULTS])
+def test_finds_in_results(module, name, before, after):
+    assert not checks_are_green(module, BACKWARD, (before, after), of=OF_RESULTS)
 
 
 def test_no_races():

@@ -280,3 +280,45 @@ def test_one_blas_thread_while_blocks_are_cleaned(monkeypatch):
     monkeypatch.setattr(signals_module, "_in_threads", watched)
     Cleaner(60).in_place(series(60, MANY))
     assert entered == [1]
+
+
+@pytest.mark.parametrize("n", [200, 1200])
+def test_float32_products_are_as_close_as_documented(n, put):
+    rng = np.random.default_rng(0)
+    x = 10_000 + 60 * rng.standard_normal((n, 300)) + 2 * rng.standard_normal((n, 300)).cumsum(axis=0)
+    confounds = np.hstack([rng.standard_normal((n, 12)), rng.standard_normal((n, 12)).cumsum(axis=0)])
+    options = {"t_r": 2.0, "low_pass": 0.1, "high_pass": 0.01, "confounds": confounds}
+    exact, single = (Cleaner(n, precision=p, **options).operator.like(put(x[:1])) for p in ("float64", "float32"))
+    expected = backend.to_host(exact(put(x)))
+    base = x[0].copy()
+    for result in (single(put(x)), single(put(x - base), put(base))):
+        assert 1e-7 < np.abs(backend.to_host(result) - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("seed", range(0, 60, 4))
+def test_float32_products_of_any_cleaning(seed):
+    n, options = drawn_options(seed)
+    x = series(n, 40, seed)
+    expected = Cleaner(n, **options).operator(x)
+    actual = Cleaner(n, precision="float32", **options).operator(x)
+    scale = np.maximum(np.max(unit(options, x, expected), axis=0), np.abs(x).max(axis=0))
+    assert (np.abs(actual - expected) <= 1e-5 * scale).all(), options
+    assert not Cleaner(n, precision="float32", **options).operator(np.zeros((n, 3))).any()
+
+
+@pytest.mark.parametrize("n", [40, 1200])
+def test_float32_rounding_noise_is_not_scored(n):
+    x = np.linspace(0, 1, n)[:, None] * np.array([1e4, 3.0, -1e-5]) + np.array([1e5, -2.0, 7e3])
+    cleaner = Cleaner(n, precision="float32")
+    assert not cleaner.operator(x).any()
+    assert not cleaner.operator(x - x[0], x[0]).any()
+
+
+def test_precision_concerns_products_only():
+    x = series(60, 20)
+    np.testing.assert_array_equal(Cleaner(60, precision="float32")(x), Cleaner(60)(x))
+    message = r"^'precision' must be one of \('float64', 'float32'\)\.\n'float16' was provided\.$"
+    with pytest.raises(ValueError, match=message):
+        Cleaner(60, precision="float16")
+    with pytest.raises(ValueError, match=message):
+        signals_module.clean(x, precision="float16")

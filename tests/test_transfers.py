@@ -8,6 +8,7 @@ import pytest
 from gpumask import backend
 from gpumask.engine import cuda as pipeline_cuda
 from gpumask.engine.plan import compile_plan
+from gpumask.engine.staging import Staging
 from gpumask.engine.stream import run_plans
 from gpumask.images.grid import Grid
 from gpumask.images.volumes import open_volumes
@@ -169,6 +170,34 @@ def test_launches_copies_and_waits(gpu, tmp_path, counted, kind, dtype):
     first, again = phases["allocate"]
     assert first["d2h"] == again["d2h"] == 0
     assert again["h2d"] == 0  # the plan is there already
+
+
+@pytest.mark.parametrize("base_volume", [None, 0, 6])
+def test_voxels_that_stay_on_the_device(gpu, tmp_path, counted, base_volume):
+    """Only flags come down. As differences from a volume, a chunk takes two launches more, and that volume three."""
+    phases, _ = counted
+    volumes = open_volumes(write(tmp_path / "bold.nii", stored_run("i2", 8), 0.5, 3.0))
+    plan, staging = voxels(), Staging(np.float32, base_volume, on_device=True)
+    for chunk in (8, 4, 2):
+        result = extract(plan, volumes, device=gpu, chunk=chunk, stagings=[staging])
+        assert backend.is_cupy(result.signals)
+    launches = [read["launches"] for read in phases["read"]]
+    assert launches[0] <= 8 + 2 + 3
+    assert launches[2] - launches[1] <= 2 * (8 + 2)
+    for read, results, n_chunks in zip(phases["read"], phases["results"], (1, 2, 4), strict=True):
+        assert read["h2d"] == n_chunks
+        assert read["d2h"] == 0
+        assert read["syncs"] == n_chunks
+        assert results["d2h"] == 1
+        assert results["h2d"] == 0
+    assert [phase["h2d"] for phase in phases["allocate"][1:]] == [0, 0]
+
+
+def test_voxels_that_do_not_stay_come_down_in_one_copy(gpu, tmp_path, counted):
+    phases, _ = counted
+    volumes = open_volumes(write(tmp_path / "bold.nii", stored_run("i2", 8)))
+    extract(voxels(), volumes, device=gpu, chunk=4)
+    assert phases["results"][0]["d2h"] == 2  # flags as well
 
 
 def test_preparation_does_not_depend_on_the_length(gpu, tmp_path, counted):

@@ -11,7 +11,6 @@ buffers, copies or waits.
 """
 
 import contextlib
-import functools
 import itertools
 import math
 import threading
@@ -330,8 +329,9 @@ class _GpuRun:
 
     def submit(self, chunk, buffer):
         """Have the launching thread submit a chunk that lies in a page-locked buffer."""
-        reduce = functools.partial(self._upload_and_reduce, chunk=chunk, buffer=buffer)
-        buffer.launched = self.launching.submit(self._launch, reduce, len(chunk.data))
+        buffer.launched = self.launching.submit(
+            self._launch, lambda rows: self._upload_and_reduce(rows, chunk, buffer), len(chunk.data)
+        )
 
     def await_launches(self):
         """Wait until all chunks are submitted to the GPU; raises errors of launching."""
@@ -342,7 +342,7 @@ class _GpuRun:
     def _read_there(self, progress):
         with contextlib.closing(self.volumes.chunks(self.size)) as chunks:
             for chunk in chunks:
-                self._launch(functools.partial(self._reduce_there, chunk=chunk), len(chunk.data))
+                self._launch(lambda rows, chunk=chunk: self._reduce_there(rows, chunk), len(chunk.data))
                 if progress:
                     progress(chunk.start + len(chunk.data))
 
