@@ -172,8 +172,8 @@ MUTANTS = [
         "threads",
         "engine.cuda",
         "submitted by the reading thread",
-        "self.launching.submit(self._launch, reduce, len(chunk.data))",
-        "self._launch(reduce, len(chunk.data))",
+        "self.launching.submit(\n            self._launch, lambda rows",
+        "self._launch(\n            lambda rows",
     ),
     ("threads", "engine.cuda", "one buffer", "_BUFFERS = 2", "_BUFFERS = 1"),
     (
