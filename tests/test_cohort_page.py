@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from gpumask.cohort import page as cohort_page
-from gpumask.cohort.page import write_page
+from gpumask.cohort.page import coverage, logs, write_page
 
 from . import cohorts
 
@@ -265,7 +265,7 @@ def test_picture_shows_the_coverage(cohort):
 
 @pytest.mark.parametrize("bins", [(3, 4), (400, 600)])
 def test_bins_and_least_covered(cohort, monkeypatch, bins):
-    monkeypatch.setattr(cohort_page, "_PICTURE", bins)
+    monkeypatch.setattr(coverage, "_PICTURE", bins)
     rng = np.random.default_rng(1)
     shares = rng.uniform(0.6, 1, (10, 7)).round(3)
     shares[3] = 0.25
@@ -360,10 +360,10 @@ def test_the_old_page_stays_if_the_new_one_cant_be_written(cohort, monkeypatch):
 
 def test_a_long_word_takes_linear_time():
     """A word of slashes took 40 s with 200 kB; messages are shorter now, and the pattern is linear besides."""
-    counter, cohort = Counter(), cohort_page._Cohort()
+    counter, cohort = Counter(), logs.Cohort()
     for word in ("/" * 200_000, "/a" * 100_000, "1" * 200_000, "1." * 100_000, "a" * 200_000):
         begin = time.process_time()
-        cohort_page._count(counter, cohort, [word], {"run": "/data/x", "name": "x"})
+        logs._count(counter, cohort, [word], {"run": "/data/x", "name": "x"})
         assert time.process_time() - begin < 2
     assert (counter["<path>"], counter["N"], counter["a" * 200_000], counter.total()) == (2, 1, 1, 5)
 
@@ -403,14 +403,14 @@ def lines_run(out, n):
     before = sys.gettrace()
     sys.settrace(trace)
     try:
-        cohort_page._read_logs(cohort.logs)
+        logs.read_logs(cohort.logs)
     finally:
         sys.settrace(before)
     return count
 
 
 def test_other_messages_are_counted_together(cohort, monkeypatch):
-    monkeypatch.setattr(cohort_page, "_KINDS", 2)
+    monkeypatch.setattr(logs, "_KINDS", 2)
     for number, letter in enumerate("aabbccd"):
         cohort.done(f"sub-{number}", warnings=[letter])
     rows = page_of(cohort.out).rows
@@ -418,7 +418,7 @@ def test_other_messages_are_counted_together(cohort, monkeypatch):
 
 
 def test_a_hundred_atlases(cohort, monkeypatch):
-    monkeypatch.setattr(cohort_page, "_ATLASES", 2)
+    monkeypatch.setattr(coverage, "_ATLASES", 2)
     cohort.done("sub-1", {"A": [0.5], "B": [0.5], "C": [0.5], "D": [0.5]})
     page = page_of(cohort.out)
     assert len(page.labels) == 2 + 1  # and the timings
