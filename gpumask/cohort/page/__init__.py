@@ -1,31 +1,26 @@
 """HTML page of a cohort: failures, coverage of the regions, timings and warnings; made from its files alone."""
 
+import base64
+import hashlib
 import html
+import importlib.resources
 import os
 import time
 from pathlib import Path
 
 from gpumask import __version__
-from gpumask.cohort.page import coverage, sections
+from gpumask.cohort.page import citation, coverage, methods, runs, sections
 from gpumask.cohort.page.logs import read_logs
 from gpumask.files import replacing, write
 
-_STYLE = (
-    ":root{color-scheme:light dark}"
-    "body{font:15px/1.5 sans-serif;max-width:70em;margin:2em auto;padding:0 1em;overflow-wrap:anywhere}"
-    "h2{margin-top:2em;border-bottom:1px solid #8886}svg{max-width:100%;min-width:42em;height:auto}small{opacity:.75}"
-    ".totals{display:flex;flex-wrap:wrap;gap:.8em;padding:0;list-style:none}"
-    ".totals li{border:1px solid #8886;border-radius:.5em;padding:.4em 1em}.totals b{display:block;font-size:1.6em}"
-    ".bad b{color:#d33}.wide{overflow-x:auto}.pair{display:flex;flex-wrap:wrap;gap:0 3em}.pair>*{flex:1 1 20em}"
-    "table{border-collapse:collapse;font-size:90%;margin:1em 0}td,th{border-bottom:1px solid #8884;padding:.25em .8em;"
-    "text-align:left;vertical-align:top;min-width:2em}td.n,th.n{text-align:right;white-space:nowrap;overflow-wrap:normal}"
-    "div.run{min-width:11em}"
-    "pre{background:#8882;padding:.8em;white-space:pre-wrap;font-size:90%}summary{cursor:pointer}"
-)
+# No page, image or script of another site; of scripts only this one, whatever else should ever be in the page.
+_POLICY = "default-src 'none'; img-src 'self' file: data:; style-src 'unsafe-inline'; script-src '{}'; base-uri 'none'"
 
 
 def write_page(out_dir: str | os.PathLike, n_runs: int | None = None) -> Path:
-    """Write the page of a cohort's output folder, ``cohort.html``; it is self-contained.
+    """Write the page of a cohort's output folder, ``cohort.html``, and ``logs/CITATION.md``.
+
+    The page is self-contained, but for the runs' figures, which are loaded when they are opened.
 
     The page appears whole or not at all. Log lines and records that aren't as gpumask writes them, such as truncated
     ones, are skipped and counted. Time and memory are linear in the size of the logs. Without matplotlib, it has no
@@ -55,16 +50,26 @@ def write_page(out_dir: str | os.PathLike, n_runs: int | None = None) -> Path:
     cohort = read_logs(out_dir / "logs")
     title = f"Cohort {html.escape(out_dir.resolve().name)}"
     now = html.escape(time.strftime("%Y-%m-%d %H:%M:%S %z"))
+    script = _part("script.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY.format(f"sha256-{digest}")}">'
         "<meta name='viewport' content='width=device-width'>"
-        f"<title>{title}</title><style>{_STYLE}</style></head><body><h1>{title}</h1>"
+        f"<title>{title}</title><style>{_part('style.css')}</style></head><body><h1>{title}</h1>"
         f"<p><small>{html.escape(str(out_dir.resolve()))}<br>{now}, gpumask {__version__}</small></p>"
-        f"{sections.totals(cohort, n_runs)}{sections.failures(cohort)}{sections.left(cohort)}"
-        f"{coverage.section(cohort, out_dir)}{sections.timings(cohort)}{sections.warnings(cohort)}"
-        "</body></html>\n"
+        f"{sections.totals(cohort, n_runs)}{sections.failures(cohort)}{runs.section(cohort)}"
+        f"{coverage.section(cohort, out_dir)}{methods.section(cohort.methods)}{sections.timings(cohort)}"
+        f"{sections.warnings(cohort)}<script>{script}</script></body></html>\n"
     )
     path = out_dir / "cohort.html"
     with replacing(path) as part:
         write(part, [page])
+    if cohort.methods.processings:
+        with replacing(out_dir / "logs" / "CITATION.md") as part:
+            write(part, [citation.citation(cohort.methods)])
     return path
+
+
+def _part(name):
+    return importlib.resources.files(__package__).joinpath(name).read_text("utf-8")

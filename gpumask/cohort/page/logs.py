@@ -3,11 +3,13 @@
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
 from gpumask.bids.names import parse_output_name
+from gpumask.cohort.page.processing import Methods
+from gpumask.cohort.quality import rows
 from gpumask.cohort.record import unusable
 from gpumask.cohort.stored import read_attempt, read_attempts, read_record
 
@@ -15,6 +17,8 @@ _KINDS = 10_000  # most different messages that are counted
 _FOLDER = re.compile("(sub-[^_]+(?:_ses-[^_]+)?)(?:_func)?")
 _WORD = re.compile(r"\S+")
 _NUMBER = re.compile(r"\d+(\.\d+)?")
+_ATLASES = 20  # most of a run in the table of runs
+_LONGEST = 160  # characters of an error in the table of runs
 _SHORTEST = 1e-3  # s of a run that took any time
 
 
@@ -27,6 +31,7 @@ class Attempt:
     file: Path
     offset: int
     listing: str = ""  # of what couldn't be used
+    error: str = ""  # beginning of the message
 
 
 @dataclass
@@ -42,7 +47,8 @@ class Cohort:
     configurations: Counter = field(default_factory=Counter)
     coverage: dict = field(default_factory=lambda: defaultdict(list))  # atlas: (name, relative path, size)
     seconds: dict = field(default_factory=lambda: defaultdict(list))  # stage: one number per run
-    left: list = field(default_factory=list)  # (degrees of freedom, volumes kept, volumes, name), one per run
+    runs: list = field(default_factory=list)  # of finished runs, see `_quality`
+    methods: Methods = field(default_factory=Methods)
     rates: list = field(default_factory=list)  # volumes per second, one number per run
     warnings: Counter = field(default_factory=Counter)  # runs by message, without what differs between runs
     errors: Counter = field(default_factory=Counter)
@@ -71,9 +77,8 @@ def read_logs(logs: Path) -> Cohort:
         cohort.configurations[record["configuration"]] += 1
         _count(cohort.warnings, cohort, record["warnings"], record)
         _add_seconds(cohort, record)
-        if record["degrees_of_freedom"] is not None:
-            numbers = (record[key] for key in ("degrees_of_freedom", "volumes_kept", "volumes"))
-            cohort.left.append((*numbers, name))
+        cohort.methods.add(record)
+        cohort.runs += _quality(record)
         for output in record["outputs"]:
             table = parse_output_name(Path(output["path"]).name)
             if table and (table.stat, table.suffix) == ("coverage", "bold"):
@@ -83,6 +88,7 @@ def read_logs(logs: Path) -> Cohort:
         if attempt.status == "failed":
             line = line_of(attempt, name)
             cohort.failed[name] = attempt
+            attempt.error = _beginning(line["error"].replace(line["run"], Path(line["run"]).name))
             _count(cohort.errors, cohort, [line["error"]], line)
             _count(cohort.warnings, cohort, line["warnings"], line)
         else:
@@ -153,6 +159,20 @@ def _count(counter, cohort, messages, values):
             kind = message = "Other messages"
         counter[kind] += 1
         cohort.example.setdefault(kind, message)
+
+
+def _quality(record):
+    """Rows of the table of runs, one per denoising; the first has the figures."""
+    figures = tuple(output["path"] for output in record["outputs"] if output["path"].endswith(".png"))
+    for row in rows([record]):
+        atlases = dict(islice(row["atlases"].items(), _ATLASES))
+        yield {**row, "atlases": atlases, "warnings": len(record["warnings"]), "figures": figures}
+        figures = ()
+
+
+def _beginning(message):
+    message = " ".join(message[: 2 * _LONGEST].split())
+    return message if len(message) <= _LONGEST else f"{message[: _LONGEST - 1]}…"
 
 
 def _add_seconds(cohort, record):

@@ -9,7 +9,7 @@ def html_table(headings: Sequence[str], rows: Iterable[Sequence[str]], numeric: 
     def line(tag, cells):
         return "".join(f"<{tag}{' class=n' * (k in numeric)}>{cell}</{tag}>" for k, cell in enumerate(cells))
 
-    lines = [line("th", headings), *(line("td", row) for row in rows)]
+    lines = [*([line("th", headings)] if headings else []), *(line("td", row) for row in rows)]
     return f"<div class='wide'><table>{''.join(f'<tr>{cells}</tr>' for cells in lines)}</table></div>"
 
 

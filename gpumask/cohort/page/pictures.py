@@ -39,8 +39,8 @@ def _short(name, length=28):
     return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
-def histograms(panels: Sequence[tuple[str, Sequence[float]]]) -> str:
-    """Picture of distributions over runs: a label and a number per run for each."""
+def histograms(panels: Sequence[tuple[str, Sequence[float]]], width: float = 2) -> str:
+    """Picture of distributions over runs: a label and a number per run for each, `width` inches wide."""
 
     def draw(figure):
         for axes, (label, values) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
@@ -52,7 +52,7 @@ def histograms(panels: Sequence[tuple[str, Sequence[float]]]) -> str:
             axes.locator_params(nbins=3)
         figure.axes[0].set_ylabel("runs")
 
-    return svg(draw, (2 * len(panels), 2), "distribution over runs of " + ", ".join(label for label, _ in panels))
+    return svg(draw, (width * len(panels), 2), "distribution over runs of " + ", ".join(label for label, _ in panels))
 
 
 def _ink(axes):

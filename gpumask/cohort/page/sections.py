@@ -1,4 +1,4 @@
-"""Sections of the page about outcomes: totals, failures, warnings, what is left of runs, timings."""
+"""Sections of the page about outcomes: totals, failures, warnings, timings."""
 
 import heapq
 import html
@@ -11,7 +11,7 @@ from gpumask.cohort.page.markup import counted, html_table
 from gpumask.cohort.page.pictures import histograms
 from gpumask.cohort.stored import STAGES
 
-_FAILURES, _GROUPS, _WORST = 300, 50, 10  # rows of tables
+_FAILURES, _GROUPS = 300, 50  # rows of tables
 
 
 def totals(cohort: Cohort, n_runs: int | None) -> str:
@@ -80,21 +80,6 @@ def _kinds(counter, example, heading):
     left = len(counter) - _GROUPS
     more = f"<p>And {counted(left)} rarer ones, in logs/*.jsonl.</p>" if left > 0 else ""
     return html_table(("Runs", heading), rows, numeric=[0]) + more
-
-
-def left(cohort: Cohort) -> str:
-    """What censoring and cleaning leave of the runs, the runs with the least first."""
-    if not cohort.left:
-        return ""
-    worst = sorted(cohort.left)[:_WORST]
-    n_kept, n_volumes = (sum(column) for column in list(zip(*cohort.left, strict=True))[1:3])
-    freedom = float(np.median([run[0] for run in cohort.left]))
-    rows = [(html.escape(name), f"{dof:.1f}", f"{kept:g}", f"{volumes:g}") for dof, kept, volumes, name in worst]
-    return (
-        f"<h2>Volumes and degrees of freedom left</h2><p>{counted(n_kept)} of {counted(n_volumes)} volumes are kept; a "
-        f"median of {freedom:.1f} degrees of freedom is left of a run. The runs with the fewest:</p>"
-        + html_table(("Run", "Degrees of freedom", "Volumes kept", "Volumes"), rows, numeric=(1, 2, 3))
-    )
 
 
 def timings(cohort: Cohort) -> str:
