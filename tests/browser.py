@@ -106,7 +106,7 @@ class Browser:
     def wait(self, condition, seconds=30):
         """Wait until an expression is true."""
         end = time.monotonic() + seconds
-        while not self.value(condition):
+        while not self.value(f"Boolean({condition})"):
             if time.monotonic() > end:
                 raise TimeoutError(f"{condition} isn't true after {seconds} s.")
             time.sleep(0.02)

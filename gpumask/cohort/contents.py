@@ -98,6 +98,7 @@ def figure(
     mean: np.ndarray,
     t_r: float | None,
     kept: np.ndarray | None,
+    fd_threshold: float | None,
 ) -> bytes:
     """Figure of an atlas's signals (PNG), with the run's `mean` volume, shape (x, y, z), below the regions."""
     from gpumask.reports.figures import run_figure, to_png
@@ -116,6 +117,7 @@ def figure(
         t_r=t_r,
         displacement=confounds.get("framewise_displacement"),
         kept=kept,
+        fd_threshold=fd_threshold,
     )
     return to_png(drawn)
 

@@ -260,7 +260,9 @@ def _extract(configuration, run, atlases, progress, *, n_threads, turn):
         tables = contents.tables(configuration, run, atlas, one, result, names, described)
         if configuration.figures:
             path = configuration.outputs(run, atlas)["figure"]
-            tables[path] = [contents.figure(run, path.name, atlas, one, result, names, mean, t_r.seconds, kept)]
+            limit = configuration.confounds.get("fd_threshold")
+            figure = contents.figure(run, path.name, atlas, one, result, names, mean, t_r.seconds, kept, limit)
+            tables[path] = [figure]
         files |= {path: (atlas.name, lines) for path, lines in tables.items()}
         summary[atlas.name] = {"regions": len(names)}
         if configuration.coverage:

@@ -15,6 +15,10 @@ from gpumask.files import replacing, write
 
 # No page, image or script of another site; of scripts only this one, whatever else should ever be in the page.
 _POLICY = "default-src 'none'; img-src 'self' file: data:; style-src 'unsafe-inline'; script-src '{}'; base-uri 'none'"
+_NAVIGATION = (
+    "<nav><a href='#failures'>Failures</a> <a href='#runs'>Runs</a> <a href='#coverage'>Coverage</a> "
+    "<a href='#methods'>What was done</a> <a href='#timings'>Timings</a> <a href='#warnings'>Warnings</a></nav>"
+)
 
 
 def write_page(out_dir: str | os.PathLike, n_runs: int | None = None) -> Path:
@@ -58,7 +62,7 @@ def write_page(out_dir: str | os.PathLike, n_runs: int | None = None) -> Path:
         "<meta name='viewport' content='width=device-width'>"
         f"<title>{title}</title><style>{_part('style.css')}</style></head><body><h1>{title}</h1>"
         f"<p><small>{html.escape(str(out_dir.resolve()))}<br>{now}, gpumask {__version__}</small></p>"
-        f"{sections.totals(cohort, n_runs)}{sections.failures(cohort)}{runs.section(cohort)}"
+        f"{sections.totals(cohort, n_runs)}{_NAVIGATION}{sections.failures(cohort)}{runs.section(cohort)}"
         f"{coverage.section(cohort, out_dir)}{methods.section(cohort.methods)}{sections.timings(cohort)}"
         f"{sections.warnings(cohort)}<script>{script}</script></body></html>\n"
     )

@@ -22,7 +22,7 @@ _LARGEST_TABLE = 2**26  # bytes of a coverage table: a million regions
 
 def section(cohort: Cohort, out_dir: Path) -> str:
     """Section about coverage."""
-    parts = ["<h2>Coverage</h2>"]
+    parts = ["<h2 id='coverage'>Coverage</h2>"]
     if not cohort.coverage:
         parts.append("<p>No coverage tables.</p>")
     for atlas, tables in heapq.nsmallest(_ATLASES, cohort.coverage.items()):

@@ -88,7 +88,7 @@ def read_logs(logs: Path) -> Cohort:
         if attempt.status == "failed":
             line = line_of(attempt, name)
             cohort.failed[name] = attempt
-            attempt.error = _beginning(line["error"].replace(line["run"], Path(line["run"]).name))
+            attempt.error = _beginning(line["error"].replace(line["run"], "…"))
             _count(cohort.errors, cohort, [line["error"]], line)
             _count(cohort.warnings, cohort, line["warnings"], line)
         else:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from gpumask.bids.names import labels_in
+
 _ACCENT = "#3b82c4"  # legible on white and on black
 _INK = "#123456"  # becomes the colour of the page's text
 
@@ -20,8 +22,8 @@ def heat_map(picture: np.ndarray, names: Sequence[str], nodes: Sequence[str]) ->
             picture, vmin=0, vmax=1, cmap="viridis", aspect="auto", interpolation="none",
             extent=(0, len(names), len(nodes), 0),
         )  # fmt: skip
-        _tick(axes.xaxis, [name.partition("_")[0] for name in names], 6)
-        _tick(axes.yaxis, nodes, 25)
+        _tick(axes.xaxis, names, 6, _run_label)
+        _tick(axes.yaxis, nodes, 25, _short)
         bar = figure.colorbar(image, label="coverage", pad=0.01)
         for part in (axes, bar.ax):
             _ink(part)
@@ -29,9 +31,15 @@ def heat_map(picture: np.ndarray, names: Sequence[str], nodes: Sequence[str]) ->
     return svg(draw, (11, 5.5), "coverage of regions (rows) in runs (columns)")
 
 
-def _tick(axis, names, n_ticks):
+def _tick(axis, names, n_ticks, label):
     chosen = sorted({int((i + 0.5) * len(names) / n_ticks) for i in range(n_ticks)})
-    axis.set_ticks([i + 0.5 for i in chosen], [_short(names[i]) for i in chosen])
+    axis.set_ticks([i + 0.5 for i in chosen], [label(names[i]) for i in chosen])
+
+
+def _run_label(name):
+    """Subject, session and run below each other; other names as they are."""
+    labels = labels_in(name)
+    return "\n".join(_short(f"{key}-{labels[key]}") for key in ("sub", "ses", "run") if key in labels) or _short(name)
 
 
 def _short(name, length=28):

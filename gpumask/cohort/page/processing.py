@@ -94,6 +94,8 @@ class Methods:
 
 def text_of(value: Any) -> str:
     """A value of a description, in a line."""
+    if is_number(value):
+        return f"{value:g}"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return shortened(" ".join(text.split()), _LONGEST)
 

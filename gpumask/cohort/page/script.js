@@ -26,14 +26,16 @@
     const details = document.createElement("details"), summary = document.createElement("summary");
     summary.textContent = links.length;
     details.append(summary);
-    for (const link of links) {
-      const anchor = document.createElement("a"), image = document.createElement("img");
-      image.loading = "lazy"; // before the source, or it is loaded at once
-      image.alt = "figure";
-      anchor.href = image.src = link;
-      anchor.append(image);
-      details.append(anchor);
-    }
+    // Not loading=lazy: printing loads those pictures even where details are closed.
+    details.addEventListener("toggle", () => {
+      for (const link of links) {
+        const anchor = document.createElement("a"), image = document.createElement("img");
+        image.alt = "figure";
+        anchor.href = image.src = link;
+        anchor.append(image);
+        details.append(anchor);
+      }
+    }, { once: true });
     return details;
   };
   const show = () => {

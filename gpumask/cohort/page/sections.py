@@ -9,6 +9,7 @@ import numpy as np
 from gpumask.cohort.page.logs import Cohort, line_of
 from gpumask.cohort.page.markup import counted, html_table
 from gpumask.cohort.page.pictures import histograms
+from gpumask.cohort.page.remedies import remedy
 from gpumask.cohort.stored import STAGES
 
 _FAILURES, _GROUPS = 300, 50  # rows of tables
@@ -48,35 +49,43 @@ def totals(cohort: Cohort, n_runs: int | None) -> str:
 def failures(cohort: Cohort) -> str:
     """Failed runs, and their errors by kind."""
     if not cohort.failed:
-        return "<h2>Failures</h2><p>None.</p>"
+        return "<h2 id='failures'>Failures</h2><p>None.</p>"
     rows = []
     for name, attempt in heapq.nsmallest(_FAILURES, cohort.failed.items(), key=lambda item: item[0]):
         line = line_of(attempt, name)
         error = html.escape(line["error"].replace(line["run"], Path(line["run"]).name))  # the path is below
         rest = "\n".join(line[key] for key in ("run", "time", "traceback") if line.get(key))
-        details = f"<details><summary>{error}</summary><pre>{html.escape(rest)}</pre></details>"
+        details = f"<details><summary>{error}</summary><pre>{html.escape(rest)}</pre></details>{_remedy(line['error'])}"
         rows.append((f"<div class='run'>{html.escape(name)}</div>", details))
     left = len(cohort.failed) - len(rows)
     more = f"<p>And {counted(left)} more, in logs/*.jsonl.</p>" if left else ""
-    groups = ""
+    heading = f"<h2 id='failures'>Failures: {counted(len(cohort.failed))}</h2>"
+    heading += "<p>Repeat the command once they are remedied: it does only failed and new runs.</p>"
+    runs = f"{html_table(('Run', 'Error'), rows)}{more}"
     if len(cohort.failed) > len(cohort.errors) > 1 or left:
-        groups = _kinds(cohort.errors, cohort.example, "Error")
-    return f"<h2>Failures: {counted(len(cohort.failed))}</h2>{groups}{html_table(('Run', 'Error'), rows)}{more}"
+        groups = _kinds(cohort.errors, cohort.example, "Error", remedied=True)
+        return f"{heading}{groups}<details><summary>By run</summary>{runs}</details>"
+    return f"{heading}{runs}"
+
+
+def _remedy(error):
+    words = remedy(error)
+    return f"<div class='remedy'>{html.escape(words)}</div>" if words else ""
 
 
 def warnings(cohort: Cohort) -> str:
     """Warnings by kind."""
     rows = _kinds(cohort.warnings, cohort.example, "Warning") if cohort.warnings else "<p>None.</p>"
-    return f"<h2>Warnings</h2>{rows}"
+    return f"<h2 id='warnings'>Warnings</h2>{rows}"
 
 
-def _kinds(counter, example, heading):
+def _kinds(counter, example, heading, *, remedied=False):
     rows = []
     for kind, count in counter.most_common(_GROUPS):
         text = html.escape(example[kind] if count == 1 else kind)
         if count > 1 and example[kind] != kind:
             text += f"<br><small>as in: {html.escape(example[kind])}</small>"
-        rows.append((counted(count), text))
+        rows.append((counted(count), text + (_remedy(example[kind]) if remedied else "")))
     left = len(counter) - _GROUPS
     more = f"<p>And {counted(left)} rarer ones, in logs/*.jsonl.</p>" if left > 0 else ""
     return html_table(("Runs", heading), rows, numeric=[0]) + more
@@ -86,7 +95,7 @@ def timings(cohort: Cohort) -> str:
     """Seconds of the stages."""
     stages = [stage for stage in STAGES if stage in cohort.seconds]
     if not stages:
-        return "<h2>Timings</h2><p>No finished runs.</p>"
+        return "<h2 id='timings'>Timings</h2><p>No finished runs.</p>"
     rows, panels = [], []
     for label, values in [*((f"{s}, s", cohort.seconds[s]) for s in stages), ("volumes per second", cohort.rates)]:
         if not values:
@@ -94,7 +103,8 @@ def timings(cohort: Cohort) -> str:
         panels.append((label, values))
         rows.append((html.escape(label), *(f"{x:.3g}" for x in (*np.percentile(values, (5, 50, 95)), max(values)))))
     return (
-        f"<h2>Timings</h2><p>Of {counted(len(cohort.done), 'run')}. Stages overlap; reduce is summed over threads.</p>"
+        f"<h2 id='timings'>Timings</h2><p>Of {counted(len(cohort.done), 'run')}. Stages overlap; reduce is summed over "
+        "threads.</p>"
         + histograms(panels)
         + html_table(("", "5 %", "median", "95 %", "largest"), rows, numeric=range(1, 5))
     )
