@@ -48,7 +48,7 @@ def test_a_cohort_from_the_command_line(folder, capsys):
     out, err = capsys.readouterr()
     lines = out.splitlines()
     space = f"space-{cohorts.SPACE}"
-    assert re.fullmatch(rf"sub-01_task-rest_run-2_{space}\t40 volumes\t\d+\.\d\d s", min(lines[:-2]))
+    assert re.fullmatch(rf"sub-01_task-rest_run-2_{space}\t40 volumes, mean FD 0\.2\d mm\t\d+\.\d\d s", min(lines[:-2]))
     assert lines[-2:] == [
         "out/cohort.html",
         "5 done, 0 skipped (done before), 1 failed, 0 taken (by another process), 0 left",
