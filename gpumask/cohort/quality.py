@@ -9,7 +9,8 @@ table of the group and for the page. Numbers that can't be known are None.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,8 @@ from gpumask.bids.names import entity_columns
 from gpumask.confounds.outliers import Outliers
 
 
-class Column(NamedTuple):
+@dataclass(frozen=True)
+class Column:
     """A column of the table of the group, described as BIDS does.
 
     Attributes

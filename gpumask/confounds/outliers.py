@@ -13,11 +13,11 @@ from gpumask.process import warn
 
 _FD, _DVARS = "framewise_displacement", "std_dvars"
 REASONS = {
-    "non_steady_state": ("non_steady_state", "removed, marked by fMRIPrep as non_steady_state_outlier"),
-    "dummy_scans": ("dummy_scans", "removed, one of the first volumes, whose number was given"),
-    "fd": (_FD, "removed, framewise displacement exceeds the threshold"),
-    "dvars": (_DVARS, "removed, standardized DVARS exceeds the threshold"),
-    "short_segment": ("short_segment", "removed for no other reason: in a short segment between removed volumes"),
+    "non_steady_state": ("non_steady_state", "removed because fMRIPrep marks it as non_steady_state_outlier"),
+    "dummy_scans": ("dummy_scans", "removed because it is one of the first volumes, whose number was given"),
+    "fd": (_FD, "removed because its framewise displacement exceeds the threshold"),
+    "dvars": (_DVARS, "removed because its standardized DVARS exceeds the threshold"),
+    "short_segment": ("short_segment", "removed for no other reason: it is in a short segment between removed ones"),
 }
 """Why volumes are removed: the column of a table of outliers, and its description."""
 
