@@ -175,7 +175,6 @@ def test_layers_are_floors():
 NOT_OURS = {
     "engine/cuda.py": {"_replace"},
     "engine/host.py": {"_replace"},
-    "cohort/page/runs.py": {"_replace"},
     "process.py": {"_getframe"},
     "cohort/executors.py": {"_exit"},
     "maskers/base.py": {"_get_output_config", "_wrap_data_with_container"},

@@ -8,8 +8,9 @@ Its keys are those of `OF_RUN`, and of `OF_ATLAS` under "atlases". `rows` joins 
 table of the group and for the page. Numbers that can't be known are None.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,8 @@ from gpumask.bids.names import entity_columns
 from gpumask.confounds.outliers import Outliers
 
 
-class Column(NamedTuple):
+@dataclass(frozen=True)
+class Column:
     """A column of the table of the group, described as BIDS does.
 
     Attributes
@@ -194,6 +196,18 @@ def atlas_quality(signals: np.ndarray, correlations: np.ndarray | None, snr: np.
         "median_abs_r": _bounded(_of_known(np.median, pairs)),
         "tsnr": _bounded(_of_known(np.median, snr[~lost])),
     }
+
+
+def joined_qualities(
+    earlier: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]], atlases: Collection[str]
+) -> dict[str, dict[str, Any]]:
+    """Qualities of a run by denoising: new ones, and earlier ones of further denoisings and `atlases`."""
+    joined = {}
+    for denoising in dict.fromkeys([*earlier, *new]):
+        both = [one[denoising] for one in (earlier, new) if denoising in one]
+        of_atlases = {name: numbers for one in both for name, numbers in one["atlases"].items() if name in atlases}
+        joined[denoising] = {**both[-1], "atlases": of_atlases}
+    return joined
 
 
 def _of_known(statistic, values):

@@ -11,14 +11,15 @@ from gpumask.confounds.censoring import Censoring, non_steady_marks
 from gpumask.confounds.tables import numeric_column, read_table
 from gpumask.process import warn
 
+_FD, _DVARS = "framewise_displacement", "std_dvars"
 REASONS = {
-    "non_steady_state": "fMRIPrep marks it as non_steady_state_outlier",
-    "dummy_scans": "it is among the first volumes, whose number was given",
-    "fd": "its framewise displacement exceeds the threshold",
-    "dvars": "its standardized DVARS exceeds the threshold",
-    "short_segment": "there is no other reason: it is in a short segment between removed volumes",
+    "non_steady_state": ("non_steady_state", "removed because fMRIPrep marks it as non_steady_state_outlier"),
+    "dummy_scans": ("dummy_scans", "removed because it is one of the first volumes, whose number was given"),
+    "fd": (_FD, "removed because its framewise displacement exceeds the threshold"),
+    "dvars": (_DVARS, "removed because its standardized DVARS exceeds the threshold"),
+    "short_segment": ("short_segment", "removed for no other reason: it is in a short segment between removed ones"),
 }
-"""Why a volume is removed."""
+"""Why volumes are removed: the column of a table of outliers, and its description."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,9 +79,6 @@ def find_outliers(
     }
     reasons["short_segment"] = removed & ~np.any(list(reasons.values()), axis=0)
     return Outliers(removed, reasons, motion.get(_FD), fd_threshold, std_dvars_threshold)
-
-
-_FD, _DVARS = "framewise_displacement", "std_dvars"
 
 
 def _mask(n_volumes: int, volumes: Sequence[int] | np.ndarray) -> np.ndarray:

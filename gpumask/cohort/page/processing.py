@@ -76,6 +76,8 @@ class Methods:
     def add(self, record: dict[str, Any]) -> None:
         """Add the descriptions of a record, as `gpumask.cohort.stored.read_record` returns it."""
         for how in record["made"].values():
+            if how["atlas"] not in record["atlases"]:  # of the run itself
+                continue
             common = [
                 how.get(key) for key in ("version", "denoising", "settings", "confounds", "dummy_scans", "output_type")
             ]

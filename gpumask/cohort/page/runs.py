@@ -10,6 +10,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -18,6 +19,7 @@ from gpumask.cohort.page.markup import counted
 from gpumask.cohort.page.pictures import histograms
 from gpumask.cohort.quality import OF_ATLAS, OF_RECORD, OF_RUN, Column
 
+_ATLASES = 3  # most that have columns
 _SHOWN = 100  # rows without JavaScript
 _MOST_BYTES = 2**21  # of compressed rows: a third more in base64
 _PER_BLOCK = 500  # rows between looks at the size
@@ -26,7 +28,7 @@ _LONGEST = 200  # characters of a name
 _SPARED = {"fd_threshold", "fd_median", "fd_median_kept", "fd_max_kept"}  # columns of the group's table only
 _WARNINGS = Column("warnings", "Warnings", "Number of warnings; the section Warnings has their texts.", is_count=True)
 _DIGITS = {"mm": 3, "min": 1, "s": 1}  # by units
-_DIGITS_OF = {"degrees_of_freedom": 1, "tsnr": 1, "median_abs_r": 3}
+_DIGITS_OF = {"degrees_of_freedom_share": 2, "degrees_of_freedom": 1, "tsnr": 1, "median_abs_r": 3}  # by beginnings
 
 
 class Row(NamedTuple):
@@ -51,9 +53,9 @@ class Row(NamedTuple):
 
 def section(cohort: Cohort) -> str:
     """Table of all runs, with distributions of what is left of them."""
-    atlas = _most_common_atlas(cohort)
+    atlases, n_more = _atlases(cohort)
     rows = [
-        Row(row["name"], row["denoising"], "done", {**row, **row["atlases"].get(atlas, {})}, row["figures"])
+        Row(row["name"], row["denoising"], "done", row | _of_atlases(row["atlases"], atlases), row["figures"])
         for row in cohort.runs
     ]
     sums = _left(rows) + _distributions(rows)
@@ -61,7 +63,7 @@ def section(cohort: Cohort) -> str:
     if not rows:
         return ""
     rows.sort(key=_least_first)
-    columns = [column for column in _columns(atlas) if any(row.numbers.get(column.name) for row in rows)]
+    columns = [column for column in _columns(atlases) if any(row.numbers.get(column.name) for row in rows)]
     named = any(row.denoising for row in rows)
     heads = [("Run", "Name of the run."), *[("Denoising", "Name of the denoising.")] * named]
     heads += [("Outcome", "done, or why the run failed.")]
@@ -83,18 +85,37 @@ def section(cohort: Cohort) -> str:
         f"<tbody>{body}</tbody></table></div>"
         "<p class='tools' hidden><button type='button'>More rows</button></p>"
         f"<script type='text/plain' id='rows'>{packed}</script>"
+        f"<p><small>{f'{counted(n_more)} more atlases have no columns here. ' if n_more else ''}"
+        "group_quality.tsv has the numbers of all finished runs and atlases, group_quality.json their meanings."
+        "</small></p>"
     )
 
 
-def _columns(atlas):
-    """Columns of numbers; those of an atlas say of which."""
-    of_atlas = (column._replace(description=f"{column.description} Of the atlas {atlas}.") for column in OF_ATLAS)
-    return [column for column in (*OF_RUN, *of_atlas, _WARNINGS, *OF_RECORD) if column.name not in _SPARED]
+def _columns(atlases):
+    """Columns of numbers; those of an atlas have its name, if there are several."""
+    of_atlases = [
+        replace(
+            column,
+            name=f"{column.name}_{atlas}",
+            long_name=f"{column.long_name}, {atlas}" if len(atlases) > 1 else column.long_name,
+            description=f"{column.description} Of the atlas {atlas}.",
+        )
+        for atlas in atlases
+        for column in OF_ATLAS
+    ]
+    return [column for column in (*OF_RUN, *of_atlases, _WARNINGS, *OF_RECORD) if column.name not in _SPARED]
 
 
-def _most_common_atlas(cohort):
+def _of_atlases(numbers, atlases):
+    """Numbers of the atlases by the names of their columns."""
+    return {f"{name}_{atlas}": value for atlas in atlases for name, value in numbers.get(atlas, {}).items()}
+
+
+def _atlases(cohort):
+    """The atlases of most runs, and how many more there are."""
     counts = Counter(atlas for row in cohort.runs for atlas in row["atlases"])
-    return min(counts, key=lambda atlas: (-counts[atlas], atlas), default="")
+    found = sorted(counts, key=lambda atlas: (-counts[atlas], atlas))
+    return sorted(found[:_ATLASES]), len(found[_ATLASES:])
 
 
 def _label(column):
@@ -102,7 +123,8 @@ def _label(column):
 
 
 def _digits(column):
-    return 0 if column.is_count else _DIGITS_OF.get(column.name, _DIGITS.get(column.units, 2))
+    known = next((digits for name, digits in _DIGITS_OF.items() if column.name.startswith(name)), 2)
+    return 0 if column.is_count else _DIGITS.get(column.units, known)
 
 
 def _left(rows):
