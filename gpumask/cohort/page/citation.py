@@ -124,7 +124,7 @@ def _cleaning(settings, confounds, cite):
     low, high = settings.get("low_pass"), settings.get("high_pass")
     is_filtered = is_number(low) or is_number(high)
     if is_filtered:
-        bounds = [f"above {high:g} Hz"] * is_number(high) + [f"below {low:g} Hz"] * is_number(low)
+        bounds = [f"{side} {at:g} Hz" for side, at in (("above", high), ("below", low)) if is_number(at)]
         yield f"A Butterworth filter passed frequencies {' and '.join(bounds)}."
         if confounds:
             yield "Censored volumes were replaced by a cubic spline for the filter, and removed after it."
