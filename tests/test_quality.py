@@ -19,6 +19,7 @@ from gpumask.cohort.group import write_tables
 from gpumask.cohort.quality import OF_ATLAS, OF_RUN, atlas_quality, joined_qualities, quality_of, rows
 from gpumask.cohort.stored import read_record
 from gpumask.confounds.censoring import censor
+from gpumask.confounds.fmriprep import censoring_thresholds
 from gpumask.confounds.outliers import find_outliers
 from gpumask.extraction import temporal_snr
 
@@ -258,6 +259,15 @@ def test_a_table_that_can_not_say_it_is_a_warning(tmp_path, columns, message):
     numbers = quality_of(found, t_r=2.0, n_regressors=0, degrees_of_freedom=2.0, atlases={})
     assert numbers["fd_mean"] is None is numbers["fd_max_kept"]
     assert numbers["minutes_kept"] == pytest.approx(4 / 60)
+
+
+def test_thresholds_of_scrubbing_are_those_of_nilearn_unless_given():
+    pytest.importorskip("nilearn")
+    assert censoring_thresholds(strategy="scrubbing+gsr") == {"fd_threshold": 0.5, "std_dvars_threshold": 1.5}
+    own = censoring_thresholds(strategy="scrubbing", fd_threshold=0.3)
+    assert own == {"fd_threshold": 0.3, "std_dvars_threshold": 1.5}
+    of_columns = censoring_thresholds(columns=["csf"], fd_threshold=0.3)
+    assert of_columns == {"fd_threshold": 0.3, "std_dvars_threshold": None}
 
 
 # Numbers of odd signals
