@@ -25,7 +25,7 @@ LAYERS = {
     "kernels": {"kernels", "backend", "choices"},
     "engine": {"engine", "images", "kernels", "backend", "choices", "process"},
     "bids": {"bids", "files", "tables", "inputs", "text_tables"},
-    "confounds": {"confounds", "bids", "images", "kernels", "backend", "process", "inputs", "text_tables"},
+    "confounds": {"confounds", "bids", "images", "kernels", "backend", "choices", "process", "inputs", "text_tables"},
     "time_operator": {"kernels", "backend"},
     "signal": {"confounds", "kernels", "time_operator", "backend", "choices", "process"},
     "extraction": {"engine", "signal", "confounds", "images", "backend", "choices", "process"},
