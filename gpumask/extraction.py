@@ -370,7 +370,7 @@ def extract(
     Returns
     -------
     list of Result
-        One for each of `prepared`, bit for bit as if extracted alone.
+        One for each of `prepared`, bit for bit as if extracted alone. Those with the same plan are reduced once.
 
     Raises
     ------
@@ -382,8 +382,9 @@ def extract(
         If signals of an integer dtype would have to hold NaN, or are out of its range.
     """
     started = time.perf_counter()
-    plans = [one.plan for one in prepared]
-    stagings = [_staging(one, volumes) for one in prepared]
+    work = [(one.plan, _staging(one, volumes)) for one in prepared]
+    reductions = list(dict.fromkeys(work))  # extractions that only clean differently share one
+    plans, stagings = [plan for plan, _ in reductions], [staging for _, staging in reductions]
     options: dict[str, Any] = {"progress": progress, "n_threads": n_threads, "stagings": stagings}
     memory = prepared[0].memory if len(prepared) == 1 else None
     if memory is not None:
@@ -395,9 +396,10 @@ def extract(
         extractions = run_plans(plans, volumes, **options)
     if on_cleaning:
         on_cleaning()
+    found = dict(zip(reductions, extractions, strict=True))
     return [
-        _finished(one, extraction, volumes, started, keep=memory is not None)
-        for one, extraction in zip(prepared, extractions, strict=True)
+        _finished(one, found[own], volumes, started, keep=memory is not None or work.count(own) > 1)
+        for one, own in zip(prepared, work, strict=True)
     ]
 
 

@@ -38,7 +38,7 @@ LAYERS = {
     },
     "demo": {"files"},
     "cli": {
-        *("cli", "cohort", "bids", "reports", "images", "kernels"),
+        *("cli", "cohort", "confounds", "bids", "reports", "images", "kernels"),
         *("backend", "choices", "process", "inputs", "text_tables", "demo"),
     },
     "__main__": {"cli"},

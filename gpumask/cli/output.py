@@ -22,11 +22,17 @@ def show(*cells: object) -> None:
 
 
 def kept_volumes(record: "Record") -> str:
-    """How many volumes of a run were kept, and why others weren't: "75/156 volumes kept (2 dummy scans)"."""
-    if record.n_kept == record.n_volumes:
-        return f"{record.n_volumes} volumes"
-    dummies = f" ({record.n_dummy_scans} dummy scans)" if record.n_dummy_scans else ""
-    return f"{record.n_kept}/{record.n_volumes} volumes kept{dummies}"
+    """How many volumes of a run were kept, and why others weren't: "75/156 volumes kept (2 dummy scans)".
+
+    If denoisings kept different ones: "a, c: 156 volumes; b: 75/156 volumes kept".
+    """
+    names: dict[str, list[str]] = {}
+    for name, left in record.left.items():
+        dummies = f" ({left.dummy_scans} dummy scans)" if left.dummy_scans else ""
+        of_all = f"{left.volumes_kept}/{record.n_volumes} volumes kept{dummies}"
+        kept = f"{record.n_volumes} volumes" if left.volumes_kept == record.n_volumes else of_all
+        names.setdefault(kept, []).append(name)
+    return "; ".join(f"{', '.join(own)}: {kept}" if len(names) > 1 else kept for kept, own in names.items())
 
 
 def show_details(record: "Record") -> None:

@@ -13,7 +13,8 @@ import numpy as np
 from gpumask.bids.metadata import RepetitionTime
 from gpumask.bids.runs import Run
 from gpumask.bids.sidecars import sidecar
-from gpumask.cohort.configuration import AtlasFile, Configuration
+from gpumask.cohort.cleanings import Cleaning
+from gpumask.cohort.configuration import Configuration, Unit
 from gpumask.confounds.censoring import Censoring
 from gpumask.confounds.tables import read_table
 from gpumask.extraction import Prepared, Result
@@ -23,17 +24,19 @@ from gpumask.tables import json_lines, table_lines
 def tables(
     configuration: Configuration,
     run: Run,
-    atlas: AtlasFile,
+    unit: Unit,
     one: Prepared,
     result: Result,
     names: list[str],
+    censoring: Censoring,
     described: Callable[..., dict[str, Any]],
 ) -> dict[Path, Any]:
-    """Lines of the tables of an atlas and of their sidecars, by path."""
-    paths = configuration.outputs(run, atlas)
+    """Lines of the tables of a unit and of their sidecars, by path."""
+    paths, atlas = configuration.outputs(run, unit), unit.atlas
     regions = list(zip(one.regions.ids.tolist(), names, one.regions.counts.tolist(), strict=True))
     index = [{"index": int(i) if i == int(i) else i, "name": n, "voxels": voxels} for i, n, voxels in regions]
-    made = [(paths["timeseries"], table_lines(names, result.signals), described(Regions=index))]
+    rows = censoring.rows(result.signals, unit.denoising.output_type)
+    made = [(paths["timeseries"], table_lines(names, rows), described(Regions=index))]
     if "coverage" in paths:
         shares = one.regions.covered_share[:, None].astype(np.float32)
         mask = run.mask or configuration.mask
@@ -53,33 +56,34 @@ def tables(
 def metadata_of(
     configuration: Configuration,
     run: Run,
-    atlas: AtlasFile,
+    unit: Unit,
     t_r: RepetitionTime,
-    confounds: Any,
-    censoring: Censoring,
-    freedom: float | None,
+    cleaning: Cleaning,
     one: Prepared,
     **more: Any,
 ) -> dict[str, Any]:
-    """Sidecar of a table of an atlas: what decides its numbers, and nothing that differs between attempts."""
-    settings = configuration.described_settings(atlas)
+    """Sidecar of a table of a unit: what decides its numbers, and nothing that differs between attempts."""
+    settings, atlas, denoising = configuration.described_settings(unit), unit.atlas, unit.denoising
+    censoring, freedom, output_type = cleaning.censoring, cleaning.left.degrees_of_freedom, denoising.output_type
     return sidecar(
         replace(run, mask=run.mask or configuration.mask),
         t_r=t_r.seconds,
-        confounds=() if confounds is None else list(confounds),
+        confounds=() if cleaning.confounds is None else list(cleaning.confounds),
         low_pass=settings["low_pass"],
         high_pass=settings["high_pass"],
         atlas=atlas.path,
         lut=atlas.lut,
-        configuration=configuration.made[str(atlas.name)],
+        configuration=configuration.made[unit.name],
         out_dir=configuration.out_dir,
         RepetitionTimeSource=t_r.source,
         NumberOfVolumes=censoring.n_volumes,
         NumberOfVolumesKept=censoring.n_kept,
         CensoredVolumes=None if censoring.kept is None else censoring.dropped.tolist(),
+        OutputType=None if output_type == "censored" else output_type,
         DummyScans=censoring.dummy_scans.tolist() or None,
         DegreesOfFreedom=freedom and round(freedom, 2),
-        ConfoundsOptions=configuration.confounds or None,
+        Denoising=denoising.name or None,
+        ConfoundsOptions=denoising.confounds or None,
         MaskerParameters={**atlas.options, **settings},
         Plan=[*one.plan.explain().splitlines(), *one.regions.explanation],
         Device=one.plan.device.partition(":")[0],
@@ -91,7 +95,7 @@ def metadata_of(
 def figure(
     run: Run,
     name: str,
-    atlas: AtlasFile,
+    unit: Unit,
     one: Prepared,
     result: Result,
     names: list[str],
@@ -99,7 +103,7 @@ def figure(
     t_r: float | None,
     kept: np.ndarray | None,
 ) -> bytes:
-    """Figure of an atlas's signals (PNG), with the run's `mean` volume, shape (x, y, z), below the regions."""
+    """Figure of a unit's signals (PNG), with the run's `mean` volume, shape (x, y, z), below the regions."""
     from gpumask.reports.figures import run_figure, to_png
 
     confounds = read_table(Path(run.confounds)) if run.confounds else {}
@@ -110,7 +114,7 @@ def figure(
         np.asanyarray(labels.dataobj),
         mean,
         labels.affine,
-        background_label=atlas.options.get("background_label", 0),
+        background_label=unit.atlas.options.get("background_label", 0),
         title=name.removesuffix(".png"),
         names=names,
         t_r=t_r,

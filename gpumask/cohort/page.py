@@ -15,7 +15,7 @@ import numpy as np
 
 from gpumask import __version__
 from gpumask.bids.names import parse_output_name
-from gpumask.cohort.record import unusable
+from gpumask.cohort.record import left_of, unusable
 from gpumask.cohort.stored import STAGES, read_attempt, read_attempts, read_record
 from gpumask.files import inside, replacing, write
 from gpumask.inputs import read_bytes
@@ -148,12 +148,15 @@ def _read_logs(logs):
         cohort.configurations[record["configuration"]] += 1
         _count(cohort.warnings, cohort, record["warnings"], record)
         _add_seconds(cohort, record)
-        if record["degrees_of_freedom"] is not None:
-            numbers = (record[key] for key in ("degrees_of_freedom", "volumes_kept", "volumes"))
-            cohort.left.append((*numbers, name))
+        for denoising, left in left_of(record).items():
+            if left.degrees_of_freedom is not None:
+                numbers = left.degrees_of_freedom, left.volumes_kept, record["volumes"]
+                cohort.left.append((*numbers, f"{name} {denoising}".strip()))
+        covered = set()  # of several denoisings, a run's coverage is the same
         for output in record["outputs"]:
             table = parse_output_name(Path(output["path"]).name)
-            if table and (table.stat, table.suffix) == ("coverage", "bold"):
+            if table and (table.stat, table.suffix) == ("coverage", "bold") and table.atlas not in covered:
+                covered.add(table.atlas)
                 cohort.coverage[table.atlas].append((name, output["path"], output["size"]))
     _drop_folders(attempts, times_done)
     for name, attempt in sorted(attempts.items()):

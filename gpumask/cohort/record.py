@@ -15,8 +15,9 @@ from gpumask.bids.content import check_content
 from gpumask.bids.metadata import metadata_files
 from gpumask.bids.names import run_name
 from gpumask.bids.runs import Problem, Run
-from gpumask.cohort.configuration import AtlasFile, Configuration
+from gpumask.cohort.configuration import Configuration, Unit
 from gpumask.cohort.stored import (
+    denoising_name,
     read_listings,
     read_record,
     shortened_message,
@@ -48,6 +49,30 @@ class Output:
 
 
 @dataclass(frozen=True)
+class Left:
+    """What a denoising leaves of a run.
+
+    Attributes
+    ----------
+    volumes_kept, dummy_scans : int
+        Volumes that were kept, and that were dropped as dummy scans.
+    degrees_of_freedom : float or None
+        What cleaning leaves, see `gpumask.signal.Cleaner.degrees_of_freedom`.
+    """
+
+    volumes_kept: int = 0
+    dummy_scans: int = 0
+    degrees_of_freedom: float | None = None
+
+
+def least(left: dict[str, Left]) -> Left:
+    """The least that any denoising leaves of a run."""
+    fewest = min(left.values(), key=lambda one: one.volumes_kept, default=Left())
+    known = [one.degrees_of_freedom for one in left.values() if one.degrees_of_freedom is not None]
+    return replace(fewest, degrees_of_freedom=min(known, default=None))
+
+
+@dataclass(frozen=True)
 class Record:
     """Outcome of a run. Long messages lose their middles.
 
@@ -58,10 +83,8 @@ class Record:
         "done", "failed", "skipped" (finished before), "taken" (locked by another process) or "stopped".
     n_volumes : int
         Of the image.
-    n_kept, n_dummy_scans : int
-        Volumes that were kept, and that were dropped as dummy scans.
-    degrees_of_freedom : float or None
-        What cleaning leaves, see `gpumask.signal.Cleaner.degrees_of_freedom`.
+    left : dict of Left
+        What each denoising leaves, by its name; "" is the one without a name.
     t_r : float or None
         Repetition time in s.
     seconds : dict
@@ -77,9 +100,7 @@ class Record:
     run: Run
     status: str
     n_volumes: int = 0
-    n_kept: int = 0
-    n_dummy_scans: int = 0
-    degrees_of_freedom: float | None = None
+    left: dict[str, Left] = field(default_factory=dict)
     t_r: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     atlases: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -138,14 +159,11 @@ def _recorded(configuration, run):
 
 
 def recorded_outputs(configuration: Configuration, run: Run, *, of_all: bool = True) -> list[Path]:
-    """Outputs that a run's record names: of all atlases, or of those of the configuration."""
+    """Outputs that a run's record names: all, or those of the configuration's atlases and denoisings."""
     record, outputs = _recorded(configuration, run)
-    ours = {atlas.name for atlas in configuration.atlases}
-    return [
-        configuration.out_dir / output.path
-        for output in outputs
-        if of_all or record["made"][output.made]["atlas"] in ours
-    ]
+    ours = {(unit.atlas.name, unit.denoising.name) for unit in configuration.units}
+    made = {key: (how["atlas"], denoising_name(how)) for key, how in record.get("made", {}).items()}
+    return [configuration.out_dir / output.path for output in outputs if of_all or made[output.made] in ours]
 
 
 def is_stale(configuration: Configuration, run: Run) -> bool:
@@ -156,10 +174,19 @@ def is_stale(configuration: Configuration, run: Run) -> bool:
 
 def _falls_short(configuration, record):
     """Whether ``min_time`` or ``min_dof`` refuses a run by the numbers of its record."""
-    n_kept, freedom = record["volumes_kept"], record["degrees_of_freedom"]
-    is_censored = n_kept + record["dummy_scans"] < record["volumes"]
-    is_short = is_censored and n_kept * (record["repetition_time"] or 0) < configuration.min_time
-    return is_short or (freedom is not None and freedom < (configuration.min_dof or 0) - 1e-6)
+    ours = {unit.denoising.name for unit in configuration.units}
+    for left in (left for name, left in left_of(record).items() if name in ours):
+        n_kept, freedom = left.volumes_kept, left.degrees_of_freedom
+        is_censored = n_kept + left.dummy_scans < record["volumes"]
+        is_short = is_censored and n_kept * (record["repetition_time"] or 0) < configuration.min_time
+        if is_short or (freedom is not None and freedom < (configuration.min_dof or 0) - 1e-6):
+            return True
+    return False
+
+
+def left_of(record: dict[str, Any]) -> dict[str, Left]:
+    """What each denoising leaves of a run, by the record of `gpumask.cohort.stored.read_record`."""
+    return {name: Left(**numbers) for name, numbers in record["denoisings"].items()}
 
 
 def check_unchanged(configuration: Configuration, runs: Iterable[Run]) -> None:
@@ -179,12 +206,12 @@ def check_unchanged(configuration: Configuration, runs: Iterable[Run]) -> None:
 
 def _difference(configuration, run):
     record, outputs = _recorded(configuration, run)
-    for atlas in configuration.atlases:
-        new = json.loads(json.dumps(configuration.described(atlas), default=str))
-        paths = configuration.outputs(run, atlas).values()
+    for unit in configuration.units:
+        new = json.loads(json.dumps(configuration.described(unit), default=str))
+        paths = configuration.outputs(run, unit).values()
         ours = {path.relative_to(configuration.out_dir).as_posix() for path in paths}
         for output in outputs:
-            if output.path not in ours or output.made == configuration.made[atlas.name]:
+            if output.path not in ours or output.made == configuration.made[unit.name]:
                 continue
             if not (configuration.out_dir / output.path).exists():
                 continue
@@ -195,7 +222,7 @@ def _difference(configuration, run):
 
 def _changes(old, new):
     """What differs between two descriptions of outputs, in words; nothing for the version."""
-    own = ("kind", "radius", "background_label", "confounds", "dummy_scans")
+    own = ("kind", "radius", "background_label", "confounds", "dummy_scans", "output_type")
     olds, news = ({key: how.get(key) for key in own} | how["settings"] for how in (old, new))
     is_other = list(old["files"].values()) != list(new["files"].values())
     return (["another atlas, look-up table or mask"] if is_other else []) + [
@@ -215,7 +242,7 @@ class Kept:
         Existing files of the recorded sizes.
     made : dict of str
         How the outputs were made, by ``Output.made``.
-    atlases : dict
+    atlases, left : dict
         As in `Record`.
     warnings : tuple of str
     """
@@ -223,6 +250,7 @@ class Kept:
     outputs: tuple[Output, ...] = ()
     made: dict[str, dict[str, Any]] = field(default_factory=dict)
     atlases: dict[str, dict[str, Any]] = field(default_factory=dict)
+    left: dict[str, Left] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
@@ -237,7 +265,9 @@ def kept(configuration: Configuration, run: Run) -> Kept:
     outputs = tuple(o for o in outputs if _size(configuration.out_dir / o.path) == o.size)
     made = {output.made: record["made"][output.made] for output in outputs}
     atlases = {how["atlas"]: record["atlases"][how["atlas"]] for how in made.values()}
-    return Kept(outputs, made, atlases, tuple(record["warnings"]) if outputs else ())
+    left = left_of(record)
+    left = {name: left[name] for name in map(denoising_name, made.values())}
+    return Kept(outputs, made, atlases, left, tuple(record["warnings"]) if outputs else ())
 
 
 def _size(path):
@@ -247,15 +277,15 @@ def _size(path):
         return None
 
 
-def unfinished(configuration: Configuration, run: Run) -> list[AtlasFile]:
-    """Atlases for which a run's outputs are missing, outdated, or made with another configuration."""
+def unfinished(configuration: Configuration, run: Run) -> list[Unit]:
+    """Units for which a run's outputs are missing, outdated, or made with another configuration."""
     there = {(output.path, output.made) for output in kept(configuration, run).outputs}
 
-    def is_there(path, atlas):
-        return (path.relative_to(configuration.out_dir).as_posix(), configuration.made[atlas.name]) in there
+    def is_there(path, unit):
+        return (path.relative_to(configuration.out_dir).as_posix(), configuration.made[unit.name]) in there
 
-    wanted = ((atlas, configuration.outputs(run, atlas).values()) for atlas in configuration.atlases)
-    return [atlas for atlas, paths in wanted if not all(is_there(path, atlas) for path in paths)]
+    wanted = ((unit, configuration.outputs(run, unit).values()) for unit in configuration.units)
+    return [unit for unit, paths in wanted if not all(is_there(path, unit) for path in paths)]
 
 
 def is_done(configuration: Configuration, run: Run) -> bool:
@@ -276,12 +306,15 @@ def described(record: Record) -> dict[str, Any]:
         "run": shortened_path(os.fspath(record.run.path)),
         "name": shortened_path(run_name(record.run)),
         "volumes": record.n_volumes,
-        "volumes_kept": record.n_kept,
-        "dummy_scans": record.n_dummy_scans,
-        "degrees_of_freedom": record.degrees_of_freedom,
+        **described_left(record.left),
         "repetition_time": record.t_r,
         **{name: getattr(record, name) for name in names},
     }
+
+
+def described_left(left: dict[str, Left]) -> dict[str, Any]:
+    """The part of a record about what is left: the least, and for each denoising."""
+    return {**vars(least(left)), "denoisings": {name: vars(one) for name, one in left.items()}}
 
 
 def logged(configuration: Configuration, record: Record, **more: object) -> Record:

@@ -108,10 +108,21 @@ def _are_atlases(value):
     return isinstance(value, dict) and all(isinstance(one, dict) and is_plain(one) for one in value.values())
 
 
+def _are_denoisings(value):
+    return isinstance(value, dict) and all(
+        _is_text(_LONGEST_PATH)(name)
+        and isinstance(one, dict)
+        and one.keys() == _LEFT.keys()
+        and all(is_right(one[key]) for key, is_right in _LEFT.items())
+        for name, one in value.items()
+    )
+
+
 def _are_descriptions(value):
     return isinstance(value, dict) and all(
         isinstance(how, dict)
         and isinstance(how.get("atlas"), str)
+        and isinstance(denoising_name(how), str)
         and all(isinstance(how.get(key), dict) for key in ("files", "settings"))
         and is_plain(how)
         for how in value.values()
@@ -142,11 +153,10 @@ def _is_output(one):
 
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}\+00:00")
 _NAMED = {"time": _is_time, "status": STATUSES.__contains__, "run": _is_called, "name": _is_called}
+_LEFT = {"volumes_kept": _is_count, "dummy_scans": _is_count, "degrees_of_freedom": _is_number_or_none}
 _RESULTS = {
     "volumes": _is_count,
-    "volumes_kept": _is_count,
-    "dummy_scans": _is_count,
-    "degrees_of_freedom": _is_number_or_none,
+    **_LEFT,
     "repetition_time": _is_number_or_none,
     "seconds": _are_seconds,
     "atlases": _are_atlases,
@@ -178,6 +188,11 @@ def _check(content, required, optional):
             raise ValueError(msg)
 
 
+def denoising_name(how: dict[str, Any]) -> str:
+    """Name of the denoising in a description of "made"; "" without one."""
+    return how.get("denoising", "")
+
+
 # Files
 
 
@@ -204,7 +219,8 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     try:
         record = read_json(path, most=_MOST_BYTES)
-        _check(record, {**_NAMED, **_RESULTS, **_FILES}, {})
+        _check(record, {**_NAMED, **_RESULTS, **_FILES}, {"denoisings": _are_denoisings})
+        record.setdefault("denoisings", {"": {key: record[key] for key in _LEFT}})  # before 0.3
         if record["status"] != "done":
             msg = f"has the status {record['status']!r}, expected 'done'"
             raise ValueError(msg)
@@ -216,6 +232,9 @@ def read_record(path: Path) -> dict[str, Any]:
             raise ValueError(msg)
         if any(how["atlas"] not in record["atlases"] for how in record["made"].values()):
             msg = "has a description of another atlas than those in 'atlases'"
+            raise ValueError(msg)
+        if any(denoising_name(how) not in record["denoisings"] for how in record["made"].values()):
+            msg = "has a description of another denoising than those in 'denoisings'"
             raise ValueError(msg)
     except ValueError as error:
         why = str(error).removeprefix(f"{path} ")
@@ -267,7 +286,7 @@ def _attempt(line, path):
         return None
     try:
         attempt = parse_json(line, path)
-        _check(attempt, _NAMED, {**_RESULTS, "listing": _is_text(2 * _LONGEST_PATH)})
+        _check(attempt, _NAMED, {**_RESULTS, "denoisings": _are_denoisings, "listing": _is_text(2 * _LONGEST_PATH)})
     except ValueError:
         return None
     return attempt
