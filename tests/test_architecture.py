@@ -18,7 +18,7 @@ LAYERS = {
     "choices": set(),
     "process": set(),
     "files": set(),
-    "tables": set(),
+    "tables": {"kernels"},
     "inputs": set(),
     "text_tables": {"inputs"},
     "images": {"images", "files", "process", "inputs", "text_tables"},
