@@ -34,7 +34,7 @@ def table_lines(names: Iterable[str], rows: np.ndarray, index: Sequence[str] | N
         else:
             # Python finds the shortest digits of doubles in a tenth of NumPy's time for singles.
             cells = row.astype("U") if others else map(repr, (shortest(row) if singles else row).tolist())
-            line = "\t".join("n/a" if cell == "nan" else cell for cell in cells)
+            line = "\t".join(cells).replace("nan", "n/a")
         yield f"{line}\n" if index is None else f"{_cell(index[k])}\t{line}\n"
 
 
