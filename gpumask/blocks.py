@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from gpumask import backend
+from gpumask import backend, cuda_runtime
 from gpumask.backend import Array
 
 _MOST = 512 * 2**20  # bytes that a block takes: larger ones aren't faster. With more free memory, blocks don't change
@@ -36,7 +36,7 @@ def each_block(function: Callable[[slice], Of], n_columns: int, bytes_per_column
     """
     results: list[Of] = []
     with backend.device_of(where):
-        most = min(_MOST, backend.device_memory()[0]) if backend.uses_own_pool() else _MOST
+        most = min(_MOST, cuda_runtime.device_memory()[0]) if cuda_runtime.uses_own_pool() else _MOST
         start, step = 0, max(most // max(bytes_per_column, 1), 1)
         while start < n_columns:
             stop = min(start + step, n_columns)
@@ -49,5 +49,5 @@ def each_block(function: Callable[[slice], Of], n_columns: int, bytes_per_column
                 start = stop
                 continue
             step //= 2  # after the error is gone, whose frames hold arrays
-            backend.release_memory()
+            cuda_runtime.release_memory()
     return results

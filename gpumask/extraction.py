@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpumask import backend
+from gpumask import backend, cuda_runtime
 from gpumask.backend import Array
 from gpumask.choices import MAX_FWHM, NAN_POLICIES, STANDARDIZE, STRATEGIES, TARGETS, VOXEL, check_choice, check_type
 from gpumask.confounds.high_variance import high_variance_confounds
@@ -465,7 +465,7 @@ def _finished(prepared: Prepared, extraction: Extraction, volumes, started, *, k
             signals = prepared.cleaner.in_place(signals, extraction.base, device=plan.device)
             if not backend.is_numpy(signals):
                 # For an honest time; and what the run has used of its stream's memory, the next run may use.
-                backend.current_stream().synchronize()
+                cuda_runtime.current_stream().synchronize()
                 signals = backend.to_host(signals) if prepared.output == "host" else signals
     else:
         signals = _of_regions(prepared, prepared.regions.combine(signals), keep=keep)

@@ -15,22 +15,23 @@ PACKAGE = Path(gpumask.__file__).parent
 LAYERS = {
     "__init__": {"maskers", "image_to_image", "kernels", "signal"},
     "backend": set(),
+    "cuda_runtime": {"backend"},
     "dlpack": {"backend"},
     "choices": set(),
-    "blocks": {"backend"},
+    "blocks": {"cuda_runtime", "backend"},
     "process": set(),
     "files": set(),
     "tables": set(),
     "inputs": set(),
     "text_tables": {"inputs"},
-    "images": {"images", "dlpack", "backend", "files", "process", "inputs", "text_tables"},
-    "kernels": {"kernels", "dlpack", "backend", "choices"},
-    "engine": {"engine", "images", "kernels", "backend", "choices", "process"},
+    "images": {"images", "dlpack", "cuda_runtime", "backend", "files", "process", "inputs", "text_tables"},
+    "kernels": {"kernels", "dlpack", "cuda_runtime", "backend", "choices"},
+    "engine": {"engine", "images", "kernels", "cuda_runtime", "backend", "choices", "process"},
     "bids": {"bids", "files", "tables", "inputs", "text_tables"},
     "confounds": {"confounds", "bids", "images", "kernels", "dlpack", "backend", "process", "inputs", "text_tables"},
     "time_operator": {"kernels", "backend"},
     "signal": {"confounds", "kernels", "time_operator", "blocks", "dlpack", "backend", "choices", "process"},
-    "extraction": {"engine", "signal", "confounds", "images", "backend", "choices", "process"},
+    "extraction": {"engine", "signal", "confounds", "images", "cuda_runtime", "backend", "choices", "process"},
     "image_to_image": {"signal", "engine", "kernels", "images", "dlpack", "backend", "choices", "process"},
     "reports": {"reports", "images", "files"},
     "maskers": {
@@ -50,8 +51,8 @@ LAYERS = {
 }
 # Libraries that only these parts may import, inside functions too.
 KEPT_TO = {
-    "cupy": {"backend"},
-    "cupyx": {"backend"},
+    "cupy": {"backend", "cuda_runtime"},
+    "cupyx": {"cuda_runtime"},
     "nibabel": {"images", "engine", "image_to_image", "maskers", "reports", "demo"},
     "sklearn": {"maskers"},
     "matplotlib": {"reports", "cohort"},
@@ -262,6 +263,7 @@ def test_finds_a_forbidden_import(part, source):
     [
         ("kernels", "import numpy as np\nimport scipy.sparse\nfrom gpumask import backend"),
         ("backend", "def f():\n    import cupy"),
+        ("cuda_runtime", "from cupyx.scipy import ndimage"),
         ("cli", "from gpumask import __version__\nfrom gpumask.cohort.writer import write_run"),
         ("images", "import nibabel as nib\nfrom gpumask.images.grid import Grid"),
     ],

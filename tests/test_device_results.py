@@ -24,6 +24,7 @@ from gpumask import (
     NiftiSpheresMasker,
     backend,
     blocks,
+    cuda_runtime,
     transform_together,
 )
 from gpumask.backend import DeviceError
@@ -387,10 +388,10 @@ def test_blocks_shrink_until_they_fit(gpu, monkeypatch, way, cleaning):
 
 def test_blocks_fit_free_memory_from_the_start(gpu, monkeypatch):
     sizes = []
-    monkeypatch.setattr(backend, "device_memory", lambda: (1000, 10**9))
+    monkeypatch.setattr(cuda_runtime, "device_memory", lambda: (1000, 10**9))
     like = backend.to_device(np.zeros(0), gpu)
     for own, step in ((True, 10), (False, 25)):
-        monkeypatch.setattr(backend, "uses_own_pool", lambda own=own: own)
+        monkeypatch.setattr(cuda_runtime, "uses_own_pool", lambda own=own: own)
         assert blocks.each_block(lambda block: sizes.append(block) or block.start, 25, 100, like) == list(
             range(0, 25, step)
         )
@@ -518,7 +519,7 @@ def test_less_memory_than_float64_of_all_signals(gpu):
 
 def test_signals_of_voxels_wait_for_the_callers_stream(gpu, monkeypatch):
     """The pool may hand them memory that kernels in the caller's stream still use; and it uses them afterwards."""
-    order, stream, reduce = [], backend.stream, cuda._GpuRun._reduce
+    order, stream, reduce = [], cuda_runtime.stream, cuda._GpuRun._reduce
 
     class Marked:
         def __init__(self, event):
@@ -536,7 +537,7 @@ def test_signals_of_voxels_wait_for_the_callers_stream(gpu, monkeypatch):
             self.of = of
 
         def wait_event(self, event):
-            order.append("wait" if getattr(event, "of", None) == backend.current_stream() else "other")
+            order.append("wait" if getattr(event, "of", None) == cuda_runtime.current_stream() else "other")
             self.of.wait_event(getattr(event, "event", event))
 
         def synchronize(self):
@@ -554,12 +555,12 @@ def test_signals_of_voxels_wait_for_the_callers_stream(gpu, monkeypatch):
 
     masker = NiftiMasker(MASK, device=gpu, output="device").fit()
     expected = as_host(masker.transform(run()))
-    new_event = backend.new_event
-    monkeypatch.setattr(backend, "new_event", lambda: Marked(new_event()))
-    monkeypatch.setattr(backend, "upload", lambda source, target, stream: target.set(source))
-    monkeypatch.setattr(backend, "seconds_between", lambda first, last: 0.0)
+    new_event = cuda_runtime.new_event
+    monkeypatch.setattr(cuda_runtime, "new_event", lambda: Marked(new_event()))
+    monkeypatch.setattr(cuda_runtime, "upload", lambda source, target, stream: target.set(source))
+    monkeypatch.setattr(cuda_runtime, "seconds_between", lambda first, last: 0.0)
     monkeypatch.setattr(cuda._GpuRun, "_reduce", lambda *a: (order.append("reduce"), reduce(*a)))
-    monkeypatch.setattr(backend, "stream", lambda name: Watched(stream(name)))
+    monkeypatch.setattr(cuda_runtime, "stream", lambda name: Watched(stream(name)))
     np.testing.assert_array_equal(as_host(masker.transform(run())), expected)
     assert "wait" in order[: order.index("reduce")]
     assert "synchronize" in order[len(order) - order[::-1].index("reduce") :]

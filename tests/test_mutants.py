@@ -110,7 +110,7 @@ RESULTS = [
     ("engine.cuda", "all downloaded", "if k in self.staged and not self.stagings[k].on_device:", "if True:"),
     ("blocks", "blocks don't shrink", "step //= 2", "raise MemoryError"),
     ("blocks", "a failed block left out", "step //= 2", "start, step = stop, step // 2"),
-    ("blocks", "the allocator's memory ignored", "if backend.uses_own_pool()", "if True"),
+    ("blocks", "the allocator's memory ignored", "if cuda_runtime.uses_own_pool()", "if True"),
     ("signal", "by way of the host", "= cleaned if is_there", "= cleaned.get() if is_there"),
     ("extraction", "left on the host", "signals = backend.to_device(signals, device)", "pass"),
     ("maskers.correlation", "maps by way of the host", "if not backend.is_cupy(maps):", "if True:"),

@@ -35,9 +35,9 @@ CHECKS = {
 # Check, module, name, before, after.
 MUTANTS = [
     # One kernel evaluates the spline of an oblique grid.
-    ("resampling", "backend", "a linear spline", "coordinates, out, order=3", "coordinates, out, order=1"),
-    ("resampling", "backend", "filtered twice", "prefilter=False)", "prefilter=True)"),
-    ("resampling", "backend", "borders of a spline", 'mode="mirror", prefilter', 'mode="nearest", prefilter'),
+    ("resampling", "cuda_runtime", "a linear spline", "coordinates, out, order=3", "coordinates, out, order=1"),
+    ("resampling", "cuda_runtime", "filtered twice", "prefilter=False)", "prefilter=True)"),
+    ("resampling", "cuda_runtime", "borders of a spline", 'mode="mirror", prefilter', 'mode="nearest", prefilter'),
     (
         "resampling",
         "kernels.resampling",
@@ -140,9 +140,9 @@ MUTANTS = [
         "(0 if plan.resampling is None else len(plan.resampling.points))",
         "0",
     ),
-    ("memory", "backend", "another pool's memory", "is cupy.get_default_memory_pool()", "is not None"),
-    ("memory", "backend", "a buffer for two", "_unused_pinned.remove(memory)", "pass"),
-    ("memory", "backend", "buffers given away", "_unused_pinned.append(memory)", "pass"),
+    ("memory", "cuda_runtime", "another pool's memory", "is cupy.get_default_memory_pool()", "is not None"),
+    ("memory", "cuda_runtime", "a buffer for two", "_unused_pinned.remove(memory)", "pass"),
+    ("memory", "cuda_runtime", "buffers given away", "_unused_pinned.append(memory)", "pass"),
     # One thread reads, another one submits.
     (
         "threads",
@@ -211,17 +211,17 @@ MUTANTS = [
     ("order", "engine.cuda", "a device of the thread's own", "with self.in_thread():", "if True:"),
     (
         "order",
-        "backend",
+        "cuda_runtime",
         "the first device",
-        "with using(device), cupy.cuda.using_allocator(allocator):",
+        "with backend.using(device), cupy.cuda.using_allocator(allocator):",
         "with cupy.cuda.using_allocator(allocator):",
     ),
     (
         "threads",
-        "backend",
+        "cuda_runtime",
         "an allocator of the thread's own",
-        "with using(device), cupy.cuda.using_allocator(allocator):",
-        "with using(device):",
+        "with backend.using(device), cupy.cuda.using_allocator(allocator):",
+        "with backend.using(device):",
     ),
     ("order", "engine.cuda", "copied to early", "        self.copying.wait_event(target.reduced)\n", ""),
     ("order", "engine.cuda", "reduced too early", "        self.reducing.wait_event(copied)\n", ""),

@@ -21,7 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from gpumask import backend
+from gpumask import backend, cuda_runtime
 from gpumask.choices import VOXEL
 from gpumask.engine.filling import Filler
 from gpumask.engine.overshoots import Overshoots
@@ -144,9 +144,9 @@ class _Pinned:
 
     def __init__(self, shape, dtype):
         size = math.prod(shape)
-        self.memory = backend.pinned_memory(size * dtype.itemsize)
+        self.memory = cuda_runtime.pinned_memory(size * dtype.itemsize)
         self.array = np.frombuffer(self.memory, dtype, size).reshape(shape)
-        self.copied = backend.new_event()
+        self.copied = cuda_runtime.new_event()
 
 
 class _OnDevice:
@@ -158,7 +158,7 @@ class _OnDevice:
 
     def __init__(self, xp, shape, dtype, device, reducing):
         self.array = xp.empty(shape, dtype=dtype, device=device)
-        self.reduced = backend.new_event()
+        self.reduced = cuda_runtime.new_event()
         self.reduced.record(reducing)
 
 
@@ -177,11 +177,14 @@ class _GpuRun:
         self.holds_voxels = bool(self.staged)
         self.dtype = backend.device_dtype(volumes.dtype)
         self.size = self.step = size  # volumes in a page-locked buffer, and in one on the device
-        self.copying, self.reducing = backend.stream("copy"), backend.stream("reduce")
+        self.copying, self.reducing = cuda_runtime.stream("copy"), cuda_runtime.stream("reduce")
         self.there = self.pinned = self.on_device = None
         self.buffers = []
         self.filler = Filler()
-        self.launching, self.in_thread = ThreadPoolExecutor(1, f"gpumask-launch-{device}"), backend.for_threads(device)
+        self.launching, self.in_thread = (
+            ThreadPoolExecutor(1, f"gpumask-launch-{device}"),
+            cuda_runtime.for_threads(device),
+        )
         self.read_seconds = self.launch_seconds = 0.0
         self.overshoots = [Overshoots(plan) for plan in plans]
         self.events = []  # start and end of each upload, start and end of each reduction
@@ -209,8 +212,8 @@ class _GpuRun:
                 shape = self.volumes.n_volumes, len(self.plans[k].counts)
                 self.staged[k] = self.stagings[k].staged(*shape, like)
         if self.holds_voxels:  # work queued there may still use the memory that the pool gave
-            allocated = backend.new_event()
-            allocated.record(backend.current_stream())
+            allocated = cuda_runtime.new_event()
+            allocated.record(cuda_runtime.current_stream())
             self.reducing.wait_event(allocated)
 
     def _allocate(self):
@@ -249,10 +252,10 @@ class _GpuRun:
 
     def _affordable(self):
         """Volumes that fit in a buffer on the device, given its free memory, if that is known."""
-        if not backend.uses_own_pool():
+        if not cuda_runtime.uses_own_pool():
             return self.step
         n_voxels = self.volumes.grid.n_voxels
-        free, _ = backend.device_memory()
+        free, _ = cuda_runtime.device_memory()
         work = [
             n_voxels + (0 if plan.resampling is None else len(plan.resampling.points))
             for plan in self.plans
@@ -273,11 +276,11 @@ class _GpuRun:
             self.holds_voxels, self.step = False, self.size
             for staged in filter(None, self.staged.values()):
                 staged.move_to_host()
-            backend.release_memory()
+            cuda_runtime.release_memory()
             return
-        backend.release_memory()
+        cuda_runtime.release_memory()
         if self.step == 1:
-            free, total = (n / 2**20 for n in backend.device_memory())
+            free, total = (n / 2**20 for n in cuda_runtime.device_memory())
             volume = self.volumes.grid.n_voxels * self.dtype.itemsize / 2**20
             msg = (
                 f"{self.device} is out of memory, with a single volume of {volume:.1f} MiB at a time: {problem}. "
@@ -373,10 +376,10 @@ class _GpuRun:
             self.on_device = itertools.cycle(buffers)
         target = next(self.on_device)
         data = target.array[: len(stored)]
-        started, copied, reducing, reduced = events = [backend.new_event() for _ in range(4)]
+        started, copied, reducing, reduced = events = [cuda_runtime.new_event() for _ in range(4)]
         self.copying.wait_event(target.reduced)
         started.record(self.copying)
-        backend.upload(stored, data, self.copying)
+        cuda_runtime.upload(stored, data, self.copying)
         copied.record(self.copying)
         buffer.copied = copied
         self.reducing.wait_event(copied)
@@ -387,7 +390,7 @@ class _GpuRun:
         self.events.append(events)
 
     def _reduce_there(self, rows, chunk):
-        reducing, reduced = backend.new_event(), backend.new_event()
+        reducing, reduced = cuda_runtime.new_event(), cuda_runtime.new_event()
         reducing.record(self.reducing)
         self._reduce(chunk.rows(rows), chunk.start + rows.start, chunk.slope, chunk.inter)
         reduced.record(self.reducing)
@@ -426,8 +429,8 @@ class _GpuRun:
         return results
 
     def seconds(self):
-        uploads = sum(backend.seconds_between(started, copied) for started, copied, _, _ in self.events)
-        reductions = sum(backend.seconds_between(reducing, reduced) for _, _, reducing, reduced in self.events)
+        uploads = sum(cuda_runtime.seconds_between(started, copied) for started, copied, _, _ in self.events)
+        reductions = sum(cuda_runtime.seconds_between(reducing, reduced) for _, _, reducing, reduced in self.events)
         return {"read": self.read_seconds, "launch": self.launch_seconds, "upload": uploads, "reduce": reductions}
 
     def end_threads(self):
@@ -446,4 +449,4 @@ class _GpuRun:
     def give_back(self):
         """Keep the page-locked buffers for the next run, once the GPU no longer uses them."""
         for buffer in self.buffers:
-            backend.reuse_pinned(buffer.memory)
+            cuda_runtime.reuse_pinned(buffer.memory)
