@@ -16,6 +16,7 @@ import numpy as np
 from gpumask import backend, cuda_runtime
 from gpumask.backend import Array
 from gpumask.choices import MAX_FWHM, NAN_POLICIES, STANDARDIZE, STRATEGIES, TARGETS, VOXEL, check_choice, check_type
+from gpumask.cleaner import Cleaner
 from gpumask.confounds.high_variance import high_variance_confounds
 from gpumask.engine.plan import Plan, compile_plan
 from gpumask.engine.regions import Regions, RegionsOnGrid
@@ -25,7 +26,6 @@ from gpumask.images.errors import DimensionError
 from gpumask.images.grid import Grid
 from gpumask.images.volumes import Volumes
 from gpumask.process import one_blas_thread, versions, warn
-from gpumask.signal import Cleaner
 
 if TYPE_CHECKING:
     import joblib
@@ -124,7 +124,7 @@ class Settings:
         return {"target": self.resampling_target, "keep": keep} | {name: getattr(self, name) for name in own}
 
     def cleaner(self, n_volumes: int, confounds: Any = None, sample_mask: Any = None) -> Cleaner:
-        """Prepare the cleaning of a run; raises the errors of `gpumask.signal.Cleaner`."""
+        """Prepare the cleaning of a run; raises the errors of `gpumask.cleaner.Cleaner`."""
         runs = {} if self.runs is None else {"runs": self.runs}  # which `clean_args` may have instead
         return Cleaner(
             n_volumes,

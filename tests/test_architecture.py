@@ -30,9 +30,14 @@ LAYERS = {
     "bids": {"bids", "files", "tables", "inputs", "text_tables"},
     "confounds": {"confounds", "bids", "images", "kernels", "dlpack", "backend", "process", "inputs", "text_tables"},
     "time_operator": {"kernels", "backend"},
-    "signal": {"confounds", "kernels", "time_operator", "blocks", "dlpack", "backend", "choices", "process"},
-    "extraction": {"engine", "signal", "confounds", "images", "cuda_runtime", "backend", "choices", "process"},
-    "image_to_image": {"signal", "engine", "kernels", "images", "dlpack", "backend", "choices", "process"},
+    "cleaner_options": {"process"},
+    "cleaner": {
+        *("cleaner_options", "confounds", "kernels", "time_operator"),
+        *("blocks", "backend", "choices", "process"),
+    },
+    "signal": {"cleaner", "dlpack", "backend"},
+    "extraction": {"engine", "cleaner", "confounds", "images", "cuda_runtime", "backend", "choices", "process"},
+    "image_to_image": {"cleaner", "engine", "kernels", "images", "dlpack", "backend", "choices", "process"},
     "reports": {"reports", "images", "files"},
     "maskers": {
         *("maskers", "extraction", "engine", "reports", "images", "kernels"),
@@ -250,7 +255,7 @@ def test_public_kernels_have_docstrings():
         ("extraction", "from gpumask.maskers.base import VolumesMasker"),
         ("extraction", "from sklearn.base import BaseEstimator"),
         ("cohort", "from gpumask import cli"),
-        ("signal", "from sklearn.base import BaseEstimator"),
+        ("cleaner", "from sklearn.base import BaseEstimator"),
         ("reports", "from nilearn.image import load_img"),
     ],
 )

@@ -28,12 +28,12 @@ from gpumask import (
     transform_together,
 )
 from gpumask.backend import DeviceError
+from gpumask.cleaner import Cleaner
 from gpumask.engine import cuda
 from gpumask.engine.staging import Staging, blank_volumes
 from gpumask.engine.stream import run_plans
 from gpumask.extraction import VoxelSettings, extract, prepare
 from gpumask.images.volumes import open_volumes
-from gpumask.signal import Cleaner
 
 from .helpers import AFFINE, image
 from .helpers import blocks as label_blocks
