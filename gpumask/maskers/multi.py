@@ -9,7 +9,7 @@ from joblib import Parallel, delayed, effective_n_jobs
 from sklearn.utils.validation import check_is_fitted
 
 from gpumask.images.device_arrays import lies_on
-from gpumask.images.volumes import is_single
+from gpumask.images.opening import is_single
 from gpumask.maskers.base import VolumesMasker
 from gpumask.maskers.brain_masks import computed_mask, for_nilearn
 from gpumask.maskers.labels import NiftiLabelsMasker
