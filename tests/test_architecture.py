@@ -184,7 +184,7 @@ def test_layers_are_floors():
 
 # Of Python's classes, and of scikit-learn, which has no public way to wrap the results of several maskers.
 NOT_OURS = {
-    "engine/cuda.py": {"_replace"},
+    "engine/gpu_run.py": {"_replace"},
     "engine/host.py": {"_replace"},
     "process.py": {"_getframe"},
     "cohort/executors.py": {"_exit"},

@@ -29,7 +29,7 @@ from gpumask import (
 )
 from gpumask.backend import DeviceError
 from gpumask.cleaner import Cleaner
-from gpumask.engine import cuda
+from gpumask.engine import gpu_run
 from gpumask.engine.staging import Staging, blank_volumes
 from gpumask.engine.stream import run_plans
 from gpumask.extraction import VoxelSettings, extract, prepare
@@ -508,7 +508,7 @@ def test_less_memory_than_float64_of_all_signals(gpu):
     allocator = Counting()
     with pytest.MonkeyPatch.context() as patch, allocator.used():
         patch.setattr(blocks, "_MOST", 96 * N * 4)  # four series at a time
-        patch.setattr(cuda, "_BUFFERS", 1)
+        patch.setattr(gpu_run, "_BUFFERS", 1)
         run_plans([prepared.plan], volumes, stagings=[Staging(np.float32, None, on_device=True)], chunk=1)
     n_bytes = N * int(INSIDE.sum())
     assert 4 * n_bytes < allocator.largest < 6 * n_bytes
@@ -519,7 +519,7 @@ def test_less_memory_than_float64_of_all_signals(gpu):
 
 def test_signals_of_voxels_wait_for_the_callers_stream(gpu, monkeypatch):
     """The pool may hand them memory that kernels in the caller's stream still use; and it uses them afterwards."""
-    order, stream, reduce = [], cuda_runtime.stream, cuda._GpuRun._reduce
+    order, stream, reduce = [], cuda_runtime.stream, gpu_run.GpuRun._reduce
 
     class Marked:
         def __init__(self, event):
@@ -559,7 +559,7 @@ def test_signals_of_voxels_wait_for_the_callers_stream(gpu, monkeypatch):
     monkeypatch.setattr(cuda_runtime, "new_event", lambda: Marked(new_event()))
     monkeypatch.setattr(cuda_runtime, "upload", lambda source, target, stream: target.set(source))
     monkeypatch.setattr(cuda_runtime, "seconds_between", lambda first, last: 0.0)
-    monkeypatch.setattr(cuda._GpuRun, "_reduce", lambda *a: (order.append("reduce"), reduce(*a)))
+    monkeypatch.setattr(gpu_run.GpuRun, "_reduce", lambda *a: (order.append("reduce"), reduce(*a)))
     monkeypatch.setattr(cuda_runtime, "stream", lambda name: Watched(stream(name)))
     np.testing.assert_array_equal(as_host(masker.transform(run())), expected)
     assert "wait" in order[: order.index("reduce")]

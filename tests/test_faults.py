@@ -257,12 +257,8 @@ class Lost:
 
         self.calls, self.lost, self.moment, self.number = 0, False, moment, number
         self.error = cupy.cuda.runtime.CUDARuntimeError
-        stream, event, kernel, upload = (
-            cuda_runtime.stream,
-            cuda_runtime.new_event,
-            cuda_runtime.cuda_kernel,
-            cuda_runtime.upload,
-        )
+        stream, event = cuda_runtime.stream, cuda_runtime.new_event
+        kernel, upload = cuda_runtime.cuda_kernel, cuda_runtime.upload
         copy = self.failing("copy", lambda source, target, stream: upload(source, target, stream.real))
         monkeypatch.setattr(cuda_runtime, "upload", copy)
         monkeypatch.setattr(backend, "to_host", self.failing("download", backend.to_host))
@@ -395,7 +391,6 @@ from gpumask.engine import cuda as pipeline_cuda
 
 labels = nib.Nifti1Image(np.arange(60).reshape(3, 4, 5).astype("i2") % 4, np.eye(4))
 run = nib.Nifti1Image(np.random.default_rng(0).normal(size=(3, 4, 5, 6)), np.eye(4))
-
 def signals(device):
     return NiftiLabelsMasker(labels, device=device).fit_transform(run)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gpumask import NiftiLabelsMasker, backend, cuda_runtime
-from gpumask.engine import cuda as pipeline_cuda
+from gpumask.engine import gpu_run, kept_plans
 from gpumask.engine import stream as pipeline
 from gpumask.engine.plan import Plan
 from gpumask.engine.stream import run_plans
@@ -205,7 +205,7 @@ def lazy(monkeypatch):
         monkeypatch.setattr(cuda_runtime, "stream", streams.__getitem__)
         monkeypatch.setattr(cuda_runtime, "new_event", LazyEvent)
         monkeypatch.setattr(cuda_runtime, "seconds_between", lambda first, last: 0.0)
-        copy, reduce = cuda_runtime.upload, pipeline_cuda._GpuRun._reduce
+        copy, reduce = cuda_runtime.upload, gpu_run.GpuRun._reduce
 
         def put_off_copy(source, target, stream):
             def late():
@@ -218,7 +218,7 @@ def lazy(monkeypatch):
             run.reducing.work.append(lambda: reduce(run, *arguments))
 
         monkeypatch.setattr(cuda_runtime, "upload", put_off_copy)
-        monkeypatch.setattr(pipeline_cuda._GpuRun, "_reduce", put_off_reduce)
+        monkeypatch.setattr(gpu_run.GpuRun, "_reduce", put_off_reduce)
         return streams
 
     return install
@@ -261,7 +261,7 @@ def test_the_laziness_shows_mistakes(gpu, tmp_path, a_plan, lazy, monkeypatch, m
 def test_a_new_device_buffer_waits_for_its_memorys_last_user(gpu, tmp_path, a_plan, lazy, monkeypatch):
     """The pool may hand it memory that kernels in the reducing stream still read."""
     streams = lazy()
-    order, allocate = [], pipeline_cuda._GpuRun._allocate
+    order, allocate = [], gpu_run.GpuRun._allocate
 
     def leave_work(run):
         allocate(run)
@@ -273,7 +273,7 @@ def test_a_new_device_buffer_waits_for_its_memorys_last_user(gpu, tmp_path, a_pl
         stream.work.append(lambda: order.append("copy"))
         put_off(source, target, stream)
 
-    monkeypatch.setattr(pipeline_cuda._GpuRun, "_allocate", leave_work)
+    monkeypatch.setattr(gpu_run.GpuRun, "_allocate", leave_work)
     monkeypatch.setattr(cuda_runtime, "upload", upload)
     volumes = open_volumes(write(tmp_path / "bold.nii.gz", stored_run(n=4)))
     extract(a_plan("direct"), volumes, device=gpu, chunk=1)
@@ -504,7 +504,7 @@ def test_plans_leave_the_device_with_the_plan(gpu, tmp_path, a_plan):
 
     pool = cupy.get_default_memory_pool()
     volumes = open_volumes(write(tmp_path / "bold.nii.gz", stored_run()))
-    pipeline_cuda._forget_plans()
+    kept_plans.forget()
     before = pool.used_bytes()
     plan = a_plan("folded")
     extract(plan, volumes, device=gpu)
@@ -519,7 +519,7 @@ def test_plans_leave_a_device_that_is_short_of_memory(gpu, tmp_path, a_plan, mon
     extract(plan, volumes, device=gpu)
     monkeypatch.setattr(cuda_runtime, "device_memory", lambda: (0, 2**40))
     assert_agree(extract(other, volumes, device=gpu), extract(other, volumes))
-    assert not pipeline_cuda._kept
+    assert not kept_plans._kept
 
 
 def test_page_locked_buffers_serve_the_next_run(gpu, tmp_path, a_plan, monkeypatch):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gpumask import backend, cuda_runtime
-from gpumask.engine import cuda as pipeline_cuda
+from gpumask.engine import gpu_run
 from gpumask.engine.plan import compile_plan
 from gpumask.engine.staging import Staging
 from gpumask.engine.stream import run_plans
@@ -47,7 +47,7 @@ def counted(gpu, monkeypatch):
         return spied
 
     for name in phases:
-        monkeypatch.setattr(pipeline_cuda._GpuRun, name, spy(name, getattr(pipeline_cuda._GpuRun, name)))
+        monkeypatch.setattr(gpu_run.GpuRun, name, spy(name, getattr(gpu_run.GpuRun, name)))
     monkeypatch.setattr(cuda_runtime, "upload", lambda *a: (uploads.append((a[0].dtype, a[0].nbytes)), upload(*a)))
     return phases, uploads
 
