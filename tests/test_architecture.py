@@ -41,7 +41,7 @@ LAYERS = {
     "reports": {"reports", "images", "files"},
     "maskers": {
         *("maskers", "extraction", "engine", "reports", "images", "kernels"),
-        *("blocks", "backend", "choices", "process"),
+        *("blocks", "dlpack", "backend", "choices", "process"),
     },
     "cohort": {
         *("cohort", "extraction", "engine", "confounds", "images", "reports", "bids"),

@@ -12,7 +12,7 @@ import pytest
 import gpumask
 from gpumask import backend, cuda_runtime, dlpack
 from gpumask.engine.stream import run_plans
-from gpumask.images.errors import ImageError
+from gpumask.images.errors import DimensionError, ImageError
 from gpumask.images.volumes import Chunk, open_volumes
 
 from .foreign import Foreign
@@ -396,6 +396,9 @@ def test_lists_and_computed_masks_are_refused(gpu):
     )
     with pytest.raises(ImageError, match=f"^{re.escape(listed)}$"):
         open_volumes([(run[..., 0], AFFINE), (run[..., 1], AFFINE)])
+    runs = "Expected dimension is 4D and you provided a list of 4D images (5D). Image #0 (in-memory image) has "
+    with pytest.raises(DimensionError, match=re.escape(runs)):
+        open_volumes([(run, AFFINE), (run, AFFINE)])
     computed = "The run lies on cuda:0, but masks are computed on the host: pass a mask as mask_img."
     for masker, given in ((gpumask.NiftiMasker(), (run, AFFINE)), (gpumask.MultiNiftiMasker(), [(run, AFFINE)])):
         with pytest.raises(TypeError, match=f"^{re.escape(computed)}$"):

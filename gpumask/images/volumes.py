@@ -319,18 +319,18 @@ def _scaled(chunk, out):
 def _check_list(images):
     first = images[0]
     for i, image in enumerate(images):
-        if image.device != "cpu" and len(images) > 1:
-            msg = (
-                f"Image #{i} of the list lies on {image.device}: lists are read on the host. Stack the arrays along a "
-                "fourth axis, and pass one pair (array, affine)."
-            )
-            raise ImageError(msg)
         if image.n_volumes != 1:
             msg = (
                 "Input data has incompatible dimensionality: Expected dimension is 4D and you provided a list of 4D "
                 f"images (5D). Image #{i} ({image.name}) has {image.n_volumes} volumes: pass it alone."
             )
             raise DimensionError(msg)
+        if image.device != "cpu" and len(images) > 1:
+            msg = (
+                f"Image #{i} of the list lies on {image.device}: lists are read on the host. Stack the arrays along a "
+                "fourth axis, and pass one pair (array, affine)."
+            )
+            raise ImageError(msg)
         if not image.grid.matches(first.grid):
             msg = (
                 f"Field of view of image #{i} ({image.name}) is different from reference FOV ({first.name}).\n"

@@ -17,6 +17,7 @@ from sklearn.utils._set_output import _get_output_config, _wrap_data_with_contai
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from gpumask import backend, process
+from gpumask.dlpack import has_dlpack, imported
 from gpumask.extraction import Plans, Prepared, Result, Settings, asked_dtype, extract, prepare
 from gpumask.images.device_arrays import is_pair, lies_on
 from gpumask.images.grid import Grid
@@ -312,8 +313,8 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         self._log("Computing image from signals", "inverse_transform")
-        if backend.is_cupy(signals):  # from `transform` with output="device"; the image lies on the host
-            signals = backend.to_host(signals)
+        if has_dlpack(signals) and not backend.is_numpy(signals):  # the image lies on the host
+            signals = backend.to_host(imported(signals, "signals"))
         if hasattr(signals, "to_numpy"):
             signals = signals.to_numpy()
             signals = signals[0] if len(signals) == 1 else signals
