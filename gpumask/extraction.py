@@ -464,7 +464,7 @@ def _finished(prepared: Prepared, extraction: Extraction, volumes, started, *, k
         with backend.device_errors(plan.device), backend.using(plan.device):
             signals = prepared.cleaner.in_place(signals, extraction.base, device=plan.device)
             if not backend.is_numpy(signals):
-                # For an honest time; and what the run has used of its stream's memory, the next run may use.
+                # So that "clean" includes the GPU's time, and the next run may use this run's memory.
                 cuda_runtime.current_stream().synchronize()
                 signals = backend.to_host(signals) if prepared.output == "host" else signals
     else:

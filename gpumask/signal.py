@@ -63,11 +63,11 @@ def clean(
         Whether the Butterworth filter gets extrapolated values for censored volumes at both ends of a run. If False,
         these volumes are excluded from filtering.
     precision : {"float64", "float32"}, default="float64"
-        Of the matrix product that cleans many series, such as those of voxels; all other steps are in float64.
+        Precision of the matrix product that cleans many series, such as voxels; all other steps are in float64.
         "float32" is for GPUs that multiply float64 at 1/64 of that speed, as consumer cards do (server cards: 1/2).
         Z-scores then differ by up to 1e-5 (measured: 4e-6 for 200 volumes, 8e-6 for 1200, with a band-pass and 24
-        confounds; rounding the data alone to float32: 4e-7), and series that cleaning leaves less than 1e-5 of become
-        0.
+        confounds; rounding the data alone to float32: 4e-7), and series of which cleaning leaves less than 1e-5
+        become 0.
     **kwargs
         ``butterworth__order``, ``butterworth__padtype``, ``butterworth__padlen`` and ``butterworth__copy``.
 

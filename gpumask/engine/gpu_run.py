@@ -274,7 +274,7 @@ class GpuRun:
                 if k in self.staged and not self.stagings[k].on_device:
                     staged.move_to_host()
                 results.append(Signals(staged.values, staged.base, bool(found.any())))
-        self.reducing.synchronize()  # the caller's stream goes on with them
+        self.reducing.synchronize()  # the caller's stream uses the results next
         return results
 
     def seconds(self):

@@ -66,7 +66,7 @@ def _affine(given):
     return host.astype(np.float64)
 
 
-def lies_on(imgs: object) -> str:
+def device_of_image(imgs: object) -> str:
     """Return where the data of one image lie, "cpu" or "cuda:N", without opening it."""
     if is_pair(imgs):
         return dlpack.lies_on(imgs[0])  # type: ignore[index]

@@ -12,7 +12,7 @@ import numpy as np
 
 from gpumask import dlpack
 from gpumask.images.decoding import check_extensions, require_decoder
-from gpumask.images.device_arrays import OnDevice, image_of, is_pair, lies_on
+from gpumask.images.device_arrays import OnDevice, device_of_image, image_of, is_pair
 from gpumask.images.errors import ImageError
 from gpumask.images.readers import Stored, stored
 from gpumask.inputs import irregularity
@@ -94,7 +94,7 @@ def _resolve(item):
 def opened(item: Any) -> Stored:
     """Open one of the images or paths from `resolved`, reading its header only; ImageError if it is broken."""
     if not isinstance(item, Path):
-        read = stored if lies_on(item) == "cpu" else OnDevice
+        read = stored if device_of_image(item) == "cpu" else OnDevice
         return read(item, item.get_filename() or "in-memory image")
     if item.is_dir():
         msg = f"{item} is a directory, expected an image file."

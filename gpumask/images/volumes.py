@@ -40,8 +40,8 @@ class Chunk(NamedTuple):
     def rows(self, chosen: slice = slice(None)) -> backend.Array:
         """Return the stored values of some of the volumes where they lie: array, shape (k, n_voxels), C-contiguous.
 
-        On a GPU this copies volumes that aren't in Fortran order, in the current stream. Each thread then reads a
-        value of another 32-byte sector, so that of C-ordered int16 a copy reads up to 16 times the bytes.
+        On a GPU this copies volumes that aren't in Fortran order, in the current stream. Such a copy is slow: each
+        value lies in another 32-byte sector, so from C-ordered int16 it reads up to 16 times the bytes.
         """
         part = self.data[chosen]
         return part.reshape(len(part), -1)
