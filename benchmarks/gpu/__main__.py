@@ -31,6 +31,7 @@ Counters of the kernels, with Nsight Compute:
 """
 
 import argparse
+import math
 import re
 import sys
 import tempfile
@@ -143,7 +144,7 @@ def _measure(rows, bench, document, options):
         left = options.budget - (time.perf_counter() - started)
         expected = 1 if options.tiny else row.seconds
         if expected > left:
-            document.add(row, skipped=f"takes up to {expected:g} s, and {left:.0f} s of the budget are left")
+            document.add(row, skipped=f"takes up to {expected:g} s, and {math.floor(left)} s of the budget are left")
             continue
         begun = time.perf_counter()
         try:
