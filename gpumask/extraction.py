@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpumask import backend
+from gpumask import backend, cuda_runtime
 from gpumask.backend import Array
 from gpumask.choices import MAX_FWHM, NAN_POLICIES, STANDARDIZE, STRATEGIES, TARGETS, VOXEL, check_choice, check_type
+from gpumask.cleaner import Cleaner
 from gpumask.confounds.high_variance import high_variance_confounds
 from gpumask.engine.plan import Plan, compile_plan
 from gpumask.engine.regions import Regions, RegionsOnGrid
@@ -25,7 +26,6 @@ from gpumask.images.errors import DimensionError
 from gpumask.images.grid import Grid
 from gpumask.images.volumes import Volumes
 from gpumask.process import one_blas_thread, versions, warn
-from gpumask.signal import Cleaner
 
 if TYPE_CHECKING:
     import joblib
@@ -124,7 +124,7 @@ class Settings:
         return {"target": self.resampling_target, "keep": keep} | {name: getattr(self, name) for name in own}
 
     def cleaner(self, n_volumes: int, confounds: Any = None, sample_mask: Any = None) -> Cleaner:
-        """Prepare the cleaning of a run; raises the errors of `gpumask.signal.Cleaner`."""
+        """Prepare the cleaning of a run; raises the errors of `gpumask.cleaner.Cleaner`."""
         runs = {} if self.runs is None else {"runs": self.runs}  # which `clean_args` may have instead
         return Cleaner(
             n_volumes,
@@ -464,8 +464,8 @@ def _finished(prepared: Prepared, extraction: Extraction, volumes, started, *, k
         with backend.device_errors(plan.device), backend.using(plan.device):
             signals = prepared.cleaner.in_place(signals, extraction.base, device=plan.device)
             if not backend.is_numpy(signals):
-                # For an honest time; and what the run has used of its stream's memory, the next run may use.
-                backend.current_stream().synchronize()
+                # So that "clean" includes the GPU's time, and the next run may use this run's memory.
+                cuda_runtime.current_stream().synchronize()
                 signals = backend.to_host(signals) if prepared.output == "host" else signals
     else:
         signals = _of_regions(prepared, prepared.regions.combine(signals), keep=keep)

@@ -10,7 +10,7 @@ import pytest
 
 import gpumask
 from benchmarks.gpu import timing
-from gpumask import backend
+from gpumask import backend, cuda_runtime
 from gpumask.choices import STRATEGIES
 from gpumask.kernels import median_cuda, scaling_cuda, segments_cuda
 from gpumask.kernels.segments import Segments
@@ -118,7 +118,7 @@ def test_no_other_kernel_is_compiled():
             found[path.relative_to(package).as_posix()] = ways
     kernels = {"cuda_kernel", "_SOURCE"}
     assert found == {
-        "backend.py": {"RawModule", "RawKernel", "cuda_kernel"},  # RawKernel: in the docstring
+        "cuda_runtime.py": {"RawModule", "RawKernel", "cuda_kernel"},  # RawKernel: in the docstring
         "kernels/segments_cuda.py": kernels,
         "kernels/median_cuda.py": kernels,
     }
@@ -130,7 +130,9 @@ def test_no_other_kernel_is_compiled():
 def test_instances_that_run_are_those_compiled_above(gpu, monkeypatch):
     """Of every dtype, kind of index, statistic and policy; the launches make the names."""
     launched = set()
-    monkeypatch.setattr(backend, "cuda_kernel", lambda source, name, options: launched.add(name) or (lambda *_: None))
+    monkeypatch.setattr(
+        cuda_runtime, "cuda_kernel", lambda source, name, options: launched.add(name) or (lambda *_: None)
+    )
     moved = [
         Segments(np.arange(4).astype(index), np.array([0, 4])).like(backend.to_device(np.zeros(0), gpu))
         for index in ("i4", "i8")

@@ -14,7 +14,8 @@ from gpumask.bids.spaces import Space, space_contradiction, stated_space
 from gpumask.choices import LINEAR, MAPS_STRATEGIES, check_choice
 from gpumask.confounds.fmriprep import check_options, image_desc
 from gpumask.extraction import Settings
-from gpumask.images.volumes import image_files, open_volumes
+from gpumask.images.opening import image_files
+from gpumask.images.volumes import open_volumes
 from gpumask.inputs import open_file
 
 _DEFAULTS = {"keep_all_regions": True, "min_coverage": 0.5, "nan_policy": "omit"}

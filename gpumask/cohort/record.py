@@ -61,7 +61,7 @@ class Record:
     n_kept, n_dummy_scans : int
         Volumes that were kept, and that were dropped as dummy scans.
     degrees_of_freedom : float or None
-        What cleaning leaves, see `gpumask.signal.Cleaner.degrees_of_freedom`.
+        What cleaning leaves, see `gpumask.cleaner.Cleaner.degrees_of_freedom`.
     t_r : float or None
         Repetition time in s.
     seconds : dict

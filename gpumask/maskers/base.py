@@ -17,8 +17,9 @@ from sklearn.utils._set_output import _get_output_config, _wrap_data_with_contai
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from gpumask import backend, process
+from gpumask.dlpack import has_dlpack, on_host
 from gpumask.extraction import Plans, Prepared, Result, Settings, asked_dtype, extract, prepare
-from gpumask.images.device_arrays import is_pair, lies_on
+from gpumask.images.device_arrays import device_of_image, is_pair
 from gpumask.images.grid import Grid
 from gpumask.images.labels import load_mask
 from gpumask.images.volumes import Volumes, open_volumes
@@ -312,8 +313,8 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         self._log("Computing image from signals", "inverse_transform")
-        if backend.is_cupy(signals):  # from `transform` with output="device"; the image lies on the host
-            signals = backend.to_host(signals)
+        if has_dlpack(signals):
+            signals = on_host(signals, "signals")
         if hasattr(signals, "to_numpy"):
             signals = signals.to_numpy()
             signals = signals[0] if len(signals) == 1 else signals
@@ -394,7 +395,7 @@ def described(imgs: Any) -> str:
     if isinstance(imgs, (str, Path)):
         return f"'{imgs}'"
     if is_pair(imgs):
-        return f"an array on {lies_on(imgs)}"
+        return f"an array on {device_of_image(imgs)}"
     if isinstance(imgs, (list, tuple)):
         return f"{len(imgs)} images"
     return repr(imgs)
