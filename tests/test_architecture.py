@@ -21,14 +21,17 @@ LAYERS = {
     "blocks": {"cuda_runtime", "backend"},
     "process": set(),
     "files": set(),
-    "tables": set(),
+    "tables": {"kernels"},
     "inputs": set(),
     "text_tables": {"inputs"},
     "images": {"images", "dlpack", "cuda_runtime", "backend", "files", "process", "inputs", "text_tables"},
     "kernels": {"kernels", "dlpack", "cuda_runtime", "backend", "choices"},
     "engine": {"engine", "images", "kernels", "cuda_runtime", "backend", "choices", "process"},
     "bids": {"bids", "files", "tables", "inputs", "text_tables"},
-    "confounds": {"confounds", "bids", "images", "kernels", "dlpack", "backend", "process", "inputs", "text_tables"},
+    "confounds": {
+        *("confounds", "bids", "images", "kernels", "dlpack", "backend"),
+        *("choices", "process", "inputs", "text_tables"),
+    },
     "time_operator": {"kernels", "backend"},
     "cleaner_options": {"process"},
     "cleaner": {
@@ -49,7 +52,7 @@ LAYERS = {
     },
     "demo": {"files"},
     "cli": {
-        *("cli", "cohort", "bids", "reports", "images", "kernels"),
+        *("cli", "cohort", "confounds", "bids", "reports", "images", "kernels"),
         *("backend", "choices", "process", "inputs", "text_tables", "demo"),
     },
     "__main__": {"cli"},

@@ -16,7 +16,7 @@ from gpumask.tables import json_lines
 
 _OF_SIGNALS_TOO = ("TaskName", "StartTime", "SliceTimingCorrected", "SpatialReference", "Resolution")
 # Names that BIDS lacks: "stat", "timeseries" and "relmat" are proposals to it, which XCP-D uses already.
-_IGNORED = ("*_stat-*", "*.html", "*.png", "*.parquet")
+_IGNORED = ("*_stat-*", "*_outliers.*", "group_*", "*.html", "*.png", "*.parquet")
 
 
 def sidecar(
@@ -39,7 +39,8 @@ def sidecar(
     ----------
     run : Run
     t_r : float, optional
-        Repetition time used, in s. Without one, the run's ``VolumeTiming`` is passed on, without censored volumes.
+        Repetition time used, in s. Without one, the run's ``VolumeTiming`` is passed on, without those of
+        volumes that have no row.
     confounds : sequence of str
         Names of the confounds that were removed.
     low_pass, high_pass : float, optional
@@ -67,7 +68,7 @@ def sidecar(
         sources = [path for path in (run.path, run.mask, run.confounds, atlas, lut) if path is not None]
     times = metadata.get("VolumeTiming") if t_r is None else None
     if isinstance(times, list):
-        censored = set(more.get("CensoredVolumes") or ())
+        censored = set(more.get("CensoredVolumes") or ()) if more.get("OutputType") is None else ()
         times = [time for volume, time in enumerate(times) if volume not in censored]
     content = {
         "RepetitionTime": t_r,
@@ -76,14 +77,14 @@ def sidecar(
         **{key: metadata[key] for key in _OF_SIGNALS_TOO if key in metadata},
         "SoftwareFilters": {"Butterworth": {**cutoffs, "Order": 5, "Passes": 2}} if cutoffs else "n/a",
         "NuisanceParameters": list(confounds),
-        "Sources": [_uri(path, run.source, out_dir) for path in sources],
+        "Sources": [uri(path, run.source, out_dir) for path in sources],
         "ConfigurationHash": configuration,
         **more,
     }
     return {key: value for key, value in content.items() if value is not None}
 
 
-def _uri(path, source, out_dir):
+def uri(path: str | os.PathLike, source: str | os.PathLike | None, out_dir: str | os.PathLike | None) -> str:
     """BIDS URI of a file in one of the two data sets, else its URI in the file system."""
     path = Path(path).absolute()
     for name, root in (("", out_dir), ("preprocessed", source)):

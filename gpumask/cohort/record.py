@@ -15,7 +15,8 @@ from gpumask.bids.content import check_content
 from gpumask.bids.metadata import metadata_files
 from gpumask.bids.names import run_name
 from gpumask.bids.runs import Problem, Run
-from gpumask.cohort.configuration import AtlasFile, Configuration
+from gpumask.cohort.configuration import Configuration, Unit
+from gpumask.cohort.quality import joined_qualities
 from gpumask.cohort.stored import (
     read_listings,
     read_record,
@@ -23,6 +24,7 @@ from gpumask.cohort.stored import (
     shortened_path,
     shortened_traceback,
     shortened_warnings,
+    unit_key,
 )
 from gpumask.files import append_line, inside, replacing, write
 from gpumask.tables import json_lines
@@ -58,16 +60,15 @@ class Record:
         "done", "failed", "skipped" (finished before), "taken" (locked by another process) or "stopped".
     n_volumes : int
         Of the image.
-    n_kept, n_dummy_scans : int
-        Volumes that were kept, and that were dropped as dummy scans.
-    degrees_of_freedom : float or None
-        What cleaning leaves, see `gpumask.cleaner.Cleaner.degrees_of_freedom`.
     t_r : float or None
         Repetition time in s.
     seconds : dict
         Wall-clock seconds: "read" (the disk and decompressing), "reduce", "clean", "write" and "total".
     atlases : dict
         For each atlas its number of "regions" and, if coverage is written, its median, "coverage_median".
+    quality : dict
+        What each denoising leaves of the run, and how the run moved, by the name of the denoising ("" for one without
+        a name): see `gpumask.cohort.quality.quality_of`.
     outputs : tuple of Output
     warnings : tuple of str
     error, traceback : str
@@ -77,12 +78,10 @@ class Record:
     run: Run
     status: str
     n_volumes: int = 0
-    n_kept: int = 0
-    n_dummy_scans: int = 0
-    degrees_of_freedom: float | None = None
     t_r: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     atlases: dict[str, dict[str, Any]] = field(default_factory=dict)
+    quality: dict[str, dict[str, Any]] = field(default_factory=dict)
     outputs: tuple[Output, ...] = ()
     warnings: tuple[str, ...] = ()
     error: str = ""
@@ -138,14 +137,11 @@ def _recorded(configuration, run):
 
 
 def recorded_outputs(configuration: Configuration, run: Run, *, of_all: bool = True) -> list[Path]:
-    """Outputs that a run's record names: of all atlases, or of those of the configuration."""
+    """Outputs that a run's record names: all, or those of the configuration's units."""
     record, outputs = _recorded(configuration, run)
-    ours = {atlas.name for atlas in configuration.atlases}
-    return [
-        configuration.out_dir / output.path
-        for output in outputs
-        if of_all or record["made"][output.made]["atlas"] in ours
-    ]
+    ours = {unit.key for unit in configuration.units}
+    made = {key: unit_key(how) for key, how in record.get("made", {}).items()}
+    return [configuration.out_dir / output.path for output in outputs if of_all or made[output.made] in ours]
 
 
 def is_stale(configuration: Configuration, run: Run) -> bool:
@@ -156,10 +152,14 @@ def is_stale(configuration: Configuration, run: Run) -> bool:
 
 def _falls_short(configuration, record):
     """Whether ``min_time`` or ``min_dof`` refuses a run by the numbers of its record."""
-    n_kept, freedom = record["volumes_kept"], record["degrees_of_freedom"]
-    is_censored = n_kept + record["dummy_scans"] < record["volumes"]
-    is_short = is_censored and n_kept * (record["repetition_time"] or 0) < configuration.min_time
-    return is_short or (freedom is not None and freedom < (configuration.min_dof or 0) - 1e-6)
+    ours = {unit.denoising.name for unit in configuration.units}
+    for numbers in (numbers for name, numbers in record["quality"].items() if name in ours):
+        n_kept, freedom = numbers["volumes_kept"], numbers.get("degrees_of_freedom")
+        is_censored = n_kept + (numbers.get("removed_dummy_scans") or 0) < record["volumes"]
+        is_short = is_censored and n_kept * (record["repetition_time"] or 0) < configuration.min_time
+        if is_short or (freedom is not None and freedom < (configuration.min_dof or 0) - 1e-6):
+            return True
+    return False
 
 
 def check_unchanged(configuration: Configuration, runs: Iterable[Run]) -> None:
@@ -179,12 +179,12 @@ def check_unchanged(configuration: Configuration, runs: Iterable[Run]) -> None:
 
 def _difference(configuration, run):
     record, outputs = _recorded(configuration, run)
-    for atlas in configuration.atlases:
-        new = json.loads(json.dumps(configuration.described(atlas), default=str))
-        paths = configuration.outputs(run, atlas).values()
+    for unit in configuration.units:
+        new = json.loads(json.dumps(configuration.described(unit), default=str))
+        paths = configuration.outputs(run, unit).values()
         ours = {path.relative_to(configuration.out_dir).as_posix() for path in paths}
         for output in outputs:
-            if output.path not in ours or output.made == configuration.made[atlas.name]:
+            if output.path not in ours or output.made == configuration.made[unit.name]:
                 continue
             if not (configuration.out_dir / output.path).exists():
                 continue
@@ -195,7 +195,7 @@ def _difference(configuration, run):
 
 def _changes(old, new):
     """What differs between two descriptions of outputs, in words; nothing for the version."""
-    own = ("kind", "radius", "background_label", "confounds", "dummy_scans")
+    own = ("kind", "radius", "background_label", "confounds", "dummy_scans", "output_type")
     olds, news = ({key: how.get(key) for key in own} | how["settings"] for how in (old, new))
     is_other = list(old["files"].values()) != list(new["files"].values())
     return (["another atlas, look-up table or mask"] if is_other else []) + [
@@ -215,7 +215,7 @@ class Kept:
         Existing files of the recorded sizes.
     made : dict of str
         How the outputs were made, by ``Output.made``.
-    atlases : dict
+    atlases, quality : dict
         As in `Record`.
     warnings : tuple of str
     """
@@ -223,6 +223,7 @@ class Kept:
     outputs: tuple[Output, ...] = ()
     made: dict[str, dict[str, Any]] = field(default_factory=dict)
     atlases: dict[str, dict[str, Any]] = field(default_factory=dict)
+    quality: dict[str, dict[str, Any]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
@@ -236,8 +237,10 @@ def kept(configuration: Configuration, run: Run) -> Kept:
         return Kept()
     outputs = tuple(o for o in outputs if _size(configuration.out_dir / o.path) == o.size)
     made = {output.made: record["made"][output.made] for output in outputs}
-    atlases = {how["atlas"]: record["atlases"][how["atlas"]] for how in made.values()}
-    return Kept(outputs, made, atlases, tuple(record["warnings"]) if outputs else ())
+    used = set(map(unit_key, made.values()))
+    atlases = {name: facts for name, facts in record["atlases"].items() if name in {atlas for atlas, _ in used}}
+    quality = joined_qualities(record["quality"], {}, used)
+    return Kept(outputs, made, atlases, quality, tuple(record["warnings"]) if outputs else ())
 
 
 def _size(path):
@@ -247,15 +250,20 @@ def _size(path):
         return None
 
 
-def unfinished(configuration: Configuration, run: Run) -> list[AtlasFile]:
-    """Atlases for which a run's outputs are missing, outdated, or made with another configuration."""
+def unfinished(configuration: Configuration, run: Run) -> list[Unit]:
+    """Units for which a run's outputs are missing, outdated, or made with another configuration.
+
+    If those of a denoising alone are, all of that denoising: it knows which volumes are removed once it is prepared.
+    """
     there = {(output.path, output.made) for output in kept(configuration, run).outputs}
 
-    def is_there(path, atlas):
-        return (path.relative_to(configuration.out_dir).as_posix(), configuration.made[atlas.name]) in there
+    def is_there(path, unit):
+        return (path.relative_to(configuration.out_dir).as_posix(), configuration.made[unit.name]) in there
 
-    wanted = ((atlas, configuration.outputs(run, atlas).values()) for atlas in configuration.atlases)
-    return [atlas for atlas, paths in wanted if not all(is_there(path, atlas) for path in paths)]
+    wanted = ((unit, configuration.outputs(run, unit).values()) for unit in configuration.units)
+    missing = {unit.key for unit, paths in wanted if not all(is_there(path, unit) for path in paths)}
+    whole = {denoising for atlas, denoising in missing if not atlas}
+    return [unit for unit in configuration.units if unit.key in missing or unit.denoising.name in whole]
 
 
 def is_done(configuration: Configuration, run: Run) -> bool:
@@ -268,7 +276,7 @@ def _now():
 
 
 def described(record: Record) -> dict[str, Any]:
-    """A record as a JSON object, for logs."""
+    """A record as a JSON object, for logs: without its quality, which would be most of a line."""
     names = ("seconds", "atlases", "warnings", "error", "traceback")
     return {
         "time": _now(),
@@ -276,9 +284,6 @@ def described(record: Record) -> dict[str, Any]:
         "run": shortened_path(os.fspath(record.run.path)),
         "name": shortened_path(run_name(record.run)),
         "volumes": record.n_volumes,
-        "volumes_kept": record.n_kept,
-        "dummy_scans": record.n_dummy_scans,
-        "degrees_of_freedom": record.degrees_of_freedom,
         "repetition_time": record.t_r,
         **{name: getattr(record, name) for name in names},
     }

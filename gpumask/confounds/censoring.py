@@ -4,11 +4,16 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gpumask.confounds.sample_masks import AllVolumesRemovedError
 from gpumask.confounds.tables import numeric_column, read_table
+from gpumask.kernels.cleaning import interpolate_censored
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _NON_STEADY = re.compile(r"non_steady_state_outlier[0-9]*")
 
@@ -44,6 +49,35 @@ class Censoring:
     def n_kept(self) -> int:
         """Number of volumes that are kept."""
         return self.n_volumes if self.kept is None else len(self.kept)
+
+    def rows(self, signals: np.ndarray, output_type: str) -> np.ndarray:
+        """Rows of a table of cleaned signals.
+
+        Parameters
+        ----------
+        signals : ndarray, shape (n_kept, n_signals)
+            NaN in whole columns only.
+        output_type : {"censored", "n/a", "interpolated"}
+            "censored": the kept volumes alone. "n/a": all volumes, NaN where they were dropped. "interpolated": all
+            volumes, those dropped for motion from a cubic spline through the kept ones, and before the first and after
+            the last kept one, from that one, as in XCP-D; dummy scans are NaN.
+
+        Returns
+        -------
+        ndarray of the same dtype, shape (n_kept, n_signals) or (n_volumes, n_signals)
+        """
+        kept = self.kept
+        if kept is None or output_type == "censored":
+            return signals
+        whole = np.full((self.n_volumes, signals.shape[1]), np.nan, signals.dtype)
+        whole[kept] = signals
+        if output_type == "n/a" or not len(self.motion):
+            return whole
+        known = np.isfinite(signals).all(axis=0)
+        filled = interpolate_censored(whole[:, known], kept) if len(kept) > 1 else signals[:, known]
+        whole[:, known] = np.pad(filled, ((kept[0], self.n_volumes - 1 - kept[-1]), (0, 0)), mode="edge")
+        whole[self.dummy_scans] = np.nan
+        return whole
 
 
 def censor(
@@ -83,9 +117,13 @@ def censor(
 
 def non_steady_volumes(confounds_path: str | os.PathLike) -> np.ndarray:
     """Volumes that fMRIPrep's table marks as before the steady state: ndarray of int."""
-    table = read_table(Path(confounds_path)).rename(columns=str)
+    return non_steady_marks(read_table(Path(confounds_path)).rename(columns=str), confounds_path)
+
+
+def non_steady_marks(table: "pd.DataFrame", path: str | os.PathLike) -> np.ndarray:
+    """The same for a table that has been read from `path`."""
     marks = [column for column in table if _NON_STEADY.fullmatch(column)]
-    is_marked = [numeric_column(table, column, confounds_path, "0 or 1") == 1 for column in marks]
+    is_marked = [numeric_column(table, column, path, "0 or 1") == 1 for column in marks]
     return np.flatnonzero(np.any(is_marked, axis=0)) if marks else np.zeros(0, int)
 
 
