@@ -23,7 +23,7 @@ LAYERS = {
     "text_tables": {"inputs"},
     "images": {"images", "files", "process", "inputs", "text_tables"},
     "kernels": {"kernels", "backend", "choices"},
-    "engine": {"engine", "images", "kernels", "backend", "choices", "process"},
+    "engine": {"engine", "images", "kernels", "backend", "choices", "process", "text_tables"},
     "bids": {"bids", "files", "tables", "inputs", "text_tables"},
     "confounds": {"confounds", "bids", "images", "kernels", "backend", "process", "inputs", "text_tables"},
     "time_operator": {"kernels", "backend"},

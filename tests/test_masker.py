@@ -82,7 +82,7 @@ def test_keywords_and_defaults_are_nilearns():
     nilearn = pytest.importorskip("nilearn.maskers").NiftiLabelsMasker
     theirs = {p.name: p.default for p in inspect.signature(nilearn).parameters.values()}
     ours = {p.name: p.default for p in inspect.signature(NiftiLabelsMasker).parameters.values()}
-    own = {"device": "auto", "min_coverage": None, "keep_all_regions": False, "nan_policy": "zero"}
+    own = {"device": "auto", "min_coverage": None, "keep_all_regions": False, "nan_policy": "zero", "label_map": None}
     assert ours == theirs | own
 
 
