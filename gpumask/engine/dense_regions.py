@@ -43,7 +43,7 @@ class DenseLabelsOnRun(RegionsOnGrid):
 def dense_labels(atlas: DenseAtlas, labels: np.ndarray) -> nib.Cifti2Image:
     """Return labels of the atlas's grayordinates as an image of one map, with the atlas's name and table."""
     columns = atlas.xml.matrix.get_index_map(0)
-    named = next(one for one in columns.named_maps if (one.map_name or "") == atlas.map_name)
+    named = list(columns.named_maps)[atlas.number]
     matrix = nib.cifti2.Cifti2Matrix()
     matrix.append(nib.cifti2.Cifti2MatrixIndicesMap([0], columns.indices_map_to_data_type, maps=[named]))
     matrix.append(atlas.xml.matrix.get_index_map(1))  # without its axis, which takes 0.1 s to make

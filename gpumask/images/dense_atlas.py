@@ -30,7 +30,8 @@ class DenseAtlas:
         Label to ignore.
     table : dict
         "index", "name" and "color" (#rrggbb) of each label in the file's table, which may have more than the map.
-    map_name : str
+    number : int
+        Of the map in the file.
     xml : nibabel.cifti2.Cifti2Header
         Of the file; don't change it.
     """
@@ -39,7 +40,7 @@ class DenseAtlas:
     grid: BrainModels
     background: float
     table: dict[str, list]
-    map_name: str
+    number: int
     xml: "nib.Cifti2Header"
 
     @cached_property
@@ -101,7 +102,7 @@ def load_dense_atlas(labels_img: Any, background: float = 0, label_map: str | in
         "name": [str(entry.label or "") for entry in entries],
         "color": ["#" + "".join(map(_hexadecimal, (entry.red, entry.green, entry.blue))) for entry in entries],
     }
-    return DenseAtlas(labels, image.grid, background, table, image.header.names[number], image.header.xml)
+    return DenseAtlas(labels, image.grid, background, table, number, image.header.xml)
 
 
 def _hexadecimal(share):

@@ -306,9 +306,6 @@ def _open(path: Path) -> DenseImage:
         msg = f"{name} has the shape {shape}, expected (1, 1, 1, 1, {KINDS[header.kind].noun}, grayordinates)."
         raise ImageError(msg)
     _fitting(header, shape[4:], name)
-    if offset < _HEADER_BYTES:
-        msg = f"The header of {name} is wrong: by its vox_offset the values start at byte {offset}."
-        raise ImageError(msg)
     check_size(path, offset + shape[4] * shape[5] * dtype.itemsize)
     factors = (1.0 if slope is None else float(slope)), (0.0 if inter is None else float(inter))
     return DenseImage(name, header, _OnDisk(name, offset), dtype, *factors)
