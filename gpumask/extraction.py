@@ -357,6 +357,7 @@ _WHY_NOT = {
     "smoothing_fwhm": "smoothing needs the surfaces: wb_command -cifti-smoothing has them",
     "resampling_target": "they are matched by vertex and voxel, not resampled: use 'data', or None for equal ones",
     "keep_masked_labels": "they have no mask",
+    "keep_masked_maps": "they have no mask",
     "mask_img": "a mask of volumes doesn't apply to them: set labels outside it to the background",
     "high_variance_confounds": "it is defined for voxels: pass confounds",
 }

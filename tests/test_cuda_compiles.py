@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from gpumask.kernels import median_cuda, scaling_cuda, segments_cuda
+from gpumask.kernels import median_cuda, scaling_cuda, segments_cuda, series_cuda
 
 ARCHITECTURES = ["75", "80", "90", "100", "120"]  # Turing to Blackwell
 
@@ -19,6 +19,7 @@ COMBINED = [name.upper() for name in segments_cuda._COLLECTED if name != "median
 REDUCE = [f"reduce_parts<{', '.join(parts)}>" for parts in itertools.product(TYPES, INDICES, STATISTICS, POLICIES)]
 COMBINE = [f"combine_parts<{', '.join(parts)}>" for parts in itertools.product(COMBINED, POLICIES)]
 SELECT = [f"select_medians<{', '.join(parts)}>" for parts in itertools.product(TYPES, INDICES, POLICIES)]
+SERIES = [f"add_series<{dtype}>" for dtype in TYPES]
 
 # Each type, each statistic, each policy, without every combination of them.
 SOME_REDUCE = [name for name in REDUCE if ", int, SUM, KEEP" in name or "<float, int" in name]
@@ -61,8 +62,9 @@ def compile_kernels(nvrtc, source, options, names, target):
         (segments_cuda._SOURCE, segments_cuda._OPTIONS, REDUCE),
         (segments_cuda._SOURCE, segments_cuda._OPTIONS, COMBINE),
         (median_cuda._SOURCE, ("-DTHREADS=128",), SELECT),
+        (series_cuda._SOURCE, series_cuda._OPTIONS, SERIES),
     ],
-    ids=["reduce", "combine", "select"],
+    ids=["reduce", "combine", "select", "series"],
 )
 def test_every_instance(nvrtc, source, options, names):
     assert "warning" not in compile_kernels(nvrtc, source, options, names, "compute_75")
@@ -74,8 +76,9 @@ def test_every_instance(nvrtc, source, options, names):
     [
         (segments_cuda._SOURCE, segments_cuda._OPTIONS, SOME_REDUCE + COMBINE, 32 * segments_cuda._WARPS),
         (median_cuda._SOURCE, ("-DTHREADS=128",), SOME_SELECT, median_cuda._MANY_THREADS),
+        (series_cuda._SOURCE, series_cuda._OPTIONS, SERIES, series_cuda._THREADS),
     ],
-    ids=["segments", "median"],
+    ids=["segments", "median", "series"],
 )
 def test_registers_suffice(nvrtc, source, options, names, n_threads, architecture):
     """On every architecture, no kernel spills registers into memory, and a block's fit into a multiprocessor's."""

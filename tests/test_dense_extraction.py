@@ -7,7 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gpumask import MultiNiftiLabelsMasker, NiftiLabelsMasker, NiftiMasker, NiftiSpheresMasker, transform_together
+from gpumask import (
+    MultiNiftiLabelsMasker,
+    NiftiLabelsMasker,
+    NiftiMapsMasker,
+    NiftiMasker,
+    NiftiSpheresMasker,
+    transform_together,
+)
 from gpumask.choices import STRATEGIES
 from gpumask.engine import series as engine
 from gpumask.engine.dense_regions import DenseLabelRegions
@@ -267,6 +274,72 @@ def test_explains(made):
         "direct: mean of the stored grayordinates",
     ]
     assert masker.region_atlas_.shape == masker.labels_img_.shape == (1, len(nib.load(atlas).header.get_axis(1)))
+
+
+# Maps
+
+
+@pytest.fixture
+def maps(tmp_path):
+    """A series, and three overlapping maps of more grayordinates than it has: paths, values and axes."""
+    rng = np.random.default_rng(7)
+    axis, maps_axis = dense.models(rng, share=0.6), dense.models(rng, share=1.0)
+    data = rng.standard_normal((20, len(axis))) + 9
+    weights = rng.random((3, len(maps_axis))) * (rng.random((3, len(maps_axis))) < 0.5)
+    run = dense.save(dense.series_image(data, axis), tmp_path / "run.dtseries.nii")
+    path = dense.save(dense.scalars_image(weights, maps_axis), tmp_path / "maps.dscalar.nii")
+    place = {identity: k for k, identity in enumerate(dense.identities(maps_axis))}
+    known = [place.get(identity, -1) for identity in dense.identities(axis)]
+    own = np.where(np.array(known) >= 0, weights[:, known], 0)
+    return run, path, data, weights, own
+
+
+def test_maps_are_least_squares(maps):
+    run, path, data, weights, own = maps
+    masker = NiftiMapsMasker(path)
+    signals = masker.fit_transform(run)
+    np.testing.assert_allclose(signals, np.linalg.lstsq(own.T, data.T, rcond=None)[0].T, rtol=1e-10)
+    np.testing.assert_allclose(masker.coverage_["fraction"], own.sum(1) / weights.sum(1))
+    assert masker.coverage_["voxels"].tolist() == (weights > 0).sum(1).tolist()
+    assert masker.coverage_["covered"].tolist() == (own > 0).sum(1).tolist()
+    assert "least squares: one matrix after sums over the maps; rank 3 of 3" in masker.explain()
+
+
+def test_weighted_means(maps):
+    run, path, data, _, own = maps
+    signals = NiftiMapsMasker(path, strategy="weighted_mean").fit_transform(run)
+    np.testing.assert_allclose(signals, data @ own.T / own.sum(1), rtol=1e-12)
+    changed = NiftiMapsMasker(path).fit()
+    changed.strategy = "weighted_mean"
+    np.testing.assert_array_equal(changed.transform(run), signals)
+
+
+def test_maps_of_a_series(maps, tmp_path):
+    run, path, *_ = maps
+    image = nib.load(path)
+    series = dense.series_image(image.get_fdata(), image.header.get_axis(1))
+    np.testing.assert_array_equal(NiftiMapsMasker(series).fit_transform(run), NiftiMapsMasker(path).fit_transform(run))
+
+
+def test_bad_maps(maps):
+    run, path, *_ = maps
+    axis = nib.load(run).header.get_axis(1)
+    with pytest.raises(ValueError, match=r"^Overlap detected in the maps\."):
+        NiftiMapsMasker(path, allow_overlap=False).fit_transform(run)
+    negative = dense.scalars_image(np.where(np.arange(len(axis)) == 3, -2.0, 1.0)[np.newaxis], axis, ["odd"])
+    with pytest.raises(ValueError, match=r"without negative weights, but map 'odd' of in-memory image has -2\.0\. Use"):
+        NiftiMapsMasker(negative, strategy="weighted_mean").fit_transform(run)
+    present = axis.vertex[axis.name == dense.LEFT]
+    absent = np.setdiff1d(np.arange(dense.N_VERTICES), present)[0]
+    elsewhere = dense.scalars_image(np.eye(2), dense.surface([present[0], absent]), ["a", "b"])
+    for strategy in ("least_squares", "weighted_mean"):
+        with pytest.raises(
+            ValueError, match=r"has no grayordinate with a weight of these maps of in-memory image: b\."
+        ):
+            NiftiMapsMasker(elsewhere, strategy=strategy).fit_transform(run)
+    for parameters in ({"mask_img": "a.nii"}, {"keep_masked_maps": True}, {"resampling_target": "maps"}):
+        with pytest.raises(ValueError, match=f"^{next(iter(parameters))}=.* has no meaning for grayordinates: "):
+            NiftiMapsMasker(path, **parameters).fit()
 
 
 # Errors

@@ -7,6 +7,7 @@ from functools import cached_property
 import nibabel as nib
 import numpy as np
 
+from gpumask.engine.maps import OVERLAP, explained
 from gpumask.engine.regions import RegionsOnGrid
 from gpumask.images.brain_models import BrainModels
 from gpumask.images.dense_atlas import DenseAtlas, DenseMaps
@@ -146,6 +147,11 @@ class DenseMapsOnRun(RegionsOnGrid):
             return signals @ self.solution.matrix.T
 
     @property
+    def explanation(self) -> list[str]:
+        """How the sums are turned into amplitudes; see `RegionsOnGrid.explanation`."""
+        return [] if self.solution is None else [explained(self.solution, len(self.ids))]
+
+    @property
     def maps_dtype(self) -> np.dtype:
         """float64."""
         return self.weights.dtype
@@ -177,10 +183,13 @@ class DenseMapRegions:
     maps : DenseMaps
     solves : bool
         Whether signals are the least squares of the maps, or their weighted means.
+    allow_overlap : bool
+        Whether several maps may have positive weights at a grayordinate.
     """
 
     maps: DenseMaps
     solves: bool
+    allow_overlap: bool = True
 
     @property
     def grid(self) -> BrainModels:
@@ -189,20 +198,23 @@ class DenseMapRegions:
 
     @cached_property
     def identity(self) -> str:
-        """Hash of weights, grayordinates and method."""
+        """Hash of weights, grayordinates and parameters."""
         digest = hashlib.blake2b(self.maps.weights.tobytes(), digest_size=16)
-        digest.update(repr((self.grid.key, self.solves)).encode())
+        digest.update(repr((self.grid.key, self.solves, self.allow_overlap)).encode())
         return digest.hexdigest()
 
     def on(self, grid: BrainModels, target: str | None, keep: str) -> DenseMapsOnRun:
         """Return the maps on the grayordinates of a run; parameters and errors as of `DenseLabelRegions.on`.
 
-        ValueError also for maps without a weight there unless `keep` is "all", and negative ones of a weighted mean.
+        ValueError also for maps without a weight there, negative ones of a weighted mean, and overlap that isn't
+        allowed.
         """
         place = _positions(grid, self.grid, target)
         covered = np.zeros(self.grid.n_grayordinates, bool)
         covered[place[place >= 0]] = True
         weights = np.where(place >= 0, self.maps.weights[:, place], 0.0)
+        if not self.allow_overlap and ((weights > 0).sum(axis=0) > 1).any():
+            raise ValueError(OVERLAP)
         if not self.solves and weights.min() < 0:
             k = int(np.flatnonzero((weights < 0).any(axis=1))[0])
             msg = (
@@ -211,7 +223,7 @@ class DenseMapRegions:
             )
             raise ValueError(msg)
         full = weights.any(axis=1)
-        if not full.all() and (keep != "all" or self.solves):
+        if not full.all():
             names = listed(self.maps.names[k] for k in np.flatnonzero(~full))
             msg = f"{grid.name} has no grayordinate with a weight of these maps of {self.grid.name}: {names}."
             raise ValueError(msg)

@@ -6,6 +6,7 @@ aren't finite, need all grayordinates of a region at once. These are gathered fr
 time points at a time. Neither depends on the size of a block or the number of threads, to the bit.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -63,7 +64,7 @@ def run_series(
     n_threads = n_threads or n_cores()
     n_rows, row_bytes = series.grid.n_grayordinates, series.n_volumes * series.dtype.itemsize
     size = min(size or max(_BLOCK_BYTES // row_bytes, 1), n_rows)
-    sums = {plan: _sums(plan, series, size) for plan in plans if plan.strategy in LINEAR}
+    sums = {plan: _Sums(plan, series, size) for plan in plans if plan.strategy in LINEAR}
     if sums:
         _add_all(list(sums.values()), series, size, n_threads, progress)
     results = [_result(plan, sums.get(plan), series, n_threads) for plan in plans]
@@ -75,58 +76,49 @@ def run_series(
     return [Extraction(*result, seconds) for result in results]
 
 
-def _sums(plan, series, size):
-    return (_SumsOnHost if plan.device == "cpu" else _SumsOnDevice)(plan, series, size)
-
-
-class _SumsOnHost:
-    """Sums of one plan; `add` may run in several threads at once, for different time points."""
+class _Sums:
+    """Sums of stored values of one plan, on its device."""
 
     def __init__(self, plan, series, size):
+        self.device = plan.device
         self._entries = cut(plan.segments, size, series.grid.n_grayordinates)
-        self.values = np.zeros((len(plan.counts), series.n_volumes))
+        with self._on_device():
+            self._values = backend.to_device(np.zeros((len(plan.counts), series.n_volumes)), plan.device)
 
-    def tasks(self, number, block, spans):
-        """Functions that add a block."""
-        entries = self._entries[number]
-        return [lambda span=span: add_block(block[:, span], entries, self.values[:, span]) for span in spans]
+    @contextlib.contextmanager
+    def _on_device(self):
+        with backend.device_errors(self.device), backend.using(self.device):
+            yield
 
+    def add(self, number, block, span):
+        """Add some time points of a block; on the CPU, threads may add others at the same time."""
+        add_block(block[:, span], self._entries[number], self._values[:, span])
 
-class _SumsOnDevice:
-    """Sums of one plan on a GPU, which the calling thread feeds."""
-
-    def __init__(self, plan, series, size):
-        self._device = plan.device
-        self._entries = cut(plan.segments, size, series.grid.n_grayordinates)
-        with backend.device_errors(plan.device), backend.using(plan.device):
-            self._sums = backend.to_device(np.zeros((len(plan.counts), series.n_volumes)), plan.device)
-
-    def add(self, number, block):
-        with backend.device_errors(self._device), backend.using(self._device):
-            there = backend.to_device(np.ascontiguousarray(block), self._device)
-            add_block(there, self._entries[number].like(there), self._sums)
+    def add_on_device(self, number, block):
+        """Copy a block to the GPU and add it."""
+        with self._on_device():
+            there = backend.to_device(np.ascontiguousarray(block), self.device)
+            add_block(there, self._entries[number].like(there), self._values)
 
     @property
     def values(self):
-        with backend.device_errors(self._device), backend.using(self._device):
-            return backend.to_host(self._sums)
+        """The sums on the host: ndarray of float64, shape (n_regions, n_times)."""
+        with self._on_device():
+            return backend.to_host(self._values)
 
 
 def _add_all(all_sums, series, size, n_threads, progress):
     """Add all series to the sums."""
-    spans = _spans(series.n_volumes, n_threads)
-    n_rows = series.grid.n_grayordinates
+    spans, n_rows = _spans(series.n_volumes, n_threads), series.grid.n_grayordinates
+    on_host = [sums for sums in all_sums if sums.device == "cpu"]
+    on_device = [sums for sums in all_sums if sums.device != "cpu"]
     with ThreadPoolExecutor(n_threads, "gpumask-reduce") as workers:
         for number, start in enumerate(range(0, n_rows, size)):
             stop = min(start + size, n_rows)
             block = series.rows(start, stop)
-            tasks = [
-                task for sums in all_sums if isinstance(sums, _SumsOnHost) for task in sums.tasks(number, block, spans)
-            ]
-            running = [workers.submit(task) for task in tasks]
-            for sums in all_sums:
-                if isinstance(sums, _SumsOnDevice):
-                    sums.add(number, block)
+            running = [workers.submit(sums.add, number, block, span) for sums in on_host for span in spans]
+            for sums in on_device:
+                sums.add_on_device(number, block)
             for task in running:  # the next block's series come after these
                 task.result()
             if progress:

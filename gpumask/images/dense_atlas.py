@@ -157,6 +157,9 @@ class DenseMaps:
     grid: BrainModels
     names: list[str]
 
+    def __len__(self) -> int:
+        return len(self.weights)
+
 
 def load_dense_maps(maps_img: Any) -> DenseMaps:
     """Load maps of weights.

@@ -8,6 +8,7 @@ from gpumask import backend
 from gpumask.kernels import scaling_cuda
 
 _THREADS = 128
+_OPTIONS = ("--fmad=false",)  # the bits of the CPU
 _SOURCE = r"""
 template <typename T>
 __global__ void add_series(const T* __restrict__ data, long long n_times, const long long* __restrict__ rows,
@@ -39,7 +40,7 @@ def add_block(data, entries, sums):
         data = xp.ascontiguousarray(data)
         n_times, n_segments = data.shape[1], entries.regions.shape[0]
         name = f"add_series<{scaling_cuda.C_TYPES[data.dtype.name]}>"
-        kernel = backend.cuda_kernel(_SOURCE, name, ("--fmad=false",))  # the bits of the CPU
+        kernel = backend.cuda_kernel(_SOURCE, name, _OPTIONS)
         weights = 0 if entries.weights is None else entries.weights
         arguments = (data, n_times, entries.rows, entries.offsets, entries.regions, weights, n_segments, sums)
         kernel((-(-n_times // _THREADS), min(n_segments, scaling_cuda.GRID_HEIGHT)), (_THREADS,), arguments)
