@@ -65,22 +65,39 @@ def test_opens_what_nibabel_opens(series):
     assert models.volume.shape == axis.volume_shape
 
 
-def test_equal_headers_are_parsed_once(series, tmp_path, monkeypatch):
-    header = open_dense(series).header
-    copy = tmp_path / "copy.dtseries.nii"
-    copy.write_bytes(series.read_bytes())
-    monkeypatch.setattr(grayordinates, "_xml", None)
-    assert open_dense(copy).header is header
-    assert open_dense(copy).grid.name == str(copy)
-    assert open_dense(series).grid.name == str(series)
+def test_equal_brain_models_are_parsed_once(series, tmp_path, monkeypatch):
+    """Runs of a study differ in their metadata and lengths."""
+    known = nib.load(series)
+    other = dense.series_image(np.ones((9, known.shape[1])), known.header.get_axis(1), t_r=2.0)
+    other.header.matrix.metadata = cifti2.Cifti2MetaData({"Provenance": "<MatrixIndicesMap> & more"})
+    path = dense.save(other, tmp_path / "other.dtseries.nii")
+    first, parsed = open_dense(series), []
+    monkeypatch.setattr(grayordinates, "parse_brain_models", lambda *args: parsed.append(args))
+    image = open_dense(path)
+    assert not parsed
+    assert image.grid.surfaces is first.grid.surfaces
+    assert (first.n_volumes, first.t_r, first.grid.name) == (5, dense.T_R, str(series))
+    assert (image.n_volumes, image.t_r, image.grid.name) == (9, 2.0, str(path))
+    assert image.header.xml.matrix.metadata["Provenance"] == "<MatrixIndicesMap> & more"
+    np.testing.assert_array_equal(image.header.xml.get_axis(1).vertex, known.header.get_axis(1).vertex)
 
 
-def test_parsed_headers_are_dropped(tmp_path, monkeypatch):
+def test_brain_models_quoted_in_metadata(tmp_path):
+    """wb_command quotes metadata as CDATA, in which anything may stand."""
+    quoted = b'<![CDATA[<MatrixIndicesMap x="CIFTI_INDEX_TYPE_BRAIN_MODELS"></MatrixIndicesMap>]]>'
+    image = dense.series_image(np.ones((2, 3)), dense.surface([1, 2, 3]))
+    image.header.matrix.metadata = cifti2.Cifti2MetaData({"Provenance": "x" * len(quoted)})
+    path = dense.save(image, tmp_path / "run.dtseries.nii")
+    edited_xml(path, b"x" * len(quoted), quoted)
+    assert open_dense(path).grid.surfaces[0].vertices.tolist() == [1, 2, 3]
+    edited_xml(path, b"CIFTI_INDEX_TYPE_BRAIN_MODELS", b"CIFTI_INDEX_TYPE_BRAIN_MODEL_")
+    assert open_dense(path).grid.surfaces[0].vertices.tolist() == [1, 2, 3]
+
+
+def test_parsed_brain_models_are_dropped(tmp_path, monkeypatch):
     monkeypatch.setattr(grayordinates, "_N_PARSED", 2)
     for n in range(5):
-        path = dense.save(
-            dense.series_image(np.ones((n + 1, 3)), dense.surface([1, 2, 3])), tmp_path / "a.dtseries.nii"
-        )
+        path = dense.save(dense.series_image(np.ones((2, 1)), dense.surface([n])), tmp_path / "a.dtseries.nii")
         open_dense(path)
     assert len(grayordinates._parsed) == 2
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
+from nibabel.cifti2.parse_cifti2 import Cifti2Extension
 
 from gpumask.images.brain_models import BrainModels, parse_brain_models
 from gpumask.images.decoding import check_extensions, check_size
@@ -42,11 +43,11 @@ _CODE = 32  # of the NIfTI extension that holds the XML
 _HEADER_BYTES = 540
 _UNKNOWN = 3000  # intent of files that nibabel writes unless it is told one: the XML decides
 _OF_CIFTI = range(3000, 3100)  # NIfTI intents
-_N_PARSED = 8  # headers that are kept; a parsed one takes about 10 MB
+_N_PARSED = 8  # brain models that are kept, of about 10 MB each
 
 
 class Header(NamedTuple):
-    """A parsed header, shared by all files with equal ones: don't change it.
+    """A parsed header. Its brain models are shared by all files with equal ones: don't change them.
 
     Attributes
     ----------
@@ -70,24 +71,49 @@ class Header(NamedTuple):
     t_r: float | None
 
 
-_parsed: dict[bytes, Header] = {}
+_parsed: dict[bytes, tuple[Any, BrainModels]] = {}
 _lock = threading.Lock()
+_START = re.compile(rb"<MatrixIndicesMap\b[^>]*CIFTI_INDEX_TYPE_BRAIN_MODELS")
+_END = b"</MatrixIndicesMap>"
 
 
-def _parse(extension: Any, name: str) -> Header:
-    """Parse the XML of a file, unless an equal one has been parsed: that takes longer than to reduce the file."""
-    digest = hashlib.blake2b(extension.content, digest_size=16).digest()
+def _parse(content: bytes, name: str) -> Header:
+    """Parse the XML of a file; equal brain models only once: that takes longer than to reduce the file.
+
+    The headers of a study's runs differ in their metadata and time points, but seldom in their brain models.
+    """
+    found = [match.start() for match in _START.finditer(content)]
+    end = content.find(_END, found[0]) + len(_END) if found else 0
+    if len(found) != 1 or end < len(_END) or _is_quoted(content[: found[0]]):
+        return _checked(_xml(content, name), name)
+    text, rest = content[found[0] : end], content[: found[0]] + content[end:]
+    digest = hashlib.blake2b(text, digest_size=16).digest()
+    xml = _xml(rest, name)
     with _lock:
-        header = _parsed.pop(digest, None) or _checked(_xml(extension, name), name)
+        if (parsed := _parsed.pop(digest, None)) is None:
+            index_map = _xml(b'<CIFTI Version="2"><Matrix>' + text + b"</Matrix></CIFTI>", name).matrix[0]
+            parsed = index_map, parse_brain_models(index_map, name)
         while len(_parsed) >= _N_PARSED:
             _parsed.pop(next(iter(_parsed)))
-        _parsed[digest] = header  # the latest used is the last to go
-    return header
-
-
-def _xml(extension, name):
+        _parsed[digest] = parsed  # the latest used is the last to go
+    index_map, models = parsed
     try:
-        return extension.get_object()
+        xml.matrix.append(index_map)
+    except nib.cifti2.Cifti2HeaderError as error:
+        msg = f"The CIFTI-2 header of {name} has several index maps of a dimension: {error}. Create the file again."
+        raise ImageError(msg) from error
+    return _checked(xml, name, models)
+
+
+def _is_quoted(before):
+    """Whether a CDATA section or a comment is open at the end of a text."""
+    pairs = (b"<![CDATA[", b"]]>"), (b"<!--", b"-->")
+    return any(before.rfind(start) > before.rfind(stop) for start, stop in pairs)
+
+
+def _xml(content: bytes, name: str) -> nib.Cifti2Header:
+    try:
+        return Cifti2Extension.from_bytes(content).get_object()
     except Exception as error:  # nibabel and expat raise many classes
         msg = (
             f"The CIFTI-2 header of {name} can't be parsed: {type(error).__name__}: {error}. Copy or create the file "
@@ -96,7 +122,7 @@ def _xml(extension, name):
         raise ImageError(msg) from error
 
 
-def _checked(xml: nib.Cifti2Header, name: str) -> Header:
+def _checked(xml: nib.Cifti2Header, name: str, models: BrainModels | None = None) -> Header:
     maps = {}
     for dimension in (0, 1):
         try:
@@ -112,7 +138,7 @@ def _checked(xml: nib.Cifti2Header, name: str) -> Header:
             "labels or scalars of brain models (.dtseries.nii, .dlabel.nii, .dscalar.nii)."
         )
         raise ImageError(msg)
-    models = parse_brain_models(rows, name)
+    models = models or parse_brain_models(rows, name)
     if kind == "series":
         step = float(columns.series_step) * 10.0 ** int(columns.series_exponent or 0)
         t_r = step if columns.series_unit == "SECOND" and 0 < step < np.inf else None
@@ -218,10 +244,13 @@ def is_dense(img: Any) -> bool:
     path = Path(img).expanduser()
     if _NAMED_SO.search(path.name):
         return True
-    if irregularity(path) or not path.exists():
+    if not path.exists() or irregularity(path):
         return False
-    with open_file(path) as file:
-        block = file.read(_HEADER_BYTES) or b""
+    try:
+        with open_file(path) as file:
+            block = file.read(_HEADER_BYTES) or b""
+    except OSError:  # whoever opens the image reports it
+        return False
     if len(block) < _HEADER_BYTES or _HEADER_BYTES not in (int.from_bytes(block[:4], o) for o in ("little", "big")):
         return False
     return int(nib.Nifti2Header(block, check=False)["intent_code"]) in _OF_CIFTI
@@ -294,7 +323,7 @@ def _open(path: Path) -> DenseImage:
     if extension is None:
         msg = f"{name} has no CIFTI-2 header (NIfTI extension {_CODE}). Copy or create the file again."
         raise ImageError(msg)
-    header = _parse(extension, name)
+    header = _parse(extension.content, name)
     if kind not in (None, KINDS[header.kind]):
         msg = (
             f"{name} contradicts itself: by its NIfTI intent ({intent}) it holds {kind.noun}, by its XML "
