@@ -337,3 +337,32 @@ def test_other_kinds_of_cifti(tmp_path, pair):
         ImageError, match=r"maps CIFTI_INDEX_TYPE_[A-Z_]+ to CIFTI_INDEX_TYPE_[A-Z_]+, expected series,"
     ):
         open_dense(path)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_changed_bytes_are_errors_that_name_the_file(tmp_path, labels, series, seed):
+    """Whatever a few wrong bytes in a header do, it is one of the errors that a user can read."""
+    rng = np.random.default_rng(seed)
+    for source, read in ((series, open_dense), (labels, lambda path: load_dense_atlas(path, label_map=0))):
+        content = source.read_bytes()
+        end = int.from_bytes(content[168:176], "little")
+        path = tmp_path / source.name
+        for _ in range(20):
+            changed = bytearray(content)
+            for at in rng.integers(4, end, rng.integers(1, 4)):
+                changed[at] = rng.choice(np.frombuffer(b'0123456789-." <>\0', np.uint8))
+            path.write_bytes(changed)
+            try:
+                read(path)
+            except ValueError as error:
+                assert str(path) in str(error)  # noqa: PT017 - not every change is an error
+
+
+@pytest.mark.parametrize(
+    "attribute", [b"IndexOffset", b"IndexCount", b"SurfaceNumberOfVertices", b"ModelType", b"SeriesStep"]
+)
+def test_missing_attributes(series, attribute):
+    edited_xml(series, b" " + attribute, b" X" + attribute[1:])
+    with pytest.raises(ImageError) as error:
+        open_dense(series)
+    assert str(series) in str(error.value)

@@ -3,11 +3,12 @@
 The values of one grayordinate are contiguous in the file, so the reading goes over grayordinates: `DenseImage.rows`.
 """
 
+import contextlib
 import hashlib
 import os
 import re
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,17 +92,15 @@ def _parse(content: bytes, name: str) -> Header:
     xml = _xml(rest, name)
     with _lock:
         if (parsed := _parsed.pop(digest, None)) is None:
-            index_map = _xml(b'<CIFTI Version="2"><Matrix>' + text + b"</Matrix></CIFTI>", name).matrix[0]
-            parsed = index_map, parse_brain_models(index_map, name)
+            with _parsing(name):
+                index_map = _xml(b'<CIFTI Version="2"><Matrix>' + text + b"</Matrix></CIFTI>", name).matrix[0]
+                parsed = index_map, parse_brain_models(index_map, name)
         while len(_parsed) >= _N_PARSED:
             _parsed.pop(next(iter(_parsed)))
         _parsed[digest] = parsed  # the latest used is the last to go
     index_map, models = parsed
-    try:
+    with _parsing(name):
         xml.matrix.append(index_map)
-    except nib.cifti2.Cifti2HeaderError as error:
-        msg = f"The CIFTI-2 header of {name} has several index maps of a dimension: {error}. Create the file again."
-        raise ImageError(msg) from error
     return _checked(xml, name, models)
 
 
@@ -112,9 +111,18 @@ def _is_quoted(before):
 
 
 def _xml(content: bytes, name: str) -> nib.Cifti2Header:
-    try:
+    with _parsing(name):
         return Cifti2Extension.from_bytes(content).get_object()
-    except Exception as error:  # nibabel and expat raise many classes
+
+
+@contextlib.contextmanager
+def _parsing(name: str) -> Iterator[None]:
+    """Convert errors in the block to an ImageError: nibabel and expat raise many classes, and leave attributes None."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except Exception as error:
         msg = (
             f"The CIFTI-2 header of {name} can't be parsed: {type(error).__name__}: {error}. Copy or create the file "
             "again."
@@ -123,14 +131,8 @@ def _xml(content: bytes, name: str) -> nib.Cifti2Header:
 
 
 def _checked(xml: nib.Cifti2Header, name: str, models: BrainModels | None = None) -> Header:
-    maps = {}
-    for dimension in (0, 1):
-        try:
-            maps[dimension] = xml.matrix.get_index_map(dimension)
-        except Exception as error:
-            msg = f"The CIFTI-2 header of {name} has no index map for dimension {dimension}: {error}."
-            raise ImageError(msg) from error
-    columns, rows = maps[0], maps[1]
+    with _parsing(name):
+        columns, rows = (xml.matrix.get_index_map(dimension) for dimension in (0, 1))
     kind = next((key for key, known in KINDS.items() if known.columns == columns.indices_map_to_data_type), None)
     if kind is None or rows.indices_map_to_data_type != "CIFTI_INDEX_TYPE_BRAIN_MODELS":
         msg = (
@@ -138,12 +140,13 @@ def _checked(xml: nib.Cifti2Header, name: str, models: BrainModels | None = None
             "labels or scalars of brain models (.dtseries.nii, .dlabel.nii, .dscalar.nii)."
         )
         raise ImageError(msg)
-    models = models or parse_brain_models(rows, name)
-    if kind == "series":
-        step = float(columns.series_step) * 10.0 ** int(columns.series_exponent or 0)
-        t_r = step if columns.series_unit == "SECOND" and 0 < step < np.inf else None
-        return Header(xml, kind, models, [], int(columns.number_of_series_points), t_r)
-    names = [str(one.map_name or "") for one in columns.named_maps]
+    with _parsing(name):
+        models = models or parse_brain_models(rows, name)
+        if kind == "series":
+            step = float(columns.series_step) * 10.0 ** int(columns.series_exponent or 0)
+            t_r = step if columns.series_unit == "SECOND" and 0 < step < np.inf else None
+            return Header(xml, kind, models, [], int(columns.number_of_series_points), t_r)
+        names = [str(one.map_name or "") for one in columns.named_maps]
     return Header(xml, kind, models, names, len(names), None)
 
 
