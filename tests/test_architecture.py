@@ -25,7 +25,7 @@ LAYERS = {
     "text_tables": {"inputs"},
     "images": {"images", "dlpack", "backend", "files", "process", "inputs", "text_tables"},
     "kernels": {"kernels", "dlpack", "backend", "choices"},
-    "engine": {"engine", "images", "kernels", "backend", "choices", "process"},
+    "engine": {"engine", "images", "kernels", "backend", "choices", "process", "text_tables"},
     "bids": {"bids", "files", "tables", "inputs", "text_tables"},
     "confounds": {"confounds", "bids", "images", "kernels", "dlpack", "backend", "process", "inputs", "text_tables"},
     "time_operator": {"kernels", "backend"},
