@@ -26,7 +26,7 @@ LAYERS = {
     "text_tables": {"inputs"},
     "images": {"images", "dlpack", "cuda_runtime", "backend", "files", "process", "inputs", "text_tables"},
     "kernels": {"kernels", "dlpack", "cuda_runtime", "backend", "choices"},
-    "engine": {"engine", "images", "kernels", "cuda_runtime", "backend", "choices", "process"},
+    "engine": {"engine", "images", "kernels", "cuda_runtime", "backend", "choices", "process", "text_tables"},
     "bids": {"bids", "files", "tables", "inputs", "text_tables"},
     "confounds": {
         *("confounds", "bids", "images", "kernels", "dlpack", "backend"),

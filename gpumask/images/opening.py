@@ -96,16 +96,7 @@ def opened(item: Any) -> Stored:
     if not isinstance(item, Path):
         read = stored if device_of_image(item) == "cpu" else OnDevice
         return read(item, item.get_filename() or "in-memory image")
-    if item.is_dir():
-        msg = f"{item} is a directory, expected an image file."
-        raise ImageError(msg)
-    for file in image_files(item):
-        if reason := irregularity(file):
-            msg = f"{file} {reason}: an image is read more than once. Save it in a file."
-            raise ImageError(msg)
-    if item.stat().st_size == 0:
-        msg = f"{item} is empty (0 bytes), expected an image file. Copy or create the file again."
-        raise ImageError(msg)
+    check_image_file(item)
     require_decoder(item)
     check_extensions(header if (header := _header_of(item)).is_file() else item)
     try:
@@ -114,10 +105,27 @@ def opened(item: Any) -> Stored:
     except Exception as error:  # nibabel and the decoders raise many classes
         msg = f"{item} can't be read as an image: {type(error).__name__}: {error}. Expected NIfTI, Analyze or MGH."
         raise ImageError(msg) from error
+    if isinstance(img, nib.Cifti2Image):
+        msg = f"{item} holds grayordinates (CIFTI-2), expected an image of volumes (NIfTI, Analyze or MGH)."
+        raise ImageError(msg)
     if not isinstance(img, nib.spatialimages.SpatialImage):
         msg = f"{item} is a {type(img).__name__}, expected an image of volumes (NIfTI, Analyze or MGH)."
         raise ImageError(msg)
     return stored(img, str(item))
+
+
+def check_image_file(path: Path) -> None:
+    """Raise ImageError for a folder, device or pipe, and for an empty file."""
+    if path.is_dir():
+        msg = f"{path} is a directory, expected an image file."
+        raise ImageError(msg)
+    for file in image_files(path):
+        if reason := irregularity(file):
+            msg = f"{file} {reason}: an image is read more than once. Save it in a file."
+            raise ImageError(msg)
+    if path.stat().st_size == 0:
+        msg = f"{path} is empty (0 bytes), expected an image file. Copy or create the file again."
+        raise ImageError(msg)
 
 
 def _header_of(item):

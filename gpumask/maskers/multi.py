@@ -131,7 +131,7 @@ class MultiNiftiLabelsMasker(ManyRuns, NiftiLabelsMasker):  # type: ignore[misc]
 
     Parameters
     ----------
-    labels_img, ..., nan_policy
+    labels_img, ..., label_map
         As in `NiftiLabelsMasker`.
     n_jobs : int, default=1
         Runs extracted at the same time, each in its own process (-1: one per core). A single run already uses all
@@ -169,6 +169,7 @@ class MultiNiftiLabelsMasker(ManyRuns, NiftiLabelsMasker):  # type: ignore[misc]
         min_coverage=None,
         keep_all_regions=False,
         nan_policy="zero",
+        label_map=None,
         n_jobs=1,
     ):
         super().__init__(
@@ -200,6 +201,7 @@ class MultiNiftiLabelsMasker(ManyRuns, NiftiLabelsMasker):  # type: ignore[misc]
             min_coverage=min_coverage,
             keep_all_regions=keep_all_regions,
             nan_policy=nan_policy,
+            label_map=label_map,
         )
         self.n_jobs = n_jobs
 
