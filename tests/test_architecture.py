@@ -15,30 +15,36 @@ PACKAGE = Path(gpumask.__file__).parent
 LAYERS = {
     "__init__": {"maskers", "image_to_image", "kernels", "signal"},
     "backend": set(),
+    "cuda_runtime": {"backend"},
     "dlpack": {"backend"},
     "choices": set(),
-    "blocks": {"backend"},
+    "blocks": {"cuda_runtime", "backend"},
     "process": set(),
     "files": set(),
     "tables": {"kernels"},
     "inputs": set(),
     "text_tables": {"inputs"},
-    "images": {"images", "dlpack", "backend", "files", "process", "inputs", "text_tables"},
-    "kernels": {"kernels", "dlpack", "backend", "choices"},
-    "engine": {"engine", "images", "kernels", "backend", "choices", "process"},
+    "images": {"images", "dlpack", "cuda_runtime", "backend", "files", "process", "inputs", "text_tables"},
+    "kernels": {"kernels", "dlpack", "cuda_runtime", "backend", "choices"},
+    "engine": {"engine", "images", "kernels", "cuda_runtime", "backend", "choices", "process", "text_tables"},
     "bids": {"bids", "files", "tables", "inputs", "text_tables"},
     "confounds": {
         *("confounds", "bids", "images", "kernels", "dlpack", "backend"),
         *("choices", "process", "inputs", "text_tables"),
     },
     "time_operator": {"kernels", "backend"},
-    "signal": {"confounds", "kernels", "time_operator", "blocks", "dlpack", "backend", "choices", "process"},
-    "extraction": {"engine", "signal", "confounds", "images", "backend", "choices", "process"},
-    "image_to_image": {"signal", "engine", "kernels", "images", "dlpack", "backend", "choices", "process"},
+    "cleaner_options": {"process"},
+    "cleaner": {
+        *("cleaner_options", "confounds", "kernels", "time_operator"),
+        *("blocks", "backend", "choices", "process"),
+    },
+    "signal": {"cleaner", "dlpack", "backend"},
+    "extraction": {"engine", "cleaner", "confounds", "images", "cuda_runtime", "backend", "choices", "process"},
+    "image_to_image": {"cleaner", "engine", "kernels", "images", "dlpack", "backend", "choices", "process"},
     "reports": {"reports", "images", "files"},
     "maskers": {
         *("maskers", "extraction", "engine", "reports", "images", "kernels"),
-        *("blocks", "backend", "choices", "process"),
+        *("blocks", "dlpack", "backend", "choices", "process"),
     },
     "cohort": {
         *("cohort", "extraction", "engine", "confounds", "images", "reports", "bids"),
@@ -53,8 +59,8 @@ LAYERS = {
 }
 # Libraries that only these parts may import, inside functions too.
 KEPT_TO = {
-    "cupy": {"backend"},
-    "cupyx": {"backend"},
+    "cupy": {"backend", "cuda_runtime"},
+    "cupyx": {"cuda_runtime"},
     "nibabel": {"images", "engine", "image_to_image", "maskers", "reports", "demo"},
     "sklearn": {"maskers"},
     "matplotlib": {"reports", "cohort"},
@@ -181,7 +187,7 @@ def test_layers_are_floors():
 
 # Of Python's classes, and of scikit-learn, which has no public way to wrap the results of several maskers.
 NOT_OURS = {
-    "engine/cuda.py": {"_replace"},
+    "engine/gpu_run.py": {"_replace"},
     "engine/host.py": {"_replace"},
     "process.py": {"_getframe"},
     "cohort/executors.py": {"_exit"},
@@ -252,7 +258,7 @@ def test_public_kernels_have_docstrings():
         ("extraction", "from gpumask.maskers.base import VolumesMasker"),
         ("extraction", "from sklearn.base import BaseEstimator"),
         ("cohort", "from gpumask import cli"),
-        ("signal", "from sklearn.base import BaseEstimator"),
+        ("cleaner", "from sklearn.base import BaseEstimator"),
         ("reports", "from nilearn.image import load_img"),
     ],
 )
@@ -265,6 +271,7 @@ def test_finds_a_forbidden_import(part, source):
     [
         ("kernels", "import numpy as np\nimport scipy.sparse\nfrom gpumask import backend"),
         ("backend", "def f():\n    import cupy"),
+        ("cuda_runtime", "from cupyx.scipy import ndimage"),
         ("cli", "from gpumask import __version__\nfrom gpumask.cohort.writer import write_run"),
         ("images", "import nibabel as nib\nfrom gpumask.images.grid import Grid"),
     ],

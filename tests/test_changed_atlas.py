@@ -18,7 +18,7 @@ from gpumask.cohort import atlases, kinds
 from gpumask.cohort.configuration import AtlasFile, Configuration
 from gpumask.cohort.executors import run_cohort
 from gpumask.cohort.writer import write_run
-from gpumask.images.volumes import image_files
+from gpumask.images.opening import image_files
 
 from . import cohorts
 from .helpers import save

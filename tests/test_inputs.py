@@ -34,7 +34,8 @@ from gpumask.confounds.sample_masks import kept_volumes
 from gpumask.confounds.tables import confounds_matrix, read_table
 from gpumask.images.errors import ImageError
 from gpumask.images.lookup import read_lookup_table
-from gpumask.images.volumes import image_files, open_volumes
+from gpumask.images.opening import image_files
+from gpumask.images.volumes import open_volumes
 from gpumask.inputs import read_bytes, read_json
 from gpumask.text_tables import read_rows
 

@@ -11,12 +11,12 @@ from scipy import signal as scipy_signal
 
 from gpumask import NiftiLabelsMasker
 from gpumask.bids.runs import Run
+from gpumask.cleaner import Cleaner
 from gpumask.cli import main
 from gpumask.cohort.configuration import AtlasFile, Configuration
 from gpumask.cohort.executors import run_cohort
 from gpumask.cohort.writer import write_run
 from gpumask.confounds.censoring import censor
-from gpumask.signal import Cleaner
 
 T, T_R = 160, 2.0
 AFFINE = np.diag([3.0, 3, 3, 1])

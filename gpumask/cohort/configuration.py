@@ -16,7 +16,8 @@ from gpumask.choices import LINEAR, MAPS_STRATEGIES, check_choice
 from gpumask.confounds.denoising import Denoising
 from gpumask.confounds.fmriprep import image_desc
 from gpumask.extraction import Settings
-from gpumask.images.volumes import image_files, open_volumes
+from gpumask.images.opening import image_files
+from gpumask.images.volumes import open_volumes
 from gpumask.inputs import open_file
 
 _DEFAULTS = {"keep_all_regions": True, "min_coverage": 0.5, "nan_policy": "omit"}

@@ -9,9 +9,12 @@ import pandas as pd
 from sklearn.utils.validation import check_is_fitted
 
 from gpumask.choices import MAPS_STRATEGIES, check_choice
+from gpumask.engine.dense_regions import DenseMapRegions
 from gpumask.engine.maps import MapRegions, as_image
 from gpumask.engine.regions import check_same_grids
-from gpumask.extraction import Settings
+from gpumask.extraction import Settings, check_kind, refuse_for_grayordinates
+from gpumask.images.dense_atlas import load_dense_maps
+from gpumask.images.grayordinates import is_dense
 from gpumask.images.maps import load_maps
 from gpumask.maskers.base import VolumesMasker, described, mask_image
 
@@ -25,7 +28,8 @@ class NiftiMapsMasker(VolumesMasker):
     Parameters
     ----------
     maps_img : path, nibabel image or list of 3D images
-        4D image: one map per region. Values that aren't finite count as 0.
+        4D image: one map per region. Values that aren't finite count as 0. Or maps of grayordinates (.dscalar.nii,
+        .dtseries.nii), for runs that are dense series (.dtseries.nii); see `NiftiLabelsMasker`.
     mask_img : path, nibabel image, list of these or None, default=None
         Voxels that are 0 in the mask are ignored. If None, there is no mask.
     allow_overlap : bool, default=True
@@ -95,6 +99,8 @@ class NiftiMapsMasker(VolumesMasker):
     as `resampling_target` says. `transform` adds attributes that describe the last run, as in `NiftiLabelsMasker`:
     ``plan_``, ``seconds_`` and ``coverage_``.
     """
+
+    _has_grayordinates = True
 
     def __init__(
         self,
@@ -175,6 +181,8 @@ class NiftiMapsMasker(VolumesMasker):
         self
         """
         volumes = self._begin_fit(imgs)
+        if is_dense(self.maps_img):
+            return self._fit_grayordinates(volumes)
         if self.mask_img is None and self.resampling_target == "mask":
             msg = (
                 "resampling_target has been set to 'mask' but no mask has been provided.\n"
@@ -184,6 +192,8 @@ class NiftiMapsMasker(VolumesMasker):
         mask, mask_grid = self._loaded_mask()
         self._log(f"Loading regions from {described(self.maps_img)}", "fit")
         given = replace(load_maps(self.maps_img), mask=mask, mask_grid=mask_grid)
+        if volumes is not None:
+            check_kind(volumes, given.grid)
         memory = self.memory_ if self.memory_.location is not None else None
         regions = MapRegions(given, given, self.strategy == "least_squares", self.allow_overlap, memory)
         if self.resampling_target is None:
@@ -201,6 +211,22 @@ class NiftiMapsMasker(VolumesMasker):
             _ = regions.maps.masked  # raises if no map is left
         self._fitted = regions
         self.mask_img_ = mask_image(regions.maps.mask, regions.maps.mask_grid)
+        self._log("Finished fit", "fit")
+        return self
+
+    def _fit_grayordinates(self, run):
+        refused = {
+            "mask_img": self.mask_img is not None,
+            "keep_masked_maps": self.keep_masked_maps,
+            "resampling_target": self.resampling_target in ("mask", "maps"),
+        }
+        refuse_for_grayordinates({name: getattr(self, name) for name, given in refused.items() if given})
+        self._log(f"Loading regions from {described(self.maps_img)}", "fit")
+        maps = load_dense_maps(self.maps_img)
+        if run is not None:
+            check_kind(run, maps.grid)
+        self._fitted = DenseMapRegions(maps, self.strategy == "least_squares", self.allow_overlap)
+        self.mask_img_ = None
         self._log("Finished fit", "fit")
         return self
 
@@ -274,6 +300,7 @@ class NiftiMapsMasker(VolumesMasker):
         if not hasattr(self, "_fitted"):
             msg = f"'{type(self).__name__}' object has no attribute 'maps_img_' before fit."
             raise AttributeError(msg)
+        self._require_volumes("maps_img_")
         return as_image(self._regions.maps)
 
     @property
