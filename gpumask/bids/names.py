@@ -9,7 +9,10 @@ from typing import NamedTuple
 
 from gpumask.bids.runs import Run
 
-_IMAGE_EXTENSION = re.compile(r"\.(nii|img|hdr|mgh|mgz|mnc|head|brik|par|rec)(\.(gz|bz2|zst))?$", re.IGNORECASE)
+_IMAGE_EXTENSION = re.compile(
+    r"(\.d(tseries|label|scalar)(?=\.nii))?\.(nii|img|hdr|mgh|mgz|mnc|head|brik|par|rec)(\.(gz|bz2|zst))?$",
+    re.IGNORECASE,
+)
 _NAME = re.compile(r"(?P<entities>(?:[a-zA-Z]+-[a-zA-Z0-9+]+_)*)(?P<suffix>[a-zA-Z0-9]+)(?P<extension>(?:\..*)?)")
 _OUTPUT = re.compile(r"(.+)_stat-([a-zA-Z0-9]+)_([a-zA-Z0-9]+)\.tsv")
 _PAIR = re.compile(r"([a-zA-Z0-9]+)-([a-zA-Z0-9+]+)")
