@@ -50,6 +50,7 @@ def _plan_cohort(args):
     from gpumask.bids.sidecars import check_dataset_description
     from gpumask.cohort.atlases import load
     from gpumask.cohort.configuration import Configuration, check_names, check_spaces
+    from gpumask.cohort.grayordinates import check_runs
     from gpumask.cohort.record import Listing, check_unchanged
     from gpumask.process import collect_warnings
 
@@ -99,9 +100,11 @@ def _plan_cohort(args):
     check_dataset_description(args.out_dir, args.source if is_folder else None)
     if is_folder:
         wanted = {"require_confounds": bool(configuration.confounds), "desc": configuration.images}
+        wanted["grayordinates"] = configuration.grayordinates
         runs, problems = find_runs(args.source, **chosen, **wanted)
     else:
         runs, problems = read_manifest(args.source)
+        check_runs(configuration.atlases, runs)
     check_names(configuration, runs)
     check_unchanged(configuration, runs)
     messages = check_spaces(configuration, runs)

@@ -77,7 +77,10 @@ class Parser(argparse.ArgumentParser):
                     stop += 1
             elif action is not None and action.nargs is None:
                 stop += 1
-            if words[k] in ("--atlas", "--seeds", "--lut") or words[k : k + 2] == ["--confounds", "auto"]:
+            if words[k] in ("--atlas", "--seeds", "--lut", "--label-map") or words[k : k + 2] == [
+                "--confounds",
+                "auto",
+            ]:
                 surplus += range(k + 2, stop)
             k = stop
         return [*(words[i] for i in surplus), *(word for i, word in enumerate(words) if i not in surplus)]
@@ -142,14 +145,18 @@ def _add_extract(commands):
         "timeseries.tsv. Exit status: 0 done; 1 some runs failed, the others are written; 2 wrong usage.",
     )
     add = extract.add_argument
-    add("runs", nargs="+", metavar="RUN", type=Path, help="3D or 4D image (NIfTI, Analyze, MGH, ...)")
+    add(
+        "runs", nargs="+", metavar="RUN", type=Path, help="3D or 4D image (NIfTI, ...), or dense series (.dtseries.nii)"
+    )
     add(
         "--atlas",
         nargs="+",
         default=[],
         metavar="[NAME=]IMAGE",
-        help="label image (a number per region), or 4D image of maps; several are extracted together",
+        help="label image (a number per region), or 4D image of maps; or for dense series, .dlabel.nii or "
+        ".dscalar.nii; several are extracted together",
     )
+    _add_label_map(add)
     _add_seeds(add)
     add(
         "--lut",
@@ -232,8 +239,10 @@ def _add_cohort(commands):
         nargs="+",
         default=[],
         metavar="[NAME=]IMAGE",
-        help="label images, or 4D images of maps; all are extracted in one read, and --seeds with them",
+        help="label images, or 4D images of maps; all are extracted in one read, and --seeds with them. With "
+        ".dlabel.nii or .dscalar.nii, fMRIPrep's *_bold.dtseries.nii are extracted instead of volumes",
     )
+    _add_label_map(add)
     _add_seeds(add)
     add(
         "--lut",
@@ -272,6 +281,16 @@ def _add_signals(add):
     add("--low-pass", metavar="HZ", type=positive, help="remove higher frequencies (Butterworth)")
     add("--high-pass", metavar="HZ", type=positive, help="remove lower frequencies (Butterworth)")
     add("--standardize", choices=STANDARDIZE, help="z-score, or percent signal change (default: neither)")
+
+
+def _add_label_map(add):
+    add(
+        "--label-map",
+        nargs="+",
+        metavar="NAME|N",
+        help="map of a .dlabel.nii that has several, by its name or its index from 0; one per --atlas, in order (n/a "
+        "for other files)",
+    )
 
 
 def _add_seeds(add):

@@ -12,8 +12,12 @@ from gpumask.bids.names import alphanumeric, atlas_name, lookup_table_of, output
 from gpumask.bids.runs import Run
 from gpumask.bids.spaces import Space, space_contradiction, stated_space
 from gpumask.choices import LINEAR, MAPS_STRATEGIES, check_choice
+from gpumask.cohort.grayordinates import check_atlases
 from gpumask.confounds.fmriprep import check_options, image_desc
 from gpumask.extraction import Settings
+from gpumask.images.dense_atlas import map_number
+from gpumask.images.grayordinates import KINDS as DENSE_KINDS
+from gpumask.images.grayordinates import is_dense, open_dense
 from gpumask.images.volumes import image_files, open_volumes
 from gpumask.inputs import open_file
 
@@ -21,7 +25,7 @@ _DEFAULTS = {"keep_all_regions": True, "min_coverage": 0.5, "nan_policy": "omit"
 
 
 KINDS = ("labels", "maps", "seeds")
-"""What an atlas can be: a label image, a 4D image of maps, or a table of seeds."""
+"""What an atlas can be: labels or maps, of volumes or of grayordinates, or a table of seeds."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +35,11 @@ class AtlasFile:
     Attributes
     ----------
     path : str or path-like
-        Label image, 4D image of maps, or table of seeds.
+        Label image, 4D image of maps, or table of seeds; or dense labels or maps of grayordinates (.dlabel.nii,
+        .dscalar.nii, .dtseries.nii).
     lut : str, path-like or None
-        Look-up table of an image, with the columns "index" and "name". None: the one that `lut_beside` finds.
+        Look-up table of an image, with the columns "index" and "name". None: the one that `lut_beside` finds, and for
+        grayordinates the names in the file.
     name : str
         Label of the entity "atlas". Empty or None: from the name of the file.
     background : int or float
@@ -47,11 +53,16 @@ class AtlasFile:
         Of seeds: radius in mm of the spheres for which the table has none. None: the voxel nearest to the seed.
     allow_overlap : bool
         Of seeds: whether spheres may share voxels.
+    label_map : str, int or None
+        Of dense labels: name, or index from 0, of the map. None: the file must have one map. A `Configuration`
+        replaces it by the index.
+    grayordinates : bool
+        Whether the atlas is of grayordinates, by the name or the header of its file.
 
     Raises
     ------
     ValueError
-        If seeds have a look-up table, or something else has a radius.
+        If seeds have a look-up table, something else has a radius, or anything but dense labels has a label map.
     """
 
     path: str | os.PathLike
@@ -62,6 +73,8 @@ class AtlasFile:
     kind: str = ""
     radius: float | None = None
     allow_overlap: bool = False
+    label_map: str | int | None = None
+    grayordinates: bool = field(init=False)
 
     def __post_init__(self):
         check_choice("kind", self.kind, ("", *KINDS))
@@ -72,7 +85,9 @@ class AtlasFile:
             msg = f"{self.path} isn't a table of seeds. Expected no radius, got {self.radius}."
             raise ValueError(msg)
         object.__setattr__(self, "path", os.path.abspath(self.path))  # noqa: PTH100 - links are kept
-        lut = self.lut or (lut_beside(self.path) if self.find_lut and self.kind != "seeds" else None)
+        object.__setattr__(self, "grayordinates", self.kind != "seeds" and is_dense(self.path))
+        names_itself = self.kind == "seeds" or self.grayordinates
+        lut = self.lut or (lut_beside(self.path) if self.find_lut and not names_itself else None)
         object.__setattr__(self, "lut", lut and os.path.abspath(lut))  # noqa: PTH100
         image = Path(self.path).with_suffix("") if self.kind == "seeds" else self.path  # atlas_name expects an image
         object.__setattr__(self, "name", self.name or atlas_name(image))
@@ -82,15 +97,26 @@ class AtlasFile:
         """What decides the numbers next to the contents of the files; for JSON."""
         if self.kind == "seeds":
             return {"kind": self.kind, "radius": self.radius}
-        return {"kind": self.kind} if self.kind == "maps" else {"background_label": self.background}
+        if self.kind == "maps":
+            return {"kind": self.kind}
+        of_dense = {"label_map": self.label_map} if self.grayordinates else {}
+        return {"background_label": self.background, **of_dense}
 
     @property
     def named_by(self) -> str:
         """Where the names of the columns are from."""
-        return os.fspath(self.lut or {"seeds": self.path, "maps": "numbers"}.get(self.kind, "labels"))
+        itself = self.kind == "seeds" or self.grayordinates
+        return os.fspath(self.lut or (self.path if itself else {"maps": "numbers"}.get(self.kind, "labels")))
 
     def with_kind(self) -> "AtlasFile":
-        """The same with its kind; an image's is read from its header."""
+        """The same with its kind, and the index of its label map, from the header; errors as of `load_dense_atlas`."""
+        if self.grayordinates and (image := open_dense(self.path, tuple(DENSE_KINDS))).header.kind == "labels":
+            return replace(self, kind="labels", label_map=map_number(image, self.label_map))
+        if self.label_map is not None:
+            msg = f"{self.path} isn't a file of dense labels. Expected no label map, got {self.label_map!r}."
+            raise ValueError(msg)
+        if self.grayordinates:
+            return replace(self, kind="maps")
         return self if self.kind else replace(self, kind="maps" if open_volumes(self.path).n_volumes > 1 else "labels")
 
 
@@ -214,6 +240,7 @@ class Configuration:
         files |= {os.fspath(atlas.lut): [os.fspath(atlas.lut)] for atlas in self.atlases if atlas.lut}
         fix("files", {path: {file: sha256(file) for file in group} for path, group in files.items()})
         fix("atlases", tuple(atlas.with_kind() for atlas in self.atlases))
+        check_atlases(self.atlases, self.settings, self.mask, self.images)
         seeds, target = [atlas.path for atlas in self.atlases if atlas.kind == "seeds"], self.settings.resampling_target
         if seeds and target != "data":
             msg = f"Seeds ({seeds[0]}) need resampling_target='data' (--resampling-target), got {target!r}."
@@ -221,6 +248,11 @@ class Configuration:
         made = {atlas.name: _hash(self.described(atlas)) for atlas in self.atlases}
         fix("made", made | ({"": _hash(self.described_run())} if self.outliers else {}))
         fix("hash", _hash([*self.made.values(), self.coverage, self.relmat, self.figures]))
+
+    @property
+    def grayordinates(self) -> bool:
+        """Whether the atlases, and so the runs, are of grayordinates."""
+        return self.atlases[0].grayordinates
 
     @property
     def images(self) -> str:

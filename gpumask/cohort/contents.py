@@ -34,7 +34,8 @@ def tables(
     """Lines of the tables of an atlas and of their sidecars, by path; `matrix` has the signals' correlations."""
     paths = configuration.outputs(run, atlas)
     regions = list(zip(one.regions.ids.tolist(), names, one.regions.counts.tolist(), strict=True))
-    index = [{"index": int(i) if i == int(i) else i, "name": n, "voxels": voxels} for i, n, voxels in regions]
+    of_each = one.regions.grid.elements
+    index = [{"index": int(i) if i == int(i) else i, "name": n, of_each: count} for i, n, count in regions]
     made = [(paths["timeseries"], table_lines(names, result.signals), described(Regions=index))]
     if "coverage" in paths:
         shares = one.regions.covered_share[:, None].astype(np.float32)
@@ -124,25 +125,25 @@ def figure(
     result: Result,
     matrix: np.ndarray,
     names: list[str],
-    mean: np.ndarray,
+    mean: np.ndarray | None,
     t_r: float | None,
     kept: np.ndarray | None,
     fd_threshold: float | None,
 ) -> bytes:
     """Figure of an atlas's signals (PNG) and their correlations, `matrix`.
 
-    Below the regions it shows the run's `mean` volume, shape (x, y, z).
+    Below the regions it shows the run's `mean` volume, shape (x, y, z); without one, it doesn't show regions.
     """
     from gpumask.reports.figures import run_figure, to_png
 
     confounds = read_table(Path(run.confounds)) if run.confounds else {}
-    labels = one.regions.parcels
+    labels = None if mean is None else one.regions.parcels
     drawn = run_figure(
         result.signals,
         matrix,
-        np.asanyarray(labels.dataobj),
+        None if labels is None else np.asanyarray(labels.dataobj),
         mean,
-        labels.affine,
+        None if labels is None else labels.affine,
         background_label=atlas.options.get("background_label", 0),
         title=name.removesuffix(".png"),
         names=names,

@@ -18,6 +18,7 @@ from gpumask.bids.spaces import space_contradiction, stated_space
 from gpumask.cohort import contents
 from gpumask.cohort.atlases import load
 from gpumask.cohort.configuration import Configuration, check_spaces
+from gpumask.cohort.grayordinates import check_runs
 from gpumask.cohort.quality import atlas_quality, joined_qualities, quality_of
 from gpumask.cohort.record import (
     Output,
@@ -40,6 +41,7 @@ from gpumask.confounds.outliers import find_outliers
 from gpumask.confounds.tables import confounds_matrix
 from gpumask.extraction import extract, prepare
 from gpumask.files import appearing_together, locked, make_folder, write
+from gpumask.images.runs import blank_volumes, open_run
 from gpumask.images.volumes import open_volumes
 from gpumask.inputs import check_file
 from gpumask.process import collect_warnings, several_runs, warn
@@ -215,7 +217,8 @@ def _extract(configuration, run, atlases, progress, *, n_threads, turn):
         check_file(run.confounds)  # it is read several times, so a pipe won't do
     for message in check_spaces(configuration, [run]):
         warn(message)
-    volumes = open_volumes(run.path)
+    check_runs(configuration.atlases, [run])
+    volumes = open_run(run.path)
     if volumes.is_3d and configuration.relmat:
         msg = f"{run.path} is a 3D image, expected a run: a 4D image."
         raise ValueError(msg)
@@ -260,8 +263,8 @@ def _extract(configuration, run, atlases, progress, *, n_threads, turn):
         _check_volumes(volumes, kept)
     omitting = [result for one, result in zip(prepared, results, strict=True) if one.settings.nan_policy == "omit"]
     if any(result.non_finite for result in omitting):
-        warn("NaN or infinite voxels were excluded from the regions' statistics.")
-    mean = _mean(volumes, report) if configuration.figures else None
+        warn(f"NaN or infinite {volumes.grid.elements} were excluded from the regions' statistics.")
+    mean = _mean(volumes, report) if configuration.figures and not configuration.grayordinates else None
     files, summary, of_atlases = {}, {}, {}
     for atlas, one, result in zip(atlases, prepared, results, strict=True):
         _, names = loaded.atlases[atlas.name].names(one.regions.ids)
@@ -354,12 +357,7 @@ def _mean(volumes, progress):
 
 def _check_volumes(volumes, kept):
     """Raise ValueError if a kept volume of a run has only NaN, infinite values and 0; reads the run again."""
-    empty = []
-    for chunk in volumes.chunks(8):
-        values = chunk.scaled()
-        some = (np.isfinite(values) & (values != 0)).any(axis=1)
-        empty += (chunk.start + np.flatnonzero(~some)).tolist()
-    empty = [str(volume) for volume in empty if kept is None or volume in kept]
+    empty = [str(volume) for volume in blank_volumes(volumes).tolist() if kept is None or volume in kept]
     if empty:
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
         msg = f"{volumes.name}: only NaN, infinite values and 0 in volume {', '.join(empty[:5])}{more}."
