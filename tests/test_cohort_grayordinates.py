@@ -207,6 +207,15 @@ def test_volumes_and_grayordinates_of_one_folder_share_an_output_folder(tmp_path
     assert sum("atlas-Toy_den-91k_stat-mean_timeseries.tsv" in name for name in both) == 2
 
 
+def test_the_page_says_what_was_done():
+    assert run(COHORT) == 0
+    page = cohorts.Path("out/cohort.html").read_text()
+    assert "mean of each region&#x27;s grayordinates" in page
+    assert "grayordinates of atlas and run are matched by vertex and voxel" in page
+    assert "Regions of which a run has less than 50% of the grayordinates are missing values." in page
+    assert "resampled to each run" not in page
+
+
 def test_figures_have_no_cuts():
     pytest.importorskip("matplotlib")
     assert run(f"{COHORT} --figures") == 0

@@ -97,10 +97,11 @@ class AtlasFile:
         """What decides the numbers next to the contents of the files; for JSON."""
         if self.kind == "seeds":
             return {"kind": self.kind, "radius": self.radius}
+        of_dense = {"elements": "grayordinates"} if self.grayordinates else {}
         if self.kind == "maps":
-            return {"kind": self.kind}
-        of_dense = {"label_map": self.label_map} if self.grayordinates else {}
-        return {"background_label": self.background, **of_dense}
+            return {"kind": self.kind, **of_dense}
+        number = {"label_map": self.label_map} if self.grayordinates else {}
+        return {"background_label": self.background, **number, **of_dense}
 
     @property
     def named_by(self) -> str:

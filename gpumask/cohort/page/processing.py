@@ -66,6 +66,9 @@ class Processing:
     has_dummies: bool = False
 
 
+_DECIDING = ("version", "elements", "denoising", "settings", "confounds", "dummy_scans", "output_type")
+
+
 @dataclass
 class Methods:
     """The ways in which a cohort's outputs were made; bounded, whatever the records say."""
@@ -78,9 +81,7 @@ class Methods:
         for how in record["made"].values():
             if how["atlas"] not in record["atlases"]:  # of the run itself
                 continue
-            common = [
-                how.get(key) for key in ("version", "denoising", "settings", "confounds", "dummy_scans", "output_type")
-            ]
+            common = [how.get(key) for key in _DECIDING]
             key = json.dumps(common, sort_keys=True)
             if key not in self.processings and len(self.processings) >= MOST_SHOWN:
                 self.n_more += 1
@@ -107,11 +108,16 @@ def is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < 1e9  # False for NaN
 
 
-def signal_words(settings: dict[str, Any]) -> str:
+def is_of_grayordinates(how: dict[str, Any]) -> bool:
+    """Whether outputs were made from grayordinates, by a description of how they were made."""
+    return how.get("elements") == "grayordinates"
+
+
+def signal_words(how: dict[str, Any]) -> str:
     """What a signal is, in words."""
-    strategy = text_of(settings.get("strategy", "unknown"))
+    strategy = text_of(how["settings"].get("strategy", "unknown"))
     if strategy in _STATISTICS:
-        return f"{_STATISTICS[strategy]} of each region's voxels"
+        return f"{_STATISTICS[strategy]} of each region's {'grayordinates' if is_of_grayordinates(how) else 'voxels'}"
     return {
         "least_squares": "least-squares fit of the maps to each volume",
         "weighted_mean": "weighted mean by each map",
