@@ -1,7 +1,12 @@
 """Grayordinates in the commands: dense series by fMRIPrep's and HCP's names, with atlases that fit them or don't."""
 
 import json
+import re
 import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -70,9 +75,7 @@ def table(name):
 
 
 def content(path):
-    return {
-        str(file): file.read_bytes() for file in sorted(cohorts.Path(path).rglob("*.*")) if "logs" not in file.parts
-    }
+    return {str(file): file.read_bytes() for file in sorted(Path(path).rglob("*.*")) if "logs" not in file.parts}
 
 
 def labels_of(path=ATLAS, number=0):
@@ -103,7 +106,7 @@ def test_cohort(capsys):
     assert (shares < 1).any()
     relmat = table(FILE.format("pearsoncorrelation_relmat"))
     np.testing.assert_allclose(relmat.iloc[:, 1:], np.corrcoef(signals.T), atol=1e-6)
-    sidecar = json.loads(cohorts.Path("out", FILE.format("mean_timeseries") + ".json").read_text())
+    sidecar = json.loads(Path("out", FILE.format("mean_timeseries") + ".json").read_text())
     assert (sidecar["RepetitionTime"], sidecar["Density"], sidecar["TaskName"]) == (T_R, "91k", "rest")
     assert sidecar["MaskerParameters"]["label_map"] == 0
     labels = labels_of()[0]
@@ -122,7 +125,7 @@ def test_cleaning_censoring_and_confounds_are_those_of_the_masker():
     kept = np.setdiff1d(np.arange(N), [7, 20])
     expected = masker.fit_transform(bold(), confounds=removed, sample_mask=kept)
     np.testing.assert_allclose(table(FILE.format("mean_timeseries")), expected, rtol=1e-5, atol=1e-6)
-    outliers = next(cohorts.Path("out").rglob(f"{NAMES[0]}*outliers.tsv"))
+    outliers = next(Path("out").rglob(f"{NAMES[0]}*outliers.tsv"))
     assert pd.read_table(outliers)["kept"].sum() == N - 2
 
 
@@ -154,14 +157,14 @@ def test_extract_is_bit_for_bit_the_cohort():
     assert run(f"extract {bold()} {bold(1)} --atlas {ATLAS} --confounds auto --confounds-columns csf --out ex") == 0
     for k in (0, 1):
         name = FILE.format("mean_timeseries").replace("run-1", f"run-{k + 1}") + ".tsv"
-        of_extract = cohorts.Path("ex", cohorts.Path(name).name).read_bytes()
-        assert of_extract == cohorts.Path("out", name).read_bytes()
+        of_extract = Path("ex", Path(name).name).read_bytes()
+        assert of_extract == Path("out", name).read_bytes()
 
 
 def test_resume_and_other_numbers_of_processes_give_the_same_bytes(capsys):
     assert run(COHORT + " --nprocs 2") == 0
     whole = content("out")
-    next(cohorts.Path("out").rglob(f"{NAMES[1]}*timeseries.tsv")).unlink()
+    next(Path("out").rglob(f"{NAMES[1]}*timeseries.tsv")).unlink()
     capsys.readouterr()
     assert run(COHORT) == 0
     assert "1 done, 2 skipped (done before)" in capsys.readouterr().out
@@ -186,7 +189,7 @@ def test_dry_run(capsys):
     shown = capsys.readouterr().out
     assert "3 to do, 0 done, 0 unusable" in shown
     assert bold() in shown
-    assert not cohorts.Path("out").exists()
+    assert not Path("out").exists()
 
 
 def test_volumes_and_grayordinates_of_one_folder_share_an_output_folder(tmp_path):
@@ -209,7 +212,7 @@ def test_volumes_and_grayordinates_of_one_folder_share_an_output_folder(tmp_path
 
 def test_the_page_says_what_was_done():
     assert run(COHORT) == 0
-    page = cohorts.Path("out/cohort.html").read_text()
+    page = Path("out/cohort.html").read_text()
     assert "mean of each region&#x27;s grayordinates" in page
     assert "grayordinates of atlas and run are matched by vertex and voxel" in page
     assert "Regions of which a run has less than 50% of the grayordinates are missing values." in page
@@ -219,7 +222,7 @@ def test_the_page_says_what_was_done():
 def test_figures_have_no_cuts():
     pytest.importorskip("matplotlib")
     assert run(f"{COHORT} --figures") == 0
-    figures = sorted(cohorts.Path("out/figures").iterdir())
+    figures = sorted(Path("out/figures").iterdir())
     assert len(figures) == 3
     assert figures[0].read_bytes()[16:24] == (1000).to_bytes(4, "big") + (1100).to_bytes(4, "big")
 
@@ -227,7 +230,7 @@ def test_figures_have_no_cuts():
 def test_store():
     pytest.importorskip("pyarrow")
     assert run(f"{COHORT} --store out/all.parquet") == 0
-    (path,) = cohorts.Path("out").glob("all*.parquet")
+    (path,) = Path("out").glob("all*.parquet")
     assert len(pd.read_parquet(path)) == 3 * N
 
 
@@ -241,7 +244,7 @@ def refused(line, capsys):
     if line.startswith("cohort"):
         assert run(f"{line} --dry-run") == 2
         assert capsys.readouterr().err == message
-    assert not cohorts.Path("out").exists()
+    assert not Path("out").exists()
     return message.partition("error: ")[2].strip()
 
 
@@ -358,7 +361,7 @@ def hcp(folder, lines, header="bold\tconfounds\tname"):
     results = folder / "100307/MNINonLinear/Results/rfMRI_REST1_LR"
     results.mkdir(parents=True)
     (folder / bold()).rename(results / "rfMRI_REST1_LR_Atlas_MSMAll_hp2000_clean.dtseries.nii")
-    cohorts.Path("runs.tsv").write_text("\n".join([header, *lines]) + "\n")
+    Path("runs.tsv").write_text("\n".join([header, *lines]) + "\n")
     return results / "rfMRI_REST1_LR_Atlas_MSMAll_hp2000_clean.dtseries.nii"
 
 
@@ -370,6 +373,25 @@ def test_hcp(folder):
     masker = NiftiLabelsMasker(ATLAS, reports=False)
     removed = pd.read_table(confounds(), na_values="n/a")[["csf"]]
     np.testing.assert_allclose(table(name), masker.fit_transform(found, confounds=removed), rtol=1e-6)
+
+
+def test_hcp_as_in_the_readme(folder):
+    text = Path(__file__).parents[1].joinpath("README.md").read_text()
+    (lines,) = (block for block in re.findall("(?:^    .*\n)+", text, re.MULTILINE) if "MNINonLinear" in block)
+    assert lines.count("\n") == 6
+    for session in ("rfMRI_REST1_LR", "tfMRI_WM_RL"):
+        results = folder / "HCP/100307/MNINonLinear/Results" / session
+        results.mkdir(parents=True)
+        for name in ("Atlas_MSMAll_hp2000_clean", "Atlas_MSMAll", "Atlas"):
+            shutil.copy(bold(), results / f"{session}_{name}.dtseries.nii")
+    (folder / ATLAS).rename("Glasser.dlabel.nii")
+    lines = lines.replace("gpumask cohort", f"{shlex.quote(sys.executable)} -m gpumask cohort --device cpu")
+    subprocess.run(["sh", "-euc", lines.replace("OUT_DIR", "out")], check=True, capture_output=True)
+    found = {path.name for path in Path("out/sub-100307/func").glob("*timeseries.tsv")}
+    assert found == {
+        f"sub-100307_task-{task}_space-fsLR_atlas-Glasser_den-91k_stat-mean_timeseries.tsv"
+        for task in ("rfMRIREST1LR", "tfMRIWMRL")
+    }
 
 
 def test_hcp_without_a_name(folder):
