@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from nibabel import cifti2
 
-from gpumask.engine.dense_regions import dense_labels
 from gpumask.images import grayordinates
+from gpumask.images.cifti_images import dense_labels
 from gpumask.images.dense_atlas import load_dense_atlas, load_dense_maps
 from gpumask.images.errors import ImageError
 from gpumask.images.grayordinates import is_dense, open_dense
