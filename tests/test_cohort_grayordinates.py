@@ -227,6 +227,65 @@ def test_figures_have_no_cuts():
     assert figures[0].read_bytes()[16:24] == (1000).to_bytes(4, "big") + (1100).to_bytes(4, "big")
 
 
+def test_parcels_for_workbench():
+    line = f"{COHORT} T=two.dlabel.nii W=maps.dscalar.nii --label-map 0 1 n/a --fd-threshold 0.5 --dummy-scans 3"
+    assert run(f"{line} --cifti --confounds-columns csf") == 0
+    for name, number in (("Toy", 0), ("T", 1)):
+        stem = FILE.format("").replace("Toy", name)
+        series = nib.load(f"out/{stem}mean_timeseries.ptseries.nii")
+        signals = table(f"{stem}mean_timeseries")
+        np.testing.assert_allclose(values(series), signals, rtol=1e-6)
+        time, parcels = (series.header.get_axis(k) for k in (0, 1))
+        assert (time.start, time.step, time.unit, time.size) == (3 * T_R, T_R, "SECOND", N - 5)  # and two by motion
+        assert list(parcels.name) == list(signals)
+        labels, axis = labels_of("two.dlabel.nii", number) if number else labels_of()
+        for k, own in enumerate(parcels.voxels):
+            expected = {tuple(axis.voxel[i]) for i in np.flatnonzero(labels == k + 1) if axis.volume_mask[i]}
+            assert set(map(tuple, own.tolist())) == expected
+        matrix = nib.load(f"out/{stem}pearsoncorrelation_boldmap.pconn.nii")
+        relmat = table(f"{stem}pearsoncorrelation_relmat").iloc[:, 1:]
+        np.testing.assert_allclose(values(matrix), relmat, rtol=1e-6)
+        coverage = nib.load(f"out/{stem}coverage_boldmap.pscalar.nii")
+        np.testing.assert_allclose(values(coverage)[0], table(f"{stem}coverage_bold")["coverage"], rtol=1e-6)
+        for boldmap, of in (("coverage_boldmap", "coverage_bold"), ("pearsoncorrelation_boldmap",) * 2):
+            found = json.loads(Path(f"out/{stem}{boldmap}.json").read_text())
+            of = of.replace("boldmap", "relmat")
+            assert found == json.loads(Path(f"out/{stem}{of}.json").read_text())
+    assert len([*Path("out").rglob("*.nii")]) == 3 * 2 * 3
+    whole = content("out")
+    next(Path("out").rglob(f"{NAMES[1]}*_atlas-T_*ptseries.nii")).unlink()
+    assert run(f"{line} --cifti --confounds-columns csf") == 0
+    assert {name: data for name, data in content("out").items() if ".nii" in name} == {
+        name: data for name, data in whole.items() if ".nii" in name
+    }
+
+
+def test_added_parcels_for_workbench(capsys):
+    assert run(COHORT) == 0
+    assert run(f"{COHORT} --cifti --no-relmat") == 0
+    assert "3 done" in capsys.readouterr().out
+    assert {path.name.partition(".")[2] for path in Path("out").rglob("*.nii")} == {"ptseries.nii", "pscalar.nii"}
+
+
+def test_parcels_of_extract(capsys):
+    line = f"extract {bold()} --atlas {ATLAS} --cifti --out ex"
+    assert run(line) == 0
+    (path,) = Path("ex").glob("*.nii")
+    assert path.name == Path(FILE.format("mean_timeseries.ptseries.nii")).name
+    path.with_suffix("").with_suffix(".tsv").unlink()
+    assert run(line) == 1
+    assert "_timeseries.json already exists" in capsys.readouterr().err
+
+
+def test_parcels_without_a_repetition_time(folder, capsys):
+    image = nib.load(bold())
+    image.header.matrix.get_index_map(0).series_unit = "HERTZ"
+    dense.save(nib.Cifti2Image(values(image), image.header, image.nifti_header), folder / bold())
+    (folder / bold().replace(".dtseries.nii", ".json")).unlink()
+    assert run(f"{COHORT} --cifti") == 1
+    assert f"{folder}/{bold()} has no repetition time, but .ptseries.nii needs one. Give it" in capsys.readouterr().err
+
+
 def test_store():
     pytest.importorskip("pyarrow")
     assert run(f"{COHORT} --store out/all.parquet") == 0
@@ -308,7 +367,7 @@ def test_a_compressed_series(folder, capsys):
     [
         ("--smoothing-fwhm 6", "smoothing_fwhm=6.0 has no meaning for grayordinates: smoothing needs the surfaces: "),
         ("--confounds-strategy ica_aroma", "but fMRIPrep makes only volumes *_desc-smoothAROMAnonaggr_bold. Choose"),
-        ("--seeds s.tsv", "Give two commands, one for each kind."),
+        ("--seeds s.tsv --cifti", "Give two commands, one for each kind."),
     ],
 )
 def test_options_without_meaning(options, message, folder, capsys):
@@ -330,6 +389,13 @@ def test_options_without_meaning(options, message, folder, capsys):
 )
 def test_options_of_extract_without_meaning(options, message, volume, folder, capsys):
     assert message.format(folder=folder) in refused(f"extract {bold()} --atlas {ATLAS} --out out {options}", capsys)
+
+
+@pytest.mark.parametrize("atlas", ["atlas-Fine_dseg.nii.gz", "maps.dscalar.nii"])
+def test_parcels_of_something_else(atlas, volume, folder, capsys):
+    assert refused(f"extract {bold()} --atlas {atlas} --cifti --out out", capsys) == (
+        f"CIFTI-2 files (--cifti) are made of dense labels (.dlabel.nii), got {folder / atlas}."
+    )
 
 
 def test_several_maps_without_a_choice(folder, capsys):

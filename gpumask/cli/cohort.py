@@ -89,6 +89,7 @@ def _plan_cohort(args):
         device=args.device,
         relmat=not args.no_relmat,
         figures=args.figures,
+        cifti=args.cifti,
         overwrite=args.overwrite,
         dummy_scans=args.dummy_scans,
         min_time=args.min_time,

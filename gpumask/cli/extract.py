@@ -100,6 +100,7 @@ def _start(args, progress, stack):
         coverage=False,
         relmat=False,
         outliers=False,
+        cifti=args.cifti,
         overwrite=args.overwrite,
         dummy_scans=args.dummy_scans,
         min_time=args.min_time,

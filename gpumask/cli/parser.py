@@ -192,6 +192,7 @@ def _add_extract(commands):
     _add_space_mismatch(add)
     _add_device(add)
     _add_verbose(add)
+    _add_cifti(add)
     add("--out", metavar="DIR", type=Path, default=Path(), help="folder to write to (default: the current one)")
     add("--overwrite", action="store_true", help="replace existing files; without it, their runs fail")
 
@@ -258,6 +259,7 @@ def _add_cohort(commands):
     _add_confounds(add, "columns of the confounds to remove; * and ? are wildcards")
     _add_space_mismatch(add)
     add("--no-relmat", action="store_true", help="write no correlation matrices")
+    _add_cifti(add)
     add("--figures", action="store_true", help="write figures of each run (needs matplotlib)")
     add("--store", metavar="FILE.parquet", type=Path, help="at the end, also write all time series to a Parquet file")
 
@@ -290,6 +292,14 @@ def _add_label_map(add):
         metavar="NAME|N",
         help="map of a .dlabel.nii that has several, by its name or its index from 0; one per --atlas, in order (n/a "
         "for other files)",
+    )
+
+
+def _add_cifti(add):
+    add(
+        "--cifti",
+        action="store_true",
+        help="write the results of .dlabel.nii as .ptseries.nii (and .pconn.nii, .pscalar.nii) too",
     )
 
 

@@ -13,6 +13,7 @@ from gpumask.bids.runs import Run
 from gpumask.bids.spaces import Space, space_contradiction, stated_space
 from gpumask.choices import LINEAR, MAPS_STRATEGIES, check_choice
 from gpumask.cohort.grayordinates import check_atlases
+from gpumask.cohort.parcellated import parcellated_paths
 from gpumask.confounds.fmriprep import check_options, image_desc
 from gpumask.extraction import Settings
 from gpumask.images.dense_atlas import map_number
@@ -93,6 +94,11 @@ class AtlasFile:
         object.__setattr__(self, "name", self.name or atlas_name(image))
 
     @property
+    def is_dense_labels(self) -> bool:
+        """Whether it has labels of grayordinates."""
+        return self.grayordinates and self.kind == "labels"
+
+    @property
     def options(self) -> dict[str, Any]:
         """What decides the numbers next to the contents of the files; for JSON."""
         if self.kind == "seeds":
@@ -166,6 +172,8 @@ class Configuration:
         Resolved where a run is processed.
     coverage, relmat, figures, outliers : bool
         Whether tables of coverage, correlation matrices, figures and the table of removed volumes are written too.
+    cifti : bool
+        Whether signals of dense labels, coverage and correlations are written as CIFTI-2 too.
     overwrite : bool
         Whether finished runs are processed again.
     dummy_scans : "auto" or int
@@ -208,6 +216,7 @@ class Configuration:
     coverage: bool = True
     relmat: bool = True
     figures: bool = False
+    cifti: bool = False
     outliers: bool = True
     overwrite: bool = False
     dummy_scans: str | int = "auto"
@@ -242,13 +251,16 @@ class Configuration:
         fix("files", {path: {file: sha256(file) for file in group} for path, group in files.items()})
         fix("atlases", tuple(atlas.with_kind() for atlas in self.atlases))
         check_atlases(self.atlases, self.settings, self.mask, self.images)
+        if self.cifti and not any(atlas.is_dense_labels for atlas in self.atlases):
+            msg = f"CIFTI-2 files (--cifti) are made of dense labels (.dlabel.nii), got {self.atlases[0].path}."
+            raise ValueError(msg)
         seeds, target = [atlas.path for atlas in self.atlases if atlas.kind == "seeds"], self.settings.resampling_target
         if seeds and target != "data":
             msg = f"Seeds ({seeds[0]}) need resampling_target='data' (--resampling-target), got {target!r}."
             raise ValueError(msg)
         made = {atlas.name: _hash(self.described(atlas)) for atlas in self.atlases}
         fix("made", made | ({"": _hash(self.described_run())} if self.outliers else {}))
-        fix("hash", _hash([*self.made.values(), self.coverage, self.relmat, self.figures]))
+        fix("hash", _hash([*self.made.values(), self.coverage, self.relmat, self.figures, *["cifti"] * self.cifti]))
 
     @property
     def grayordinates(self) -> bool:
@@ -307,6 +319,8 @@ class Configuration:
             paths["relmat"] = folder / output_name(run, atlas.name, "pearsoncorrelation", "relmat")
         if self.figures:
             paths["figure"] = self.out_dir / "figures" / output_name(run, atlas.name, stat, extension=".png")
+        if self.cifti and atlas.is_dense_labels:
+            paths |= parcellated_paths(paths)
         return paths
 
 

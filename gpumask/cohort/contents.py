@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from gpumask.bids.metadata import RepetitionTime
+from gpumask.bids.names import sidecar_path
 from gpumask.bids.runs import Run
 from gpumask.bids.sidecars import sidecar, uri
 from gpumask.cohort.configuration import AtlasFile, Configuration
+from gpumask.cohort.parcellated import TABLES, parcellated
 from gpumask.confounds.censoring import Censoring
 from gpumask.confounds.outliers import REASONS, Outliers
 from gpumask.confounds.tables import read_table
@@ -50,7 +52,12 @@ def tables(
     for path, lines, content in made:
         files[path] = lines
         files[path.with_suffix(".json")] = json_lines(content)
-    return files
+    images = parcellated(paths, one.regions, names, result.signals, matrix, made[0][2])
+    content_of = {path: content for path, _, content in made}
+    for kind, path in paths.items():
+        if kind in TABLES:
+            files[sidecar_path(path)] = json_lines(content_of[paths[TABLES[kind]]])
+    return files | images
 
 
 def metadata_of(

@@ -12,7 +12,7 @@ import numpy as np
 
 from gpumask.bids.content import check_content
 from gpumask.bids.metadata import repetition_time
-from gpumask.bids.names import run_name
+from gpumask.bids.names import run_name, sidecar_path
 from gpumask.bids.runs import Run
 from gpumask.bids.spaces import space_contradiction, stated_space
 from gpumask.cohort import contents
@@ -176,7 +176,7 @@ def _write_run(configuration, run, progress):
     started = time.perf_counter()
     units = [*(configuration.outputs(run, atlas) for atlas in configuration.atlases), configuration.run_outputs(run)]
     tables = [path for paths in units for path in paths.values()]
-    for path in (path for table in tables for path in (table, table.with_suffix(".json"))):
+    for path in (path for table in tables for path in (table, sidecar_path(table))):
         if os.path.lexists(path) and not configuration.overwrite:  # also a link of git-annex without content
             msg = f"{path} already exists. To replace it: overwrite=True (--overwrite)."
             raise FileExistsError(msg)
@@ -239,6 +239,12 @@ def _extract(configuration, run, atlases, progress, *, n_threads, turn):
         warn(message)
     settings = {atlas.name: replace(configuration.settings_of(atlas), t_r=t_r.seconds) for atlas in atlases}
     check_kept_time(censoring, t_r.seconds, configuration.min_time, os.fspath(run.path))
+    if configuration.cifti and t_r.seconds is None:
+        msg = (
+            f"{run.path} has no repetition time, but .ptseries.nii needs one. Give it (--t-r, or the column t_r of a "
+            "list of runs), or leave out --cifti."
+        )
+        raise ValueError(msg)
     report = functools.partial(_report, progress, volumes.n_volumes)
     report(0)
     regions = loaded.regions(run.mask or configuration.mask, volumes.grid)
