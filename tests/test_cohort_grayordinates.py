@@ -260,6 +260,24 @@ def test_parcels_for_workbench():
     }
 
 
+def test_several_denoisings_and_rows_of_dropped_volumes():
+    Path("c.toml").write_text('columns = ["csf"]\nfd_threshold = 0.5\noutput_type = "n/a"\n')
+    Path("x.toml").write_text('columns = ["trans_x"]\nfd_threshold = 0.5\ndetrend = true\n')
+    assert run(f"{COHORT} --denoise kept=c.toml less=x.toml --cifti") == 0
+    removed = pd.read_table(confounds(), na_values="n/a")
+    kept = np.setdiff1d(np.arange(N), [7, 20])
+    for name, column, detrend in (("kept", "csf", False), ("less", "trans_x", True)):
+        masker = NiftiLabelsMasker(ATLAS, detrend=detrend, reports=False)
+        expected = masker.fit_transform(bold(), confounds=removed[[column]], sample_mask=kept)
+        stem = FILE.format(f"mean_desc-{name}_timeseries")
+        found, series = table(stem), nib.load(f"out/{stem}.ptseries.nii")
+        if name == "kept":
+            assert found.index[found.isna().all(axis=1)].tolist() == [7, 20]
+        np.testing.assert_allclose(found.dropna(), expected, rtol=1e-5, atol=1e-3)
+        np.testing.assert_allclose(values(series), found, rtol=1e-6)
+        assert series.header.get_axis(0).start == 0
+
+
 def test_added_parcels_for_workbench(capsys):
     assert run(COHORT) == 0
     assert run(f"{COHORT} --cifti --no-relmat") == 0
