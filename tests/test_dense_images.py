@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from nibabel import cifti2
 
-from gpumask.engine.dense_regions import dense_labels
 from gpumask.images import grayordinates
+from gpumask.images.cifti_images import dense_labels
 from gpumask.images.dense_atlas import load_dense_atlas, load_dense_maps
 from gpumask.images.errors import ImageError
 from gpumask.images.grayordinates import is_dense, open_dense
@@ -262,7 +262,7 @@ def test_chosen_map(labels):
         assert atlas.number == number
     maps = "Its maps: 0 'Glasser', 1 'Yeo'."
     assert error_of(load_dense_atlas, labels) == (
-        f"{labels} has 2 maps: choose one with label_map, by name or index. {maps}"
+        f"{labels} has 2 maps: choose one with label_map (--label-map), by name or index. {maps}"
     )
     assert error_of(load_dense_atlas, labels, label_map="yeo") == f"{labels} has no map called 'yeo'. {maps}"
     for wrong in (2, -1):

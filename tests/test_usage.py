@@ -47,7 +47,7 @@ def refused(folder, capsys, monkeypatch):
 
     def refuse(line):
         with monkeypatch.context() as patch:
-            patch.setattr(writer, "open_volumes", lambda path: pytest.fail(f"{path} was read"))
+            patch.setattr(writer, "open_run", lambda path: pytest.fail(f"{path} was read"))
             before = everything(folder)
             assert run(line) == 2
             assert everything(folder) == before

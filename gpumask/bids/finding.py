@@ -22,6 +22,7 @@ from gpumask.bids.names import (
 from gpumask.bids.runs import Problem, Run
 
 _VOLUMES = (".nii", ".nii.gz", ".nii.zst")
+_GRAYORDINATES = (".dtseries.nii", ".dtseries.nii.gz")  # compressed ones are refused when they are opened
 _NO_RUN = "has no preprocessed run"
 
 
@@ -31,11 +32,46 @@ _EXPECTED = {
 }
 
 
-def _kinds(desc):
-    """Kinds of a run's files by suffix, "desc" and extension. Others in `func` (surfaces, transforms) are skipped."""
-    kinds = {("bold", desc, extension): "image" for extension in _VOLUMES}
-    kinds |= {("mask", "brain", extension): "mask" for extension in _VOLUMES}
-    return kinds | dict.fromkeys(CONFOUNDS, "confounds")
+@dataclass(frozen=True)
+class _Kind:
+    """The kind of images to find: volumes with a label "desc", or grayordinates, which fMRIPrep names without one."""
+
+    desc: str
+    is_dense: bool
+
+    @property
+    def pattern(self):
+        """Names of the images, for messages."""
+        return "*_bold.dtseries.nii" if self.is_dense else f"*_desc-{self.desc}_bold.nii.gz"
+
+    @property
+    def expected(self):
+        """What a folder should have been, for messages."""
+        made = "the derivatives of fMRIPrep with --cifti-output, for atlases of grayordinates (.dlabel.nii)"
+        return made if self.is_dense else _EXPECTED.get(self.desc, _EXPECTED["preproc"])
+
+    @property
+    def other(self):
+        """The kind of images that may be there instead."""
+        return _Kind("preproc", not self.is_dense)
+
+    def is_image(self, suffix, desc, extension):
+        if self.is_dense:
+            return (suffix, desc in (None, self.desc), extension in _GRAYORDINATES) == ("bold", True, True)
+        return (suffix, desc, extension in _VOLUMES) == ("bold", self.desc, True)
+
+    def of(self, suffix, desc, extension):
+        """Kind of a run's file by its name; None for others in `func` (surfaces, transforms), which are skipped."""
+        if self.is_image(suffix, desc, extension):
+            return "image"
+        if not self.is_dense and (suffix, desc, extension in _VOLUMES) == ("mask", "brain", True):
+            return "mask"
+        return "confounds" if (suffix, desc, extension) in CONFOUNDS else None
+
+    def is_named_so(self, name):
+        """Whether a name that isn't BIDS seems to be that of an image."""
+        images = r"\.dtseries\.nii(\.gz)?$" if self.is_dense else r"\.nii(\.gz|\.zst)?$"
+        return re.search(f"{'' if self.is_dense else f'_desc-{re.escape(self.desc)}'}_bold{images}", name)
 
 
 @dataclass
@@ -69,6 +105,7 @@ def find_runs(
     require_mask: bool = True,
     require_confounds: bool = False,
     desc: str = "preproc",
+    grayordinates: bool = False,
 ) -> tuple[list[Run], list[Problem]]:
     """Find the preprocessed runs in a folder of fMRIPrep derivatives.
 
@@ -76,7 +113,8 @@ def find_runs(
     ``*_desc-preproc_bold.nii[.gz]`` in a folder ``sub-*/[ses-*/]func``. Next to it are its mask, ``*_desc-brain_mask``
     with the same space, cohort, res and den, and its confounds, ``*_desc-confounds_timeseries.tsv`` (``_regressors``
     before fMRIPrep 20.2). Its metadata are the ``*_bold.json`` whose entities all are the image's, one per folder.
-    Single-echo images are skipped, unless the first echo is the only image of a run.
+    Single-echo images are skipped, unless the first echo is the only image of a run. Grayordinates are in
+    ``*_space-fsLR_den-91k_bold.dtseries.nii``, with the same confounds and no mask.
 
     Parameters
     ----------
@@ -90,7 +128,10 @@ def find_runs(
     require_mask, require_confounds : bool
         Whether a run without one is a problem. Having several candidates always is.
     desc : str
-        Label "desc" of the images: "smoothAROMAnonaggr" finds those that ICA-AROMA has denoised.
+        Label "desc" of the images: "smoothAROMAnonaggr" finds those that ICA-AROMA has denoised. Names of grayordinates
+        may lack it.
+    grayordinates : bool
+        Whether to find dense series (CIFTI-2), and not volumes.
 
     Returns
     -------
@@ -108,12 +149,13 @@ def find_runs(
         If `root` can't be listed.
     """
     root = str(Path(root).absolute())
-    scan = _Scan(root, {"sub": participants, "ses": sessions, "task": tasks, "run": runs}, desc)
+    kind = _Kind(desc, grayordinates)
+    scan = _Scan(root, {"sub": participants, "ses": sessions, "task": tasks, "run": runs}, kind)
     space = _choose_space(space, Counter(label for files in scan.files for label in files.images), root)
     found = []
     for files in scan.files:
         try:
-            found.append(_assemble(root, files, space, require_mask, require_confounds, desc))
+            found.append(_assemble(root, files, space, require_mask and not grayordinates, require_confounds, kind))
         except ValueError as error:
             of_space = files.images.get(space, [])
             names = [*of_space, *(name for names in files.images.values() for name in names)]
@@ -128,11 +170,11 @@ def find_runs(
 class _Scan:
     """The listing of a data set: `files` of each chosen run, and `problems`."""
 
-    def __init__(self, root, chosen, desc):
-        self.root, self.desc, self.kinds = root, desc, _kinds(desc)
+    def __init__(self, root, chosen, kind):
+        self.root, self.kind = root, kind
         self.chosen = {key: {label_of(key, text) for text in labels} for key, labels in chosen.items()}
         self.present = {key: set() for key in chosen}
-        self.files, self.problems, self.has_images = [], [], False
+        self.files, self.problems, self.has_images, self.has_others = [], [], False, False
 
         names = _listing(root)
         subjects = {name: label for name in names if (label := folder_label(name, "sub"))}
@@ -148,11 +190,14 @@ class _Scan:
             self.list_subject(subject, metadata)
         self.check_labels("ses")
         nothing = not self.files and all(_NO_RUN in problem.reason for problem in self.problems)
-        if not self.has_images and (nothing or desc != "preproc"):
+        if not self.has_images and (nothing or self.has_others or kind.desc != "preproc"):
             msg = (
-                f"{root} has no *_desc-{desc}_bold.nii.gz in sub-*/[ses-*/]func of {len(listed)} participant(s): "
-                f"expected {_EXPECTED.get(desc, _EXPECTED['preproc'])}."
+                f"{root} has no {kind.pattern} in sub-*/[ses-*/]func of {len(listed)} participant(s): expected "
+                f"{kind.expected}."
             )
+            if self.has_others:
+                what = "atlases of volumes" if kind.is_dense else "atlases of grayordinates (.dlabel.nii)"
+                msg += f" It has {kind.other.pattern}, for {what}."
             raise ValueError(msg)
         for key in ("task", "run"):
             self.check_labels(key)
@@ -209,13 +254,15 @@ class _Scan:
         for name in names:
             parsed = parse_name(name)
             if parsed is None or owners.items() - parsed.entities.items():
-                if re.search(rf"_desc-{re.escape(self.desc)}_bold\.nii(\.gz|\.zst)?$", name):
+                if self.kind.is_named_so(name):
                     expected = f"{join_entities(owners)}_[task-<label>_...], each once"
                     reason = f"isn't a BIDS name for {folder}: expected {expected}"
                     self.problems.append(Problem(f"{self.root}/{folder}/{name}", reason))
                 continue
             entities = parsed.entities
-            kind = self.kinds.get((parsed.suffix, entities.get("desc"), parsed.extension))
+            identified = parsed.suffix, entities.get("desc"), parsed.extension
+            kind = self.kind.of(*identified)
+            self.has_others = self.has_others or self.kind.other.is_image(*identified)
             if kind is None:
                 continue
             if kind == "image":
@@ -263,7 +310,7 @@ def _name_of_outputs(image):
     return join_entities({key: label for key, label in parse_name(image).entities.items() if key != "desc"})
 
 
-def _assemble(root, files, space, require_mask, require_confounds, desc):
+def _assemble(root, files, space, require_mask, require_confounds, kind):
     """Run of the files; a ValueError if they aren't one."""
     if space not in files.images:
         if files.images:
@@ -271,7 +318,7 @@ def _assemble(root, files, space, require_mask, require_confounds, desc):
         elif files.echoes:
             reason = f"has only single-echo images, no combined one: {', '.join(files.echoes)}"
         else:
-            reason = f"has no matching *_desc-{desc}_bold.nii.gz"
+            reason = f"has no matching {kind.pattern}"
         raise ValueError(reason)
     image = only(files.images[space], "image")
     name = _name_of_outputs(image)

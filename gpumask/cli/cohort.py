@@ -52,6 +52,7 @@ def _plan_cohort(args):
     from gpumask.bids.sidecars import check_dataset_description
     from gpumask.cohort.atlases import load
     from gpumask.cohort.configuration import Configuration, check_names, check_spaces
+    from gpumask.cohort.grayordinates import check_runs
     from gpumask.cohort.record import Listing, check_unchanged
     from gpumask.process import collect_warnings
 
@@ -92,6 +93,7 @@ def _plan_cohort(args):
         device=args.device,
         relmat=not args.no_relmat,
         figures=args.figures,
+        cifti=args.cifti,
         overwrite=args.overwrite,
         **({} if denoisings else rows_of(args)),
         min_time=args.min_time,
@@ -103,9 +105,11 @@ def _plan_cohort(args):
     check_dataset_description(args.out_dir, args.source if is_folder else None)
     if is_folder:
         wanted = {"require_confounds": configuration.needs_confounds, "desc": configuration.images}
+        wanted["grayordinates"] = configuration.grayordinates
         runs, problems = find_runs(args.source, **chosen, **wanted)
     else:
         runs, problems = read_manifest(args.source)
+        check_runs(configuration.atlases, runs)
     check_names(configuration, runs)
     check_unchanged(configuration, runs)
     messages = check_spaces(configuration, runs)

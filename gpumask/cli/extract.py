@@ -81,6 +81,7 @@ def _start(args, progress, stack):
     from gpumask.bids.runs import Run
     from gpumask.cohort.atlases import load
     from gpumask.cohort.configuration import Configuration, check_names, check_spaces
+    from gpumask.cohort.grayordinates import check_runs
     from gpumask.cohort.record import failed
     from gpumask.cohort.writer import write_run
     from gpumask.process import collect_warnings
@@ -112,6 +113,7 @@ def _start(args, progress, stack):
         coverage=False,
         relmat=False,
         outliers=False,
+        cifti=args.cifti,
         overwrite=args.overwrite,
         **({} if denoisings else rows_of(args)),
         min_time=args.min_time,
@@ -139,6 +141,7 @@ def _start(args, progress, stack):
         "Give tables in the order of the runs, or --confounds auto, and masks to their runs only.",
     )
     check_names(configuration, runs)
+    check_runs(configuration.atlases, runs)
     check_spaces(configuration, runs)
     check_devices(args.device)
     with collect_warnings() as messages:

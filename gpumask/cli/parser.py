@@ -77,7 +77,10 @@ class Parser(argparse.ArgumentParser):
                     stop += 1
             elif action is not None and action.nargs is None:
                 stop += 1
-            if words[k] in ("--atlas", "--seeds", "--lut") or words[k : k + 2] == ["--confounds", "auto"]:
+            if words[k] in ("--atlas", "--seeds", "--lut", "--label-map") or words[k : k + 2] == [
+                "--confounds",
+                "auto",
+            ]:
                 surplus += range(k + 2, stop)
             k = stop
         return [*(words[i] for i in surplus), *(word for i, word in enumerate(words) if i not in surplus)]
@@ -143,14 +146,18 @@ def _add_extract(commands):
         "timeseries.tsv. Exit status: 0 done; 1 some runs failed, the others are written; 2 wrong usage.",
     )
     add = extract.add_argument
-    add("runs", nargs="+", metavar="RUN", type=Path, help="3D or 4D image (NIfTI, Analyze, MGH, ...)")
+    add(
+        "runs", nargs="+", metavar="RUN", type=Path, help="3D or 4D image (NIfTI, ...), or dense series (.dtseries.nii)"
+    )
     add(
         "--atlas",
         nargs="+",
         default=[],
         metavar="[NAME=]IMAGE",
-        help="label image (a number per region), or 4D image of maps; several are extracted together",
+        help="label image (a number per region), or 4D image of maps; or for dense series, .dlabel.nii or "
+        ".dscalar.nii; several are extracted together",
     )
+    _add_label_map(add)
     _add_seeds(add)
     add(
         "--lut",
@@ -186,6 +193,7 @@ def _add_extract(commands):
     _add_space_mismatch(add)
     _add_device(add)
     _add_verbose(add)
+    _add_cifti(add)
     add("--out", metavar="DIR", type=Path, default=Path(), help="folder to write to (default: the current one)")
     add("--overwrite", action="store_true", help="replace existing files; without it, their runs fail")
 
@@ -233,8 +241,10 @@ def _add_cohort(commands):
         nargs="+",
         default=[],
         metavar="[NAME=]IMAGE",
-        help="label images, or 4D images of maps; all are extracted in one read, and --seeds with them",
+        help="label images, or 4D images of maps; all are extracted in one read, and --seeds with them. With "
+        ".dlabel.nii or .dscalar.nii, fMRIPrep's *_bold.dtseries.nii are extracted instead of volumes",
     )
+    _add_label_map(add)
     _add_seeds(add)
     add(
         "--lut",
@@ -250,6 +260,7 @@ def _add_cohort(commands):
     _add_confounds(add, "columns of the confounds to remove; * and ? are wildcards")
     _add_space_mismatch(add)
     add("--no-relmat", action="store_true", help="write no correlation matrices")
+    _add_cifti(add)
     add("--figures", action="store_true", help="write figures of each run (needs matplotlib)")
     add("--store", metavar="FILE.parquet", type=Path, help="at the end, also write all time series to a Parquet file")
 
@@ -273,6 +284,24 @@ def _add_signals(add):
     add("--low-pass", metavar="HZ", type=positive, help="remove higher frequencies (Butterworth)")
     add("--high-pass", metavar="HZ", type=positive, help="remove lower frequencies (Butterworth)")
     add("--standardize", choices=STANDARDIZE, help="z-score, or percent signal change (default: neither)")
+
+
+def _add_label_map(add):
+    add(
+        "--label-map",
+        nargs="+",
+        metavar="NAME|N",
+        help="map of a .dlabel.nii that has several, by its name or its index from 0; one per --atlas, in order (n/a "
+        "for other files)",
+    )
+
+
+def _add_cifti(add):
+    add(
+        "--cifti",
+        action="store_true",
+        help="write the results of .dlabel.nii as .ptseries.nii (and .pconn.nii, .pscalar.nii) too",
+    )
 
 
 def _add_seeds(add):

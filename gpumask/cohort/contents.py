@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from gpumask.bids.metadata import RepetitionTime
+from gpumask.bids.names import sidecar_path
 from gpumask.bids.runs import Run
 from gpumask.bids.sidecars import sidecar, uri
 from gpumask.cohort.cleanings import Cleaning
 from gpumask.cohort.configuration import AtlasFile, Configuration, Unit
+from gpumask.cohort.parcellated import TABLES, parcellated
 from gpumask.confounds.censoring import Censoring
 from gpumask.confounds.outliers import REASONS, Outliers
 from gpumask.confounds.tables import read_table
@@ -37,7 +39,8 @@ def tables(
     """Lines of the tables of an atlas's unit and of their sidecars, by path; `matrix` has the signals' correlations."""
     paths = configuration.outputs(run, unit)
     regions = list(zip(one.regions.ids.tolist(), names, one.regions.counts.tolist(), strict=True))
-    index = [{"index": int(i) if i == int(i) else i, "name": n, "voxels": voxels} for i, n, voxels in regions]
+    of_each = one.regions.grid.elements
+    index = [{"index": int(i) if i == int(i) else i, "name": n, of_each: count} for i, n, count in regions]
     rows = censoring.rows(result.signals, unit.denoising.output_type)
     made = [(paths["timeseries"], table_lines(names, rows), described(Regions=index))]
     if "coverage" in paths:
@@ -53,7 +56,12 @@ def tables(
     for path, lines, content in made:
         files[path] = lines
         files[path.with_suffix(".json")] = json_lines(content)
-    return files
+    images = parcellated(paths, one.regions, names, rows, matrix, made[0][2])
+    content_of = {path: content for path, _, content in made}
+    for kind, path in paths.items():
+        if kind in TABLES:
+            files[sidecar_path(path)] = json_lines(content_of[paths[TABLES[kind]]])
+    return files | images
 
 
 def metadata_of(
@@ -132,25 +140,25 @@ def figure(
     result: Result,
     matrix: np.ndarray,
     names: list[str],
-    mean: np.ndarray,
+    mean: np.ndarray | None,
     t_r: float | None,
     kept: np.ndarray | None,
     fd_threshold: float | None,
 ) -> bytes:
     """Figure of an atlas's signals (PNG) and their correlations, `matrix`.
 
-    Below the regions it shows the run's `mean` volume, shape (x, y, z).
+    Below the regions it shows the run's `mean` volume, shape (x, y, z); without one, it doesn't show regions.
     """
     from gpumask.reports.figures import run_figure, to_png
 
     confounds = read_table(Path(run.confounds)) if run.confounds else {}
-    labels = one.regions.parcels
+    labels = None if mean is None else one.regions.parcels
     drawn = run_figure(
         result.signals,
         matrix,
-        np.asanyarray(labels.dataobj),
+        None if labels is None else np.asanyarray(labels.dataobj),
         mean,
-        labels.affine,
+        None if labels is None else labels.affine,
         background_label=atlas.options.get("background_label", 0),
         title=name.removesuffix(".png"),
         names=names,

@@ -50,9 +50,9 @@ class DenseAtlas:
 
     @property
     def named_table(self) -> dict[str, list]:
-        """The rows of `table` whose label occurs."""
+        """The rows of `table` whose label occurs, and that have a name."""
         found = set(self.values.tolist())
-        rows = [k for k, label in enumerate(self.table["index"]) if label in found]
+        rows = [k for k, label in enumerate(self.table["index"]) if label in found and self.table["name"][k].strip()]
         return {column: [cells[k] for k in rows] for column, cells in self.table.items()}
 
 
@@ -78,7 +78,7 @@ def load_dense_atlas(labels_img: Any, background: float = 0, label_map: str | in
         If `label_map` has another type.
     """
     image = open_dense(labels_img, ("labels",))
-    number = _chosen(image, label_map)
+    number = map_number(image, label_map)
     named_map = list(image.header.xml.matrix.get_index_map(0).named_maps)[number]
     if not named_map.label_table:
         msg = f"{_of(image, number)} has no label table. Create the file again (wb_command -cifti-label-import)."
@@ -114,11 +114,13 @@ def _of(image, number):
     return image.name if len(names) == 1 else f"The map {names[number]!r} of {image.name}"
 
 
-def _chosen(image: DenseImage, label_map: str | int | None) -> int:
+def map_number(image: DenseImage, label_map: str | int | None) -> int:
+    """Index of a map by its name or index; None stands for the only one. Errors as of `load_dense_atlas`."""
     names = image.header.names
     if label_map is None:
         if len(names) > 1:
-            msg = f"{image.name} has {len(names)} maps: choose one with label_map, by name or index. {_maps(names)}"
+            how = "choose one with label_map (--label-map), by name or index"
+            msg = f"{image.name} has {len(names)} maps: {how}. {_maps(names)}"
             raise ValueError(msg)
         return 0
     if isinstance(label_map, str):

@@ -250,7 +250,7 @@ def is_dense(img: Any) -> bool:
     path = Path(img).expanduser()
     if _NAMED_SO.search(path.name):
         return True
-    if not path.exists() or irregularity(path):
+    if path.suffix.lower() != ".nii" or not path.exists() or irregularity(path):
         return False
     try:
         with open_file(path) as file:

@@ -9,9 +9,10 @@ import pandas as pd
 from sklearn.utils.validation import check_is_fitted
 
 from gpumask import process
-from gpumask.engine.dense_regions import DenseLabelRegions, dense_labels
+from gpumask.engine.dense_regions import DenseLabelRegions
 from gpumask.engine.regions import LabelRegions, check_same_grids
 from gpumask.extraction import Prepared, Result, check_kind, refuse_for_grayordinates
+from gpumask.images.cifti_images import dense_labels
 from gpumask.images.dense_atlas import load_dense_atlas
 from gpumask.images.grayordinates import is_dense
 from gpumask.images.labels import load_atlas
