@@ -256,18 +256,23 @@ class Command(Workload):
         return {"next": run}
 
 
+# As the cohort command extracts: without estimators, whose libraries take a second to import.
 _TO_PARCELS = """
 import sys
-from gpumask import NiftiLabelsMasker
+from gpumask.engine.dense_regions import DenseLabelRegions
+from gpumask.extraction import Plans, Settings, extract, prepare
 from gpumask.images.cifti_images import Parcels
 from gpumask.images.dense_atlas import load_dense_atlas
+from gpumask.images.runs import open_run
 
-masker = NiftiLabelsMasker(sys.argv[1], standardize=None, device="cpu").fit()
-atlas = load_dense_atlas(sys.argv[1])
-for run, out in zip(sys.argv[2::2], sys.argv[3::2]):
-    signals = masker.transform(run)
-    ids = [label for key, label in masker.region_ids_.items() if key != "background"]
-    Parcels(atlas, ids, masker.get_feature_names_out()).series(signals, 0.72).to_filename(out)
+atlas, plans = load_dense_atlas(sys.argv[1]), Plans()
+names = dict(zip(atlas.table["index"], atlas.table["name"]))
+for path, out in zip(sys.argv[2::2], sys.argv[3::2]):
+    run = open_run(path)
+    prepared = prepare(run, DenseLabelRegions(atlas), Settings(), plans=plans)
+    (result,) = extract([prepared], run)
+    ids = prepared.regions.ids.tolist()
+    Parcels(atlas, ids, [names[label] for label in ids]).series(result.signals, run.t_r).to_filename(out)
 """
 
 

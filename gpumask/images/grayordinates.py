@@ -40,7 +40,7 @@ KINDS = {
     "scalars": Kind("dense scalars", ".dscalar.nii", 3006, "CIFTI_INDEX_TYPE_SCALARS"),
 }
 _NAMED_SO = re.compile(r"\.d(tseries|label|scalar)\.nii(\.\w+)?$", re.IGNORECASE)
-_CODE = 32  # of the NIfTI extension that holds the XML
+XML_CODE = 32  # of the NIfTI extension that holds the XML
 _HEADER_BYTES = 540
 _UNKNOWN = 3000  # intent of files that nibabel writes unless it is told one: the XML decides
 _OF_CIFTI = range(3000, 3100)  # NIfTI intents
@@ -325,9 +325,9 @@ def _open(path: Path) -> DenseImage:
         known = ", ".join(f"{kind.intent} ({kind.extension})" for kind in KINDS.values())
         msg = f"{name} has the NIfTI intent {intent}, expected one of dense CIFTI-2 files: {known}."
         raise ImageError(msg)
-    extension = next((one for one in nifti.extensions if one.get_code() == _CODE), None)
+    extension = next((one for one in nifti.extensions if one.get_code() == XML_CODE), None)
     if extension is None:
-        msg = f"{name} has no CIFTI-2 header (NIfTI extension {_CODE}). Copy or create the file again."
+        msg = f"{name} has no CIFTI-2 header (NIfTI extension {XML_CODE}). Copy or create the file again."
         raise ImageError(msg)
     header = _parse(extension.content, name)
     if kind not in (None, KINDS[header.kind]):
