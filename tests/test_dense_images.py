@@ -234,6 +234,15 @@ def test_voxel_twice(tmp_path):
     )
 
 
+@pytest.mark.parametrize("start", [b"", bytes(12), b"\x1c\x02\0\0n+1\0\r\n\x1a\n", b"\x1c\x02\0\0n+2\0\n\x1a\n\0"])
+def test_no_header_at_the_start(series, start):
+    """Then nibabel reads the size of the extensions anywhere, and asks for as much memory."""
+    series.write_bytes(start + series.read_bytes()[12:])
+    assert error_of(open_dense, series) == (
+        f"{series} doesn't start with a NIfTI-2 header, expected a CIFTI-2 file. Copy or create the file again."
+    )
+
+
 def test_other_broken_headers(series):
     content = series.read_bytes()
     for fields, message in [

@@ -5,19 +5,24 @@ has no colours of parcels there, so the keys and colours of the label table stan
 that `wb_command -cifti-label-import` reads.
 """
 
+import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import quoteattr
 
 import nibabel as nib
 import numpy as np
 from nibabel import cifti2
 
 from gpumask.images.dense_atlas import DenseAtlas
+from gpumask.images.grayordinates import XML_CODE
 
 TABLE = "LabelTable"
 """Name of the metadata that hold keys and colours of parcels."""
-_SERIES, _SCALARS = "CIFTI_INDEX_TYPE_SERIES", "CIFTI_INDEX_TYPE_SCALARS"
+_SERIES, _SCALARS, _PARCELS = (f"CIFTI_INDEX_TYPE_{name}" for name in ("SERIES", "SCALARS", "PARCELS"))
 
 
 class Parcels:
@@ -42,14 +47,17 @@ class Parcels:
             msg = f"{len(names)} names of {len(ids)} parcels of {atlas.grid.name}, expected one for each."
             raise ValueError(msg)
         self.names = _unique(names, ids)
-        self._parts = [*_volume(atlas), *_surfaces(atlas), *_parcels(atlas, ids, self.names)]
-        self._table = _table(atlas, ids, self.names)
+        volume = atlas.xml.matrix.get_index_map(1).volume
+        surfaces = [cifti2.Cifti2Surface(one.structure, one.n_vertices) for one in atlas.grid.surfaces]
+        parts = [part.to_xml() for part in ([] if volume is None else [volume]) + surfaces]
+        self._xml = b"".join([*parts, *_parcels(atlas, ids, self.names)])
+        self._metadata = cifti2.Cifti2MetaData({TABLE: _table(atlas, ids, self.names)}).to_xml()
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def series(self, signals: np.ndarray, t_r: float, start: float = 0.0) -> nib.Cifti2Image:
-        """Return signals as an image to save as `.ptseries.nii`.
+    def series(self, signals: np.ndarray, t_r: float, start: float = 0.0) -> "CiftiFile":
+        """Return signals as a file to save as `.ptseries.nii`.
 
         Parameters
         ----------
@@ -61,7 +69,7 @@ class Parcels:
 
         Returns
         -------
-        nibabel.cifti2.Cifti2Image
+        CiftiFile
             Of float32.
 
         Raises
@@ -71,29 +79,64 @@ class Parcels:
         """
         signals = np.asarray(signals)
         self._check(signals.shape, (len(signals), len(self)), "signals")
-        return self._image([series_map(len(signals), t_r, start), self._map(1)], signals, "SERIES", "ConnParcelSries")
+        columns = series_map(len(signals), t_r, start).to_xml()
+        return self._file([columns, self._map("1")], signals, "SERIES", "ConnParcelSries")
 
-    def connectivity(self, matrix: np.ndarray) -> nib.Cifti2Image:
-        """Return a matrix, shape (n_parcels, n_parcels), as an image of float32 to save as `.pconn.nii`."""
+    def connectivity(self, matrix: np.ndarray) -> "CiftiFile":
+        """Return a matrix, shape (n_parcels, n_parcels), as a file of float32 to save as `.pconn.nii`."""
         self._check(np.shape(matrix), (len(self), len(self)), "matrix")
-        return self._image([self._map(0, 1)], matrix, "", "ConnParcels")
+        return self._file([self._map("0,1")], matrix, "", "ConnParcels")
 
-    def scalars(self, values: np.ndarray, names: Sequence[str]) -> nib.Cifti2Image:
-        """Return values, shape (n_names, n_parcels), as an image of float32 to save as `.pscalar.nii`."""
+    def scalars(self, values: np.ndarray, names: Sequence[str]) -> "CiftiFile":
+        """Return values, shape (n_names, n_parcels), as a file of float32 to save as `.pscalar.nii`."""
         self._check(np.shape(values), (len(names), len(self)), "values")
-        return self._image([scalars_map(names), self._map(1)], values, "SCALAR", "ConnParcelScalr")
+        columns = scalars_map(names).to_xml()
+        return self._file([columns, self._map("1")], values, "SCALAR", "ConnParcelScalr")
 
     def _check(self, shape, expected, what):
         if shape != expected:
             msg = f"The {what} of {len(self)} parcels must have the shape {expected}, got {shape}."
             raise ValueError(msg)
 
-    def _map(self, *dimensions):
-        return cifti2.Cifti2MatrixIndicesMap(dimensions, "CIFTI_INDEX_TYPE_PARCELS", maps=self._parts)
+    def _map(self, dimensions):
+        start = f'<MatrixIndicesMap AppliesToMatrixDimension="{dimensions}" IndicesMapToDataType="{_PARCELS}">'
+        return start.encode() + self._xml + b"</MatrixIndicesMap>"
 
-    def _image(self, maps, values, kind, name):
+    def _file(self, maps, values, kind, name):
+        xml = b'<CIFTI Version="2"><Matrix>' + self._metadata + b"".join(maps) + b"</Matrix></CIFTI>"
         intent = f"PARCELLATED_{kind}".removesuffix("_")
-        return cifti_image(maps, np.asarray(values, np.float32), intent, name, {TABLE: self._table})
+        return CiftiFile(xml, np.asarray(values, np.float32), f"NIFTI_INTENT_CONNECTIVITY_{intent}", name)
+
+
+@dataclass(frozen=True, eq=False)
+class CiftiFile:
+    """A CIFTI-2 file of a header that is text already: nibabel's image copies and checks each vertex several times.
+
+    Attributes
+    ----------
+    xml : bytes
+    values : ndarray, shape (n_columns, n_rows)
+    intent, name : str
+        NIfTI intent, and its name by CIFTI-2.
+    """
+
+    xml: bytes
+    values: np.ndarray
+    intent: str
+    name: str
+
+    def to_bytes(self) -> bytes:
+        """Return the content of the file."""
+        header = nib.Nifti2Header()
+        header.set_data_dtype(self.values.dtype)
+        header.set_intent(self.intent, name=self.name)
+        header.extensions.append(nib.nifti1.Nifti1Extension(XML_CODE, self.xml))
+        data = self.values.reshape((1, 1, 1, 1, *self.values.shape))
+        return nib.Nifti2Image(data, None, header).to_bytes()
+
+    def to_filename(self, path: str | os.PathLike) -> None:
+        """Write the file."""
+        Path(path).write_bytes(self.to_bytes())
 
 
 def _unique(names, ids):
@@ -102,15 +145,6 @@ def _unique(names, ids):
     counts = Counter(names)
     some = [n if n and counts[n] == 1 else other for n, other in zip(names, labelled, strict=True)]
     return some if len(set(some)) == len(some) else labelled
-
-
-def _volume(atlas):
-    volume = atlas.xml.matrix.get_index_map(1).volume
-    return [] if volume is None else [volume]
-
-
-def _surfaces(atlas):
-    return [cifti2.Cifti2Surface(one.structure, one.n_vertices) for one in atlas.grid.surfaces]
 
 
 def _parcels(atlas, ids, names):
@@ -123,15 +157,19 @@ def _parcels(atlas, ids, names):
     ijk[grid.positions] = grid.voxels
     for name, start, stop in zip(names, starts, stops, strict=True):
         own = order[start:stop]  # ascending
-        parcel = cifti2.Cifti2Parcel(name)
-        if len(voxels := ijk[own[is_voxel[own]]]):
-            parcel.voxel_indices_ijk = cifti2.Cifti2VoxelIndicesIJK(voxels.tolist())
+        parts = [f"<Parcel Name={quoteattr(name)}>"]
         for surface in grid.surfaces:
             first, last = np.searchsorted(own, [surface.start, surface.start + len(surface.vertices)])
             if first < last:
-                vertices = np.sort(surface.vertices[own[first:last] - surface.start]).tolist()
-                parcel.append_cifti_vertices(cifti2.Cifti2Vertices(surface.structure, vertices))
-        yield parcel
+                vertices = np.sort(surface.vertices[own[first:last] - surface.start])
+                parts.append(f'<Vertices BrainStructure="{surface.structure}">{_text(vertices)}</Vertices>')
+        if len(voxels := ijk[own[is_voxel[own]]]):
+            parts.append(f"<VoxelIndicesIJK>{_text(voxels.ravel())}</VoxelIndicesIJK>")
+        yield "".join([*parts, "</Parcel>"]).encode()
+
+
+def _text(numbers):
+    return " ".join(map(str, numbers.tolist()))
 
 
 def _table(atlas, ids, names):
@@ -186,14 +224,10 @@ def dense_values(xml: nib.Cifti2Header, values: np.ndarray, t_r: float) -> nib.C
     return cifti_image([series_map(len(values), t_r), rows], values, "DENSE_SERIES", "ConnDenseSeries")
 
 
-def cifti_image(
-    maps: Sequence[Any], values: np.ndarray, intent: str, name: str, metadata: dict[str, str] | None = None
-) -> nib.Cifti2Image:
+def cifti_image(maps: Sequence[Any], values: np.ndarray, intent: str, name: str) -> nib.Cifti2Image:
     """Return an image of index maps and the matrix that they describe, with the intent and its name by CIFTI-2."""
     matrix = cifti2.Cifti2Matrix()
     matrix.extend(maps)
-    if metadata:
-        matrix.metadata = cifti2.Cifti2MetaData(metadata)
     image = nib.Cifti2Image(values, nib.Cifti2Header(matrix), dtype=values.dtype)
     image.nifti_header.set_intent(f"NIFTI_INTENT_CONNECTIVITY_{intent}", name=name)
     return image
