@@ -9,6 +9,12 @@ LINEAR = ("mean", "sum")  # the strategies that are linear in the voxels
 STANDARDIZE = ("zscore_sample", "zscore", "psc")
 TARGETS = ("labels", "data", None)
 NAN_POLICIES = ("zero", "omit")
+RELMATS = {  # kinds of connectivity, and their labels of the entity "stat" in file names
+    "pearson": "pearsoncorrelation",
+    "partial": "partialcorrelation",
+    "covariance": "covariance",
+    "fisherz": "fisherz",
+}
 OUTPUTS = ("host", "device")  # where results lie
 MAX_FWHM = 1000  # mm: wider than any body part in a scanner
 

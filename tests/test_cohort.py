@@ -20,11 +20,11 @@ from gpumask.bids import Problem, Run, find_runs
 from gpumask.bids.names import labels_in, run_name
 from gpumask.cohort import writer
 from gpumask.cohort.configuration import AtlasFile, Configuration, lut_beside
-from gpumask.cohort.contents import correlations
 from gpumask.cohort.executors import run_cohort
 from gpumask.cohort.record import is_done, log_problems
 from gpumask.cohort.writer import process, write_run
 from gpumask.confounds.tables import read_table
+from gpumask.connectivity import correlations
 from gpumask.files import locked
 from gpumask.process import collect_warnings
 

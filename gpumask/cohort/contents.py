@@ -161,25 +161,3 @@ def versions(*, cupy: bool = False) -> dict[str, str]:
     cupys = metadata.packages_distributions().get("cupy", []) if cupy else []
     names = ("gpumask", "numpy", "scipy", "nibabel", *cupys)
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
-
-
-def correlations(signals: np.ndarray) -> np.ndarray:
-    """Pearson correlations of the columns; NaN for those with NaN or without variance.
-
-    Parameters
-    ----------
-    signals : ndarray, shape (n_volumes, n_regions)
-
-    Returns
-    -------
-    ndarray of float32, shape (n_regions, n_regions)
-        Symmetric to the bit, with a diagonal of 1.
-    """
-    centred = signals - signals.mean(axis=0, dtype=np.float64)
-    norms = np.sqrt((centred**2).sum(axis=0))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        unit = centred / np.where(norms > 1e-12 * np.abs(signals).max(axis=0, initial=0), norms, np.nan)
-    matrix = np.clip(unit.T @ unit, -1, 1).astype(np.float32)
-    upper = np.triu(matrix, 1)
-    diagonal = np.where(np.isnan(np.diagonal(matrix)), np.float32("nan"), np.float32(1))
-    return upper + upper.T + np.diag(diagonal)

@@ -38,6 +38,7 @@ from gpumask.confounds.censoring import censor, check_kept_time
 from gpumask.confounds.fmriprep import censoring_thresholds, fmriprep_confounds
 from gpumask.confounds.outliers import find_outliers
 from gpumask.confounds.tables import confounds_matrix
+from gpumask.connectivity import correlations
 from gpumask.extraction import extract, prepare
 from gpumask.files import appearing_together, locked, make_folder, write
 from gpumask.images.volumes import open_volumes
@@ -269,7 +270,7 @@ def _extract(configuration, run, atlases, progress, *, n_threads, turn):
             contents.metadata_of, configuration, run, atlas, t_r, confounds, censoring, freedom, one
         )
         needs_matrix = configuration.relmat or configuration.figures
-        matrix = contents.correlations(result.signals) if needs_matrix else None
+        matrix = correlations(result.signals) if needs_matrix else None
         tables = contents.tables(configuration, run, atlas, one, result, matrix, names, described)
         if configuration.figures:
             path = configuration.outputs(run, atlas)["figure"]
