@@ -11,6 +11,9 @@ import numpy as np
 
 from gpumask.choices import RELMATS, check_choice
 
+CORRELATIONS = (RELMATS["pearson"], RELMATS["partial"])
+"""Labels of the kinds whose mean is that of Fisher z."""
+
 _CONSTANT = 1e-12  # a region with a smaller standard deviation, relative to its largest value, has rounding errors only
 _SINGULAR = 1e-10  # the inverse of a matrix with a smaller ratio of eigenvalues may have no right digit in float32
 _TOLERANCE = 1e-7  # of the geometric mean: norm of its gradient over the number of its elements
@@ -212,11 +215,11 @@ def mean_over_runs(stat: str, total: np.ndarray, counts: np.ndarray) -> np.ndarr
         NaN where no run has a number.
     """
     mean = np.divide(total, counts, out=np.full(total.shape, np.nan), where=counts > 0)
-    return np.tanh(mean) if stat in _CORRELATIONS else mean
+    return np.tanh(mean) if stat in CORRELATIONS else mean
 
 
 def averaged(stat: str, values: np.ndarray) -> np.ndarray:
-    """What is averaged over runs: Fisher z of correlations, NaN for 1 and -1, whose z is infinite; else the values.
+    """What is averaged over runs: Fisher z of correlations, NaN for 1 and -1, whose z is infinite; else a copy.
 
     Parameters
     ----------
@@ -228,12 +231,9 @@ def averaged(stat: str, values: np.ndarray) -> np.ndarray:
     -------
     ndarray of float64
     """
-    if stat not in _CORRELATIONS:
-        return values
+    if stat not in CORRELATIONS:
+        return values.copy()
     return np.arctanh(np.where(np.abs(values) < 1, values, np.nan))
-
-
-_CORRELATIONS = (RELMATS["pearson"], RELMATS["partial"])
 
 
 def _known(signals):

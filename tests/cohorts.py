@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from gpumask.cohort.group import GroupTables
+from gpumask.cohort.page import read_cohort
+
 from .helpers import save
 
 SPACE = "MNI152NLin2009cAsym"
@@ -119,6 +122,13 @@ def outputs(out):
         for path in sorted(out.rglob("*"))
         if path.is_file() and path.parent.name != "logs" and not path.name.startswith(("cohort.html", "group_"))
     }
+
+
+def write_tables(out):
+    """Write the tables of a cohort without its page."""
+    tables = GroupTables()
+    read_cohort(out, tables.add)
+    return tables.write(out)[0]
 
 
 def log_lines(out):

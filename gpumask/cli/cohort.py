@@ -238,12 +238,10 @@ def _show(record, name):
 
 
 def _summarize(args, n_runs=None):
-    """Write the page and the store; returns 1 if a finished run could not be stored."""
-    from gpumask.cohort.group import write_tables
-    from gpumask.cohort.page import write_page
+    """Write the page, the group's tables and the store; returns 1 if a finished run could not be stored."""
+    from gpumask.cohort.group import summarize
 
-    show(write_page(args.out_dir, n_runs))
-    for path in write_tables(args.out_dir):
+    for path in summarize(args.out_dir, n_runs):
         show(path)
     if not args.store:
         return 0
