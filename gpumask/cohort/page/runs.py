@@ -5,6 +5,7 @@ page; ``script.js`` makes their rows when they are looked for.
 """
 
 import base64
+import functools
 import html
 import json
 import zlib
@@ -122,7 +123,8 @@ def _label(column):
     return f"{column.long_name}, {column.units}" if column.units else column.long_name
 
 
-def _digits(column):
+@functools.cache
+def _digits(column: Column) -> int:
     known = next((digits for name, digits in _DIGITS_OF.items() if column.name.startswith(name)), 2)
     return 0 if column.is_count else _DIGITS.get(column.units, known)
 
