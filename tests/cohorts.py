@@ -1,5 +1,6 @@
 """Made cohorts: folders as fMRIPrep leaves them, with small runs, some of them bad; and what came of them."""
 
+import contextlib
 import json
 import sys
 from itertools import pairwise
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from gpumask.cohort.group import GroupTables
-from gpumask.cohort.page import read_cohort
+from gpumask.cohort.stored import read_record
 
 from .helpers import save
 
@@ -127,7 +128,9 @@ def outputs(out):
 def write_tables(out):
     """Write the tables of a cohort without its page."""
     tables = GroupTables()
-    read_cohort(out, tables.add)
+    for path in sorted(out.glob("logs/*.json")):
+        with contextlib.suppress(ValueError):
+            tables.add(read_record(path))
     return tables.write(out)[0]
 
 

@@ -335,7 +335,8 @@ def finish(configuration, folder):
 def test_a_row_for_each_run(cohort, tmp_path):
     finish(configured(cohort, tmp_path), cohort)
     out = tmp_path / "out"
-    assert cohorts.write_tables(out) == [out / "group_quality.tsv", out / "group_qcfc.tsv"]
+    means = [f"group_atlas-{name}_stat-pearsoncorrelation_relmat.tsv" for name in ("Fine", "Toy")]
+    assert cohorts.write_tables(out) == [out / name for name in ("group_quality.tsv", "group_qcfc.tsv", *means)]
     table = table_of(out / "group_quality.tsv")
     assert table["name"].tolist() == sorted(path.stem for path in out.glob("logs/*.json"))
     described = json.loads((out / "group_quality.json").read_text())

@@ -72,7 +72,7 @@ class GroupTables:
             found.append(_cells(summary(group, motion, remarks), OF_COHORT) + "\n")
             if sums.n_used:
                 mean = sums.mean(group, " ".join(remarks))
-                paths += _write_mean(out_dir, group, mean)
+                paths.append(_write_mean(out_dir, group, mean))
                 means += [mean.thinned(MOST_REGIONS)] * (len(means) < MOST_PICTURES)
         paths.insert(1, _write(out_dir / "group_qcfc.tsv", OF_COHORT, found))
         return paths, means
@@ -116,8 +116,8 @@ def summarize(out_dir: Path, n_runs: int | None = None) -> list[Path]:
     return [write_page(out_dir, n_runs, cohort, means), *paths]
 
 
-def _write_mean(out_dir: Path, group: Group, mean: Mean) -> list[Path]:
-    """Write a mean matrix, the number of runs of each edge, and a JSON file on each."""
+def _write_mean(out_dir: Path, group: Group, mean: Mean) -> Path:
+    """Write a mean matrix, the number of runs of each edge, and a JSON file on each; returns the matrix's path."""
     is_correlation = group.kind.stat in CORRELATIONS
     facts = {
         "NumberOfRuns": mean.n_runs,
@@ -128,19 +128,17 @@ def _write_mean(out_dir: Path, group: Group, mean: Mean) -> list[Path]:
     facts = {key: value for key, value in facts.items() if value is not None}
     how = "By Fisher's z: the hyperbolic tangent of the mean inverse hyperbolic tangent." if is_correlation else None
     tables = {
-        "relmat": (mean.matrix, "Mean over runs of each element; n/a counts for none.", how),
         "runs": (mean.counts, "Number of runs that the mean of each element is of.", None),
+        "relmat": (mean.matrix, "Mean over runs of each element; n/a counts for none.", how),
     }
-    paths = []
-    for suffix, (values, description, how) in tables.items():
+    for suffix, (values, *texts) in tables.items():
         path = out_dir / f"{group.stem}_{suffix}.tsv"
-        content = {"Description": " ".join(filter(None, (description, how))), **facts}
-        lines = table_lines(["Node", *mean.regions], values, mean.regions)
-        for file, content_lines in ((path.with_suffix(".json"), json_lines(content)), (path, lines)):
+        content = {"Description": " ".join(filter(None, texts)), **facts}
+        rows = table_lines(["Node", *mean.regions], values, mean.regions)
+        for file, lines in ((path.with_suffix(".json"), json_lines(content)), (path, rows)):
             with replacing(file) as part:
-                write(part, content_lines)
-        paths.append(path)
-    return paths
+                write(part, lines)
+    return path
 
 
 def _cells(row: Mapping[str, Any], columns: Iterable[Column]) -> str:

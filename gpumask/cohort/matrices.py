@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpumask.bids.names import parse_output_name
+from gpumask.bids.names import alphanumeric, parse_output_name
 from gpumask.connectivity import averaged, mean_over_runs
 from gpumask.files import inside
 from gpumask.inputs import read_bytes
@@ -32,15 +32,11 @@ class Kind(NamedTuple):
 
 
 class Matrix(NamedTuple):
-    """A run's matrix: its path in the output folder, its size in bytes, and the run's mean displacement (mm).
-
-    And the label "desc" in its name, which is that of the denoising.
-    """
+    """A run's matrix: its path in the output folder, its size in bytes, and the run's mean displacement (mm)."""
 
     path: str
     size: int
     displacement: float | None
-    desc: str
 
 
 class Group(NamedTuple):
@@ -76,7 +72,7 @@ class Group(NamedTuple):
     @property
     def stem(self) -> str:
         """Beginning of the names of the group's files: ``group_atlas-<atlas>_stat-<stat>[_desc-<denoising>]``."""
-        desc = self.matrices[0].desc
+        desc = alphanumeric(self.kind.denoising)
         return f"group_atlas-{self.kind.atlas}_stat-{self.kind.stat}{desc and f'_desc-{desc}'}"
 
 
@@ -100,7 +96,7 @@ class Matrices:
             displacement = record.get("quality", {}).get(denoising, {}).get("fd_mean")
             kind = Kind(table.atlas, denoising, table.stat, output["made"])
             if kind in self.by_kind or len(self.by_kind) < _KINDS:
-                self.by_kind[kind].append(Matrix(output["path"], output["size"], displacement, table.desc))
+                self.by_kind[kind].append(Matrix(output["path"], output["size"], displacement))
 
     def groups(self) -> Iterator[Group]:
         """The groups, sorted; of each atlas, denoising and statistic one."""
