@@ -144,7 +144,7 @@ def tangent_space(
     covariance : callable
         Returns the matrix of a number: ndarray of float64, shape (n_regions, n_regions), symmetric positive definite.
     store : callable
-        Gets the number of a matrix, and its projection as `vectorized` makes it.
+        Gets the number of each matrix, in order, and its projection as `vectorized` makes it.
 
     Returns
     -------

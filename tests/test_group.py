@@ -57,7 +57,7 @@ def test_mean_of_correlations_is_by_fisher_z_of_what_runs_have(tmp_path):
     found[4][0, 1] = found[4][1, 0] = 1  # whose z is infinite
     for k, matrix in enumerate(found):
         write_run(tmp_path, k, matrix, fd=None if k == 1 else 0.1)
-    paths = summarize(tmp_path, 5)
+    paths, _ = summarize(tmp_path, 5)
     mean, counts, sidecar = written(tmp_path)
     assert paths[-1] == tmp_path / "group_atlas-A_stat-pearsoncorrelation_relmat.tsv"
     assert counts.tolist() == [[5, 3, 4, 0], [3, 4, 3, 0], [4, 3, 4, 0], [0, 0, 0, 0]]
@@ -105,7 +105,7 @@ def test_what_is_not_in_the_mean_is_said(tmp_path, monkeypatch):
     write_run(tmp_path, 29, found[29], names=[*REGIONS[:3], "e"])
     largest = max(path.stat().st_size for path in tmp_path.glob("*_relmat.tsv"))
     monkeypatch.setattr(matrices, "MOST_BYTES", 15 * largest)
-    page = summarize(tmp_path)[0].read_text()
+    page = summarize(tmp_path)[0][0].read_text()
     mean, _, sidecar = written(tmp_path)
     remark = "1 matrices are unreadable or have other regions. 15 evenly spaced runs stand for all. "
     remark += "1 runs were made with other options and aren't used."
@@ -118,7 +118,7 @@ def test_what_is_not_in_the_mean_is_said(tmp_path, monkeypatch):
 
 def test_no_readable_matrix_makes_no_mean(tmp_path):
     write_run(tmp_path, 0, np.eye(4)).unlink()
-    paths = summarize(tmp_path)
+    paths, _ = summarize(tmp_path)
     assert [path.name for path in paths] == ["cohort.html", "group_quality.tsv", "group_qcfc.tsv"]
     assert "Mean connectivity" not in paths[0].read_text()
 
@@ -138,7 +138,7 @@ def test_a_picture_of_many_regions_is_small(tmp_path, monkeypatch):
     monkeypatch.setattr(group, "MOST_REGIONS", 3)
     names = [f"R{k}" for k in range(9)]
     write_run(tmp_path, 0, np.eye(9), names=names)
-    page = summarize(tmp_path)[0].read_text()
+    page = summarize(tmp_path)[0][0].read_text()
     assert [name for name in names if f"<!-- {name} -->" in page] == ["R0", "R4", "R8"]
 
 

@@ -238,18 +238,21 @@ def _show(record, name):
 
 
 def _summarize(args, n_runs=None):
-    """Write the page, the group's tables and the store; returns 1 if a finished run could not be stored."""
+    """Write the page, the group's tables and the store; returns 1 if something could not be made."""
     from gpumask.cohort.group import summarize
 
-    for path in summarize(args.out_dir, n_runs):
-        show(path)
-    if not args.store:
-        return 0
-    from gpumask.cohort.parquet import write_store
-
-    paths, refused = write_store(args.out_dir, args.store)
+    paths, refused = summarize(args.out_dir, n_runs, tangent=args.tangent)
     for path in paths:
         show(path)
     for message in refused:
+        tell(f"--tangent: refused: {message}")
+    if not args.store:
+        return 1 if refused else 0
+    from gpumask.cohort.parquet import write_store
+
+    paths, skipped = write_store(args.out_dir, args.store)
+    for path in paths:
+        show(path)
+    for message in skipped:
         tell(f"--store: skipped: {message}")
-    return 1 if refused else 0
+    return 1 if refused or skipped else 0

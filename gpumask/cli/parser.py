@@ -251,6 +251,11 @@ def _add_cohort(commands):
     add("--no-relmat", action="store_true", help="write no correlation matrices")
     add("--figures", action="store_true", help="write figures of each run (needs matplotlib)")
     add("--store", metavar="FILE.parquet", type=Path, help="at the end, also write all time series to a Parquet file")
+    add(
+        "--tangent",
+        action="store_true",
+        help="at the end, also write the tangent-space connectivity of all runs (needs all regions in all runs)",
+    )
 
     add = cohort.add_argument_group("execution").add_argument
     add("--nprocs", metavar="N", type=int, default=1, help="processes (default: 1, with a thread for each core)")

@@ -13,6 +13,7 @@ from gpumask.cohort.page.connectivity import MOST_PICTURES, MOST_REGIONS
 from gpumask.cohort.qcfc import COLUMNS as OF_COHORT
 from gpumask.cohort.qcfc import MotionSums, summary
 from gpumask.cohort.quality import OF_ATLAS, OF_RECORD, OF_RUN, Column, rows
+from gpumask.cohort.tangent import TangentSpaces
 from gpumask.connectivity import CORRELATIONS
 from gpumask.files import replacing, write
 from gpumask.tables import json_lines, table_lines, text_cell
@@ -90,7 +91,7 @@ class GroupTables:
         return _write(out_dir / "group_quality.tsv", columns, body)
 
 
-def summarize(out_dir: Path, n_runs: int | None = None) -> list[Path]:
+def summarize(out_dir: Path, n_runs: int | None = None, *, tangent: bool = False) -> tuple[list[Path], list[str]]:
     """Write the page and the tables of a cohort, reading each record once.
 
     Parameters
@@ -99,21 +100,33 @@ def summarize(out_dir: Path, n_runs: int | None = None) -> list[Path]:
         Folder with the records of finished runs in ``logs``. Unreadable ones are skipped; the page counts them.
     n_runs : int, optional
         As of `gpumask.cohort.page.write_page`.
+    tangent : bool, default=False
+        Whether tangent spaces are written too, see `gpumask.cohort.tangent.TangentSpaces`.
 
     Returns
     -------
-    list of Path
+    paths : list of Path
         The page, then the tables.
+    refused : list of str
+        A message for each tangent space that couldn't be made.
 
     Raises
     ------
     FileNotFoundError
         If the folder doesn't exist.
     """
-    tables = GroupTables()
-    cohort = read_cohort(out_dir, tables.add)
+    tables, spaces = GroupTables(), TangentSpaces()
+
+    def note(record):
+        tables.add(record)
+        if tangent:
+            spaces.add(record)
+
+    cohort = read_cohort(out_dir, note)
     paths, means = tables.write(out_dir)
-    return [write_page(out_dir, n_runs, cohort, means), *paths]
+    page = write_page(out_dir, n_runs, cohort, means)
+    of_spaces, refused = spaces.write(out_dir)
+    return [page, *paths, *of_spaces], refused
 
 
 def _write_mean(out_dir: Path, group: Group, mean: Mean) -> Path:
