@@ -64,8 +64,8 @@ def test_against_nilearn(out):
     (message,) = refused
     assert message.startswith("Toy mean: sub-01/func/sub-01_task-rest_run-1_")
     assert message.endswith(
-        "has regions without signal: Toy99. A tangent space needs all regions in all runs: exclude the run, or use an "
-        "atlas without these regions."
+        "has regions without signal: Toy10, Toy50, Toy99. A tangent space needs all regions in all runs: exclude the "
+        "run, or use an atlas without these regions."
     )
     assert cohorts.left_over(out) == []
 
