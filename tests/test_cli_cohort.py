@@ -15,7 +15,7 @@ from gpumask import cli
 from gpumask.bids import Run, find_runs
 from gpumask.cli.cohort import shard
 from gpumask.cli.progress import CohortProgress
-from gpumask.cohort.record import Record
+from gpumask.cohort.record import Left, Record
 
 from . import cohorts
 
@@ -226,7 +226,7 @@ def test_every_option_is_in_the_help(capsys):
 
 def test_an_error_that_ends_all_runs_is_1_with_what_was_done(capsys, monkeypatch):
     def lost(configuration, runs, **options):
-        yield Record(runs[0], "done", 40, 40, seconds={"total": 1.0})
+        yield Record(runs[0], "done", 40, {"": Left(40)}, seconds={"total": 1.0})
         raise RuntimeError("all workers are lost")
 
     monkeypatch.setattr("gpumask.cohort.executors.run_cohort", lost)

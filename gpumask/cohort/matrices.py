@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpumask.bids.names import alphanumeric, parse_output_name
+from gpumask.cohort.stored import unit_key
 from gpumask.connectivity import averaged, mean_over_runs
 from gpumask.files import inside
 from gpumask.inputs import read_bytes
@@ -90,10 +91,8 @@ class Matrices:
             table = parse_output_name(Path(output["path"]).name)
             if not table or table.suffix != "relmat":
                 continue
-            how = record["made"][output["made"]]
-            denoising = how.get("denoising")
-            denoising = denoising if isinstance(denoising, str) else ""
-            displacement = record.get("quality", {}).get(denoising, {}).get("fd_mean")
+            _, denoising = unit_key(record["made"][output["made"]])
+            displacement = record["quality"][denoising].get("fd_mean")
             kind = Kind(table.atlas, denoising, table.stat, output["made"])
             if kind in self.by_kind or len(self.by_kind) < _KINDS:
                 self.by_kind[kind].append(Matrix(output["path"], output["size"], displacement))

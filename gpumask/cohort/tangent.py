@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpumask.bids.names import parse_output_name
-from gpumask.cohort.stored import is_plain
+from gpumask.bids.names import alphanumeric, parse_output_name
+from gpumask.cohort.stored import is_plain, unit_key
 from gpumask.connectivity import shrunk_covariance, tangent_space
 from gpumask.files import created, inside, replacing, reserve, write
 from gpumask.inputs import read_bytes, read_json
@@ -42,7 +42,7 @@ class TangentSpaces:
         for output in record["outputs"]:
             named = parse_output_name(Path(output["path"]).name)
             if named and named.suffix == "timeseries":
-                denoising = record["made"][output["made"]].get("denoising", "")
+                denoising = alphanumeric(unit_key(record["made"][output["made"]])[1])
                 table = _Table(record["name"], output["path"], output["size"], output["made"])
                 self._tables[_Kind(named.atlas, denoising, named.stat)].append(table)
 
