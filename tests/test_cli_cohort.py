@@ -219,7 +219,7 @@ def test_every_option_is_in_the_help(capsys):
         *("participant-label", "session-id", "task-id", "run-id", "space", "atlas", "lut", "confounds-strategy"),
         *("confounds-columns", "fd-threshold", "smoothing-fwhm", "detrend", "low-pass", "high-pass", "standardize"),
         *("strategy", "min-coverage", "nprocs", "device", "dry-run", "overwrite", "shard", "dask-scheduler"),
-        *("no-relmat", "figures", "store"),
+        *("relmat", "no-relmat", "figures", "store", "tangent"),
     ):
         assert f"--{option}" in out
 

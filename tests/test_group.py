@@ -26,7 +26,7 @@ def write_run(out, k, matrix, *, fd=0.1, stat="pearsoncorrelation", names=REGION
     path.write_text("".join(table_lines(["Node", *names], np.float32(matrix), names)))
     record = cohorts.record(name, [(path.name, path.stat().st_size, made)])
     numbers = {column.name: 12 for column in OF_RUN} if whole else {}
-    record["quality"] = {"": {**numbers, "fd_mean": fd, "atlases": {"A": {"tsnr": 41.123456}}}}
+    record["quality"] = {"": {**record["quality"][""], **numbers, "fd_mean": fd, "atlases": {"A": {"tsnr": 41.123456}}}}
     (out / "logs").mkdir(exist_ok=True)
     (out / "logs" / f"{name}.json").write_text(json.dumps(record))
     return path

@@ -18,6 +18,7 @@ from gpumask.cli.usage import (
     check_out,
     check_store,
     denoisings_of,
+    relmats_of,
     rows_of,
 )
 
@@ -90,7 +91,7 @@ def _plan_cohort(args):
         {} if denoisings else {name: value for name, value in confounds.items() if value is not None},
         denoisings,
         device=args.device,
-        relmat=not args.no_relmat,
+        relmats=relmats_of(args),
         figures=args.figures,
         overwrite=args.overwrite,
         **({} if denoisings else rows_of(args)),

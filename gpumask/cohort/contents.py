@@ -18,7 +18,9 @@ from gpumask.cohort.configuration import AtlasFile, Configuration, Unit
 from gpumask.confounds.censoring import Censoring
 from gpumask.confounds.outliers import REASONS, Outliers
 from gpumask.confounds.tables import read_table
+from gpumask.connectivity import connectivity
 from gpumask.extraction import Prepared, Result
+from gpumask.process import warn
 from gpumask.tables import json_lines, table_lines
 
 
@@ -29,12 +31,11 @@ def tables(
     atlas: AtlasFile,
     one: Prepared,
     result: Result,
-    matrix: np.ndarray | None,
     names: list[str],
     censoring: Censoring,
     described: Callable[..., dict[str, Any]],
 ) -> dict[Path, Any]:
-    """Lines of the tables of an atlas's unit and of their sidecars, by path; `matrix` has the signals' correlations."""
+    """Lines of the tables of an atlas's unit and of their sidecars, by path."""
     paths = configuration.outputs(run, unit)
     regions = list(zip(one.regions.ids.tolist(), names, one.regions.counts.tolist(), strict=True))
     index = [{"index": int(i) if i == int(i) else i, "name": n, "voxels": voxels} for i, n, voxels in regions]
@@ -46,9 +47,12 @@ def tables(
         sources = [path for path in (run.path, mask, atlas.path, atlas.lut) if path]
         lines = table_lines(["Node", "coverage"], shares, names)
         made.append((paths["coverage"], lines, described(sources=sources, Regions=index)))
-    if "relmat" in paths and matrix is not None:
-        lines = table_lines(["Node", *names], matrix, names)
-        made.append((paths["relmat"], lines, described(sources=[paths["timeseries"]], Regions=index)))
+    for kind in configuration.relmats:
+        matrix, facts = connectivity(result.signals, kind)
+        if facts.get("Shrinkage", 0) is None and not np.isnan(result.signals).all():
+            warn(f"{len(result.signals)} volumes of {run.path} are too few for partial correlations, which are n/a.")
+        own = described(sources=[paths["timeseries"]], Regions=index, **(facts if kind != "pearson" else {}))
+        made.append((paths[kind], table_lines(["Node", *names], matrix, names), own))
     files = {}
     for path, lines, content in made:
         files[path] = lines
