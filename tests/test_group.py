@@ -69,7 +69,7 @@ def test_mean_of_correlations_is_by_fisher_z_of_what_runs_have(tmp_path):
     assert (sidecar["NumberOfRuns"], sidecar["NumberOfRunsUsed"]) == (5, 5)
     assert "Fisher's z" in sidecar["Description"]
     page = paths[0].read_text()
-    assert "<h3>A pearsoncorrelation</h3><p>Mean over 5 runs, by Fisher z.  1 region without signal in all" in page
+    assert "<h3>A pearsoncorrelation</h3><p>Mean over 5 runs, by Fisher z. 1 region without signal in all" in page
     assert "aria-label='mean over runs of A pearsoncorrelation'" in page
 
 

@@ -32,7 +32,7 @@ def heat_map(picture: np.ndarray, names: Sequence[str], nodes: Sequence[str]) ->
 
 
 def matrix_picture(matrix: np.ndarray, names: Sequence[str], label: str) -> str:
-    """Picture of a symmetric matrix; colours span its largest element off the diagonal."""
+    """Picture of a symmetric matrix; colours span its largest element off the diagonal, NaN is grey."""
     others = np.abs(matrix[~np.eye(len(matrix), dtype=bool)])
     most = max(others[np.isfinite(others)], default=1) or 1
 
@@ -42,8 +42,8 @@ def matrix_picture(matrix: np.ndarray, names: Sequence[str], label: str) -> str:
             matrix, vmin=-most, vmax=most, cmap="RdBu_r", interpolation="none", extent=(0, len(names), len(names), 0)
         )
         _tick(axes.yaxis, names, 25, _short)
-        _tick(axes.xaxis, names, 25, lambda name: _short(name, 14))
-        axes.tick_params(axis="x", labelrotation=90)
+        axes.set_xticks([])  # columns are the rows
+        axes.set_facecolor("#8888")
         bar = figure.colorbar(image, pad=0.01)
         for part in (axes, bar.ax):
             _ink(part)
