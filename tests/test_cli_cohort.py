@@ -49,11 +49,13 @@ def test_a_cohort_from_the_command_line(folder, capsys):
     out, err = capsys.readouterr()
     lines = out.splitlines()
     space = f"space-{cohorts.SPACE}"
-    assert re.fullmatch(rf"sub-01_task-rest_run-2_{space}\t40 volumes, mean FD 0\.2\d mm\t\d+\.\d\d s", min(lines[:-4]))
-    assert lines[-4:] == [
+    assert re.fullmatch(rf"sub-01_task-rest_run-2_{space}\t40 volumes, mean FD 0\.2\d mm\t\d+\.\d\d s", min(lines[:-6]))
+    assert lines[-6:] == [
         "out/cohort.html",
         "out/group_quality.tsv",
         "out/group_qcfc.tsv",
+        "out/group_atlas-Own_stat-pearsoncorrelation_relmat.tsv",
+        "out/group_atlas-Toy_stat-pearsoncorrelation_relmat.tsv",
         "5 done, 0 skipped (done before), 1 failed, 0 taken (by another process), 0 left",
     ]
     assert err.startswith(f"sub-01_task-rest_run-1_{space}: error: {folder}/d/sub-01/func/sub-01_task-rest")
@@ -137,9 +139,9 @@ def test_shards_part_the_runs(folder, capsys):
     assert max(map(len, parts)) <= 2
     assert "After all shards have finished, summarize: gpumask cohort" in capsys.readouterr().err
     assert run("d out1 group") == 0
-    assert capsys.readouterr().out.splitlines() == [
-        f"out1/{name}" for name in ("cohort.html", "group_quality.tsv", "group_qcfc.tsv")
-    ]
+    means = [f"group_atlas-{name}_stat-pearsoncorrelation_relmat.tsv" for name in ("Own", "Toy")]
+    written = ["cohort.html", "group_quality.tsv", "group_qcfc.tsv", *means]
+    assert capsys.readouterr().out.splitlines() == [f"out1/{name}" for name in written]
     assert (folder / "out1" / "cohort.html").exists()
 
 
@@ -218,7 +220,7 @@ def test_every_option_is_in_the_help(capsys):
         *("participant-label", "session-id", "task-id", "run-id", "space", "atlas", "lut", "confounds-strategy"),
         *("confounds-columns", "fd-threshold", "smoothing-fwhm", "detrend", "low-pass", "high-pass", "standardize"),
         *("strategy", "min-coverage", "nprocs", "device", "dry-run", "overwrite", "shard", "dask-scheduler"),
-        *("no-relmat", "figures", "store"),
+        *("relmat", "no-relmat", "figures", "store", "tangent"),
     ):
         assert f"--{option}" in out
 

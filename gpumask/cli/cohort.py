@@ -18,6 +18,7 @@ from gpumask.cli.usage import (
     check_out,
     check_store,
     denoisings_of,
+    relmats_of,
     rows_of,
 )
 
@@ -91,7 +92,7 @@ def _plan_cohort(args):
         {} if denoisings else {name: value for name, value in confounds.items() if value is not None},
         denoisings,
         device=args.device,
-        relmat=not args.no_relmat,
+        relmats=relmats_of(args),
         figures=args.figures,
         cifti=args.cifti,
         overwrite=args.overwrite,
@@ -246,20 +247,21 @@ def _show(record, name):
 
 
 def _summarize(args, n_runs=None):
-    """Write the page and the store; returns 1 if a finished run could not be stored."""
-    from gpumask.cohort.group import write_tables
-    from gpumask.cohort.page import write_page
+    """Write the page, the group's tables and the store; returns 1 if something could not be made."""
+    from gpumask.cohort.group import summarize
 
-    show(write_page(args.out_dir, n_runs))
-    for path in write_tables(args.out_dir):
-        show(path)
-    if not args.store:
-        return 0
-    from gpumask.cohort.parquet import write_store
-
-    paths, refused = write_store(args.out_dir, args.store)
+    paths, refused = summarize(args.out_dir, n_runs, tangent=args.tangent)
     for path in paths:
         show(path)
     for message in refused:
+        tell(f"--tangent: refused: {message}")
+    if not args.store:
+        return 1 if refused else 0
+    from gpumask.cohort.parquet import write_store
+
+    paths, skipped = write_store(args.out_dir, args.store)
+    for path in paths:
+        show(path)
+    for message in skipped:
         tell(f"--store: skipped: {message}")
-    return 1 if refused else 0
+    return 1 if refused or skipped else 0

@@ -18,6 +18,7 @@ from gpumask.cli.usage import (
     check_out,
     check_tables,
     denoisings_of,
+    relmats_of,
     rows_of,
 )
 
@@ -111,7 +112,7 @@ def _start(args, progress, stack):
         mask=args.mask,
         device=args.device,
         coverage=False,
-        relmat=False,
+        relmats=relmats_of(args),
         outliers=False,
         cifti=args.cifti,
         overwrite=args.overwrite,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gpumask import __version__
 from gpumask.bids.content import check_content
-from gpumask.choices import MAPS_STRATEGIES, MAX_FWHM, OUTPUT_TYPES, STANDARDIZE, STRATEGIES, TARGETS
+from gpumask.choices import MAPS_STRATEGIES, MAX_FWHM, OUTPUT_TYPES, RELMATS, STANDARDIZE, STRATEGIES, TARGETS
 from gpumask.inputs import irregularity
 
 _LEVELS = ("participant", "group")
@@ -195,6 +195,7 @@ def _add_extract(commands):
     _add_verbose(add)
     _add_cifti(add)
     add("--out", metavar="DIR", type=Path, default=Path(), help="folder to write to (default: the current one)")
+    _add_relmat(add, "default: none")
     add("--overwrite", action="store_true", help="replace existing files; without it, their runs fail")
 
 
@@ -259,10 +260,16 @@ def _add_cohort(commands):
     _add_signals(add)
     _add_confounds(add, "columns of the confounds to remove; * and ? are wildcards")
     _add_space_mismatch(add)
-    add("--no-relmat", action="store_true", help="write no correlation matrices")
+    _add_relmat(add, "default: pearson")
+    add("--no-relmat", action="store_true", help="write no connectivity matrices")
     _add_cifti(add)
     add("--figures", action="store_true", help="write figures of each run (needs matplotlib)")
     add("--store", metavar="FILE.parquet", type=Path, help="at the end, also write all time series to a Parquet file")
+    add(
+        "--tangent",
+        action="store_true",
+        help="at the end, also write the tangent-space connectivity of all runs (needs all regions in all runs)",
+    )
 
     add = cohort.add_argument_group("execution").add_argument
     add("--nprocs", metavar="N", type=int, default=1, help="processes (default: 1, with a thread for each core)")
@@ -365,6 +372,17 @@ def _add_confounds(add, columns):
         metavar="N",
         type=_not_negative,
         help="refuse runs with fewer degrees of freedom after cleaning (default: 2, the fewest)",
+    )
+
+
+def _add_relmat(add, default):
+    add(
+        "--relmat",
+        nargs="*",
+        action="extend",
+        choices=list(RELMATS),
+        metavar="KIND",
+        help=f"connectivity matrices to write: {', '.join(RELMATS)} (without a KIND: pearson; {default})",
     )
 
 

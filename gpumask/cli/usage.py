@@ -197,3 +197,14 @@ def check_dask(address: str | None) -> None:
     if address is not None and importlib.util.find_spec("distributed") is None:
         msg = "--dask-scheduler needs the package distributed: pip install 'gpumask[dask]'"
         raise ImportError(msg)
+
+
+def relmats_of(args: argparse.Namespace) -> tuple[str, ...]:
+    """Kinds of connectivity matrices to write; ValueError if options contradict each other."""
+    is_cohort = args.command == "cohort"
+    if is_cohort and args.no_relmat and args.relmat is not None:
+        msg = "--no-relmat contradicts --relmat: drop one of them"
+        raise ValueError(msg)
+    if args.relmat is None:
+        return ("pearson",) if is_cohort and not args.no_relmat else ()
+    return tuple(args.relmat) or ("pearson",)

@@ -12,7 +12,7 @@ from gpumask import __version__
 from gpumask.bids.names import alphanumeric, atlas_name, lookup_table_of, output_name, run_name, run_output_name
 from gpumask.bids.runs import Run
 from gpumask.bids.spaces import Space, space_contradiction, stated_space
-from gpumask.choices import LINEAR, MAPS_STRATEGIES, check_choice
+from gpumask.choices import LINEAR, MAPS_STRATEGIES, RELMATS, check_choice
 from gpumask.cohort.grayordinates import check_atlases
 from gpumask.cohort.parcellated import parcellated_paths
 from gpumask.confounds.denoising import Denoising
@@ -194,8 +194,10 @@ class Configuration:
     device : str
         As `gpumask.NiftiLabelsMasker` accepts it, or several GPUs that share the runs: "cuda:0,cuda:1", or "cuda:all".
         Resolved where a run is processed.
-    coverage, relmat, figures, outliers : bool
-        Whether tables of coverage, correlation matrices, figures and tables of removed volumes are written too.
+    coverage, figures, outliers : bool
+        Whether tables of coverage, figures and tables of removed volumes are written too.
+    relmats : tuple of str
+        Kinds of connectivity matrices to write, see `gpumask.connectivity.connectivity`.
     cifti : bool
         Whether signals of dense labels, coverage and correlations are written as CIFTI-2 too.
     overwrite : bool
@@ -243,7 +245,7 @@ class Configuration:
     mask: str | os.PathLike | None = None
     device: str = "auto"
     coverage: bool = True
-    relmat: bool = True
+    relmats: tuple[str, ...] = ("pearson",)
     figures: bool = False
     cifti: bool = False
     outliers: bool = True
@@ -265,6 +267,9 @@ class Configuration:
             object.__setattr__(self, name, value)
 
         denoisings = _checked(self.denoisings, self.confounds, self.dummy_scans, self.output_type)
+        for kind in self.relmats:
+            check_choice("relmats", kind, tuple(RELMATS))
+        fix("relmats", tuple(kind for kind in RELMATS if kind in self.relmats))
         check_choice("maps_strategy", self.maps_strategy, tuple(MAPS_STRATEGIES))
         fix("out_dir", Path(os.path.abspath(self.out_dir)))  # noqa: PTH100 - workers are elsewhere
         fix("mask", self.mask and os.path.abspath(self.mask))  # noqa: PTH100
@@ -292,7 +297,8 @@ class Configuration:
         fix("units", (*units, *(Unit(None, denoising) for denoising in denoisings if self.outliers)))
         check_atlases(self.atlases, self.settings, self.mask, self.images)
         fix("made", {unit.name: _hash(self.described(unit)) for unit in self.units})
-        fix("hash", _hash([*self.made.values(), self.coverage, self.relmat, self.figures, *["cifti"] * self.cifti]))
+        more = [kind for kind in self.relmats if kind != "pearson"]  # the hash without them is that of older versions
+        fix("hash", _hash([*self.made.values(), self.coverage, "pearson" in self.relmats, self.figures, *more, *["cifti"] * self.cifti]))
 
     @property
     def grayordinates(self) -> bool:
@@ -344,7 +350,8 @@ class Configuration:
     def outputs(self, run: Run, unit: Unit) -> dict[str, Path]:
         """Paths of a run's outputs for a unit.
 
-        For an atlas "timeseries", and if wanted "coverage", "relmat" and "figure"; without one "outliers".
+        For an atlas "timeseries", the kinds of `relmats`, and if wanted "coverage" and "figure"; without one
+        "outliers".
         """
         folder, desc = self.out_dir / run.folder, unit.denoising.name
         if unit.atlas is None:
@@ -354,8 +361,8 @@ class Configuration:
         paths = {"timeseries": folder / named(stat)}
         if self.coverage:
             paths["coverage"] = folder / named("coverage", "bold")
-        if self.relmat:
-            paths["relmat"] = folder / named("pearsoncorrelation", "relmat")
+        for kind in self.relmats:
+            paths[kind] = folder / named(RELMATS[kind], "relmat")
         if self.figures:
             paths["figure"] = self.out_dir / "figures" / named(stat, extension=".png")
         if self.cifti and unit.atlas.is_dense_labels:

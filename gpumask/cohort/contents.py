@@ -20,7 +20,9 @@ from gpumask.cohort.parcellated import TABLES, parcellated
 from gpumask.confounds.censoring import Censoring
 from gpumask.confounds.outliers import REASONS, Outliers
 from gpumask.confounds.tables import read_table
+from gpumask.connectivity import connectivity
 from gpumask.extraction import Prepared, Result
+from gpumask.process import warn
 from gpumask.tables import json_lines, table_lines
 
 
@@ -31,12 +33,11 @@ def tables(
     atlas: AtlasFile,
     one: Prepared,
     result: Result,
-    matrix: np.ndarray | None,
     names: list[str],
     censoring: Censoring,
     described: Callable[..., dict[str, Any]],
 ) -> dict[Path, Any]:
-    """Lines of the tables of an atlas's unit and of their sidecars, by path; `matrix` has the signals' correlations."""
+    """Lines of the tables of an atlas's unit and of their sidecars, by path."""
     paths = configuration.outputs(run, unit)
     regions = list(zip(one.regions.ids.tolist(), names, one.regions.counts.tolist(), strict=True))
     of_each = one.regions.grid.elements
@@ -49,9 +50,12 @@ def tables(
         sources = [path for path in (run.path, mask, atlas.path, atlas.lut) if path]
         lines = table_lines(["Node", "coverage"], shares, names)
         made.append((paths["coverage"], lines, described(sources=sources, Regions=index)))
-    if "relmat" in paths and matrix is not None:
-        lines = table_lines(["Node", *names], matrix, names)
-        made.append((paths["relmat"], lines, described(sources=[paths["timeseries"]], Regions=index)))
+    for kind in configuration.relmats:
+        matrix, facts = connectivity(result.signals, kind)
+        if facts.get("Shrinkage", 0) is None and not np.isnan(result.signals).all():
+            warn(f"{len(result.signals)} volumes of {run.path} are too few for partial correlations, which are n/a.")
+        own = described(sources=[paths["timeseries"]], Regions=index, **(facts if kind != "pearson" else {}))
+        made.append((paths[kind], table_lines(["Node", *names], matrix, names), own))
     files = {}
     for path, lines, content in made:
         files[path] = lines
@@ -177,25 +181,3 @@ def versions(*, cupy: bool = False) -> dict[str, str]:
     cupys = metadata.packages_distributions().get("cupy", []) if cupy else []
     names = ("gpumask", "numpy", "scipy", "nibabel", *cupys)
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
-
-
-def correlations(signals: np.ndarray) -> np.ndarray:
-    """Pearson correlations of the columns; NaN for those with NaN or without variance.
-
-    Parameters
-    ----------
-    signals : ndarray, shape (n_volumes, n_regions)
-
-    Returns
-    -------
-    ndarray of float32, shape (n_regions, n_regions)
-        Symmetric to the bit, with a diagonal of 1.
-    """
-    centred = signals - signals.mean(axis=0, dtype=np.float64)
-    norms = np.sqrt((centred**2).sum(axis=0))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        unit = centred / np.where(norms > 1e-12 * np.abs(signals).max(axis=0, initial=0), norms, np.nan)
-    matrix = np.clip(unit.T @ unit, -1, 1).astype(np.float32)
-    upper = np.triu(matrix, 1)
-    diagonal = np.where(np.isnan(np.diagonal(matrix)), np.float32("nan"), np.float32(1))
-    return upper + upper.T + np.diag(diagonal)

@@ -10,7 +10,7 @@ from gpumask.engine.dense_regions import DenseLabelsOnRun
 from gpumask.engine.regions import RegionsOnGrid
 from gpumask.images.cifti_images import Parcels
 
-TABLES = {"ptseries": "timeseries", "pscalar": "coverage", "pconn": "relmat"}
+TABLES = {"ptseries": "timeseries", "pscalar": "coverage", "pconn": "pearson"}
 """Kinds of files, and the kind of table with the same numbers."""
 _ENDS = {"ptseries": "timeseries.ptseries.nii", "pscalar": "boldmap.pscalar.nii", "pconn": "boldmap.pconn.nii"}
 

@@ -35,6 +35,7 @@ from gpumask.cohort.record import (
     unfinished,
 )
 from gpumask.cohort.stored import shortened_warnings, unit_key
+from gpumask.connectivity import correlations
 from gpumask.extraction import extract, prepare
 from gpumask.files import appearing_together, locked, make_folder, write
 from gpumask.images.runs import blank_volumes, open_run
@@ -135,6 +136,9 @@ def _process(configuration, run, progress, turn, messages):
             msg = f"{run.path}, or a file that goes with it, was changed while it was read. Run it again."
             raise OSError(msg)
 
+        if not configuration.overwrite:  # those that are there stay untouched
+            there = {(configuration.out_dir / output.path, output.made) for output in earlier.outputs}
+            files = {path: own for path, own in files.items() if (path, configuration.made[own[0]]) not in there}
         record = replace(record, warnings=tuple(messages))
         made = {configuration.made[unit.name]: configuration.described(unit) for unit in todo}
 
@@ -214,7 +218,7 @@ def _extract(configuration, run, units, progress, *, n_threads, turn):
         warn(message)
     check_runs(configuration.atlases, [run])
     volumes = open_run(run.path)
-    if volumes.is_3d and configuration.relmat:
+    if volumes.is_3d and configuration.relmats:
         msg = f"{run.path} is a 3D image, expected a run: a 4D image."
         raise ValueError(msg)
     if run.mask and not (grid := open_volumes(run.mask).grid).matches(volumes.grid):
@@ -263,13 +267,12 @@ def _extract(configuration, run, units, progress, *, n_threads, turn):
         atlas, cleaning = unit.atlas, cleanings[unit.denoising.name]
         _, names = loaded.atlases[atlas.name].names(one.regions.ids)
         described = functools.partial(contents.metadata_of, configuration, run, unit, atlas, t_r, cleaning, one)
-        matrix = contents.correlations(result.signals) if configuration.relmat or configuration.figures else None
-        signals = one, result, matrix, names
-        tables = contents.tables(configuration, run, unit, atlas, *signals, cleaning.censoring, described)
+        matrix = correlations(result.signals) if configuration.relmats or configuration.figures else None
+        tables = contents.tables(configuration, run, unit, atlas, one, result, names, cleaning.censoring, described)
         if configuration.figures:
             path, limit = configuration.outputs(run, unit)["figure"], cleaning.outliers.fd_threshold
             of_run = mean, t_r.seconds, cleaning.censoring.kept, limit
-            tables[path] = [contents.figure(run, path.name, atlas, *signals, *of_run)]
+            tables[path] = [contents.figure(run, path.name, atlas, one, result, matrix, names, *of_run)]
         files |= {path: (unit.name, lines) for path, lines in tables.items()}
         summary[atlas.name] = {"regions": len(names)}
         if configuration.coverage:
