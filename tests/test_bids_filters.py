@@ -98,6 +98,15 @@ def test_labels_that_no_run_has(root):
         find_runs(root, filters={"ses": {"c", ""}})
 
 
+def test_no_run_with_all_labels(root):
+    with pytest.raises(
+        ValueError, match=r"has no preprocessed run of all that is chosen: task nback; run absent, \*; dir AP\.$"
+    ):
+        find_runs(root, filters={"run": {"*", ""}, "dir": {"AP"}}, tasks=["nback"])
+    with pytest.raises(ValueError, match=r"/d has no preprocessed run of all that is chosen: ce \*\.$"):
+        find_runs(root, filters={"ce": {"*"}})
+
+
 def test_one_entity_is_chosen_once(root):
     message = "task is chosen twice, by a filter (--bids-filter-file) and by --task-id. Give one."
     with pytest.raises(ValueError) as caught:

@@ -203,6 +203,7 @@ def test_arguments_that_cannot_be_parsed_are_2(capsys):
         ("d out all --atlas a", "argument level: invalid choice: 'all'"),
         ("d out participant --nprocs x", "argument --nprocs: invalid int value: 'x'"),
         ("d out participant --over", "unrecognized arguments: --over"),
+        ("d out participant --n-threads 2", "unrecognized arguments: --n-threads. Did you mean --nthreads?"),
     ):
         assert run(line) == 2
         assert message in capsys.readouterr().err

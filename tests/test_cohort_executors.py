@@ -235,11 +235,11 @@ ALIVE = executors._begin_worker
 STARTS = Path(__file__).parent / "starts"
 
 
-def begin(stop):
+def begin(stop, shares):
     (STARTS / f"{{time.time_ns()}}-{{os.getpid()}}").touch()
     if len(list(STARTS.iterdir())) <= {times}:
         os.kill(os.getpid(), signal.SIGKILL)
-    ALIVE(stop)
+    ALIVE(stop, shares)
 """
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gpumask import cli
+from gpumask import __version__, cli
 from gpumask.cli.config import lines_of, named_path, read_config
 from gpumask.cli.parser import options_of, parse
 
@@ -82,7 +82,7 @@ def test_every_option_is_as_on_the_command_line(tmp_path, name, value, spelling)
 def test_what_is_written_repeats_the_command(tmp_path, monkeypatch, name, value):
     monkeypatch.chdir(tmp_path)
     args = cohort(config(tmp_path, f"{name} = {toml(value)}\n"))
-    lines = list(lines_of(args, OPTIONS, "gpumask cohort d out\nparticipant"))
+    lines = list(lines_of(args, OPTIONS, ["gpumask cohort d out\nparticipant"]))
     assert lines[0] == "# gpumask cohort d out\\nparticipant\n"
     again = vars(cohort(config(tmp_path, "".join(lines))))
     if name in ("shard", "dry-run"):
@@ -103,7 +103,7 @@ def test_paths_are_written_so_that_the_folder_doesnt_matter(tmp_path, monkeypatc
     for name in ("a.nii", "b=c.nii", "list.toml"):
         Path(name).touch()
     args = cohort("--atlas", "A=a.nii", "b=c.nii", "--lut", "no.tsv", "--seeds", "S=list.toml", "--space", "a.nii")
-    written = tomllib.loads("".join(lines_of(args, OPTIONS, "")))
+    written = tomllib.loads("".join(lines_of(args, OPTIONS, [])))
     assert written["atlas"] == [f"A={tmp_path}/a.nii", f"{tmp_path}/b=c.nii"]
     assert written["lut"] == [f"{tmp_path}/no.tsv"]
     assert written["seeds"] == [f"S={tmp_path}/list.toml"]
@@ -200,8 +200,9 @@ def test_the_file_of_a_cohort_repeats_it(tmp_path, monkeypatch, capsys):
     cohorts.make_atlases(tmp_path)
     words = "--atlas Own=atlas-Toy_dseg.nii.gz --detrend --participant-label 02 --min-time 0 --dummy-scans 2"
     assert cli.main(["cohort", "my d", "out", "participant", *shlex.split(words)]) == 0
-    command, *_ = (tmp_path / "out" / "logs" / "config.toml").read_text().splitlines()
+    about, command, *_ = (tmp_path / "out" / "logs" / "config.toml").read_text().splitlines()
     expected = f"# gpumask cohort '{tmp_path}/my d' {tmp_path}/out participant --config {tmp_path}/out/logs/config.toml"
+    assert about == f"# Options of the last command (gpumask {__version__}). To repeat it:"
     assert command == expected
     monkeypatch.chdir("/")
     capsys.readouterr()
@@ -212,7 +213,7 @@ def test_the_file_of_a_cohort_repeats_it(tmp_path, monkeypatch, capsys):
     words[2] = str(tmp_path / "again")
     assert cli.main(words) == 0
     assert cohorts.outputs(tmp_path / "again") == first
-    lines = [(tmp_path / name / "logs" / "config.toml").read_text().splitlines()[1:] for name in ("out", "again")]
+    lines = [(tmp_path / name / "logs" / "config.toml").read_text().splitlines()[2:] for name in ("out", "again")]
     assert lines[0] == lines[1]
 
 

@@ -1,5 +1,6 @@
 """Find the runs in a folder of fMRIPrep derivatives by file names alone."""
 
+import logging
 import os
 import re
 from collections import Counter
@@ -22,6 +23,7 @@ from gpumask.bids.names import (
 )
 from gpumask.bids.runs import Problem, Run
 
+_log = logging.getLogger(__name__)
 _VOLUMES = (".nii", ".nii.gz", ".nii.zst")
 _NO_RUN = "has no preprocessed run"
 _OPTIONS = {"sub": "participant-label", "ses": "session-id", "task": "task-id", "run": "run-id"}
@@ -108,8 +110,9 @@ def find_runs(
     Raises
     ------
     ValueError
-        If `root` has no preprocessed images, a label doesn't exist, or `space` fits no or several spaces of the images;
-        the message lists the existing ones. If `filters` and another parameter choose by the same entity.
+        If `root` has no preprocessed images, a label doesn't exist, no run has all labels, or `space` fits no or
+        several spaces of the images; the message lists the existing ones. If `filters` and another parameter choose by
+        the same entity.
     OSError
         If `root` can't be listed.
     """
@@ -134,6 +137,7 @@ def find_runs(
             of_run = {**(parsed.of_run if parsed else {}), **space_entities(space or "")}
             name = _name_of_outputs(of_space[0]) if of_space else join_entities(of_run)
             scan.problems.append(Problem(f"{root}/{files.folder}/{names[0]}", str(error), name))
+    _log.debug("%s: %d runs in space %s, %d unusable", root, len(found), space, len(scan.problems))
     return found, sorted(scan.problems, key=lambda problem: problem.path)
 
 
@@ -169,6 +173,14 @@ class _Scan:
             raise ValueError(msg)
         for key in self.of_names:
             self.check_labels(key)
+        if not self.files and not self.problems:
+            chosen = "; ".join(
+                f"{key} {', '.join(label or 'absent' for label in sorted(labels))}"
+                for key, labels in self.chosen.items()
+                if labels
+            )
+            msg = f"{root} has no preprocessed run of all that is chosen: {chosen}."
+            raise ValueError(msg)
 
     def is_chosen(self, key, label):
         chosen = self.chosen[key]

@@ -8,6 +8,7 @@ import re
 import shlex
 import signal
 
+from gpumask import __version__
 from gpumask.bids.content import check_content
 from gpumask.cli.config import lines_of
 from gpumask.cli.output import USER_ERRORS, kept_volumes, refuse, show, show_details, show_messages, tell
@@ -248,7 +249,8 @@ def _write_config(args):
     places = [os.path.abspath(place) for place in (args.source, args.out_dir, path)]  # noqa: PTH100 - links are kept
     command = shlex.join(["gpumask", "cohort", *places[:2], args.level, "--config", places[2]])
     with replacing(path) as part:
-        write(part, lines_of(args, options_of("cohort"), command))
+        about = f"Options of the last command (gpumask {__version__}). To repeat it:"
+        write(part, lines_of(args, options_of("cohort"), (about, command)))
 
 
 def _summarize(args, n_runs=None):

@@ -3,7 +3,7 @@
 import argparse
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,9 @@ def _one(action, value):
     return converted
 
 
-def lines_of(args: argparse.Namespace, options: Mapping[str, argparse.Action], command: str) -> Iterator[str]:
+def lines_of(
+    args: argparse.Namespace, options: Mapping[str, argparse.Action], comments: Iterable[str]
+) -> Iterator[str]:
     """Lines of a file that repeats a command from any folder: all its options, of which defaults too.
 
     Paths are absolute. What chooses a part of the runs for this process alone isn't kept.
@@ -115,10 +117,10 @@ def lines_of(args: argparse.Namespace, options: Mapping[str, argparse.Action], c
     args : argparse.Namespace
     options : mapping
         As `read_config`.
-    command : str
-        Command to give with the file; a comment.
+    comments : iterable of str
+        Lines in front.
     """
-    yield f"# {_one_line(command)}\n"
+    yield from (f"# {_one_line(comment)}\n" for comment in comments)
     for name, action in options.items():
         value = getattr(args, action.dest)
         if action.nargs == 0:

@@ -56,7 +56,11 @@ class Parser(argparse.ArgumentParser):
             if word == "--":
                 return
             name = word.partition("=")[0]
-            if not re.match("--?[a-zA-Z]{2}", name) or name in self._option_string_actions or self._is_short(name):
+            if (
+                not re.match("--[a-zA-Z]|-[a-zA-Z]{2}", name)
+                or name in self._option_string_actions
+                or self._is_short(name)
+            ):
                 continue
             near = self._nearest(f"--{name.lstrip('-')}".lower())
             self.error(f"unrecognized arguments: {name}" + (f". Did you mean {near}?" if near else ""))
