@@ -194,12 +194,15 @@ class Result:
     seconds : dict
         `gpumask.engine.stream.Extraction.seconds` and "clean"; "total" includes the cleaning. "clean" includes the
         download of voxels that a GPU has cleaned.
+    snr : ndarray of float64, shape (n_regions,), or None
+        Temporal signal-to-noise ratio of the regions, see `temporal_snr`; None unless requested.
     """
 
     signals: Array
     non_finite: bool
     blank: np.ndarray
     seconds: dict[str, float]
+    snr: np.ndarray | None = None
 
 
 def _plan_key(regions, grid, settings):
@@ -373,6 +376,7 @@ def extract(
     progress: Callable[[int], object] | None = None,
     n_threads: int | None = None,
     on_cleaning: Callable[[], object] | None = None,
+    snr: bool = False,
 ) -> list[Result]:
     """Read a run once, and extract and clean its region signals.
 
@@ -389,6 +393,8 @@ def extract(
         Results don't depend on it.
     on_cleaning : callable, optional
         Called after the last volume has been read, before cleaning.
+    snr : bool, default=False
+        Whether results of regions have their temporal signal-to-noise ratio, over the kept volumes.
 
     Returns
     -------
@@ -419,7 +425,7 @@ def extract(
     if on_cleaning:
         on_cleaning()
     return [
-        _finished(one, extraction, volumes, started, keep=memory is not None)
+        _finished(one, extraction, volumes, started, keep=memory is not None, snr=snr)
         for one, extraction in zip(prepared, extractions, strict=True)
     ]
 
@@ -450,7 +456,7 @@ def _dtype(prepared: Prepared, volumes: Volumes) -> np.dtype:
     return signal_dtype(settings.dtype, volumes.loaded_dtype, maps=prepared.regions.maps_dtype, **done)
 
 
-def _finished(prepared: Prepared, extraction: Extraction, volumes, started, *, keep):
+def _finished(prepared: Prepared, extraction: Extraction, volumes, started, *, keep, snr):
     """Clean the signals and convert them to their dtype."""
     settings, plan, signals = prepared.settings, prepared.plan, extraction.signals
     zeroed = extraction.non_finite and settings.nan_policy == "zero" and plan.strategy != VOXEL
@@ -458,7 +464,7 @@ def _finished(prepared: Prepared, extraction: Extraction, volumes, started, *, k
         warn("Non-finite values detected. These values will be replaced with zeros.")
     counted = signals if plan.strategy == VOXEL else signals[:, plan.counts > 0]
     blank = blank_volumes(counted, extraction.base)
-    cleaning = time.perf_counter()
+    cleaning, ratios = time.perf_counter(), None
     if plan.strategy == VOXEL:
         signals = np.array(signals) if keep else signals  # from `memory`, they may be a mapped file
         with backend.device_errors(plan.device), backend.using(plan.device):
@@ -468,7 +474,11 @@ def _finished(prepared: Prepared, extraction: Extraction, volumes, started, *, k
                 backend.current_stream().synchronize()
                 signals = backend.to_host(signals) if prepared.output == "host" else signals
     else:
-        signals = _of_regions(prepared, prepared.regions.combine(signals), keep=keep)
+        signals = prepared.regions.combine(signals)
+        if snr:
+            kept = prepared.cleaner.kept[0]
+            ratios = temporal_snr(signals if kept is None else signals[kept])
+        signals = _of_regions(prepared, signals, keep=keep)
     done = time.perf_counter()
     seconds = {**extraction.seconds, "clean": done - cleaning, "total": done - started}
     device = "cpu" if prepared.output == "host" else plan.device
@@ -476,7 +486,7 @@ def _finished(prepared: Prepared, extraction: Extraction, volumes, started, *, k
         signals = _converted(signals, _dtype(prepared, volumes), settings, volumes)
         if prepared.output == "device":
             signals = backend.to_device(signals, device)
-    return Result(signals, extraction.non_finite, blank, seconds)
+    return Result(signals, extraction.non_finite, blank, seconds, ratios)
 
 
 def _converted(signals, dtype, settings, volumes):
@@ -494,6 +504,22 @@ def _converted(signals, dtype, settings, volumes):
             )
             raise ValueError(msg)
     return signals.astype(dtype, copy=False)
+
+
+def temporal_snr(signals: np.ndarray) -> np.ndarray:
+    """Mean over standard deviation (divisor N) of each series; NaN for constant ones and those with NaN.
+
+    Parameters
+    ----------
+    signals : ndarray, shape (n_volumes, n_series)
+
+    Returns
+    -------
+    ndarray of float64, shape (n_series,)
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means, deviations = signals.mean(axis=0, dtype=np.float64), signals.std(axis=0, dtype=np.float64)
+        return np.where(deviations > 1e-12 * np.abs(means), means / deviations, np.nan)  # else rounding noise
 
 
 def _of_regions(prepared, signals, *, keep):

@@ -24,13 +24,13 @@ def table_lines(names: Iterable[str], rows: np.ndarray, index: Sequence[str] | N
     ------
     str
     """
-    yield "\t".join(map(_cell, names)) + "\n"
+    yield "\t".join(map(text_cell, names)) + "\n"
     singles, others = rows.dtype.char == "f", rows.dtype.char not in "fdbBhHiIlLqQ"
     for k, row in enumerate(rows):
         # Python finds the shortest digits of doubles in a tenth of NumPy's time for singles.
         cells = row.astype("U") if others else map(repr, (shortest(row) if singles else row).tolist())
         line = "\t".join("n/a" if cell == "nan" else cell for cell in cells)
-        yield f"{line}\n" if index is None else f"{_cell(index[k])}\t{line}\n"
+        yield f"{line}\n" if index is None else f"{text_cell(index[k])}\t{line}\n"
 
 
 def shortest(singles: np.ndarray) -> np.ndarray:
@@ -62,7 +62,8 @@ def shortest(singles: np.ndarray) -> np.ndarray:
     return decimals
 
 
-def _cell(text):
+def text_cell(text: object) -> str:
+    """A text as a cell of a TSV file, see `table_lines`."""
     text = re.sub("[\t\r\n]", " ", str(text))  # BIDS has no quotes around a tab
     # Readers such as pandas would take a quote at the beginning for that of a whole cell, and not find its end.
     return '"{}"'.format(text.replace('"', '""')) if text.startswith('"') else text

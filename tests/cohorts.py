@@ -113,11 +113,11 @@ def record(name, outputs=(), **values):
 
 
 def outputs(out):
-    """Bytes of all files of a cohort's output folder, by relative path; without logs and the page, which have times."""
+    """Bytes of all files of a cohort's output folder, by relative path; without logs and what is made of them."""
     return {
         path.relative_to(out).as_posix(): path.read_bytes()
         for path in sorted(out.rglob("*"))
-        if path.is_file() and path.parent.name != "logs" and path.name != "cohort.html"
+        if path.is_file() and path.parent.name != "logs" and not path.name.startswith(("cohort.html", "group_"))
     }
 
 

@@ -49,9 +49,11 @@ def test_a_cohort_from_the_command_line(folder, capsys):
     out, err = capsys.readouterr()
     lines = out.splitlines()
     space = f"space-{cohorts.SPACE}"
-    assert re.fullmatch(rf"sub-01_task-rest_run-2_{space}\t40 volumes\t\d+\.\d\d s", min(lines[:-2]))
-    assert lines[-2:] == [
+    assert re.fullmatch(rf"sub-01_task-rest_run-2_{space}\t40 volumes, mean FD 0\.2\d mm\t\d+\.\d\d s", min(lines[:-4]))
+    assert lines[-4:] == [
         "out/cohort.html",
+        "out/group_quality.tsv",
+        "out/group_qcfc.tsv",
         "5 done, 0 skipped (done before), 1 failed, 0 taken (by another process), 0 left",
     ]
     progress, error = err.splitlines()
@@ -136,7 +138,9 @@ def test_shards_part_the_runs(folder, capsys):
     assert max(map(len, parts)) <= 2
     assert "After all shards have finished, summarize: gpumask cohort" in capsys.readouterr().err
     assert run("d out1 group") == 0
-    assert capsys.readouterr().out == "out1/cohort.html\n"
+    assert capsys.readouterr().out.splitlines() == [
+        f"out1/{name}" for name in ("cohort.html", "group_quality.tsv", "group_qcfc.tsv")
+    ]
     assert (folder / "out1" / "cohort.html").exists()
 
 

@@ -127,6 +127,7 @@ def test_files_of_a_run(small, tmp_path):
     tables = ("stat-coverage_bold", "stat-mean_timeseries", "stat-pearsoncorrelation_relmat")
     stem = f"sub-01/func/{RUN}_atlas"
     names = {f"{stem}-{a}_{table}.{end}" for a in ("Toy", "Fine") for table in tables for end in ("tsv", "json")}
+    names |= {f"sub-01/func/{RUN}_outliers.{end}" for end in ("tsv", "json")}
     assert cohorts.outputs(tmp_path / "out").keys() == names
     metadata = json.loads((tmp_path / "out" / f"{stem}-Toy_stat-mean_timeseries.json").read_text())
     assert metadata["RepetitionTime"] == 2.0
@@ -146,12 +147,15 @@ def test_files_of_a_run(small, tmp_path):
     assert {output["path"]: output["size"] for output in done["outputs"]} == {
         name: (tmp_path / "out" / name).stat().st_size for name in names
     }
-    assert {(labels_in(output["path"])["atlas"], output["made"]) for output in done["outputs"]} == set(
+    assert {(labels_in(output["path"]).get("atlas", ""), output["made"]) for output in done["outputs"]} == set(
         configuration.made.items()
     )
     assert done["configuration"] == configuration.hash
     assert done["made"] == json.loads(
-        json.dumps({configuration.made[atlas.name]: configuration.described(atlas) for atlas in configuration.atlases})
+        json.dumps(
+            {configuration.made[atlas.name]: configuration.described(atlas) for atlas in configuration.atlases}
+            | {configuration.made[""]: configuration.described_run()}
+        )
     )
     assert set(done["inputs"]) == {str(path) for path in (small[0].path, small[0].mask, small[0].confounds)} | {
         str(small[0].path).replace(".nii.gz", ".json")
@@ -171,7 +175,7 @@ def process_in(configuration, run):
 def test_options_decide_what_is_written(small, tmp_path):
     configuration = configured(tmp_path, parameters={"strategy": "standard_deviation"}, confounds={}, relmat=False)
     assert process_in(configuration, small[0]).error == ""
-    names = {name.split("_atlas-")[1] for name in cohorts.outputs(tmp_path / "out") if name.endswith("tsv")}
+    names = {name.split("_atlas-")[1] for name in cohorts.outputs(tmp_path / "out") if re.search("_atlas.*tsv$", name)}
     ends = ("stat-standarddeviation_timeseries.tsv", "stat-coverage_bold.tsv")
     assert names == {f"{atlas}_{end}" for atlas in ("Toy", "Fine") for end in ends}
 
@@ -246,8 +250,9 @@ def test_another_atlas_is_extracted_alone(small, tmp_path, monkeypatch):
     assert {name.replace("-Toy_", "-Fine_") for name in before if "-Toy_" in name} <= after.keys()
 
     record = record_of(tmp_path / "out")
-    assert len(record["outputs"]) == 12
-    assert {(labels_in(output["path"])["atlas"], output["made"]) for output in record["outputs"]} == set(
+    assert len(record["outputs"]) == 14
+    assert record["quality"][""]["atlases"].keys() == {"Toy", "Fine"}
+    assert {(labels_in(output["path"]).get("atlas", ""), output["made"]) for output in record["outputs"]} == set(
         both.made.items()
     )
     assert record["made"].keys() == set(both.made.values())
@@ -288,7 +293,9 @@ def test_a_run_whose_inputs_changed_is_done_again_whole(small, tmp_path):
     cohorts.save(small[0].path, np.asanyarray(img.dataobj) + np.int16(7), img.affine, cohorts.T_R)
     before = with_times(tmp_path / "out")
     assert statuses(toy, small) == {"done": 1, "skipped": 1}
-    assert record_of(tmp_path / "out")["made"].keys() == {toy.made["Toy"]}  # the other atlas's outputs are outdated
+    assert record_of(tmp_path / "out")["made"].keys() == set(
+        toy.made.values()
+    )  # the other atlas's outputs are outdated
     assert statuses(both, small) == {"done": 1, "skipped": 1}
     after = with_times(tmp_path / "out")
     assert {name for name in before if after[name][1] != before[name][1]} == {

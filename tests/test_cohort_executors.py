@@ -43,7 +43,7 @@ def configured(folder, out):
 def test_the_cohort_has_good_and_bad_runs(made):
     _, _, statuses, files = made
     assert statuses == {"done": N_RUNS - 5, "failed": 4}
-    assert len(files) == 12 * (N_RUNS - 5) + 2  # with dataset_description.json and .bidsignore
+    assert len(files) == 14 * (N_RUNS - 5) + 2  # with dataset_description.json and .bidsignore
 
 
 @pytest.mark.parametrize("options", [{}, {"n_procs": 2}, {"in_flight": 3}, {"n_threads": 1}], ids=str)

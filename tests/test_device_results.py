@@ -460,11 +460,12 @@ def test_memory_that_runs_out_in_the_middle(gpu, number):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(prepared.plan), "reduce", failing)
-        (result,) = extract([prepared], volumes)
+        (result,) = extract([replace(prepared, output=None)], volumes)
     if number <= 4:
+        assert type(result.signals) is np.ndarray
         assert 1 in calls  # halved until a volume at a time
         assert calls[-1] > 1  # and no longer, once there is room
-    np.testing.assert_allclose(result.signals, expected.signals, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(backend.to_host(result.signals), expected.signals, rtol=0, atol=1e-5)
 
 
 def test_no_memory_at_all_is_an_error(gpu):
@@ -491,7 +492,10 @@ def test_a_result_that_does_not_fit_is_an_error(gpu):
 @pytest.mark.parametrize("fisher_z", [False, True])
 def test_correlation_maps_of_voxels_that_do_not_fit(gpu, fisher_z):
     masker = NiftiLabelsMasker(LABELS, mask_img=MASK, detrend=True)
-    expected = gpumask.correlation_maps(masker.set_params(device="cpu").fit(), run("f8"), fisher_z=fisher_z)
+    scored = {"detrend": True, "standardize": "zscore_sample", "device": "cpu"}
+    regions = NiftiLabelsMasker(LABELS, mask_img=MASK, **scored).fit_transform(run("f8"))
+    expected = regions.T @ NiftiMasker(MASK, **scored).fit_transform(run("f8")) / (N - 1)
+    expected = np.arctanh(expected) if fisher_z else expected
     n_bytes = 8 * N * int(INSIDE.sum())
     allocator = Counting(lambda size, used: size >= n_bytes)
     with allocator.used():

@@ -31,6 +31,7 @@ def configuration(atlas, out, lut=None, columns=None, overwrite=False, **paramet
         device="cpu",
         coverage=False,
         relmat=False,
+        outliers=False,
         overwrite=overwrite,
     )
 

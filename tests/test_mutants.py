@@ -27,7 +27,7 @@ OF_RESULTS = "tests/test_device_results.py"
 CHECKS_OF_RESULTS = {
     "engine.staging": "put_again or blank_volumes",
     "engine.overshoots": "clipped_on_the_device",
-    "engine.cuda": "are_kept and f4-None or in_the_middle or callers_stream or once_or_not and None",
+    "engine.cuda": "are_kept and f4 or in_the_middle or callers_stream or once_or_not and None",
     "blocks": "blocks_shrink or fit_free_memory or single_column",
     "signal": "neither_copied_nor_awaited or blocks_shrink",
     "extraction": "same_bits and (voxels or labels) and (psc or smoothed) or does_not_fit or shelving",

@@ -109,6 +109,24 @@ def test_page_and_picture(run, when, masked):
         assert "direct: mean of the stored voxels" in "".join(page.texts["pre"])
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_lost_regions_are_named(run, keep):
+    mask = np.ones((9, 10, 8), "u1")
+    mask[3:6] = 0
+    mask[6, 2:6] = 0  # 20 of the third's 50 voxels
+    masker = NiftiLabelsMasker(
+        labels(), labels=["one", "<two>", "three"], mask_img=image(mask), keep_all_regions=keep, min_coverage=0.75
+    )
+    assert "Lost" not in masker.fit(run).generate_report().html
+    if keep:
+        masker.transform(run)
+    else:
+        with pytest.warns(UserWarning, match="following labels were removed"):
+            masker.transform(run)
+    report = masker.generate_report().html
+    assert "Lost, as too little is inside the field of view and the mask: &lt;two&gt;, three.</p>" in report
+
+
 @pytest.mark.filterwarnings("ignore:3 of 4 labels in in-memory image aren't whole numbers")
 @pytest.mark.parametrize("ids", [(0.5, 1.25, 3.75), (-3.0, 4.0, 1e9)])
 def test_labels_that_are_no_small_integers(run, ids):

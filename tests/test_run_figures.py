@@ -12,6 +12,7 @@ import pytest
 from gpumask.cli import main
 from gpumask.reports import figures
 from gpumask.reports.figures import draw_carpet, draw_connectivity, draw_cuts, new_figure, run_figure, to_png
+from gpumask.reports.networks import network_of, networks
 
 from .cohorts import SPACE, make_atlases, make_cohort
 
@@ -116,6 +117,110 @@ def test_carpet_alone_counts_volumes():
     assert len(figure.axes) == 2  # with the colour bar's
     assert figure.axes[0].get_xlabel() == "volume"
     assert figure.axes[0].get_xlim() == (0, 7)
+
+
+def texts(figure):
+    """All texts in a figure that say something, its legends' too."""
+    return [text.get_text() for text in figure.findobj(matplotlib.text.Text) if text.get_text()]
+
+
+def colour_of(figure, label):
+    """The colour of an entry in a figure's legends."""
+    (patch,) = [p for legend in figure.legends for p in legend.get_patches() if p.get_label() == label]
+    return patch.get_facecolor()
+
+
+def drawn_at(figure, axes, x, y):
+    """The colour that a point of axes has in the picture."""
+    pixels = matplotlib.image.imread(io.BytesIO(to_png(figure)), format="png")
+    column, row = axes.transData.transform((x, y))
+    return pixels[int(pixels.shape[0] - row), int(column)]
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_left_and_right_are_where_the_affine_says(flipped):
+    """A mark at the right end of the brain (the largest x in mm) is at the side called R."""
+    labels, affine = np.zeros((9, 10, 8), "i2"), AFFINE.copy()
+    labels[1, 5, 4], labels[7, 5, 4] = 1, 2
+    right = 2
+    if flipped:
+        affine[0] *= -1
+        right = 1
+    figure = new_figure((6, 2))
+    draw_cuts(figure, labels, None, affine)
+    assert [text.get_text() for axes in figure.axes for text in axes.texts] == ["P", "A", "L", "R", "L", "R"]
+    for axes in figure.axes[1:]:
+        drawn = np.ma.asarray(axes.images[-1].get_array())
+        columns = np.flatnonzero(~np.ma.getmaskarray(drawn).all(axis=0))
+        assert columns.tolist() == [1, 7]
+        order = np.random.default_rng(0).permutation(256)
+        assert drawn[:, 7].compressed().tolist() == [order[right]]
+        left, right_text = axes.texts
+        assert left.get_position()[0] < right_text.get_position()[0]
+
+
+def test_outline_of_the_mask():
+    mask = np.zeros((9, 10, 8), bool)
+    mask[2:7, 1:9, 2:6] = True
+    figure = new_figure((6, 2))
+    draw_cuts(figure, regions(), volume(), AFFINE, mask=mask)
+    for axes, limits in zip(figure.axes, [(1, 8, 2, 5), (2, 6, 2, 5), (2, 6, 1, 8)], strict=True):
+        (outline,) = [c for c in axes.collections if len(c.get_paths()[0].vertices)]
+        vertices = outline.get_paths()[0].vertices
+        (left, below), (right, above) = vertices.min(axis=0), vertices.max(axis=0)
+        assert (left, right, below, above) == (limits[0] - 0.5, limits[1] + 0.5, limits[2] - 0.5, limits[3] + 0.5)
+    figure = new_figure((6, 2))
+    draw_cuts(figure, regions(), volume(), AFFINE, mask=np.ones((9, 10, 8)))
+    assert not any(len(axes.collections) for axes in figure.axes)
+
+
+def test_carpet_says_what_is_censored_and_what_is_missing():
+    kept = np.array([0, 1, 4, 5, 6, 7])
+    values = np.random.default_rng(0).normal(size=(6, 3))
+    values[:, 2] = np.nan
+    motion = np.array([np.nan, 0.1, 0.9, 0.7, 0.2, 0.1, 0.1, 0.2])
+    figure = new_figure((6, 4))
+    draw_carpet(figure, values, displacement=motion, kept=kept, fd_threshold=0.5)
+    assert "6/8 volumes kept, mean FD 0.33 mm" in texts(figure)
+    threshold = figure.axes[0].lines[1]
+    assert set(threshold.get_ydata()) == {0.5}
+    assert figure.axes[0].get_ylim()[1] > 0.5
+    carpet = figure.axes[1]
+    np.testing.assert_allclose(drawn_at(figure, carpet, 3.0, 0.5), colour_of(figure, "censored"), atol=0.01)
+    np.testing.assert_allclose(drawn_at(figure, carpet, 5.5, 2.5), colour_of(figure, "n/a"), atol=0.01)
+    figure = new_figure((6, 4))
+    draw_carpet(figure, values[:, :2])
+    assert figure.legends == []
+    assert "6/6 volumes kept" in texts(figure)
+
+
+@pytest.mark.parametrize(
+    ("name", "network"),
+    [
+        ("7Networks_LH_Vis_1", "LH Vis"),
+        ("17Networks_RH_DefaultA_PFCd_2", "RH DefaultA"),
+        ("LH_SomMot_14", "LH SomMot"),
+        ("LH-Pu", None),
+        ("Left Thalamus", None),
+        ("LH_Vis", None),
+        ("7Networks_MH_Vis_1", None),
+        ("12", None),
+    ],
+)
+def test_networks_by_names(name, network):
+    assert network_of(name) == network
+
+
+def test_networks_at_the_axes():
+    names = [f"7Networks_{h}_{n}_{k}" for h in ("LH", "RH") for n, c in (("Vis", 30), ("Cont", 20)) for k in range(c)]
+    names.insert(50, "LH-Pu")
+    assert networks(names) == [("LH Vis", 0, 30), ("LH Cont", 30, 50), ("RH Vis", 51, 81), ("RH Cont", 81, 101)]
+    figure = new_figure((6, 6))
+    draw_connectivity(figure, np.eye(101), names)
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["LH Vis", "LH Cont", "RH Vis", "RH Cont"]
+    assert axes.get_yticks().tolist() == [14.5, 39.5, 65.5, 90.5]
+    assert networks(["LH_Vis_1", "LH-Pu"]) == networks([]) == []
 
 
 @pytest.mark.parametrize("n_names", [0, 3, 41])
@@ -226,6 +331,7 @@ def test_figures_of_a_cohort(tmp_path, monkeypatch):
         np.testing.assert_array_equal(affine, run.affine)
         assert labels.shape == run.shape[:3]
         assert rest["names"] == list(table)
+        assert rest["fd_threshold"] == 0.5
         assert (rest["t_r"], rest["kept"].tolist()) == (2.0, [k for k in range(40) if k != 7])
         confounds = pd.read_table(func / f"{name.partition('_space')[0]}_desc-confounds_timeseries.tsv")
         pd.testing.assert_series_equal(rest["displacement"], confounds["framewise_displacement"])

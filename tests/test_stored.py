@@ -103,6 +103,30 @@ SAME_MESSAGE = {
     "configuration": [None, "c" * 65],
     "inputs": [None, {"x": nested(500)}],
     "made": [None, [], {"m": {}}, {"m": None}],
+    "quality": [
+        *(
+            None,
+            [],
+            {"": None},
+            {"": {}},
+            {"": {"atlases": []}},
+            {"x" * 65: {"atlases": {}}},
+            {"\ud800": {"atlases": {}}},
+        ),
+        {str(k): {"atlases": {}} for k in range(101)},
+        *(
+            {"": {name: value, "atlases": {}}}
+            for name in ("fd_mean", "volumes")
+            for value in ("1", True, 1e9, [], -1e9)
+        ),
+        *({"": {"atlases": {"A": {"tsnr": value}}}} for value in (float("nan"), float("inf"), -1e9, "1", 10**400)),
+        *({"": {"volumes": 1.5, "atlases": {}}}, {"": {"volumes_kept": -1, "atlases": {}}}),
+        *(
+            {"": {"unheard_of": 1, "atlases": {}}},
+            {"": {"atlases": {"A": {"fd_mean": 1}}}},
+            {"": {"atlases": {"A": 1}}},
+        ),
+    ],
     "name": ["", None, ["x"], "\udce9"],
     "run": ["", 0],
 }

@@ -27,6 +27,7 @@ _IDENTIFYING = {
     *("inv", "mt", "proc", "split", "recording", "chunk"),
 }
 _ENTITY = re.compile(r"(?:^|_)([a-zA-Z]+)-([a-zA-Z0-9+]+)(?=_|\.|$)")
+_COLUMNS = {"participant_id": "sub", "session": "ses", "task": "task", "run": "run", "space": "space"}
 CONFOUNDS = {(suffix, "confounds", ".tsv") for suffix in ("timeseries", "regressors")}
 """Suffix, "desc" and extension of fMRIPrep's confounds tables."""
 
@@ -89,6 +90,16 @@ def parse_name(name: str) -> BidsName | None:
 def labels_in(name: str) -> dict[str, str]:
     """Labels by key in a name that begins with a subject, even if the rest isn't BIDS-like; empty for other names."""
     return dict(part.split("-", 1) for part in name.split("_") if "-" in part) if name.startswith("sub-") else {}
+
+
+def entity_columns(name: str) -> dict[str, str | None]:
+    """What tables of a cohort say of a run by its name: "participant_id" ("sub-01"), "session", "task", "run", "space".
+
+    None for the entities that the name lacks; "name" is the name itself, and the last key.
+    """
+    found = labels_in(name)
+    labels = {column: found.get(key) for column, key in _COLUMNS.items()}
+    return {**labels, "participant_id": f"sub-{found['sub']}" if found else None, "name": name}
 
 
 def identifying_entities(name: str) -> dict[str, str]:
@@ -219,6 +230,11 @@ def output_name(
     name = join_entities({key: entities[key] for key in before}) or name
     parts = (name, f"{entity}-{alphanumeric(atlas)}", join_entities(after), f"stat-{alphanumeric(stat)}", suffix)
     return "_".join(filter(None, parts)) + extension
+
+
+def run_output_name(run: Run, suffix: str, *, desc: str = "", extension: str = ".tsv") -> str:
+    """File name of an output that is no atlas's: ``<run>[_desc-<desc>]_<suffix><extension>``."""
+    return "_".join(filter(None, (run_name(run), desc and f"desc-{alphanumeric(desc)}", suffix))) + extension
 
 
 def parse_output_name(name: str) -> OutputName | None:

@@ -16,7 +16,7 @@ from gpumask.tables import json_lines
 
 _OF_SIGNALS_TOO = ("TaskName", "StartTime", "SliceTimingCorrected", "SpatialReference", "Resolution")
 # Names that BIDS lacks: "stat", "timeseries" and "relmat" are proposals to it, which XCP-D uses already.
-_IGNORED = ("*_stat-*", "*.html", "*.png", "*.parquet")
+_IGNORED = ("*_stat-*", "*_outliers.*", "group_*", "*.html", "*.png", "*.parquet")
 
 
 def sidecar(
@@ -76,14 +76,14 @@ def sidecar(
         **{key: metadata[key] for key in _OF_SIGNALS_TOO if key in metadata},
         "SoftwareFilters": {"Butterworth": {**cutoffs, "Order": 5, "Passes": 2}} if cutoffs else "n/a",
         "NuisanceParameters": list(confounds),
-        "Sources": [_uri(path, run.source, out_dir) for path in sources],
+        "Sources": [uri(path, run.source, out_dir) for path in sources],
         "ConfigurationHash": configuration,
         **more,
     }
     return {key: value for key, value in content.items() if value is not None}
 
 
-def _uri(path, source, out_dir):
+def uri(path: str | os.PathLike, source: str | os.PathLike | None, out_dir: str | os.PathLike | None) -> str:
     """BIDS URI of a file in one of the two data sets, else its URI in the file system."""
     path = Path(path).absolute()
     for name, root in (("", out_dir), ("preprocessed", source)):

@@ -255,9 +255,12 @@ def _write_config(args):
 
 def _summarize(args, n_runs=None):
     """Write the page and the store; returns 1 if a finished run could not be stored."""
+    from gpumask.cohort.group import write_tables
     from gpumask.cohort.page import write_page
 
     show(write_page(args.out_dir, n_runs))
+    for path in write_tables(args.out_dir):
+        show(path)
     if not args.store:
         return 0
     from gpumask.cohort.parquet import write_store

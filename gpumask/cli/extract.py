@@ -95,6 +95,7 @@ def _start(args, progress, stack):
         device=args.device,
         coverage=False,
         relmat=False,
+        outliers=False,
         overwrite=args.overwrite,
         dummy_scans=args.dummy_scans,
         min_time=args.min_time,

@@ -68,11 +68,13 @@ def show(*cells: object) -> None:
 
 
 def kept_volumes(record: "Record") -> str:
-    """How many volumes of a run were kept, and why others weren't: "75/156 volumes kept (2 dummy scans)"."""
+    """How many volumes of a run were kept, and its motion: "75/156 volumes kept (2 dummy scans), mean FD 0.21 mm"."""
+    displacement = next((numbers["fd_mean"] for numbers in record.quality.values()), None)  # of all volumes
+    motion = "" if displacement is None else f", mean FD {displacement:.2f} mm"
     if record.n_kept == record.n_volumes:
-        return f"{record.n_volumes} volumes"
+        return f"{record.n_volumes} volumes{motion}"
     dummies = f" ({record.n_dummy_scans} dummy scans)" if record.n_dummy_scans else ""
-    return f"{record.n_kept}/{record.n_volumes} volumes kept{dummies}"
+    return f"{record.n_kept}/{record.n_volumes} volumes kept{dummies}{motion}"
 
 
 def show_messages(record: "Record", name: str) -> None:

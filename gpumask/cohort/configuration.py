@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpumask import __version__
-from gpumask.bids.names import alphanumeric, atlas_name, lookup_table_of, output_name, run_name
+from gpumask.bids.names import alphanumeric, atlas_name, lookup_table_of, output_name, run_name, run_output_name
 from gpumask.bids.runs import Run
 from gpumask.bids.spaces import Space, space_contradiction, stated_space
 from gpumask.choices import LINEAR, MAPS_STRATEGIES, check_choice
@@ -137,8 +137,8 @@ class Configuration:
     device : str
         As `gpumask.NiftiLabelsMasker` accepts it, or several GPUs that share the runs: "cuda:0,cuda:1", or "cuda:all".
         Resolved where a run is processed.
-    coverage, relmat, figures : bool
-        Whether tables of coverage, correlation matrices and figures are written too.
+    coverage, relmat, figures, outliers : bool
+        Whether tables of coverage, correlation matrices, figures and the table of removed volumes are written too.
     overwrite : bool
         Whether finished runs are processed again.
     dummy_scans : "auto" or int
@@ -158,6 +158,7 @@ class Configuration:
         of the file. Whoever loads one checks that it still has this hash.
     made : dict of str
         For each atlas, a hash of everything that decides its signals: version, settings, confounds, contents of files.
+        For "", of everything that decides the outputs of the run itself.
     hash : str
         Hash of everything that decides the contents of the output folder.
 
@@ -180,6 +181,7 @@ class Configuration:
     coverage: bool = True
     relmat: bool = True
     figures: bool = False
+    outliers: bool = True
     overwrite: bool = False
     dummy_scans: str | int = "auto"
     min_time: float = 240.0
@@ -216,7 +218,8 @@ class Configuration:
         if seeds and target != "data":
             msg = f"Seeds ({seeds[0]}) need resampling_target='data' (--resampling-target), got {target!r}."
             raise ValueError(msg)
-        fix("made", {atlas.name: _hash(self.described(atlas)) for atlas in self.atlases})
+        made = {atlas.name: _hash(self.described(atlas)) for atlas in self.atlases}
+        fix("made", made | ({"": _hash(self.described_run())} if self.outliers else {}))
         fix("hash", _hash([*self.made.values(), self.coverage, self.relmat, self.figures]))
 
     @property
@@ -251,6 +254,15 @@ class Configuration:
             "confounds": self.confounds,
             "dummy_scans": self.dummy_scans,
         }
+
+    def described_run(self) -> dict[str, Any]:
+        """How the outputs of a run itself are made, which depend on no atlas; for JSON."""
+        common = {"version": __version__, "confounds": self.confounds, "dummy_scans": self.dummy_scans}
+        return {"atlas": "", "files": {}, "settings": {}, **common}
+
+    def run_outputs(self, run: Run) -> dict[str, Path]:
+        """Paths of the outputs of a run itself: "outliers", if it is wanted."""
+        return {"outliers": self.out_dir / run.folder / run_output_name(run, "outliers")} if self.outliers else {}
 
     def outputs(self, run: Run, atlas: AtlasFile) -> dict[str, Path]:
         """Paths of a run's outputs for an atlas: "timeseries", and if wanted "coverage", "relmat" and "figure"."""

@@ -12,9 +12,10 @@ import numpy as np
 
 from gpumask.bids.metadata import RepetitionTime
 from gpumask.bids.runs import Run
-from gpumask.bids.sidecars import sidecar
+from gpumask.bids.sidecars import sidecar, uri
 from gpumask.cohort.configuration import AtlasFile, Configuration
 from gpumask.confounds.censoring import Censoring
+from gpumask.confounds.outliers import REASONS, Outliers
 from gpumask.confounds.tables import read_table
 from gpumask.extraction import Prepared, Result
 from gpumask.tables import json_lines, table_lines
@@ -26,10 +27,11 @@ def tables(
     atlas: AtlasFile,
     one: Prepared,
     result: Result,
+    matrix: np.ndarray | None,
     names: list[str],
     described: Callable[..., dict[str, Any]],
 ) -> dict[Path, Any]:
-    """Lines of the tables of an atlas and of their sidecars, by path."""
+    """Lines of the tables of an atlas and of their sidecars, by path; `matrix` has the signals' correlations."""
     paths = configuration.outputs(run, atlas)
     regions = list(zip(one.regions.ids.tolist(), names, one.regions.counts.tolist(), strict=True))
     index = [{"index": int(i) if i == int(i) else i, "name": n, "voxels": voxels} for i, n, voxels in regions]
@@ -40,8 +42,8 @@ def tables(
         sources = [path for path in (run.path, mask, atlas.path, atlas.lut) if path]
         lines = table_lines(["Node", "coverage"], shares, names)
         made.append((paths["coverage"], lines, described(sources=sources, Regions=index)))
-    if "relmat" in paths:
-        lines = table_lines(["Node", *names], correlations(result.signals), names)
+    if "relmat" in paths and matrix is not None:
+        lines = table_lines(["Node", *names], matrix, names)
         made.append((paths["relmat"], lines, described(sources=[paths["timeseries"]], Regions=index)))
     files = {}
     for path, lines, content in made:
@@ -88,25 +90,56 @@ def metadata_of(
     )
 
 
+def outliers(configuration: Configuration, run: Run, path: Path, found: Outliers) -> dict[Path, Any]:
+    """Lines of the table of a run's removed volumes, and of its sidecar, by path.
+
+    A row is a volume. Each reason has a column of 0 and 1, as XCP-D's; "kept" is 1 for those that no reason removes.
+    """
+    columns = {column: found.reasons[reason] for reason, (column, _) in REASONS.items()} | {"kept": ~found.removed}
+    meanings = {**dict(REASONS.values()), "kept": "kept: no reason removes it"}
+    described: dict[str, dict[str, Any]] = {
+        column: {"Description": f"Whether the volume is {meaning}.", "Levels": {"0": "no", "1": "yes"}}
+        for column, meaning in meanings.items()
+    }
+    for column, threshold in (("framewise_displacement", found.fd_threshold), ("std_dvars", found.std_dvars_threshold)):
+        if threshold is not None:
+            described[column]["Threshold"] = threshold
+    sources = [file for file in (run.path, run.confounds) if file]
+    content = {
+        **described,
+        "NumberOfVolumes": len(found.removed),
+        "NumberOfVolumesKept": int(np.count_nonzero(~found.removed)),
+        "Sources": [uri(file, run.source, configuration.out_dir) for file in sources],
+        "ConfigurationHash": configuration.made[""],
+    }
+    lines = table_lines(columns, np.column_stack(list(columns.values())).astype(np.int8))
+    return {path: lines, path.with_suffix(".json"): json_lines(content)}
+
+
 def figure(
     run: Run,
     name: str,
     atlas: AtlasFile,
     one: Prepared,
     result: Result,
+    matrix: np.ndarray,
     names: list[str],
     mean: np.ndarray,
     t_r: float | None,
     kept: np.ndarray | None,
+    fd_threshold: float | None,
 ) -> bytes:
-    """Figure of an atlas's signals (PNG), with the run's `mean` volume, shape (x, y, z), below the regions."""
+    """Figure of an atlas's signals (PNG) and their correlations, `matrix`.
+
+    Below the regions it shows the run's `mean` volume, shape (x, y, z).
+    """
     from gpumask.reports.figures import run_figure, to_png
 
     confounds = read_table(Path(run.confounds)) if run.confounds else {}
     labels = one.regions.parcels
     drawn = run_figure(
         result.signals,
-        correlations(result.signals),
+        matrix,
         np.asanyarray(labels.dataobj),
         mean,
         labels.affine,
@@ -116,6 +149,7 @@ def figure(
         t_r=t_r,
         displacement=confounds.get("framewise_displacement"),
         kept=kept,
+        fd_threshold=fd_threshold,
     )
     return to_png(drawn)
 

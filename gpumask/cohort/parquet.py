@@ -12,15 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from gpumask.bids.names import labels_in, parse_output_name
+from gpumask.bids.names import entity_columns, parse_output_name
 from gpumask.cohort.stored import is_plain, read_record
 from gpumask.files import created, inside, replacing
 from gpumask.images.lookup import distinct_names
 from gpumask.inputs import open_file, read_json
 from gpumask.tables import cells
 
-_ENTITIES = {"participant_id": "sub", "session": "ses", "task": "task", "run": "run", "space": "space"}
-_KEYS = (*_ENTITIES, "name")
+_KEYS = tuple(entity_columns(""))
 _OWN = (*_KEYS, "repetition_time", "volume")
 # Each column of each row group takes 50 bytes of the file's footer, which readers hold in memory: with a group per run,
 # 2 GB for 40 000 runs of 1000 regions. Groups have whole runs, up to about as many values (64 MiB).
@@ -260,13 +259,7 @@ def _row_group(runs, regions):
     def repeated(cells, kind):
         return pa.array(cells, kind).take(rows)
 
-    keys = [_keys(name) for name in names]
+    keys = [entity_columns(name) for name in names]
     columns = [repeated([key[column] for key in keys], pa.string()).dictionary_encode() for column in _KEYS]
     columns += [repeated(times, pa.float64()), pa.array(np.concatenate(volumes))]
     return pa.table([*columns, *pa.concat_tables(values).columns], schema=_schema(regions))
-
-
-def _keys(name):
-    found = labels_in(name)
-    labels = {column: found.get(key) for column, key in _ENTITIES.items()}
-    return {**labels, "participant_id": f"sub-{found['sub']}" if found else None, "name": name}

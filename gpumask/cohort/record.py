@@ -68,6 +68,8 @@ class Record:
         Wall-clock seconds: "read" (the disk and decompressing), "reduce", "clean", "write" and "total".
     atlases : dict
         For each atlas its number of "regions" and, if coverage is written, its median, "coverage_median".
+    quality : dict
+        By the name of a denoising, "" for one without a name: see `gpumask.cohort.quality`.
     outputs : tuple of Output
     warnings : tuple of str
     error, traceback : str
@@ -83,6 +85,7 @@ class Record:
     t_r: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     atlases: dict[str, dict[str, Any]] = field(default_factory=dict)
+    quality: dict[str, dict[str, Any]] = field(default_factory=dict)
     outputs: tuple[Output, ...] = ()
     warnings: tuple[str, ...] = ()
     error: str = ""
@@ -138,9 +141,9 @@ def _recorded(configuration, run):
 
 
 def recorded_outputs(configuration: Configuration, run: Run, *, of_all: bool = True) -> list[Path]:
-    """Outputs that a run's record names: of all atlases, or of those of the configuration."""
+    """Outputs that a run's record names: of all atlases, or of those of the configuration and the run itself."""
     record, outputs = _recorded(configuration, run)
-    ours = {atlas.name for atlas in configuration.atlases}
+    ours = {"", *(atlas.name for atlas in configuration.atlases)}
     return [
         configuration.out_dir / output.path
         for output in outputs
@@ -179,12 +182,15 @@ def check_unchanged(configuration: Configuration, runs: Iterable[Run]) -> None:
 
 def _difference(configuration, run):
     record, outputs = _recorded(configuration, run)
-    for atlas in configuration.atlases:
-        new = json.loads(json.dumps(configuration.described(atlas), default=str))
-        paths = configuration.outputs(run, atlas).values()
-        ours = {path.relative_to(configuration.out_dir).as_posix() for path in paths}
+    units = [
+        (atlas.name, configuration.described(atlas), configuration.outputs(run, atlas))
+        for atlas in configuration.atlases
+    ]
+    for name, described, paths in (*units, ("", configuration.described_run(), configuration.run_outputs(run))):
+        new = json.loads(json.dumps(described, default=str))
+        ours = {path.relative_to(configuration.out_dir).as_posix() for path in paths.values()}
         for output in outputs:
-            if output.path not in ours or output.made == configuration.made[atlas.name]:
+            if output.path not in ours or output.made == configuration.made[name]:
                 continue
             if not (configuration.out_dir / output.path).exists():
                 continue
@@ -215,7 +221,7 @@ class Kept:
         Existing files of the recorded sizes.
     made : dict of str
         How the outputs were made, by ``Output.made``.
-    atlases : dict
+    atlases, quality : dict
         As in `Record`.
     warnings : tuple of str
     """
@@ -223,6 +229,7 @@ class Kept:
     outputs: tuple[Output, ...] = ()
     made: dict[str, dict[str, Any]] = field(default_factory=dict)
     atlases: dict[str, dict[str, Any]] = field(default_factory=dict)
+    quality: dict[str, dict[str, Any]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
@@ -236,8 +243,8 @@ def kept(configuration: Configuration, run: Run) -> Kept:
         return Kept()
     outputs = tuple(o for o in outputs if _size(configuration.out_dir / o.path) == o.size)
     made = {output.made: record["made"][output.made] for output in outputs}
-    atlases = {how["atlas"]: record["atlases"][how["atlas"]] for how in made.values()}
-    return Kept(outputs, made, atlases, tuple(record["warnings"]) if outputs else ())
+    atlases = {how["atlas"]: record["atlases"][how["atlas"]] for how in made.values() if how["atlas"]}
+    return Kept(outputs, made, atlases, record.get("quality", {}), tuple(record["warnings"]) if outputs else ())
 
 
 def _size(path):
@@ -248,14 +255,31 @@ def _size(path):
 
 
 def unfinished(configuration: Configuration, run: Run) -> list[AtlasFile]:
-    """Atlases for which a run's outputs are missing, outdated, or made with another configuration."""
+    """Atlases for which a run's outputs are missing, outdated, or made with another configuration.
+
+    All of them, if one of the run itself is: it is made from what is extracted.
+    """
+    is_there = _found(configuration, run)
+    atlases = configuration.atlases
+    if not is_there("", configuration.run_outputs(run)):
+        return list(atlases)
+    return [atlas for atlas in atlases if not is_there(atlas.name, configuration.outputs(run, atlas))]
+
+
+def has_run_outputs(configuration: Configuration, run: Run) -> bool:
+    """Whether the outputs of a run itself exist, made with this configuration from these inputs."""
+    return _found(configuration, run)("", configuration.run_outputs(run))
+
+
+def _found(configuration, run):
+    """A function that tells whether all outputs of an atlas's name, by kind, are there."""
     there = {(output.path, output.made) for output in kept(configuration, run).outputs}
 
-    def is_there(path, atlas):
-        return (path.relative_to(configuration.out_dir).as_posix(), configuration.made[atlas.name]) in there
+    def is_there(name, paths):
+        made = configuration.made.get(name)
+        return all((path.relative_to(configuration.out_dir).as_posix(), made) in there for path in paths.values())
 
-    wanted = ((atlas, configuration.outputs(run, atlas).values()) for atlas in configuration.atlases)
-    return [atlas for atlas, paths in wanted if not all(is_there(path, atlas) for path in paths)]
+    return is_there
 
 
 def is_done(configuration: Configuration, run: Run) -> bool:

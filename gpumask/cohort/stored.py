@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from gpumask.cohort.quality import OF_ATLAS, OF_RUN
 from gpumask.inputs import open_file, parse_json, read_json, shortened
 
 STAGES = ("read", "reduce", "clean", "write", "total")
@@ -26,6 +27,7 @@ _MOST_WARNINGS = 100
 _DEEPEST = 8  # levels of lists and objects in a description
 _LARGEST = 1e9  # number, of volumes or seconds, so sums, ratios and pictures can be made
 _LARGEST_FILE = 1e15  # bytes
+_MOST_DENOISINGS = 100
 
 
 # Lengths
@@ -79,6 +81,10 @@ def _is_number(value):
     return type(value) in (int, float) and 0 <= value < _LARGEST  # False for NaN
 
 
+def _is_signed(value):
+    return type(value) in (int, float) and -_LARGEST < value < _LARGEST
+
+
 def _is_number_or_none(value):
     return value is None or _is_number(value)
 
@@ -106,6 +112,29 @@ def _are_warnings(value):
 
 def _are_atlases(value):
     return isinstance(value, dict) and all(isinstance(one, dict) and is_plain(one) for one in value.values())
+
+
+def _are_qualities(value):
+    return isinstance(value, dict) and len(value) <= _MOST_DENOISINGS and all(map(_is_quality, value, value.values()))
+
+
+def _is_quality(denoising, numbers):
+    atlases = numbers.get("atlases") if isinstance(numbers, dict) else None
+    return (
+        isinstance(atlases, dict)
+        and _is_text(64)(denoising)
+        and _is_encodable(denoising)
+        and _are_numbers({key: value for key, value in numbers.items() if key != "atlases"}, _OF_RUN)
+        and all(isinstance(one, dict) and _are_numbers(one, _OF_ATLAS) for one in atlases.values())
+    )
+
+
+def _are_numbers(numbers, columns):
+    """Whether numbers, by name, are those of the columns, or None."""
+    return numbers.keys() <= columns.keys() and all(
+        value is None or _is_count(value) or (not columns[name].is_count and _is_signed(value))
+        for name, value in numbers.items()
+    )
 
 
 def _are_descriptions(value):
@@ -161,6 +190,7 @@ _FILES = {
     "outputs": _are_outputs,
     "made": _are_descriptions,
 }
+_OF_RUN, _OF_ATLAS = ({column.name: column for column in columns} for columns in (OF_RUN, OF_ATLAS))
 _LISTING = {"time": _is_time, "names": lambda value: isinstance(value, list) and all(map(_is_called, value))}
 
 
@@ -204,7 +234,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     try:
         record = read_json(path, most=_MOST_BYTES)
-        _check(record, {**_NAMED, **_RESULTS, **_FILES}, {})
+        _check(record, {**_NAMED, **_RESULTS, **_FILES}, {"quality": _are_qualities})
         if record["status"] != "done":
             msg = f"has the status {record['status']!r}, expected 'done'"
             raise ValueError(msg)
@@ -214,7 +244,7 @@ def read_record(path: Path) -> dict[str, Any]:
         if any(output["made"] not in record["made"] for output in record["outputs"]):
             msg = "has an output without a description in 'made'"
             raise ValueError(msg)
-        if any(how["atlas"] not in record["atlases"] for how in record["made"].values()):
+        if any(how["atlas"] not in ("", *record["atlases"]) for how in record["made"].values()):
             msg = "has a description of another atlas than those in 'atlases'"
             raise ValueError(msg)
     except ValueError as error:

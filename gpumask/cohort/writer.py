@@ -18,11 +18,13 @@ from gpumask.bids.spaces import space_contradiction, stated_space
 from gpumask.cohort import contents
 from gpumask.cohort.atlases import load
 from gpumask.cohort.configuration import Configuration, check_spaces
+from gpumask.cohort.quality import atlas_quality, joined_qualities, quality_of
 from gpumask.cohort.record import (
     Output,
     Record,
     described,
     failed,
+    has_run_outputs,
     identities,
     is_stale,
     kept,
@@ -33,7 +35,8 @@ from gpumask.cohort.record import (
 )
 from gpumask.cohort.stored import shortened_warnings
 from gpumask.confounds.censoring import censor, check_kept_time
-from gpumask.confounds.fmriprep import fmriprep_confounds
+from gpumask.confounds.fmriprep import censoring_thresholds, fmriprep_confounds
+from gpumask.confounds.outliers import find_outliers
 from gpumask.confounds.tables import confounds_matrix
 from gpumask.extraction import extract, prepare
 from gpumask.files import appearing_together, locked, make_folder, write
@@ -131,13 +134,17 @@ def _process(configuration, run, progress, turn, messages):
                 path.unlink(missing_ok=True)
         earlier = kept(configuration, run)
         old = recorded_outputs(configuration, run, of_all=False) if configuration.overwrite else []
+        keeps = not configuration.overwrite and has_run_outputs(configuration, run)
         files, record = _extract(configuration, run, todo, progress, n_threads=1, turn=turn)
+        files = {path: (atlas, lines) for path, (atlas, lines) in files.items() if atlas or not keeps}
         if identities(run) != inputs:
             msg = f"{run.path}, or a file that goes with it, was changed while it was read. Run it again."
             raise OSError(msg)
 
         record = replace(record, warnings=tuple(messages))
         made = {configuration.made[atlas.name]: configuration.described(atlas) for atlas in todo}
+        if configuration.outliers:
+            made[configuration.made[""]] = configuration.described_run()
 
         def content(record):
             whole = {"configuration": configuration.hash, "inputs": inputs, **_with_earlier(record, made, earlier)}
@@ -158,13 +165,15 @@ def _with_earlier(record, made, earlier):
         "outputs": [vars(output) for output in outputs],
         "made": made,
         "atlases": {name: found for name, found in {**earlier.atlases, **record.atlases}.items() if name in named},
+        "quality": joined_qualities(earlier.quality, record.quality, named),
         "warnings": shortened_warnings(dict.fromkeys([*(earlier.warnings if still_used else ()), *record.warnings])),
     }
 
 
 def _write_run(configuration, run, progress):
     started = time.perf_counter()
-    tables = [path for atlas in configuration.atlases for path in configuration.outputs(run, atlas).values()]
+    units = [*(configuration.outputs(run, atlas) for atlas in configuration.atlases), configuration.run_outputs(run)]
+    tables = [path for paths in units for path in paths.values()]
     for path in (path for table in tables for path in (table, table.with_suffix(".json"))):
         if os.path.lexists(path) and not configuration.overwrite:  # also a link of git-annex without content
             msg = f"{path} already exists. To replace it: overwrite=True (--overwrite)."
@@ -218,6 +227,8 @@ def _extract(configuration, run, atlases, progress, *, n_threads, turn):
         raise ValueError(msg)
     confounds, sample_mask = _confounds(configuration, run, volumes)
     censoring = censor(run.confounds, volumes.n_volumes, sample_mask, configuration.dummy_scans)
+    thresholds = censoring_thresholds(**configuration.confounds)
+    outliers = find_outliers(censoring, run.confounds, dummy_scans=configuration.dummy_scans, **thresholds)
     kept = censoring.kept
     _check_confounds(run, confounds, volumes, kept)
     t_r = repetition_time(run, volumes.t_r, needed=configuration.settings.filters)
@@ -241,7 +252,7 @@ def _extract(configuration, run, atlases, progress, *, n_threads, turn):
             warn(message)
     freedom = _degrees_of_freedom(configuration, run, prepared[0], censoring)
     try:
-        results = extract(prepared, volumes, progress=report, n_threads=n_threads)
+        results = extract(prepared, volumes, progress=report, n_threads=n_threads, snr=True)
     except ValueError:
         _check_volumes(volumes, kept)  # has a clearer message if volumes are empty
         raise
@@ -251,25 +262,41 @@ def _extract(configuration, run, atlases, progress, *, n_threads, turn):
     if any(result.non_finite for result in omitting):
         warn("NaN or infinite voxels were excluded from the regions' statistics.")
     mean = _mean(volumes, report) if configuration.figures else None
-    files, summary = {}, {}
+    files, summary, of_atlases = {}, {}, {}
     for atlas, one, result in zip(atlases, prepared, results, strict=True):
         _, names = loaded.atlases[atlas.name].names(one.regions.ids)
         described = functools.partial(
             contents.metadata_of, configuration, run, atlas, t_r, confounds, censoring, freedom, one
         )
-        tables = contents.tables(configuration, run, atlas, one, result, names, described)
+        needs_matrix = configuration.relmat or configuration.figures
+        matrix = contents.correlations(result.signals) if needs_matrix else None
+        tables = contents.tables(configuration, run, atlas, one, result, matrix, names, described)
         if configuration.figures:
             path = configuration.outputs(run, atlas)["figure"]
-            tables[path] = [contents.figure(run, path.name, atlas, one, result, names, mean, t_r.seconds, kept)]
+            limit = outliers.fd_threshold
+            figure = contents.figure(run, path.name, atlas, one, result, matrix, names, mean, t_r.seconds, kept, limit)
+            tables[path] = [figure]
         files |= {path: (atlas.name, lines) for path, lines in tables.items()}
         summary[atlas.name] = {"regions": len(names)}
+        of_atlases[atlas.name] = atlas_quality(result.signals, matrix, result.snr)
         if configuration.coverage:
             summary[atlas.name]["coverage_median"] = float(np.median(one.regions.covered_share))
+    if configuration.outliers:
+        path = configuration.run_outputs(run)["outliers"]
+        files |= {path: ("", lines) for path, lines in contents.outliers(configuration, run, path, outliers).items()}
     seconds = {name: results[0].seconds[name] for name in ("read", "reduce")}
     seconds["clean"] = sum(result.seconds["clean"] for result in results)
     numbers = {"n_kept": censoring.n_kept, "n_dummy_scans": len(censoring.dummy_scans)}
     numbers |= {"degrees_of_freedom": freedom, "t_r": t_r.seconds}
-    return files, Record(run, "done", volumes.n_volumes, **numbers, seconds=seconds, atlases=summary)
+    quality = quality_of(
+        outliers,
+        t_r=t_r.seconds,
+        n_regressors=0 if confounds is None else confounds.shape[1],
+        degrees_of_freedom=freedom,
+        atlases=of_atlases,
+    )
+    numbers |= {"seconds": seconds, "atlases": summary, "quality": {"": quality}}
+    return files, Record(run, "done", volumes.n_volumes, **numbers)
 
 
 def _same_space(atlas, run):

@@ -4,11 +4,15 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gpumask.confounds.sample_masks import AllVolumesRemovedError
 from gpumask.confounds.tables import numeric_column, read_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _NON_STEADY = re.compile(r"non_steady_state_outlier[0-9]*")
 
@@ -83,9 +87,13 @@ def censor(
 
 def non_steady_volumes(confounds_path: str | os.PathLike) -> np.ndarray:
     """Volumes that fMRIPrep's table marks as before the steady state: ndarray of int."""
-    table = read_table(Path(confounds_path)).rename(columns=str)
+    return non_steady_marks(read_table(Path(confounds_path)).rename(columns=str), confounds_path)
+
+
+def non_steady_marks(table: "pd.DataFrame", path: str | os.PathLike) -> np.ndarray:
+    """The same for a table that has been read from `path`."""
     marks = [column for column in table if _NON_STEADY.fullmatch(column)]
-    is_marked = [numeric_column(table, column, confounds_path, "0 or 1") == 1 for column in marks]
+    is_marked = [numeric_column(table, column, path, "0 or 1") == 1 for column in marks]
     return np.flatnonzero(np.any(is_marked, axis=0)) if marks else np.zeros(0, int)
 
 

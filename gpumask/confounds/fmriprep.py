@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -135,6 +135,19 @@ def check_options(
     if importlib.util.find_spec("nilearn") is None:
         msg = f"The confounds strategy {strategy!r} {_NEEDS_NILEARN}"
         raise ImportError(msg)
+
+
+def censoring_thresholds(
+    *, strategy: str | None = None, fd_threshold: float | None = None, **_: Any
+) -> dict[str, float | None]:
+    """With which "fd_threshold" (mm) and "std_dvars_threshold" the options of `fmriprep_confounds` censor volumes."""
+    if not _is_scrubbing(strategy):
+        return {"fd_threshold": fd_threshold, "std_dvars_threshold": None}
+    from nilearn.interfaces.fmriprep.load_confounds_strategy import preset_strategies
+
+    defaults = preset_strategies["scrubbing"]
+    own = {} if fd_threshold is None else {"fd_threshold": fd_threshold}
+    return {key: defaults[key] for key in ("fd_threshold", "std_dvars_threshold")} | own
 
 
 def image_desc(strategy: str | None) -> str:

@@ -10,11 +10,17 @@ from typing import TYPE_CHECKING, Any
 import nibabel as nib
 import numpy as np
 
+from gpumask.reports.networks import networks
+
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure, FigureBase
 
-_NONE = "#d9b26f"  # tan, for missing values: neither colour map has it
+_NONE = "#d9b26f"  # tan, for regions without values: neither colour map has it
+_CENSORED = "#a9c7e8"  # light blue, for volumes that aren't kept
+_SIDES = (("P", "A"), ("L", "R"), ("L", "R"))  # at the left and right of cuts across x, y and z, in RAS+
+_MOST_NAMES = 40  # of regions at the axes of a matrix
+_LEAST_SHARE = 1 / 60  # of a network in a matrix, to be named
 
 
 def new_figure(size: tuple[float, float], **options: Any) -> "Figure":
@@ -41,8 +47,9 @@ def draw_cuts(
     *,
     background_label: float = 0,
     cmap: "str | Colormap" = "hsv",
+    mask: np.ndarray | None = None,
 ) -> None:
-    """Draw three cuts through the middle of the regions, over an image.
+    """Draw three cuts through the middle of the regions, over an image. Left is left.
 
     Parameters
     ----------
@@ -57,6 +64,8 @@ def draw_cuts(
     background_label : number
         Label that isn't a region.
     cmap : str or matplotlib Colormap
+    mask : ndarray, shape (x, y, z), optional
+        Its outline is drawn.
 
     Raises
     ------
@@ -72,6 +81,7 @@ def draw_cuts(
     affine = affine @ nib.orientations.inv_ornt_aff(turn, labels.shape)
     labels = nib.orientations.apply_orientation(labels, turn)
     image = None if image is None else nib.orientations.apply_orientation(image, turn)
+    mask = None if mask is None else nib.orientations.apply_orientation(np.asarray(mask) != 0, turn)
     inside = np.argwhere(labels != background_label)
     middle = inside.mean(axis=0).round().astype(int) if len(inside) else np.array(labels.shape) // 2
     # Neighbouring labels are often neighbouring regions: shuffling gives them different colours.
@@ -85,8 +95,18 @@ def draw_cuts(
         cut = np.take(labels, middle[axis], axis).T
         colours = np.ma.masked_where(cut == background_label, order[np.abs(cut).astype(int) % 256])
         axes.imshow(colours, cmap=cmap, vmin=0, vmax=255, alpha=0.6, interpolation="nearest", **style)
+        if mask is not None and np.ptp(outline := np.take(mask, middle[axis], axis).T.astype(float)):
+            axes.contour(outline, levels=[0.5], colors="white", linewidths=1)
+        mark_sides(axes, axis)
         axes.set_title(f"{'xyz'[axis]} = {round((affine @ [*middle, 1])[axis])} mm", color="white")
         axes.set_axis_off()
+
+
+def mark_sides(axes: Any, axis: int) -> None:
+    """Name the sides of a cut of a volume in RAS+, across `axis`: L and R, or P and A."""
+    for side, at in zip(_SIDES[axis], (0.01, 0.99), strict=True):
+        place = {"transform": axes.transAxes, "ha": "left" if at < 0.5 else "right", "va": "top"}
+        axes.text(at, 0.98, side, color="white", fontsize=9, fontweight="bold", **place)
 
 
 def draw_carpet(
@@ -96,21 +116,26 @@ def draw_carpet(
     t_r: float | None = None,
     displacement: np.ndarray | None = None,
     kept: np.ndarray | None = None,
+    fd_threshold: float | None = None,
 ) -> None:
     """Draw the signals as a carpet: a row per region, in units of its standard deviation, and motion above it.
+
+    The number of kept volumes and the mean displacement are in the title.
 
     Parameters
     ----------
     figure : matplotlib Figure or SubFigure
         Empty.
     signals : ndarray, shape (n_kept_volumes, n_regions)
-        Regions with NaN or without variance are tan.
+        Regions with NaN or without variance are tan, "n/a".
     t_r : float, optional
         Repetition time in s. If None, the axis counts volumes.
     displacement : array of shape (n_volumes,), optional
         Framewise displacement of all volumes, in mm.
     kept : array of int, shape (n_kept_volumes,), optional
-        Volumes of the rows of `signals`, as nilearn's ``sample_mask``. Others are tan. If None, all.
+        Volumes of the rows of `signals`, as nilearn's ``sample_mask``. Others are light blue, "censored". If None, all.
+    fd_threshold : float, optional
+        Displacement above which volumes are censored, in mm: a dashed line.
 
     Raises
     ------
@@ -135,17 +160,31 @@ def draw_carpet(
     heights = [1, 4] if displacement is not None else [1]
     *above, axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
     end = n_volumes * (t_r or 1)
+    summary = f"{len(kept)}/{n_volumes} volumes kept"
     for motion in above:
+        displacement = np.asarray(displacement, dtype=float)
+        if len(known := displacement[np.isfinite(displacement)]):
+            summary += f", mean FD {known.mean():.2f} mm"
         motion.plot((np.arange(n_volumes) + 0.5) * (t_r or 1), displacement, color="#3b82c4", linewidth=0.8)
         motion.set_ylabel("FD, mm")
         motion.set_ylim(bottom=0)
+        if fd_threshold is not None:
+            motion.axhline(fd_threshold, color="#d33", linestyle="--", linewidth=0.8, gid="threshold")
+            motion.set_ylim(top=max(motion.get_ylim()[1], 1.1 * fd_threshold))
         motion.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(summary, fontsize=9)
     axes.set_facecolor(_NONE)
+    is_censored = ~np.isin(np.arange(n_volumes), kept)
+    for start in np.flatnonzero(np.diff(is_censored.astype(int), prepend=0) == 1):
+        stop = start + np.argmin(np.append(is_censored[start:], False))
+        axes.axvspan(start * (t_r or 1), stop * (t_r or 1), color=_CENSORED, linewidth=0, zorder=0.5)
     image = axes.imshow(
         carpet.T, cmap="gray", vmin=-2, vmax=2, aspect="auto", interpolation="nearest",
         extent=(0, end, signals.shape[1], 0),
     )  # fmt: skip
     axes.set_xlim(0, end)
+    lacks = np.isnan(carpet[kept]).any(axis=0)
+    _legend(figure, censored=bool(is_censored.any()), missing=bool(lacks.any()))
     axes.set_xlabel("time, s" if t_r else "volume")
     axes.set_ylabel("region")
     figure.colorbar(image, ax=axes, label="z", pad=0.01)
@@ -161,7 +200,7 @@ def draw_connectivity(figure: "FigureBase", matrix: np.ndarray, names: Sequence[
     matrix : ndarray, shape (n_regions, n_regions)
         From -1 to 1; NaN is tan.
     names : sequence of str, optional
-        Names of the regions; shown for up to 40 regions.
+        Names of the regions; shown for up to 40 regions. If they have networks, these are named instead.
 
     Raises
     ------
@@ -175,11 +214,36 @@ def draw_connectivity(figure: "FigureBase", matrix: np.ndarray, names: Sequence[
     axes = figure.subplots()
     axes.set_facecolor(_NONE)
     image = axes.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
-    if 0 < len(names) <= 40:
+    groups = networks(names)
+    if groups:
+        _name_networks(axes, groups, len(names))
+    elif 0 < len(names) <= _MOST_NAMES:
         shown = [name.replace("$", r"\$") for name in names]  # no formulas
         axes.set_yticks(range(len(names)), shown, fontsize=7)
         axes.set_xticks(range(len(names)), shown, fontsize=7, rotation=90)
     figure.colorbar(image, ax=axes, label="Pearson's r", shrink=0.8)
+    _legend(figure, missing=bool(np.isnan(matrix).any()))
+
+
+def _name_networks(axes, groups, n_regions):
+    """Lines between networks, and the names of those that are wide enough."""
+    for _, start, stop in groups:
+        for edge in {start, stop} - {0, n_regions}:
+            axes.axhline(edge - 0.5, color="black", linewidth=0.4)
+            axes.axvline(edge - 0.5, color="black", linewidth=0.4)
+    named = [group for group in groups if group[2] - group[1] >= _LEAST_SHARE * n_regions]
+    middles, shown = [(start + stop - 1) / 2 for _, start, stop in named], [name for name, _, _ in named]
+    axes.set_yticks(middles, shown, fontsize=7)
+    axes.set_xticks(middles, shown, fontsize=7, rotation=90)
+
+
+def _legend(figure, *, censored=False, missing=False):
+    """Say what the colours are that the colour bars don't have, if they are there."""
+    from matplotlib.patches import Patch
+
+    patches = [Patch(color=_CENSORED, label="censored")] * censored + [Patch(color=_NONE, label="n/a")] * missing
+    if patches:
+        figure.legend(handles=patches, loc="outside upper right", ncols=2, fontsize=8, frameon=False)
 
 
 def run_figure(
@@ -195,6 +259,7 @@ def run_figure(
     t_r: float | None = None,
     displacement: np.ndarray | None = None,
     kept: np.ndarray | None = None,
+    fd_threshold: float | None = None,
 ) -> "Figure":
     """Figure of a run and an atlas: regions over the mean image, carpet, and connectivity.
 
@@ -208,7 +273,7 @@ def run_figure(
     affine : ndarray, shape (4, 4)
         See `draw_cuts`.
     title : str
-    names, background_label, t_r, displacement, kept
+    names, background_label, t_r, displacement, kept, fd_threshold
         See `draw_connectivity`, `draw_cuts` and `draw_carpet`.
 
     Returns
@@ -228,7 +293,7 @@ def run_figure(
     cuts, carpet, connectivity = np.asarray(figure.subfigures(3, 1, height_ratios=[3.2, 4, 7]))
     cuts.set_facecolor("black")
     draw_cuts(cuts, labels, image, affine, background_label=background_label)
-    draw_carpet(carpet, signals, t_r=t_r, displacement=displacement, kept=kept)
+    draw_carpet(carpet, signals, t_r=t_r, displacement=displacement, kept=kept, fd_threshold=fd_threshold)
     draw_connectivity(connectivity, matrix, names)
     return figure
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from gpumask.images.maps import Maps
 from gpumask.images.volumes import open_volumes
-from gpumask.reports.figures import new_figure
+from gpumask.reports.figures import mark_sides, new_figure
 from gpumask.reports.masker import Report, as_text, report_page
 
 
@@ -48,7 +48,7 @@ def maps_report(masker: Any, maps: Maps, run: Any = None, title: str | None = No
         for name, (voxels, weights) in zip(masker.get_feature_names_out(), maps, strict=True)
     )
     head = "<tr><th>name</th><th>voxels</th><th>mm<sup>3</sup></th><th>lowest</th><th>highest weight</th></tr>"
-    return report_page(masker, title, as_text(figure), f"<table>{head}{rows}</table>")
+    return report_page(masker, title, as_text(figure), f"<div class='wide'><table>{head}{rows}</table></div>")
 
 
 def _columns(displayed, n):
@@ -103,6 +103,7 @@ def _figure(maps, columns, names, under, cmap):
             cut = np.take(data, peak[axis], axis).T
             lowest = -limit if data.min() < 0 else 0.0
             axes.imshow(np.ma.masked_equal(cut, 0), cmap=cmap, vmin=lowest, vmax=limit, alpha=0.7, **style)
+            mark_sides(axes, axis)
             where = f"{'xyz'[axis]} = {round((affine @ [*peak, 1])[axis])} mm"
             axes.set_title(f"{names[column]}, {where}" if axis == 0 else where, color="white")
     return figure

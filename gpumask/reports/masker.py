@@ -9,6 +9,7 @@ from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
+from scipy.ndimage import affine_transform
 
 from gpumask.files import appearing_together, check_folder, write
 from gpumask.images.grid import Grid
@@ -16,10 +17,16 @@ from gpumask.images.volumes import open_volumes
 from gpumask.reports.figures import draw_cuts, new_figure, to_png
 
 _STYLE = (
-    "body{font-family:sans-serif;max-width:64em;margin:2em auto;color:#222}img{max-width:100%}"
-    "table{border-collapse:collapse;font-size:90%}td,th{border-bottom:1px solid #ddd;padding:.2em .8em;text-align:left}"
-    "td.n{text-align:right}pre{background:#f4f4f4;padding:1em}"
+    ":root{color-scheme:light dark}"
+    "body{font-family:sans-serif;max-width:64em;margin:2em auto;padding:0 1em;overflow-wrap:anywhere}"
+    "img{max-width:100%}.wide{overflow-x:auto}@media print{:root{color-scheme:light}}"
+    "table{border-collapse:collapse;font-size:90%}"
+    "td,th{border-bottom:1px solid #8884;padding:.2em .8em;text-align:left}"
+    "td.n{text-align:right}pre{background:#8882;padding:1em;white-space:pre-wrap}"
 )
+
+
+_MOST_LOST = 50  # regions that are named
 
 
 class Report:
@@ -78,7 +85,9 @@ def labels_report(masker: Any, run: Any = None, title: str | None = None) -> Rep
         If matplotlib is missing.
     """
     labels = getattr(masker, "region_atlas_", masker.labels_img_)
-    figure = regions_figure(labels, run, background_label=masker.background_label, cmap=masker.cmap or "hsv")
+    figure = regions_figure(
+        labels, run, background_label=masker.background_label, cmap=masker.cmap or "hsv", mask=masker.mask_img_
+    )
     return report_page(masker, title, figure, _regions(masker, labels))
 
 
@@ -107,12 +116,30 @@ def report_page(masker: Any, title: str | None, figure: str, regions: str, headi
     if hasattr(masker, "plan_"):
         seconds = ", ".join(f"{name} {value:.2f} s" for name, value in masker.seconds_.items())
         done = f"<h2>Last run</h2><pre>{html.escape(masker.plan_.explain())}\n{seconds}</pre>"
+    lost = _lost(masker)
+    if lost:
+        more = f" and {len(lost) - _MOST_LOST} more" if len(lost) > _MOST_LOST else ""
+        names = html.escape(", ".join(lost[:_MOST_LOST]))
+        done += f"<p>Lost, as too little is inside the field of view and the mask: {names}{more}.</p>"
     return Report(
-        f"<!doctype html><html><head><meta charset='utf-8'><title>{title}</title><style>{_STYLE}</style></head><body>"
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
+        f"<title>{title}</title><style>{_STYLE}</style></head><body>"
         f"<h1>{title}</h1><img alt='regions on a volume' src='data:image/png;base64,{figure}'>"
         f"{done}<h2>{heading or f'Regions: {masker.n_elements_}'}</h2>{regions}"
-        f"<h2>Parameters</h2><table>{parameters}</table></body></html>"
+        f"<h2>Parameters</h2><div class='wide'><table>{parameters}</table></div></body></html>"
     )
+
+
+def _lost(masker):
+    """Names of the regions that the last run lacks: without a column, or with one of NaN."""
+    if not hasattr(masker, "coverage_"):  # before a run, or voxels
+        return []
+    table, least = masker.coverage_, masker.min_coverage or 0
+    lost = [str(name) for name in table["name"][(table["fraction"] == 0) | (table["fraction"] < least)]]
+    if hasattr(masker, "lut_"):
+        gone = ~masker.lut_["index"].isin([*masker.labels_, masker.background_label])
+        lost = [*(str(name) for name in masker.lut_["name"][gone]), *lost]
+    return lost
 
 
 def _short(value):
@@ -130,10 +157,13 @@ def _regions(masker, labels):
         f"<td class=n>{voxels.get(label, 0)}</td><td class=n>{voxels.get(label, 0) * size:.0f}</td></tr>"
         for label, name in zip(regions, masker.region_names_.values(), strict=True)
     )
-    return f"<table><tr><th>label</th><th>name</th><th>voxels</th><th>mm<sup>3</sup></th></tr>{rows}</table>"
+    heads = "<tr><th>label</th><th>name</th><th>voxels</th><th>mm<sup>3</sup></th></tr>"
+    return f"<div class='wide'><table>{heads}{rows}</table></div>"
 
 
-def regions_figure(labels: Any, run: Any = None, *, background_label: float = 0, cmap: str = "hsv") -> str:
+def regions_figure(
+    labels: Any, run: Any = None, *, background_label: float = 0, cmap: str = "hsv", mask: Any = None
+) -> str:
     """Draw three cuts through the middle of the regions, over the run's first volume if it has their grid.
 
     Parameters
@@ -143,6 +173,8 @@ def regions_figure(labels: Any, run: Any = None, *, background_label: float = 0,
     run : path, nibabel image or list of 3D images, optional
     background_label : number
     cmap : str
+    mask : nibabel image, optional
+        Its outline is drawn; on another grid, by the nearest voxels.
 
     Returns
     -------
@@ -157,8 +189,21 @@ def regions_figure(labels: Any, run: Any = None, *, background_label: float = 0,
         if volumes.grid.matches(Grid(labels.shape, labels.affine)):
             under = chunk.scaled_on_host().reshape(volumes.grid.shape, order="F")
     data = np.asanyarray(labels.dataobj)
-    draw_cuts(figure, data, under, labels.affine, background_label=background_label, cmap=cmap)
+    draw_cuts(
+        figure, data, under, labels.affine, background_label=background_label, cmap=cmap, mask=_on_grid(mask, labels)
+    )
     return as_text(figure)
+
+
+def _on_grid(mask, labels):
+    """The mask's values on the grid of the labels."""
+    if mask is None:
+        return None
+    data = (np.asanyarray(mask.dataobj) != 0).astype(np.uint8)
+    if data.shape == labels.shape and np.allclose(mask.affine, labels.affine):
+        return data
+    to_mask = np.linalg.inv(mask.affine) @ labels.affine
+    return affine_transform(data, to_mask, output_shape=labels.shape, order=0)
 
 
 def as_text(figure: Any) -> str:

@@ -43,7 +43,9 @@ def spheres_report(
     if done:
         image = masker.region_atlas_
         data = np.asanyarray(image.dataobj)
-        figure = regions_figure(nib.Nifti1Image(np.where(np.isin(data - 1, shown), data, 0), image.affine), run)
+        figure = regions_figure(
+            nib.Nifti1Image(np.where(np.isin(data - 1, shown), data, 0), image.affine), run, mask=masker.mask_img_
+        )
     else:
         figure = _seeds_figure(seeds[shown])
     names, radius = masker.get_feature_names_out(), "" if masker.radius is None else masker.radius
@@ -54,7 +56,7 @@ def spheres_report(
         for k in shown
     )
     heads = "".join(f"<th>{head}</th>" for head in ("sphere", "name", "x", "y", "z", "radius (mm)", "voxels"))
-    return report_page(masker, title, figure, f"<table><tr>{heads}</tr>{rows}</table>")
+    return report_page(masker, title, figure, f"<div class='wide'><table><tr>{heads}</tr>{rows}</table></div>")
 
 
 def _numbers(displayed, n):

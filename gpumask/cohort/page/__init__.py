@@ -1,0 +1,79 @@
+"""HTML page of a cohort: failures, coverage of the regions, timings and warnings; made from its files alone."""
+
+import base64
+import hashlib
+import html
+import importlib.resources
+import os
+import time
+from pathlib import Path
+
+from gpumask import __version__
+from gpumask.cohort.page import citation, coverage, methods, runs, sections
+from gpumask.cohort.page.logs import read_logs
+from gpumask.files import replacing, write
+
+# No page, image or script of another site; of scripts only this one, whatever else should ever be in the page.
+_POLICY = "default-src 'none'; img-src 'self' file: data:; style-src 'unsafe-inline'; script-src '{}'; base-uri 'none'"
+_NAVIGATION = (
+    "<nav><a href='#failures'>Failures</a> <a href='#runs'>Runs</a> <a href='#coverage'>Coverage</a> "
+    "<a href='#methods'>What was done</a> <a href='#timings'>Timings</a> <a href='#warnings'>Warnings</a></nav>"
+)
+
+
+def write_page(out_dir: str | os.PathLike, n_runs: int | None = None) -> Path:
+    """Write the page of a cohort's output folder, ``cohort.html``, and ``logs/CITATION.md``.
+
+    The page is self-contained, but for the runs' figures, which are loaded when they are opened.
+
+    The page appears whole or not at all. Log lines and records that aren't as gpumask writes them, such as truncated
+    ones, are skipped and counted. Time and memory are linear in the size of the logs. Without matplotlib, it has no
+    pictures.
+
+    Parameters
+    ----------
+    out_dir : str or path-like
+        Folder with ``logs/*.jsonl`` (a line per attempt), ``logs/*.json`` (a record per finished run) and the coverage
+        tables that the records name.
+    n_runs : int, optional
+        Number of runs of the whole cohort. If None, the page doesn't show how many are left.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder doesn't exist.
+    """
+    out_dir = Path(out_dir)
+    if not out_dir.is_dir():
+        msg = f"No such folder: {out_dir}. Expected the output folder of a cohort."
+        raise FileNotFoundError(msg)
+    cohort = read_logs(out_dir / "logs")
+    title = f"Cohort {html.escape(out_dir.resolve().name)}"
+    now = html.escape(time.strftime("%Y-%m-%d %H:%M:%S %z"))
+    script = _part("script.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page = (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY.format(f"sha256-{digest}")}">'
+        "<meta name='viewport' content='width=device-width'>"
+        f"<title>{title}</title><style>{_part('style.css')}</style></head><body><h1>{title}</h1>"
+        f"<p><small>{html.escape(str(out_dir.resolve()))}<br>{now}, gpumask {__version__}</small></p>"
+        f"{sections.totals(cohort, n_runs)}{_NAVIGATION}{sections.failures(cohort)}{runs.section(cohort)}"
+        f"{coverage.section(cohort, out_dir)}{methods.section(cohort.methods)}{sections.timings(cohort)}"
+        f"{sections.warnings(cohort)}<script>{script}</script></body></html>\n"
+    )
+    path = out_dir / "cohort.html"
+    with replacing(path) as part:
+        write(part, [page])
+    if cohort.methods.processings:
+        with replacing(out_dir / "logs" / "CITATION.md") as part:
+            write(part, [citation.citation(cohort.methods)])
+    return path
+
+
+def _part(name):
+    return importlib.resources.files(__package__).joinpath(name).read_text("utf-8")

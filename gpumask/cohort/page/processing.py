@@ -1,0 +1,141 @@
+"""The ways in which a cohort's outputs were made, from its records, and their words.
+
+Everything is from the records' descriptions of how outputs were made. Others may have written those: a value of another
+type than gpumask's is shown as it is, and never interpreted.
+"""
+
+import json
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+from gpumask.inputs import shortened
+from gpumask.text_tables import listed
+
+MOST_SHOWN = 20
+"""Ways of processing, and atlases of each, that are shown."""
+_LONGEST = 300  # characters of a value
+_STATISTICS = {
+    "mean": "the mean",
+    "sum": "the sum",
+    "median": "the median",
+    "minimum": "the minimum",
+    "maximum": "the maximum",
+    "standard_deviation": "the standard deviation",
+    "variance": "the variance",
+}
+_STANDARDIZED = {
+    "zscore_sample": "to zero mean and unit variance (sample standard deviation)",
+    "zscore": "to zero mean and unit variance",
+    "psc": "as percent signal change",
+    True: "to zero mean and unit variance (sample standard deviation)",
+}
+OUTPUT_WORDS = {
+    "n/a": "censored volumes are rows of n/a",
+    "interpolated": "censored volumes are interpolated in the time series, and not used for correlations",
+}
+"""What tables of signals have for censored volumes, unless these are dropped."""
+_COMMON = {"version", "denoising", "settings", "confounds", "dummy_scans", "output_type"}  # of all atlases
+_EXPANSIONS = {
+    ("", "_derivative1"): "with its derivative",
+    ("", "_power2"): "with its square",
+    ("", "_derivative1", "_derivative1_power2", "_power2"): "with its derivative, and the squares of both",
+}
+
+
+@dataclass
+class Processing:
+    """One way in which outputs were made.
+
+    Attributes
+    ----------
+    how : dict
+        Description of the first output that was made so; see ``Configuration.described``.
+    atlases : dict
+        For each atlas how it was described, and its number of regions (None: unknown).
+    runs : Counter
+        Runs of each atlas.
+    has_dummies : bool
+        Whether volumes of a run were dropped as dummy scans.
+    """
+
+    how: dict[str, Any]
+    atlases: dict[str, tuple[dict[str, Any], int | None]] = field(default_factory=dict)
+    runs: Counter[str] = field(default_factory=Counter)
+    has_dummies: bool = False
+
+
+@dataclass
+class Methods:
+    """The ways in which a cohort's outputs were made; bounded, whatever the records say."""
+
+    processings: dict[str, Processing] = field(default_factory=dict)
+    n_more: int = 0  # outputs made in further ways
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Add the descriptions of a record, as `gpumask.cohort.stored.read_record` returns it."""
+        for how in record["made"].values():
+            if how["atlas"] not in record["atlases"]:  # of the run itself
+                continue
+            common = [
+                how.get(key) for key in ("version", "denoising", "settings", "confounds", "dummy_scans", "output_type")
+            ]
+            key = json.dumps(common, sort_keys=True)
+            if key not in self.processings and len(self.processings) >= MOST_SHOWN:
+                self.n_more += 1
+                continue
+            processing = self.processings.setdefault(key, Processing(how))
+            processing.has_dummies |= record["dummy_scans"] > 0
+            atlas = how["atlas"]
+            if atlas in processing.atlases or len(processing.atlases) < MOST_SHOWN:
+                n_regions = record["atlases"][atlas].get("regions")
+                processing.atlases.setdefault(atlas, (how, n_regions if type(n_regions) is int else None))
+                processing.runs[atlas] += 1
+
+
+def text_of(value: Any) -> str:
+    """A value of a description, in a line."""
+    if is_number(value):
+        return f"{value:g}"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return shortened(" ".join(text.split()), _LONGEST)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number of a usual size."""
+    return type(value) in (int, float) and abs(value) < 1e9  # False for NaN
+
+
+def signal_words(settings: dict[str, Any]) -> str:
+    """What a signal is, in words."""
+    strategy = text_of(settings.get("strategy", "unknown"))
+    if strategy in _STATISTICS:
+        return f"{_STATISTICS[strategy]} of each region's voxels"
+    return {
+        "least_squares": "least-squares fit of the maps to each volume",
+        "weighted_mean": "weighted mean by each map",
+    }.get(strategy, strategy)
+
+
+def standardized(settings: dict[str, Any]) -> str | None:
+    """How signals are standardized, in words; None if they aren't."""
+    value = settings.get("standardize")
+    return _STANDARDIZED.get(value) if isinstance(value, str | bool) else None
+
+
+def expanded(columns: list[Any]) -> str:
+    """Columns of a confounds table in words: those of one signal together."""
+    of_base = defaultdict(set)
+    for column in map(text_of, columns):
+        base = re.sub("(_derivative1)?(_power2)?$", "", column)
+        of_base[base].add(column.removeprefix(base))
+    bases_of = defaultdict(list)
+    for base, endings in of_base.items():
+        words = _EXPANSIONS.get(tuple(sorted(endings)))
+        if words:
+            bases_of[words].append(base)
+        else:
+            bases_of[""] += sorted(base + ending for ending in endings)
+    parts = [f"{listed(bases, MOST_SHOWN)}{f' (each {words})' if words else ''}" for words, bases in bases_of.items()]
+    return " and ".join(parts)

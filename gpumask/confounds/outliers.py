@@ -1,0 +1,110 @@
+"""Why volumes of a run are removed, volume by volume, and how much the run moved."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gpumask.confounds.censoring import Censoring, non_steady_marks
+from gpumask.confounds.tables import numeric_column, read_table
+from gpumask.process import warn
+
+_FD, _DVARS = "framewise_displacement", "std_dvars"
+REASONS = {
+    "non_steady_state": ("non_steady_state", "removed because fMRIPrep marks it as non_steady_state_outlier"),
+    "dummy_scans": ("dummy_scans", "removed because it is one of the first volumes, whose number was given"),
+    "fd": (_FD, "removed because its framewise displacement exceeds the threshold"),
+    "dvars": (_DVARS, "removed because its standardized DVARS exceeds the threshold"),
+    "short_segment": ("short_segment", "removed for no other reason: it is in a short segment between removed ones"),
+}
+"""Why volumes are removed: the column of a table of outliers, and its description."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outliers:
+    """The volumes of a run that are removed, and why.
+
+    Attributes
+    ----------
+    removed : ndarray of bool, shape (n_volumes,)
+    reasons : dict of ndarray of bool, shape (n_volumes,)
+        By the names in `REASONS`; a removed volume has one or more.
+    displacement : ndarray of float64, shape (n_volumes,), or None
+        Framewise displacement in mm, NaN where the table has none. None without such a column.
+    fd_threshold, std_dvars_threshold : float or None
+        Volumes with more are removed; None: none are.
+    """
+
+    removed: np.ndarray
+    reasons: dict[str, np.ndarray]
+    displacement: np.ndarray | None
+    fd_threshold: float | None = None
+    std_dvars_threshold: float | None = None
+
+
+def find_outliers(
+    censoring: Censoring,
+    confounds_path: str | os.PathLike | None,
+    *,
+    dummy_scans: str | int = "auto",
+    fd_threshold: float | None = None,
+    std_dvars_threshold: float | None = None,
+) -> Outliers:
+    """Find out why volumes are removed.
+
+    A table that can't say it, since it has another number of rows or text instead of numbers, is a warning here: if it
+    decides which volumes are kept, it was an error before.
+
+    Parameters
+    ----------
+    censoring : Censoring
+    confounds_path : str, path-like or None
+        fMRIPrep's table.
+    dummy_scans : "auto" or int
+        With which `censoring` was made.
+    fd_threshold, std_dvars_threshold : float, optional
+        With which `censoring` was made.
+    """
+    n_volumes = censoring.n_volumes
+    motion, marked = _columns(confounds_path, n_volumes)
+    removed, dummies = _mask(n_volumes, censoring.dropped), _mask(n_volumes, censoring.dummy_scans)
+    of_fmriprep = dummy_scans == "auto"
+    reasons = {
+        "non_steady_state": removed & (marked | (dummies & of_fmriprep)),
+        "dummy_scans": dummies & (not of_fmriprep),
+        "fd": removed & _exceeds(motion.get(_FD), fd_threshold, n_volumes),
+        "dvars": removed & _exceeds(motion.get(_DVARS), std_dvars_threshold, n_volumes),
+    }
+    reasons["short_segment"] = removed & ~np.any(list(reasons.values()), axis=0)
+    return Outliers(removed, reasons, motion.get(_FD), fd_threshold, std_dvars_threshold)
+
+
+def _mask(n_volumes: int, volumes: Sequence[int] | np.ndarray) -> np.ndarray:
+    mask = np.zeros(n_volumes, bool)
+    mask[volumes] = True
+    return mask
+
+
+def _exceeds(values, threshold, n_volumes):
+    return np.zeros(n_volumes, bool) if values is None or threshold is None else values > threshold
+
+
+def _columns(path, n_volumes):
+    """Columns of motion by name, and the mask of the non-steady-state volumes."""
+    unknown = {}, np.zeros(n_volumes, bool)
+    if path is None:
+        return unknown
+    table = read_table(Path(path)).rename(columns=str)
+    if len(table) != n_volumes:
+        warn(f"{path} has {len(table)} rows, but the run has {n_volumes} volumes: its motion is unknown.")
+        return unknown
+    motion = {}
+    for name in (_FD, _DVARS):
+        try:
+            if name in table:
+                motion[name] = numeric_column(table, name, path, "numbers")
+        except ValueError as error:
+            warn(f"{error} It isn't used.")
+    return motion, _mask(n_volumes, non_steady_marks(table, path))

@@ -1,0 +1,201 @@
+"""Sections of the cohort's page: the table of runs, what was done, remedies; whatever records say."""
+
+import base64
+import json
+import zlib
+
+import pytest
+
+from gpumask.cohort.page import pictures, runs, write_page
+from gpumask.cohort.page.processing import Methods, expanded
+from gpumask.cohort.page.remedies import remedy
+
+from . import cohorts
+from .test_cohort_page import page_of, rows_below
+
+pytest.importorskip("matplotlib")
+SETTINGS = {
+    "smoothing_fwhm": 6.0, "strategy": "mean", "resampling_target": "data", "keep_all_regions": True,
+    "min_coverage": 0.5, "nan_policy": "omit", "standardize": "zscore_sample", "standardize_confounds": True,
+    "detrend": True, "low_pass": 0.08, "high_pass": 0.01, "clean_args": None,
+}  # fmt: skip
+HOW = {
+    "version": "0.2.0", "atlas": "A", "background_label": 0, "files": {"/atlases/a.nii": "ab" * 32},
+    "settings": SETTINGS, "confounds": {"columns": ["csf", "csf_derivative1", "trans_x"], "fd_threshold": 0.5},
+    "dummy_scans": "auto",
+}  # fmt: skip
+
+
+def put(out, name, how=HOW, **values):
+    (out / "logs").mkdir(parents=True, exist_ok=True)
+    record = {**cohorts.record(name), "made": {"m": how}, **values}
+    (out / "logs" / f"{name}.json").write_text(json.dumps(record))
+
+
+def packed(out):
+    """Rows in the page, as a browser unpacks them."""
+    text = (out / "cohort.html").read_text("utf-8")
+    content = text.partition("<script type='text/plain' id='rows'>")[2].partition("</script>")[0]
+    _, *rows = map(json.loads, zlib.decompress(base64.b64decode(content)).decode().splitlines())
+    return rows
+
+
+def test_what_was_done_in_words(tmp_path):
+    for number in range(3):
+        put(tmp_path, f"sub-{number}")
+    page = page_of(tmp_path)
+    rows = {row[0]: row[1] for row in page.rows if len(row) == 2}
+    assert rows["Atlas A"] == "labels, 3 columns: a.nii (SHA-256 abababababab…)"
+    assert rows["Smoothing"] == "Gaussian, FWHM 6 mm"
+    assert rows["Confounds"] == "csf (each with its derivative) and trans_x (3 columns)"
+    assert rows["Censoring"] == "volumes with framewise displacement above 0.5 mm"
+    assert rows["Filter"] == "Butterworth, 0.01 to 0.08 Hz"
+    assert "Further settings" not in rows
+    text = (tmp_path / "logs" / "CITATION.md").read_text("utf-8")
+    paragraph = next(line for line in text.splitlines() if line.startswith("Time series of 3 runs"))
+    assert paragraph in page.texts
+    for words in (
+        "with gpumask 0.2.0",
+        "the atlas A (3 columns)",
+        "kernel of 6 mm FWHM",
+        "above 0.5 mm were censored",
+        "frequencies above 0.01 Hz and below 0.08 Hz",
+        "Confounds were csf (each with its derivative) and trans_x, from the tables of fMRIPrep [5]",
+        "after filtering them like the signals [7]",
+        "Regions less than 50% within the field of view and the brain mask are missing values.",
+    ):
+        assert words in paragraph
+    assert "CC0" in text
+    references = [line for line in text.splitlines() if line[:1].isdigit()]
+    assert [int(line.partition(".")[0]) for line in references] == list(range(1, 8))
+    assert "10.1002/hbm.24528" in references[6]
+
+
+def test_each_denoising_is_described(tmp_path):
+    other = {**HOW, "denoising": "raw", "confounds": {}, "settings": {**SETTINGS, "low_pass": None, "detrend": False}}
+    put(tmp_path, "sub-1", made={"m": HOW, "n": other})
+    put(tmp_path, "sub-2")
+    page = page_of(tmp_path)
+    assert [text for text in page.texts if text.endswith((": 1 run", ": 2 runs"))] == [
+        "Settings: 2 runs",
+        "Denoising raw: 1 run",
+    ]
+    filters = [row[1] for row in page.rows if row[0] == "Filter"]
+    assert filters == ["Butterworth, 0.01 to 0.08 Hz", "Butterworth, above 0.01 Hz"]
+    assert [row[1] for row in page.rows if row[0] == "Confounds"][1] == "none are removed"
+
+
+def test_a_bare_description_claims_nothing(tmp_path):
+    put(tmp_path, "sub-1", {"atlas": "A", "files": {}, "settings": {}})
+    page_of(tmp_path)
+    text = (tmp_path / "logs" / "CITATION.md").read_text("utf-8")
+    for word in ("smoothed", "Butterworth", "censored", "dropped", "Confounds", "standardized", "trend"):
+        assert word not in text
+
+
+@pytest.mark.parametrize("value", [None, True, -1, 10**400, 1e308, "", "<b>x", "\ud800", [], [[1]], {"a": {}}])
+def test_descriptions_of_any_type(tmp_path, value):
+    hostile = dict.fromkeys(SETTINGS, value)
+    wrong = {**HOW, "version": value, "denoising": value, "dummy_scans": value, "output_type": value, "radius": value}
+    put(tmp_path, "sub-1", {**wrong, "kind": value, "settings": hostile, "confounds": value})
+    put(tmp_path, "sub-2", {**wrong, "confounds": {"columns": value, "strategy": value, "fd_threshold": value}})
+    put(tmp_path, "sub-3", {**wrong, "confounds": {"columns": [value], "scrub": value, "std_dvars_threshold": value}})
+    put(tmp_path, "sub-4", {**HOW, "files": {"x": value}}, atlases={"A": {"regions": value, "coverage_median": value}})
+    page_of(tmp_path)
+
+
+def test_ways_of_processing_are_bounded():
+    methods = Methods()
+    for number in range(1000):
+        methods.add({**cohorts.record("a"), "made": {"m": {**HOW, "version": f"{number}"}}})
+    assert (len(methods.processings), methods.n_more) == (20, 980)
+
+
+def test_columns_are_named_together():
+    motion = [f"{kind}_{axis}" for kind in ("trans", "rot") for axis in "xyz"]
+    endings = ("", "_derivative1", "_power2", "_derivative1_power2")
+    columns = [name + ending for name in motion for ending in endings] + ["a_comp_cor_00", "csf", "csf_power2"]
+    assert expanded(columns) == (
+        "trans_x, trans_y, trans_z, rot_x, rot_y, rot_z (each with its derivative, and the squares of both) and "
+        "a_comp_cor_00 and csf (each with its square)"
+    )
+
+
+def test_table_of_runs(tmp_path):
+    quality = {"volumes": 100, "volumes_kept": 75, "fd_mean": 0.21456, "removed_fd": 25, "degrees_of_freedom": 30.25}
+    put(tmp_path, "sub-1", quality={"": {**quality, "atlases": {"A": {"regions_lost": 2, "tsnr": 41.26}}}})
+    put(tmp_path, "sub-2", volumes_kept=10, degrees_of_freedom=None)
+    page = page_of(tmp_path)
+    (heads,) = [row for row in page.rows if row[:2] == ["Run", "Outcome"]]
+    shown = [dict(zip(heads, row, strict=True)) for row in rows_below(page, "Run", "Outcome")]
+    assert [row["Run"] for row in shown] == ["sub-2", "sub-1"]  # the smaller share first
+    assert shown[1]["Mean FD, mm"] == "0.215"
+    assert shown[1]["Degrees of freedom"] == "30.2"
+    assert (shown[1]["Regions lost"], shown[1]["Temporal signal-to-noise ratio"]) == ("2", "41.3")
+    assert shown[0]["Mean FD, mm"] == "n/a"
+    assert "Removed, DVARS" not in heads  # nowhere
+    assert "distribution over runs of volumes kept, mean FD, mm" in page.labels
+
+
+def test_several_denoisings_are_rows(tmp_path):
+    one = {"volumes": 100, "atlases": {}}
+    put(tmp_path, "sub-1", quality={"a": {**one, "volumes_kept": 90}, "b": {**one, "volumes_kept": 80}})
+    rows = rows_below(page_of(tmp_path), "Run", "Denoising")
+    assert [row[:3] for row in rows] == [["sub-1", "b", "done"], ["sub-1", "a", "done"]]
+
+
+def test_addresses_of_figures_stay_in_the_folder(tmp_path):
+    paths = ["javascript:alert(1)//.png", "figures/a b#?%.png", "figures/'\"><x>.png", "//host/x.png"[2:]]
+    outputs = [{"path": path, "size": 1, "made": "m"} for path in paths]
+    put(tmp_path, "sub-1", outputs=outputs)
+    write_page(tmp_path)
+    ((_, _, addresses),) = packed(tmp_path)
+    assert addresses == [
+        "./javascript%3Aalert%281%29//.png",
+        "./figures/a%20b%23%3F%25.png",
+        "./figures/%27%22%3E%3Cx%3E.png",
+        "./host/x.png",
+    ]
+
+
+def test_rows_are_as_many_as_fit(tmp_path, monkeypatch):
+    for number in range(40):
+        put(tmp_path, f"sub-{number:02}", volumes_kept=number)
+    monkeypatch.setattr(runs, "_PER_BLOCK", 10)
+    monkeypatch.setattr(runs, "_MOST_BYTES", 200)
+    page = page_of(tmp_path)
+    rows = packed(tmp_path)
+    assert 0 < len(rows) < 40
+    assert f"These are the first {len(rows)} of 40 rows." in page.text
+    assert [texts[0] for texts, _, _ in rows] == [f"sub-{number:02}" for number in range(len(rows))]
+
+
+@pytest.mark.parametrize(
+    ("error", "start"),
+    [
+        ("[Errno 28] No space left on device: '/out/x'", "Free space"),
+        ("[Errno 13] Permission denied", "Allow"),
+        ("Unable to allocate 3 GiB", "Repeat the command with a smaller --nprocs"),
+        ("/x.nii.gz is truncated or corrupt: EOFError", "Copy or create the file again"),
+        ("Too many open files", "Raise the limit"),
+        ("Connection timed out", "The file system failed"),
+        ("The mask has another grid. Use the mask of the same space.", ""),
+        ("", ""),
+    ],
+)
+def test_remedies(error, start):
+    found = remedy(error)
+    assert found.startswith(start)
+    assert bool(found) == bool(start)
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("sub-01_ses-2_task-rest_run-3_space-X", "sub-01\nses-2\nrun-3"),
+        ("sub-01_task-rest", "sub-01"),
+        ("my run $1", r"my run \$1"),
+    ],
+)
+def test_coverage_is_labelled_by_run(name, label):
+    assert pictures._run_label(name) == label
