@@ -8,6 +8,7 @@ MAPS_STRATEGIES = {"least_squares": "sum", "weighted_mean": "mean"}  # and the s
 LINEAR = ("mean", "sum")  # the strategies that are linear in the voxels
 STANDARDIZE = ("zscore_sample", "zscore", "psc")
 TARGETS = ("labels", "data", None)
+OUTPUT_TYPES = ("censored", "n/a", "interpolated")  # of censored volumes: no row, n/a, or interpolated
 NAN_POLICIES = ("zero", "omit")
 OUTPUTS = ("host", "device")  # where results lie
 MAX_FWHM = 1000  # mm: wider than any body part in a scanner

@@ -399,7 +399,7 @@ def extract(
     Returns
     -------
     list of Result
-        One for each of `prepared`, bit for bit as if extracted alone.
+        One for each of `prepared`, bit for bit as if extracted alone. Those with the same plan are reduced once.
 
     Raises
     ------
@@ -411,9 +411,10 @@ def extract(
         If signals of an integer dtype would have to hold NaN, or are out of its range.
     """
     started = time.perf_counter()
-    plans = [one.plan for one in prepared]
     memory = prepared[0].memory if len(prepared) == 1 and volumes.device == "cpu" else None
-    stagings = [_staging(one, volumes, on_device=memory is None) for one in prepared]
+    work = [(one.plan, _staging(one, volumes, on_device=memory is None)) for one in prepared]
+    reductions = list(dict.fromkeys(work))  # extractions that only clean differently share one
+    plans, stagings = [plan for plan, _ in reductions], [staging for _, staging in reductions]
     options: dict[str, Any] = {"progress": progress, "n_threads": n_threads, "stagings": stagings}
     if memory is not None:
         key = prepared[0].key, volumes.identity(), plans[0].device, *map(repr, stagings)
@@ -424,9 +425,10 @@ def extract(
         extractions = run_plans(plans, volumes, **options)
     if on_cleaning:
         on_cleaning()
+    found = dict(zip(reductions, extractions, strict=True))
     return [
-        _finished(one, extraction, volumes, started, keep=memory is not None, snr=snr)
-        for one, extraction in zip(prepared, extractions, strict=True)
+        _finished(one, found[own], volumes, started, keep=memory is not None or work.count(own) > 1, snr=snr)
+        for one, own in zip(prepared, work, strict=True)
     ]
 
 
@@ -464,9 +466,9 @@ def _finished(prepared: Prepared, extraction: Extraction, volumes, started, *, k
         warn("Non-finite values detected. These values will be replaced with zeros.")
     counted = signals if plan.strategy == VOXEL else signals[:, plan.counts > 0]
     blank = blank_volumes(counted, extraction.base)
-    cleaning, ratios = time.perf_counter(), None
+    cleaning, ratios, xp = time.perf_counter(), None, backend.array_namespace(signals)
     if plan.strategy == VOXEL:
-        signals = np.array(signals) if keep else signals  # from `memory`, they may be a mapped file
+        signals = xp.array(signals) if keep else signals  # from `memory`, they may be a mapped file
         with backend.device_errors(plan.device), backend.using(plan.device):
             signals = prepared.cleaner.in_place(signals, extraction.base, device=plan.device)
             if not backend.is_numpy(signals):

@@ -212,7 +212,7 @@ def read_toml(path: str | os.PathLike) -> dict[str, Any]:
         msg = f"{os.fspath(path)} isn't TOML that can be read: its brackets are nested too deeply."
         raise ValueError(msg) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        msg = f"{os.fspath(path)} isn't TOML: {error}. Expected lines such as high-pass = 0.01."
+        msg = f"{os.fspath(path)} isn't TOML: {error}. Expected lines such as high_pass = 0.01."
         raise ValueError(msg) from error
 
 

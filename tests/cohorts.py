@@ -85,20 +85,19 @@ def command(folder, *options, out="out"):
     return [sys.executable, "-W", "error", "-m", "gpumask", *map(str, words), *map(str, options)]
 
 
-def record(name, outputs=(), **values):
+def record(name, outputs=(), *, volumes_kept=100, degrees_of_freedom=None, **values):
     """The record of a finished run, as `gpumask cohort` writes it; outputs are (path, size, how it was made)."""
+    left = {"volumes_kept": volumes_kept, "removed_dummy_scans": 0, "degrees_of_freedom": degrees_of_freedom}
     return {
         "time": "2026-11-22T10:00:00.000+00:00",
         "status": "done",
         "run": f"/data/{name}_desc-preproc_bold.nii.gz",
         "name": name,
         "volumes": 100,
-        "volumes_kept": 100,
-        "dummy_scans": 0,
-        "degrees_of_freedom": None,
         "repetition_time": 2.0,
         "seconds": {},
         "atlases": {"A": {"regions": 3}},
+        "quality": {"": {"volumes": values.get("volumes", 100), **left, "atlases": {}}},
         "warnings": [],
         "error": "",
         "traceback": "",

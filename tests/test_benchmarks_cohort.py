@@ -15,11 +15,11 @@ def test_tiny(tmp_path, capsys):
         ]
     )
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["seconds"].keys() == {"gpumask 2", "nilearn 2"}
+    assert report["seconds"].keys() == {"gpumask 2", "nilearn 2", "gpumask, 6 denoisings 2"}
     assert report["difference"] < 1e-9
-    ours, theirs = (report["seconds"][f"{way} 2"][0] for way in ("gpumask", "nilearn"))
+    ours, theirs, several = (report["seconds"][f"{way} 2"][0] for way in cohort.WAYS)
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == f"| 2 | {120 / ours:.1f} | {120 / theirs:.1f} | {theirs / ours:.1f}x |"
+    assert last == f"| 2 | {120 / ours:.1f} | {120 / theirs:.1f} | {theirs / ours:.1f}x | {several / ours:.2f} |"
 
 
 @pytest.mark.parametrize(("change", "message"), [(1.001, "results differ by"), (None, "tables of")])

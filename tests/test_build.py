@@ -70,6 +70,6 @@ def test_info_reports_why_nothing_is_compiled(tmp_path, monkeypatch, capsys, rea
         f"({sysconfig.get_config_var('SOABI')}). Reinstall gpumask",
         "not loaded": "they can't be loaded (_compiled.abi3.so: undefined symbol: Py_X). Reinstall gpumask",
     }[reason]
-    assert info.command(argparse.Namespace()) == 0
+    assert info.command(argparse.Namespace(denoise=False)) == 0
     slower = "NumPy and SciPy, several times slower than the compiled ones"
     assert f"kernels       {slower}: {why}\n" in capsys.readouterr().out

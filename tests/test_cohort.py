@@ -152,10 +152,7 @@ def test_files_of_a_run(small, tmp_path):
     )
     assert done["configuration"] == configuration.hash
     assert done["made"] == json.loads(
-        json.dumps(
-            {configuration.made[atlas.name]: configuration.described(atlas) for atlas in configuration.atlases}
-            | {configuration.made[""]: configuration.described_run()}
-        )
+        json.dumps({configuration.made[unit.name]: configuration.described(unit) for unit in configuration.units})
     )
     assert set(done["inputs"]) == {str(path) for path in (small[0].path, small[0].mask, small[0].confounds)} | {
         str(small[0].path).replace(".nii.gz", ".json")
@@ -423,7 +420,7 @@ def test_two_runs_of_one_name_are_refused_before_anything_is_written(small, tmp_
     [
         (
             {},
-            {"confounds": {"columns": ["csf"]}},
+            {"confounds": {"columns": ["csf"]}, "parameters": {}},
             "{path} has no confounds table, but confounds were requested.",
         ),
         (

@@ -20,6 +20,7 @@ from gpumask.cohort import writer
 from gpumask.cohort.configuration import AtlasFile, Configuration
 from gpumask.cohort.executors import run_cohort
 from gpumask.cohort.writer import process
+from gpumask.confounds.denoising import Denoising
 
 from . import cohorts
 
@@ -71,10 +72,12 @@ from pathlib import Path
 from gpumask.bids import find_runs
 from gpumask.cohort.configuration import AtlasFile, Configuration
 from gpumask.cohort.executors import run_cohort
+from gpumask.confounds.denoising import Denoising
 
 folder, out = Path(sys.argv[1]), sys.argv[2]
+denoisings = tuple(Denoising(column, {"columns": [column]}) for column in sys.argv[3:])
 atlases = tuple(AtlasFile(folder / f"atlas-{name}_dseg.nii.gz") for name in ("Toy", "Fine"))
-configuration = Configuration(atlases, folder / out, {"detrend": True}, device="cpu")
+configuration = Configuration(atlases, folder / out, {"detrend": True}, denoisings=denoisings, device="cpu")
 runs, _ = find_runs(folder / "d")
 for _ in sys.stdin:
     pid = os.fork()
@@ -87,11 +90,17 @@ for _ in sys.stdin:
 """
 
 
-def test_killed_at_random_moments(made):
+@pytest.mark.parametrize("columns", [(), ("csf", "cosine00")], ids=["one denoising", "two denoisings"])
+def test_killed_at_random_moments(made, columns):
     folder, runs, files = made
-    out = folder / "killed"
+    if columns:
+        denoisings = tuple(Denoising(column, {"columns": [column]}) for column in columns)
+        list(run_cohort(configured(folder, "undisturbed two", denoisings=denoisings), runs))
+        files = cohorts.outputs(folder / "undisturbed two")
+        assert sum("_desc-csf_" in name for name in files) == sum("_desc-cosine00_" in name for name in files) > 100
+    out = folder / f"killed {len(columns)}"
     rng = random.Random(os.environ.get("GPUMASK_TEST_SEED", 0))
-    command = [sys.executable, "-c", FORKING, folder, "killed"]
+    command = [sys.executable, "-c", FORKING, folder, out.name, *columns]
     ends = []
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as forking:
         while True:

@@ -14,9 +14,10 @@ from gpumask.bids.runs import Run
 from gpumask.cohort import contents, writer
 from gpumask.cohort.configuration import AtlasFile, Configuration, check_names
 from gpumask.cohort.writer import write_run
+from gpumask.kernels import compiled
 from gpumask.tables import shortest, table_lines
 
-from .helpers import save
+from .helpers import needs_compiled, save
 
 PLAIN = {"keep_all_regions": False, "min_coverage": None, "nan_policy": "zero"}
 
@@ -309,3 +310,42 @@ def test_singles_have_the_fewest_digits():
     np.testing.assert_array_equal(shortest(rare), rare.astype(np.float64))
     lines = list(table_lines(["a", "b", "c"], np.array([[0.1, np.nan, 9012.345]], np.float32)))
     assert lines == ["a\tb\tc\n", "0.1\tn/a\t9012.345\n"]
+
+
+@needs_compiled
+def test_compiled_cells_are_pythons(monkeypatch):
+    """For all kinds of float32 numbers, also at and next to powers of ten, where notations change."""
+    rng = np.random.default_rng(0)
+    powers = np.float32(10.0) ** np.arange(-12, 18, dtype=np.float32)
+    near = [np.nextafter(powers, np.float32(end)) for end in (0, np.inf)]
+    scaled = rng.normal(size=60_000) * 10.0 ** rng.uniform(-12, 17, 60_000)
+    short = np.round(rng.uniform(-100, 100, 20_000), 2)
+    odd = [0.0, -0.0, np.nan, np.inf, -np.inf, 1e-45, 3.4e38]
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        any_bits = rng.integers(0, 2**32, 60_000, dtype=np.uint32).view(np.float32)
+        values = np.concatenate([any_bits, *(np.float32(some) for some in (scaled, short, powers, *near, odd))])
+        values = np.concatenate([values, -values, np.arange(-20_000, 20_000, dtype=np.float32)])
+        rows = [
+            values[None],
+            values[:: len(values) // 50].reshape(-1, 1),
+            np.zeros((2, 0), np.float32),
+            values[None, ::-3],
+        ]
+        compiled_lines = [list(table_lines(["a"], row, ["x"] * len(row))) for row in rows]
+        monkeypatch.setattr(compiled, "is_compiled", False)
+        assert compiled_lines == [list(table_lines(["a"], row, ["x"] * len(row))) for row in rows]
+
+
+@needs_compiled
+@pytest.mark.parametrize(
+    ("row", "error", "message"),
+    [
+        (np.zeros(3), TypeError, "`row` must be of float32 in native byte order, got items of format 'd'."),
+        (np.zeros((3, 1), "f4"), TypeError, "`row` must have 1 dimensions, got 2."),
+        (np.zeros(6, "f4")[::2], ValueError, "`row` must be an array in C order of numbers."),
+        ([1.0], TypeError, "`row` must be an array of float32, got list."),
+    ],
+)
+def test_rows_of_another_kind(row, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        compiled.extension.decimals(row)

@@ -280,19 +280,45 @@ def test_cells_of_our_lines(line, expected):
 # Names of outputs, and names of any length
 
 OUTPUT = re.compile(
-    r"(.+)_(?:atlas|seg)-([a-zA-Z0-9]+)((?:_[a-zA-Z0-9]+-[a-zA-Z0-9+]+)*)_stat-([a-zA-Z0-9]+)_([a-zA-Z0-9]+)\.tsv"
+    r"(.+)_(?:atlas|seg)-([a-zA-Z0-9]+)((?:_[a-zA-Z0-9]+-[a-zA-Z0-9+]+)*)_stat-([a-zA-Z0-9]+)"
+    r"(?:_desc-([a-zA-Z0-9]+))?_([a-zA-Z0-9]+)\.tsv"
 )
 
 
 def test_output_names_are_those_of_one_pattern():
     """The pattern takes the square of a name's length, so the parser does without."""
     rng = random.Random(0)
-    parts = ["sub-1", "_", "_atlas-A", "_seg-B", "_res-2", "_stat-mean", "_bold", ".tsv", "-", "+", "_atlas-A+", ""]
-    ends = ["_stat-mean_timeseries.tsv", "_atlas-C_stat-mean_bold.tsv", "_bold.tsv"]
+    parts = [
+        "sub-1",
+        "_",
+        "_atlas-A",
+        "_seg-B",
+        "_res-2",
+        "_stat-mean",
+        "_desc-x",
+        "_bold",
+        ".tsv",
+        "-",
+        "+",
+        "_atlas-A+",
+        "",
+    ]
+    ends = [
+        "_stat-mean_timeseries.tsv",
+        "_stat-mean_desc-24p_timeseries.tsv",
+        "_atlas-C_stat-mean_bold.tsv",
+        "_bold.tsv",
+    ]
     n_found = 0
     for _ in range(20_000):
         name = "".join(rng.choices(parts, k=rng.randint(1, 6))) + rng.choice(ends)
-        expected = (match := OUTPUT.fullmatch(name)) and (match[1] + match[3], match[2], match[4], match[5])
+        expected = (match := OUTPUT.fullmatch(name)) and (
+            match[1] + match[3],
+            match[2],
+            match[4],
+            match[5] or "",
+            match[6],
+        )
         found = parse_output_name(name)
         assert (found and tuple(found)) == expected, name
         n_found += found is not None

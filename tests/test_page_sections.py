@@ -26,9 +26,12 @@ HOW = {
 }  # fmt: skip
 
 
-def put(out, name, how=HOW, **values):
+def put(out, name, how=HOW, *, volumes_kept=100, **values):
     (out / "logs").mkdir(parents=True, exist_ok=True)
-    record = {**cohorts.record(name), "made": {"m": how}, **values}
+    record = {**cohorts.record(name, volumes_kept=volumes_kept), "made": {"m": how}, **values}
+    if "quality" not in values:
+        names = [str(how.get("denoising", "")) for how in record["made"].values()]
+        record["quality"] = dict.fromkeys(names, record["quality"][""])
     (out / "logs" / f"{name}.json").write_text(json.dumps(record))
 
 
@@ -124,7 +127,7 @@ def test_columns_are_named_together():
 def test_table_of_runs(tmp_path):
     quality = {"volumes": 100, "volumes_kept": 75, "fd_mean": 0.21456, "removed_fd": 25, "degrees_of_freedom": 30.25}
     put(tmp_path, "sub-1", quality={"": {**quality, "atlases": {"A": {"regions_lost": 2, "tsnr": 41.26}}}})
-    put(tmp_path, "sub-2", volumes_kept=10, degrees_of_freedom=None)
+    put(tmp_path, "sub-2", volumes_kept=10)
     page = page_of(tmp_path)
     (heads,) = [row for row in page.rows if row[:2] == ["Run", "Outcome"]]
     shown = [dict(zip(heads, row, strict=True)) for row in rows_below(page, "Run", "Outcome")]
@@ -137,11 +140,16 @@ def test_table_of_runs(tmp_path):
     assert "distribution over runs of volumes kept, mean FD, mm" in page.labels
 
 
-def test_several_denoisings_are_rows(tmp_path):
+def test_several_denoisings_are_rows_with_their_figures(tmp_path):
     one = {"volumes": 100, "atlases": {}}
-    put(tmp_path, "sub-1", quality={"a": {**one, "volumes_kept": 90}, "b": {**one, "volumes_kept": 80}})
+    made = {name: {**HOW, "denoising": name} for name in "ab"}
+    outputs = [{"path": f"figures/{name}{k}.png", "size": 1, "made": name} for k in range(2) for name in "ab"]
+    quality = {"a": {**one, "volumes_kept": 90}, "b": {**one, "volumes_kept": 80}}
+    put(tmp_path, "sub-1", quality=quality, made=made, outputs=outputs)
     rows = rows_below(page_of(tmp_path), "Run", "Denoising")
     assert [row[:3] for row in rows] == [["sub-1", "b", "done"], ["sub-1", "a", "done"]]
+    addresses = [addresses for _, _, addresses in packed(tmp_path)]
+    assert addresses == [[f"./figures/{name}{k}.png" for k in range(2)] for name in "ba"]
 
 
 def test_addresses_of_figures_stay_in_the_folder(tmp_path):

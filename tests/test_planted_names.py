@@ -198,7 +198,7 @@ def done(configuration, runs):
 def test_cohort_spares_every_file_that_links_point_to(cohort, victim, kind):
     configuration, runs = cohort
     out, name = configuration.out_dir, runs[0].name
-    finals = [path for run in runs for path in configuration.outputs(run, configuration.atlases[0]).values()]
+    finals = [path for run in runs for path in configuration.outputs(run, configuration.units[0]).values()]
     for path in [*finals, *(path.with_suffix(".json") for path in finals)]:
         plant(kind, path, victim)
     plant(kind, out / "logs" / f".gpumask-{name}.0.part", victim)

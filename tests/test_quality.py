@@ -146,7 +146,7 @@ def test_the_real_run_by_hand(real):
         "volumes": n,
         "volumes_kept": kept.sum(),
         "removed_non_steady_state": 1,
-        "removed_dummy_scans": 0,
+        "removed_dummy_scans": 1,
         "removed_fd": 5,
         "removed_dvars": 3,
         "removed_short_segment": 2,
@@ -172,7 +172,7 @@ def test_the_real_run_by_hand(real):
     for key, value in expected.items():
         assert row[key] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-5)), key
     assert set(row) - set(expected) == {"session", "space", "denoising"}
-    assert record.n_kept == kept.sum()
+    assert record.quality[""]["volumes_kept"] == kept.sum()
 
 
 def test_outliers_of_the_real_run(real):
@@ -180,7 +180,7 @@ def test_outliers_of_the_real_run(real):
     path = out / "sub-02" / "func" / f"{NAME}_outliers.tsv"
     table = pd.read_table(path)
     expected = scrubbed(displacement, dvars, np.arange(len(dvars)) > 0)
-    expected["dummy_scans"] = np.zeros(len(dvars), bool)
+    expected["dummy_scans"] = expected["non_steady_state"]
     assert list(table) == [*list(expected)[:1], "dummy_scans", *list(expected)[1:-1]]
     for name, flags in expected.items():
         assert table[name].tolist() == flags.astype(int).tolist(), name
@@ -212,9 +212,7 @@ def test_a_volume_with_several_reasons_counts_for_each(tmp_path):
         std_dvars=[9, 9, 1, 1, 9, 1, 1, 1],
         non_steady_state_outlier00=steady,
     )
-    found = find_outliers(
-        censor(path, 8, np.array([2, 3, 5, 6]), 2), path, dummy_scans=2, fd_threshold=0.5, std_dvars_threshold=2
-    )
+    found = find_outliers(censor(path, 8, np.array([2, 3, 5, 6]), 2), path, fd_threshold=0.5, std_dvars_threshold=2)
     assert {name: np.flatnonzero(flags).tolist() for name, flags in found.reasons.items()} == {
         "non_steady_state": [0],
         "dummy_scans": [0, 1],
@@ -230,14 +228,17 @@ def test_a_volume_with_several_reasons_counts_for_each(tmp_path):
     assert numbers["fd_mean_kept"] == pytest.approx((0.1 + 1 + 1 + 0.5) / 4)
 
 
-def test_dummy_scans_by_fmriprep_are_a_non_steady_state(tmp_path):
+def test_dummy_scans_by_fmriprep_are_a_non_steady_state_too(tmp_path):
     path = confounds_of(tmp_path, non_steady_state_outlier00=[1, 0, 0], non_steady_state_outlier01=[0, 1, 0])
     found = find_outliers(censor(path, 3), path)
     assert found.reasons["non_steady_state"].tolist() == [True, True, False]
-    assert not found.reasons["dummy_scans"].any()
+    assert found.reasons["dummy_scans"].tolist() == [True, True, False]
     assert found.displacement is None
-    none = find_outliers(censor(path, 3, dummy_scans=0), path, dummy_scans=0)
+    none = find_outliers(censor(path, 3, dummy_scans=0), path)
     assert not np.any(list(none.reasons.values()))
+    by_strategy = find_outliers(censor(path, 3, np.array([1, 2]), dummy_scans=0), path)
+    assert np.flatnonzero(by_strategy.reasons["non_steady_state"]).tolist() == [0]
+    assert not by_strategy.reasons["dummy_scans"].any()
 
 
 @pytest.mark.parametrize(
@@ -253,7 +254,7 @@ def test_dummy_scans_by_fmriprep_are_a_non_steady_state(tmp_path):
 def test_a_table_that_can_not_say_it_is_a_warning(tmp_path, columns, message):
     path = confounds_of(tmp_path, **columns)
     with pytest.warns(UserWarning, match=message):
-        found = find_outliers(censor(None, 3, dummy_scans=1), path, dummy_scans=1)
+        found = find_outliers(censor(None, 3, dummy_scans=1), path)
     assert found.displacement is None
     assert found.reasons["dummy_scans"].tolist() == [True, False, False]
     numbers = quality_of(found, t_r=2.0, n_regressors=0, degrees_of_freedom=2.0, atlases={})
@@ -268,6 +269,9 @@ def test_thresholds_of_scrubbing_are_those_of_nilearn_unless_given():
     assert own == {"fd_threshold": 0.3, "std_dvars_threshold": 1.5}
     of_columns = censoring_thresholds(columns=["csf"], fd_threshold=0.3)
     assert of_columns == {"fd_threshold": 0.3, "std_dvars_threshold": None}
+    both = {"fd_threshold": 0.3, "std_dvars_threshold": 2.0}
+    assert censoring_thresholds(columns=["csf"], scrub=3, **both) == both
+    assert censoring_thresholds(strategy="scrubbing", **both) == both
 
 
 # Numbers of odd signals
@@ -366,8 +370,12 @@ def test_an_atlas_that_is_added_joins_the_numbers_of_the_others(cohort, tmp_path
     assert after["atlases"].keys() == {"Toy", "Fine"}
     assert after["atlases"]["Toy"] == before["atlases"]["Toy"]
     assert outliers.stat().st_mtime_ns == written
-    assert joined_qualities({"a": before}, {"b": after}, {"Fine"})["a"]["atlases"] == {}
-    assert joined_qualities({"a": before}, {"b": after}, {"Fine"})["b"]["atlases"].keys() == {"Fine"}
+    both = {"a": before}, {"b": after}
+    assert joined_qualities(*both, {("Fine", "a"), ("Fine", "b"), ("Toy", "a")}) == {
+        "a": before,
+        "b": {**after, "atlases": {"Fine": after["atlases"]["Fine"]}},
+    }
+    assert joined_qualities(*both, {("", "b")}) == {"b": {**after, "atlases": {}}}
 
 
 def test_outliers_that_are_missing_or_cut_are_made_again(cohort, tmp_path):
@@ -415,7 +423,12 @@ def write_records(out, *records):
 
 
 def test_older_records_have_a_row_with_what_they_know(tmp_path):
-    old = cohorts.record("sub-1_task-rest", volumes_kept=90, degrees_of_freedom=12.5, seconds={"total": 3.25})
+    old = cohorts.record("sub-1_task-rest", seconds={"total": 3.25}) | {
+        "volumes_kept": 90,
+        "dummy_scans": 4,
+        "degrees_of_freedom": 12.5,
+    }
+    del old["quality"]
     write_records(tmp_path, old, cohorts.record("x", atlases={"A": {"regions": "many", "coverage_median": 1e300}}))
     (tmp_path / "logs" / "bad.json").write_text("{")
     write_tables(tmp_path)
@@ -426,12 +439,13 @@ def test_older_records_have_a_row_with_what_they_know(tmp_path):
         "name": "sub-1_task-rest",
         "volumes": 100,
         "volumes_kept": 90,
+        "removed_dummy_scans": 4,
         "degrees_of_freedom": 12.5,
         "seconds": 3.25,
         "regions_A": 3,
     }
     assert {key for key, value in second.items() if value == value and value is not None} == {
-        *("name", "volumes", "volumes_kept")
+        *("name", "volumes", "volumes_kept", "removed_dummy_scans")
     }
 
 

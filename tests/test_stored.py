@@ -79,6 +79,7 @@ HOSTILE = {
     "has another 'seconds' than gpumask writes": changed("seconds", {f"stage {k}": 1.0 for k in range(5000)}),
     "has an output without a description in 'made'": output(made="unheard of"),
     "has a description of another atlas than those in 'atlases'": description(atlas="Other"),
+    "has a description of another denoising than those in 'quality'": description(denoising="other"),
     "has another 'outputs' than gpumask writes": [
         *(
             output(path=path)
@@ -89,6 +90,7 @@ HOSTILE = {
         lambda record: json.dumps({**record, "outputs": record["outputs"] * 2}),
     ],
 }
+LEFT = {"volumes": 40, "volumes_kept": 40, "atlases": {}}
 SAME_MESSAGE = {
     "volumes": [10**400, -1, 1.5, True, None, "40"],
     "volumes_kept": [10**9, None],
@@ -110,21 +112,21 @@ SAME_MESSAGE = {
             {"": None},
             {"": {}},
             {"": {"atlases": []}},
-            {"x" * 65: {"atlases": {}}},
-            {"\ud800": {"atlases": {}}},
+            {"x" * 256: LEFT},
+            {"\ud800": LEFT},
         ),
-        {str(k): {"atlases": {}} for k in range(101)},
+        {str(k): LEFT for k in range(1001)},
+        *({"": {key: value for key, value in LEFT.items() if key != missing}} for missing in LEFT),
+        *({"": {**LEFT, name: value}} for name in ("fd_mean", "volumes") for value in ("1", True, 1e9, [], -1e9)),
         *(
-            {"": {name: value, "atlases": {}}}
-            for name in ("fd_mean", "volumes")
-            for value in ("1", True, 1e9, [], -1e9)
+            {"": {**LEFT, "atlases": {"A": {"tsnr": value}}}}
+            for value in (float("nan"), float("inf"), -1e9, "1", 10**400)
         ),
-        *({"": {"atlases": {"A": {"tsnr": value}}}} for value in (float("nan"), float("inf"), -1e9, "1", 10**400)),
-        *({"": {"volumes": 1.5, "atlases": {}}}, {"": {"volumes_kept": -1, "atlases": {}}}),
+        *({"": {**LEFT, "volumes": 1.5}}, {"": {**LEFT, "volumes_kept": -1}}),
         *(
-            {"": {"unheard_of": 1, "atlases": {}}},
-            {"": {"atlases": {"A": {"fd_mean": 1}}}},
-            {"": {"atlases": {"A": 1}}},
+            {"": {**LEFT, "unheard_of": 1}},
+            {"": {**LEFT, "atlases": {"A": {"fd_mean": 1}}}},
+            {"": {**LEFT, "atlases": {"A": 1}}},
         ),
     ],
     "name": ["", None, ["x"], "\udce9"],
@@ -139,7 +141,8 @@ def hostile_contents():
     for key, values in SAME_MESSAGE.items():
         for value in values:
             yield f"has another {key!r} than gpumask writes", changed(key, value)
-    for key, value in {"files": [], "settings": None, "confounds": nested(500)}.items():
+    wrong = {"files": [], "settings": None, "confounds": nested(500), "atlas": None}
+    for key, value in [*wrong.items(), *(("denoising", value) for value in (["x"], 3, {}, None))]:
         yield "has another 'made' than gpumask writes", description(**{key: value})
 
 

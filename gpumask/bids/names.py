@@ -11,7 +11,7 @@ from gpumask.bids.runs import Run
 
 _IMAGE_EXTENSION = re.compile(r"\.(nii|img|hdr|mgh|mgz|mnc|head|brik|par|rec)(\.(gz|bz2|zst))?$", re.IGNORECASE)
 _NAME = re.compile(r"(?P<entities>(?:[a-zA-Z]+-[a-zA-Z0-9+]+_)*)(?P<suffix>[a-zA-Z0-9]+)(?P<extension>(?:\..*)?)")
-_OUTPUT = re.compile(r"(.+)_stat-([a-zA-Z0-9]+)_([a-zA-Z0-9]+)\.tsv")
+_OUTPUT = re.compile(r"(.+)_stat-([a-zA-Z0-9]+)(?:_desc-([a-zA-Z0-9]+))?_([a-zA-Z0-9]+)\.tsv")
 _PAIR = re.compile(r"([a-zA-Z0-9]+)-([a-zA-Z0-9+]+)")
 _OWNERS = re.compile(r"(sub-[a-zA-Z0-9]+)(?:_(ses-[a-zA-Z0-9]+))?(?=_|$)")
 _OF_AN_ATLAS = re.compile(r"(?:^|_)(?:atlas|seg|scale|desc)-([a-zA-Z0-9+]+)")
@@ -69,11 +69,12 @@ def space_entities(space: str) -> dict[str, str]:
 
 
 class OutputName(NamedTuple):
-    """A parsed name of one of a run's tables, see `output_name`."""
+    """A parsed name of one of a run's tables, see `output_name`; `desc` may be empty."""
 
     run: str
     atlas: str
     stat: str
+    desc: str
     suffix: str
 
 
@@ -217,9 +218,16 @@ def image_of_confounds(name: str, desc: str) -> str | None:
 
 
 def output_name(
-    run: Run, atlas: str, stat: str, suffix: str = "timeseries", extension: str = ".tsv", *, entity: str = "atlas"
+    run: Run,
+    atlas: str,
+    stat: str,
+    suffix: str = "timeseries",
+    extension: str = ".tsv",
+    *,
+    desc: str = "",
+    entity: str = "atlas",
 ) -> str:
-    """File name of one of a run's outputs: ``<run>_atlas-<atlas>_stat-<stat>_<suffix><extension>``.
+    """File name of one of a run's outputs: ``<run>_atlas-<atlas>_stat-<stat>[_desc-<desc>]_<suffix><extension>``.
 
     In BIDS names the atlas precedes "res" and "den". `entity` "seg" gives the names of XCP-D 0.7 to 0.14.
     """
@@ -228,7 +236,8 @@ def output_name(
     before = list(takewhile(lambda key: key not in _AFTER_ATLAS, entities))
     after = {key: label for key, label in entities.items() if key not in before}
     name = join_entities({key: entities[key] for key in before}) or name
-    parts = (name, f"{entity}-{alphanumeric(atlas)}", join_entities(after), f"stat-{alphanumeric(stat)}", suffix)
+    of_run = (name, f"{entity}-{alphanumeric(atlas)}", join_entities(after))
+    parts = (*of_run, f"stat-{alphanumeric(stat)}", desc and f"desc-{desc}", suffix)
     return "_".join(filter(None, parts)) + extension
 
 
@@ -246,7 +255,8 @@ def parse_output_name(name: str) -> OutputName | None:
             if pair is None:
                 break
             if pair[1] in ("atlas", "seg") and pair[2].isalnum() and parts[:k] != [""]:
-                return OutputName("_".join(parts[:k] + parts[k + 1 :]), pair[2], match[2], match[3])
+                run = "_".join(parts[:k] + parts[k + 1 :])
+                return OutputName(run, pair[2], match[2], match[3] or "", match[4])
     return None
 
 

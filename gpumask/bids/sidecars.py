@@ -39,7 +39,8 @@ def sidecar(
     ----------
     run : Run
     t_r : float, optional
-        Repetition time used, in s. Without one, the run's ``VolumeTiming`` is passed on, without censored volumes.
+        Repetition time used, in s. Without one, the run's ``VolumeTiming`` is passed on, without those of
+        volumes that have no row.
     confounds : sequence of str
         Names of the confounds that were removed.
     low_pass, high_pass : float, optional
@@ -67,7 +68,7 @@ def sidecar(
         sources = [path for path in (run.path, run.mask, run.confounds, atlas, lut) if path is not None]
     times = metadata.get("VolumeTiming") if t_r is None else None
     if isinstance(times, list):
-        censored = set(more.get("CensoredVolumes") or ())
+        censored = set(more.get("CensoredVolumes") or ()) if more.get("OutputType") is None else ()
         times = [time for volume, time in enumerate(times) if volume not in censored]
     content = {
         "RepetitionTime": t_r,

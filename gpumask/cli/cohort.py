@@ -22,6 +22,8 @@ from gpumask.cli.usage import (
     check_out,
     check_store,
     check_workers,
+    denoisings_of,
+    rows_of,
 )
 
 
@@ -86,17 +88,19 @@ def _plan_cohort(args):
     names = ("min_coverage", "smoothing_fwhm", "detrend", "low_pass", "high_pass", "standardize")
     confounds = {"strategy": args.confounds_strategy, "columns": args.confounds_columns}
     confounds = {**confounds, "fd_threshold": args.fd_threshold}
+    denoisings = denoisings_of(args)
     configuration = Configuration(
         atlases,
         args.out_dir,
         {name: getattr(args, name) for name in names}
         | {"strategy": args.strategy or "mean", "standardize": args.standardize or False},
-        {name: value for name, value in confounds.items() if value is not None},
+        {} if denoisings else {name: value for name, value in confounds.items() if value is not None},
+        denoisings,
         device=args.device,
         relmat=not args.no_relmat,
         figures=args.figures,
         overwrite=args.overwrite,
-        dummy_scans=args.dummy_scans,
+        **({} if denoisings else rows_of(args)),
         min_time=args.min_time,
         min_dof=args.min_dof,
         allow_space_mismatch=args.allow_space_mismatch,
@@ -105,7 +109,7 @@ def _plan_cohort(args):
     check_kinds(args, configuration.atlases)
     check_dataset_description(args.out_dir, args.source if is_folder else None)
     if is_folder:
-        wanted = {"require_confounds": bool(configuration.confounds), "desc": configuration.images}
+        wanted = {"require_confounds": configuration.needs_confounds, "desc": configuration.images}
         runs, problems = find_runs(args.source, **chosen, filters=filters, **wanted)
     else:
         runs, problems = read_manifest(args.source)

@@ -11,7 +11,16 @@ from pathlib import Path
 
 from gpumask.cli.output import USER_ERRORS, kept_volumes, refuse, show, show_details, show_messages, tell
 from gpumask.cli.parser import check_cutoffs, check_file, parse
-from gpumask.cli.usage import atlases_of, check_confounds, check_devices, check_kinds, check_out, check_tables
+from gpumask.cli.usage import (
+    atlases_of,
+    check_confounds,
+    check_devices,
+    check_kinds,
+    check_out,
+    check_tables,
+    denoisings_of,
+    rows_of,
+)
 
 
 def command(args: argparse.Namespace) -> int:
@@ -35,8 +44,10 @@ def _show(args, progress, records):
             show_messages(record, record.run.path)
             failed += bool(record.error)
             tables = [output.path for output in record.outputs if output.path.endswith("_timeseries.tsv")]
-            for table, atlas in zip(tables, record.atlases.values(), strict=True):
-                size = f"{kept_volumes(record)} x {atlas['regions']} regions"
+            atlases = [atlas for atlas in record.atlases.values() for _ in record.quality]
+            for table, atlas in zip(tables, atlases, strict=True):
+                own = {name: of for name, of in record.quality.items() if not name or f"_desc-{name}_" in table}
+                size = f"{kept_volumes(replace(record, quality=own), motion=False)} x {atlas['regions']} regions"
                 show(args.out / table, size, f"{record.seconds['total']:.2f} s")
             show_details(record)
     finally:
@@ -49,8 +60,8 @@ def _start(args, progress, stack):
     atlases = atlases_of(args)
     check_file("--mask", args.mask)
     check_confounds(args)
-    for option in ("confounds_columns", "confounds_strategy", "fd_threshold"):
-        if getattr(args, option) is not None and not args.confounds:
+    for option in ("confounds_columns", "confounds_strategy", "fd_threshold", "denoise"):
+        if getattr(args, option) not in (None, []) and not args.confounds:
             msg = f"--{option.replace('_', '-')}: requires --confounds (auto: the table next to each run)"
             raise ValueError(msg)
     find_tables = args.confounds == [Path("auto")]
@@ -75,6 +86,7 @@ def _start(args, progress, stack):
     if args.confounds and args.confounds_strategy is None and args.confounds_columns is None:
         confounds["columns"] = ["*"]
     confounds["fd_threshold"] = args.fd_threshold
+    denoisings = denoisings_of(args)
     configuration = Configuration(
         atlases,
         args.out,
@@ -90,14 +102,15 @@ def _start(args, progress, stack):
             "min_coverage": None,
             "nan_policy": "zero",
         },
-        {name: value for name, value in confounds.items() if value is not None},
+        {} if denoisings else {name: value for name, value in confounds.items() if value is not None},
+        denoisings,
         mask=args.mask,
         device=args.device,
         coverage=False,
         relmat=False,
         outliers=False,
         overwrite=args.overwrite,
-        dummy_scans=args.dummy_scans,
+        **({} if denoisings else rows_of(args)),
         min_time=args.min_time,
         min_dof=args.min_dof,
         allow_space_mismatch=args.allow_space_mismatch,

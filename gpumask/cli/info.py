@@ -5,8 +5,15 @@ import sysconfig
 from pathlib import Path
 
 
-def command(_: argparse.Namespace) -> int:
-    """Show versions, devices and decoders; returns the exit status."""
+def command(args: argparse.Namespace) -> int:
+    """Show versions, devices and decoders, or what presets remove; returns the exit status."""
+    if args.denoise:
+        from gpumask.confounds.denoising import PRESETS
+
+        for name, preset in PRESETS.items():
+            gsr = "" if preset.has_gsr else f"; {name}+gsr: global_signal too"
+            print(f"{name:12}{preset.removes}{gsr}\n{'':12}({preset.source})")
+        return 0
     from importlib import metadata
 
     from gpumask import backend

@@ -67,14 +67,22 @@ def show(*cells: object) -> None:
         print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
-def kept_volumes(record: "Record") -> str:
-    """How many volumes of a run were kept, and its motion: "75/156 volumes kept (2 dummy scans), mean FD 0.21 mm"."""
+def kept_volumes(record: "Record", *, motion: bool = True) -> str:
+    """How many volumes of a run were kept, and its motion: "75/156 volumes kept (2 dummy scans), mean FD 0.21 mm".
+
+    If denoisings kept different ones: "a, c: 156 volumes; b: 75/156 volumes kept; mean FD 0.21 mm".
+    """
+    names: dict[str, list[str]] = {}
+    for name, numbers in record.quality.items():
+        n_dummies, n_kept = numbers["removed_dummy_scans"], numbers["volumes_kept"]
+        dummies = f" ({n_dummies} dummy scans)" if n_dummies else ""
+        of_all = f"{n_kept}/{record.n_volumes} volumes kept{dummies}"
+        kept = f"{record.n_volumes} volumes" if n_kept == record.n_volumes else of_all
+        names.setdefault(kept, []).append(name)
+    parts = [f"{', '.join(own)}: {kept}" if len(names) > 1 else kept for kept, own in names.items()]
     displacement = next((numbers["fd_mean"] for numbers in record.quality.values()), None)  # of all volumes
-    motion = "" if displacement is None else f", mean FD {displacement:.2f} mm"
-    if record.n_kept == record.n_volumes:
-        return f"{record.n_volumes} volumes{motion}"
-    dummies = f" ({record.n_dummy_scans} dummy scans)" if record.n_dummy_scans else ""
-    return f"{record.n_kept}/{record.n_volumes} volumes kept{dummies}{motion}"
+    parts += [f"mean FD {displacement:.2f} mm"] if motion and displacement is not None else []
+    return ("; " if len(names) > 1 else ", ").join(parts)
 
 
 def show_messages(record: "Record", name: str) -> None:

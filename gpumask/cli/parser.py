@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gpumask import __version__
 from gpumask.bids.content import check_content
-from gpumask.choices import MAPS_STRATEGIES, MAX_FWHM, STANDARDIZE, STRATEGIES, TARGETS
+from gpumask.choices import MAPS_STRATEGIES, MAX_FWHM, OUTPUT_TYPES, STANDARDIZE, STRATEGIES, TARGETS
 from gpumask.cli.config import named_path, read_config
 from gpumask.inputs import irregularity
 
@@ -154,7 +154,8 @@ def build_parser() -> Parser:
     demo.add_argument(
         "--out", metavar="DIR", type=Path, default=Path("gpumask-demo"), help="folder to write to (gpumask-demo)"
     )
-    commands.add_parser("info", help="show versions, devices, and why a GPU can't be used")
+    info = commands.add_parser("info", help="show versions, devices, and why a GPU can't be used")
+    info.add_argument("--denoise", action="store_true", help="show what each preset of --denoise removes instead")
     return parser
 
 
@@ -357,7 +358,23 @@ def _add_confounds(add, columns):
         "signal (needs nilearn: pip install 'gpumask[fmriprep]')",
     )
     add("--confounds-columns", nargs="+", metavar="NAME", help=columns)
+    add(
+        "--denoise",
+        nargs="+",
+        default=[],
+        metavar="[NAME=]SPEC",
+        type=named_path,
+        help="denoisings to make from one read, each written with desc-NAME: presets (gpumask info --denoise lists "
+        "them), or .toml or .json files; the other options count for those that don't say otherwise",
+    )
     add("--fd-threshold", metavar="MM", type=positive, help="censor volumes with more framewise displacement")
+    add(
+        "--output-type",
+        choices=OUTPUT_TYPES,
+        default="censored",
+        help="rows of dropped volumes in time series: none (censored, the default), n/a, or interpolated, where dummy "
+        "scans are n/a",
+    )
     add(
         "--dummy-scans",
         metavar="auto|N",

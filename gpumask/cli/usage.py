@@ -5,20 +5,45 @@ import importlib.util
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpumask.bids.content import absence, check_content
 from gpumask.cli.parser import check_file
 
 if TYPE_CHECKING:
     from gpumask.cohort.configuration import AtlasFile
+    from gpumask.confounds.denoising import Denoising
 
 
 def check_confounds(args: argparse.Namespace) -> None:
     """Raise a ValueError for options of confounds that exclude each other."""
+    for option in ("--confounds-strategy", "--confounds-columns"):
+        if args.denoise and getattr(args, option[2:].replace("-", "_")) is not None:
+            msg = f"{option} and --denoise exclude each other: a denoising has confounds of its own"
+            raise ValueError(msg)
     if args.confounds_strategy is not None and args.confounds_columns is not None:
         msg = "--confounds-strategy and --confounds-columns exclude each other: give one"
         raise ValueError(msg)
+
+
+def denoisings_of(args: argparse.Namespace) -> "tuple[Denoising, ...]":
+    """The denoisings of ``--denoise``; other options count for those that don't say otherwise.
+
+    Raises
+    ------
+    ValueError, OSError, ImportError
+        As `gpumask.confounds.denoising.denoising_of`.
+    """
+    from gpumask.confounds.denoising import denoising_of
+
+    names = ("fd_threshold", "low_pass", "high_pass")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    return tuple(denoising_of(text, {**given, **rows_of(args)}) for text in args.denoise)
+
+
+def rows_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that decide which volumes have rows in tables."""
+    return {"dummy_scans": args.dummy_scans, "output_type": args.output_type}
 
 
 def atlases_of(args: argparse.Namespace) -> "tuple[AtlasFile, ...]":

@@ -1,5 +1,6 @@
 """Configuration of a cohort: which outputs each run gets, and hashes of how they are made."""
 
+import functools
 import hashlib
 import json
 import os
@@ -12,7 +13,8 @@ from gpumask.bids.names import alphanumeric, atlas_name, lookup_table_of, output
 from gpumask.bids.runs import Run
 from gpumask.bids.spaces import Space, space_contradiction, stated_space
 from gpumask.choices import LINEAR, MAPS_STRATEGIES, check_choice
-from gpumask.confounds.fmriprep import check_options, image_desc
+from gpumask.confounds.denoising import Denoising
+from gpumask.confounds.fmriprep import image_desc
 from gpumask.extraction import Settings
 from gpumask.images.volumes import image_files, open_volumes
 from gpumask.inputs import open_file
@@ -118,6 +120,24 @@ def lut_beside(path: str | os.PathLike) -> Path | None:
 
 
 @dataclass(frozen=True)
+class Unit:
+    """What a run has outputs of its own for: an atlas and a denoising, or a denoising alone."""
+
+    atlas: AtlasFile | None
+    denoising: Denoising
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """The names of both; that of the atlas is empty without one."""
+        return self.atlas.name if self.atlas else "", self.denoising.name
+
+    @property
+    def name(self) -> str:
+        """The names of both, in one text."""
+        return " ".join(filter(None, self.key))
+
+
+@dataclass(frozen=True)
 class Configuration:
     """Which outputs each run gets, and how they are made; small, and can be pickled.
 
@@ -132,17 +152,22 @@ class Configuration:
         for mean and sum; other statistics default to "zero".) Maps have a strategy of their own, and always "zero".
     confounds : dict
         Keywords of `gpumask.confounds.fmriprep.fmriprep_confounds`. Empty: confounds aren't used.
+    denoisings : tuple of Denoising
+        Each with a name; all are made from one read. Their settings precede those of `parameters`. If none are given,
+        one without a name is made from `confounds`, `dummy_scans` and `output_type`.
     mask : str, path-like or None
         Mask for runs without one.
     device : str
         As `gpumask.NiftiLabelsMasker` accepts it, or several GPUs that share the runs: "cuda:0,cuda:1", or "cuda:all".
         Resolved where a run is processed.
     coverage, relmat, figures, outliers : bool
-        Whether tables of coverage, correlation matrices, figures and the table of removed volumes are written too.
+        Whether tables of coverage, correlation matrices, figures and tables of removed volumes are written too.
     overwrite : bool
         Whether finished runs are processed again.
     dummy_scans : "auto" or int
         Volumes to drop at the beginning; "auto": those that the confounds table marks as before the steady state.
+    output_type : {"censored", "n/a", "interpolated"}
+        As of `gpumask.confounds.denoising.Denoising`.
     min_time : float
         Runs that censoring for motion leaves less of, in s, are errors. 0: none are.
     min_dof : float or None
@@ -152,20 +177,22 @@ class Configuration:
     maps_strategy : {"least_squares", "weighted_mean"}
         As `gpumask.NiftiMapsMasker` accepts it.
     settings : Settings
-        Made from `parameters`; those of an atlas are `settings_of` it.
+        Made from `parameters`; those of a unit are `settings_of` it.
+    units : tuple of Unit
+        Each atlas with each denoising; then, if `outliers`, each denoising alone.
     files : dict of dict
         SHA-256 of each file that an atlas, look-up table or mask consists of, by the path of the atlas etc. and by that
         of the file. Whoever loads one checks that it still has this hash.
     made : dict of str
-        For each atlas, a hash of everything that decides its signals: version, settings, confounds, contents of files.
-        For "", of everything that decides the outputs of the run itself.
+        For each unit, by its name, a hash of everything that decides its outputs: version, settings, confounds,
+        contents of files.
     hash : str
         Hash of everything that decides the contents of the output folder.
 
     Raises
     ------
     TypeError, ValueError
-        If a parameter is unusable, or atlases are missing or share a name.
+        If a parameter is unusable, atlases are missing or share a name, or denoisings do, or contradict `confounds`.
     ImportError
         If `confounds` has a strategy and nilearn isn't installed.
     OSError
@@ -176,6 +203,7 @@ class Configuration:
     out_dir: Path
     parameters: dict[str, Any] = field(default_factory=dict)
     confounds: dict[str, Any] = field(default_factory=dict)
+    denoisings: tuple[Denoising, ...] = ()
     mask: str | os.PathLike | None = None
     device: str = "auto"
     coverage: bool = True
@@ -184,11 +212,13 @@ class Configuration:
     outliers: bool = True
     overwrite: bool = False
     dummy_scans: str | int = "auto"
+    output_type: str = "censored"
     min_time: float = 240.0
     min_dof: float | None = None
     allow_space_mismatch: bool = False
     maps_strategy: str = "least_squares"
     settings: Settings = field(init=False)
+    units: tuple[Unit, ...] = field(init=False)
     files: dict[str, dict[str, str]] = field(init=False)
     made: dict[str, str] = field(init=False)
     hash: str = field(init=False)
@@ -197,7 +227,7 @@ class Configuration:
         def fix(name, value):
             object.__setattr__(self, name, value)
 
-        check_options(**self.confounds)
+        denoisings = _checked(self.denoisings, self.confounds, self.dummy_scans, self.output_type)
         check_choice("maps_strategy", self.maps_strategy, tuple(MAPS_STRATEGIES))
         fix("out_dir", Path(os.path.abspath(self.out_dir)))  # noqa: PTH100 - workers are elsewhere
         fix("mask", self.mask and os.path.abspath(self.mask))  # noqa: PTH100
@@ -218,63 +248,93 @@ class Configuration:
         if seeds and target != "data":
             msg = f"Seeds ({seeds[0]}) need resampling_target='data' (--resampling-target), got {target!r}."
             raise ValueError(msg)
-        made = {atlas.name: _hash(self.described(atlas)) for atlas in self.atlases}
-        fix("made", made | ({"": _hash(self.described_run())} if self.outliers else {}))
+        units = [Unit(atlas, denoising) for atlas in self.atlases for denoising in denoisings]
+        fix("units", (*units, *(Unit(None, denoising) for denoising in denoisings if self.outliers)))
+        fix("made", {unit.name: _hash(self.described(unit)) for unit in self.units})
         fix("hash", _hash([*self.made.values(), self.coverage, self.relmat, self.figures]))
 
     @property
     def images(self) -> str:
         """Label "desc" of the images that the confounds are for."""
-        return image_desc(self.confounds.get("strategy"))
+        return _images(self.units[0].denoising)
 
-    def settings_of(self, atlas: AtlasFile) -> Settings:
-        """The settings with which an atlas is extracted."""
-        if atlas.kind != "maps":
-            return self.settings
-        return replace(self.settings, strategy=MAPS_STRATEGIES[self.maps_strategy], nan_policy="zero")
+    @property
+    def needs_confounds(self) -> bool:
+        """Whether a run without a confounds table can't be cleaned."""
+        return any(unit.denoising.confounds for unit in self.units)
+
+    def settings_of(self, unit: Unit) -> Settings:
+        """The settings with which a unit is extracted and cleaned."""
+        settings = replace(self.settings, **unit.denoising.settings)
+        if unit.atlas is None or unit.atlas.kind != "maps":
+            return settings
+        return replace(settings, strategy=MAPS_STRATEGIES[self.maps_strategy], nan_policy="zero")
 
     def strategy_of(self, atlas: AtlasFile) -> str:
         """What the signals of an atlas are, by the parameter ``strategy`` of its masker."""
         return self.maps_strategy if atlas.kind == "maps" else self.settings.strategy
 
-    def described_settings(self, atlas: AtlasFile) -> dict[str, Any]:
-        """The settings that decide an atlas's signals: without the repetition time, as each run has its own."""
-        settings = asdict(self.settings_of(atlas)) | {"strategy": self.strategy_of(atlas)}
+    def described_settings(self, unit: Unit) -> dict[str, Any]:
+        """The settings that decide a unit's outputs: without the repetition time, as each run has its own."""
+        if unit.atlas is None:  # which volumes are removed depends on none
+            return {}
+        settings = asdict(self.settings_of(unit)) | {"strategy": self.strategy_of(unit.atlas)}
         return {name: value for name, value in settings.items() if name not in ("t_r", "runs")}  # never several runs
 
-    def described(self, atlas: AtlasFile) -> dict[str, Any]:
-        """How the outputs of an atlas are made; for JSON."""
-        paths = [os.fspath(path) for path in (atlas.path, atlas.lut, self.mask) if path]
+    def described(self, unit: Unit) -> dict[str, Any]:
+        """How the outputs of a unit are made; for JSON."""
+        atlas = unit.atlas
+        images = (atlas.path, atlas.lut, self.mask) if atlas else ()
+        paths = [os.fspath(path) for path in images if path]
         return {
             "version": __version__,
-            "atlas": atlas.name,
-            **atlas.options,
+            "atlas": unit.key[0],
+            **(atlas.options if atlas else {}),
             "files": {file: digest for path in paths for file, digest in self.files[path].items()},
-            "settings": self.described_settings(atlas),
-            "confounds": self.confounds,
-            "dummy_scans": self.dummy_scans,
+            "settings": self.described_settings(unit),
+            **unit.denoising.options,
         }
 
-    def described_run(self) -> dict[str, Any]:
-        """How the outputs of a run itself are made, which depend on no atlas; for JSON."""
-        common = {"version": __version__, "confounds": self.confounds, "dummy_scans": self.dummy_scans}
-        return {"atlas": "", "files": {}, "settings": {}, **common}
+    def outputs(self, run: Run, unit: Unit) -> dict[str, Path]:
+        """Paths of a run's outputs for a unit.
 
-    def run_outputs(self, run: Run) -> dict[str, Path]:
-        """Paths of the outputs of a run itself: "outliers", if it is wanted."""
-        return {"outliers": self.out_dir / run.folder / run_output_name(run, "outliers")} if self.outliers else {}
-
-    def outputs(self, run: Run, atlas: AtlasFile) -> dict[str, Path]:
-        """Paths of a run's outputs for an atlas: "timeseries", and if wanted "coverage", "relmat" and "figure"."""
-        folder, stat = self.out_dir / run.folder, self.strategy_of(atlas)
-        paths = {"timeseries": folder / output_name(run, atlas.name, stat)}
+        For an atlas "timeseries", and if wanted "coverage", "relmat" and "figure"; without one "outliers".
+        """
+        folder, desc = self.out_dir / run.folder, unit.denoising.name
+        if unit.atlas is None:
+            return {"outliers": folder / run_output_name(run, "outliers", desc=desc)}
+        stat = self.strategy_of(unit.atlas)
+        named = functools.partial(output_name, run, unit.atlas.name, desc=desc)
+        paths = {"timeseries": folder / named(stat)}
         if self.coverage:
-            paths["coverage"] = folder / output_name(run, atlas.name, "coverage", "bold")
+            paths["coverage"] = folder / named("coverage", "bold")
         if self.relmat:
-            paths["relmat"] = folder / output_name(run, atlas.name, "pearsoncorrelation", "relmat")
+            paths["relmat"] = folder / named("pearsoncorrelation", "relmat")
         if self.figures:
-            paths["figure"] = self.out_dir / "figures" / output_name(run, atlas.name, stat, extension=".png")
+            paths["figure"] = self.out_dir / "figures" / named(stat, extension=".png")
         return paths
+
+
+def _checked(denoisings, confounds, dummy_scans, output_type):
+    """The denoisings, or the one without a name; ValueError if they don't go together."""
+    unnamed = Denoising("", confounds, {}, dummy_scans, output_type)
+    if not denoisings:
+        return (unnamed,)
+    if unnamed != Denoising():
+        msg = "Denoisings have confounds, dummy_scans and output_type of their own: expected none next to them."
+        raise ValueError(msg)
+    names = [denoising.name for denoising in denoisings]
+    if len({name.casefold() for name in names}) != len(names) or not all(names):
+        msg = f"Expected denoisings with a name of their own, got {names}. Give NAME=SPEC (--denoise)."
+        raise ValueError(msg)
+    if len(images := {_images(denoising) for denoising in denoisings}) > 1:
+        msg = f"Denoisings of one read need the same images, got some for {' and others for '.join(sorted(images))}."
+        raise ValueError(msg)
+    return denoisings
+
+
+def _images(denoising):
+    return image_desc(denoising.confounds.get("strategy"))
 
 
 def sha256(path: str | os.PathLike) -> str:
@@ -297,7 +357,7 @@ def check_names(configuration: Configuration, runs: list[Run]) -> None:
         other = by_name.setdefault(name, run)
         if other is run:
             continue
-        paths = [configuration.outputs(one, configuration.atlases[0])["timeseries"] for one in (other, run)]
+        paths = [configuration.outputs(one, configuration.units[0])["timeseries"] for one in (other, run)]
         if paths[0] == paths[1]:
             what, fix = f"to {paths[0]}", "Give them different names or folders."
         else:

@@ -13,7 +13,8 @@ import numpy as np
 from gpumask.bids.metadata import RepetitionTime
 from gpumask.bids.runs import Run
 from gpumask.bids.sidecars import sidecar, uri
-from gpumask.cohort.configuration import AtlasFile, Configuration
+from gpumask.cohort.cleanings import Cleaning
+from gpumask.cohort.configuration import AtlasFile, Configuration, Unit
 from gpumask.confounds.censoring import Censoring
 from gpumask.confounds.outliers import REASONS, Outliers
 from gpumask.confounds.tables import read_table
@@ -24,18 +25,21 @@ from gpumask.tables import json_lines, table_lines
 def tables(
     configuration: Configuration,
     run: Run,
+    unit: Unit,
     atlas: AtlasFile,
     one: Prepared,
     result: Result,
     matrix: np.ndarray | None,
     names: list[str],
+    censoring: Censoring,
     described: Callable[..., dict[str, Any]],
 ) -> dict[Path, Any]:
-    """Lines of the tables of an atlas and of their sidecars, by path; `matrix` has the signals' correlations."""
-    paths = configuration.outputs(run, atlas)
+    """Lines of the tables of an atlas's unit and of their sidecars, by path; `matrix` has the signals' correlations."""
+    paths = configuration.outputs(run, unit)
     regions = list(zip(one.regions.ids.tolist(), names, one.regions.counts.tolist(), strict=True))
     index = [{"index": int(i) if i == int(i) else i, "name": n, "voxels": voxels} for i, n, voxels in regions]
-    made = [(paths["timeseries"], table_lines(names, result.signals), described(Regions=index))]
+    rows = censoring.rows(result.signals, unit.denoising.output_type)
+    made = [(paths["timeseries"], table_lines(names, rows), described(Regions=index))]
     if "coverage" in paths:
         shares = one.regions.covered_share[:, None].astype(np.float32)
         mask = run.mask or configuration.mask
@@ -55,33 +59,35 @@ def tables(
 def metadata_of(
     configuration: Configuration,
     run: Run,
+    unit: Unit,
     atlas: AtlasFile,
     t_r: RepetitionTime,
-    confounds: Any,
-    censoring: Censoring,
-    freedom: float | None,
+    cleaning: Cleaning,
     one: Prepared,
     **more: Any,
 ) -> dict[str, Any]:
-    """Sidecar of a table of an atlas: what decides its numbers, and nothing that differs between attempts."""
-    settings = configuration.described_settings(atlas)
+    """Sidecar of a table of an atlas's unit: what decides its numbers, and nothing that differs between attempts."""
+    settings, denoising = configuration.described_settings(unit), unit.denoising
+    censoring, freedom, output_type = cleaning.censoring, cleaning.degrees_of_freedom, denoising.output_type
     return sidecar(
         replace(run, mask=run.mask or configuration.mask),
         t_r=t_r.seconds,
-        confounds=() if confounds is None else list(confounds),
+        confounds=() if cleaning.confounds is None else list(cleaning.confounds),
         low_pass=settings["low_pass"],
         high_pass=settings["high_pass"],
         atlas=atlas.path,
         lut=atlas.lut,
-        configuration=configuration.made[str(atlas.name)],
+        configuration=configuration.made[unit.name],
         out_dir=configuration.out_dir,
         RepetitionTimeSource=t_r.source,
         NumberOfVolumes=censoring.n_volumes,
         NumberOfVolumesKept=censoring.n_kept,
         CensoredVolumes=None if censoring.kept is None else censoring.dropped.tolist(),
+        OutputType=None if output_type == "censored" else output_type,
         DummyScans=censoring.dummy_scans.tolist() or None,
         DegreesOfFreedom=freedom and round(freedom, 2),
-        ConfoundsOptions=configuration.confounds or None,
+        Denoising=denoising.name or None,
+        ConfoundsOptions=denoising.confounds or None,
         MaskerParameters={**atlas.options, **settings},
         Plan=[*one.plan.explain().splitlines(), *one.regions.explanation],
         Device=one.plan.device.partition(":")[0],
@@ -90,8 +96,8 @@ def metadata_of(
     )
 
 
-def outliers(configuration: Configuration, run: Run, path: Path, found: Outliers) -> dict[Path, Any]:
-    """Lines of the table of a run's removed volumes, and of its sidecar, by path.
+def outliers(configuration: Configuration, run: Run, unit: Unit, found: Outliers) -> dict[Path, Any]:
+    """Lines of the table of the volumes that a denoising removes, and of its sidecar, by path.
 
     A row is a volume. Each reason has a column of 0 and 1, as XCP-D's; "kept" is 1 for those that no reason removes.
     """
@@ -110,8 +116,10 @@ def outliers(configuration: Configuration, run: Run, path: Path, found: Outliers
         "NumberOfVolumes": len(found.removed),
         "NumberOfVolumesKept": int(np.count_nonzero(~found.removed)),
         "Sources": [uri(file, run.source, configuration.out_dir) for file in sources],
-        "ConfigurationHash": configuration.made[""],
+        "ConfigurationHash": configuration.made[unit.name],
+        **({"Denoising": unit.denoising.name} if unit.denoising.name else {}),
     }
+    path = configuration.outputs(run, unit)["outliers"]
     lines = table_lines(columns, np.column_stack(list(columns.values())).astype(np.int8))
     return {path: lines, path.with_suffix(".json"): json_lines(content)}
 

@@ -38,15 +38,15 @@ class _Table:
 
 
 def write_store(out_dir: str | os.PathLike, path: str | os.PathLike) -> tuple[list[Path], list[str]]:
-    """Write the time series of all finished runs to one Parquet file per atlas and statistic.
+    """Write the time series of all finished runs to one Parquet file per atlas, statistic and denoising.
 
     A row is a volume. The columns are participant_id ("sub-01"), session, task, run, space and name (of the run; all
     categories in pandas, missing if the name lacks the entity), repetition_time (s), volume (its number in the run,
-    from 0; censored volumes are missing), and a float64 column per region, with exactly the tables' numbers; "n/a" is
-    missing. Reserved names have the region's label in them, see `column_names`. Runs are sorted by name. Row groups
-    have whole runs, up to about 64 MiB; their statistics let readers find a run without reading the others. The key
-    "gpumask" has JSON metadata: atlas, statistic, and the common values of the runs' sidecars. Memory doesn't grow with
-    the number of values.
+    from 0; volumes without a row in the tables are missing), and a float64 column per region, with exactly the tables'
+    numbers; "n/a" is missing. Reserved names have the region's label in them, see `column_names`. Runs are sorted by
+    name. Row groups have whole runs, up to about 64 MiB; their statistics let readers find a run without reading the
+    others. The key "gpumask" has JSON metadata: atlas, statistic, denoising, and the common values of the runs'
+    sidecars. Memory doesn't grow with the number of values.
 
     Runs that can't be read, or have another configuration or other regions than most, are refused.
 
@@ -55,8 +55,9 @@ def write_store(out_dir: str | os.PathLike, path: str | os.PathLike) -> tuple[li
     out_dir : str or path-like
         Output folder of a cohort, with a record of each finished run in ``logs/<name>.json``.
     path : str or path-like
-        File to write; an old one is replaced once the new one is whole. Several atlases or statistics, whose regions
-        differ, have a file each: ``cohort.parquet`` becomes ``cohort_atlas-<atlas>_stat-<statistic>.parquet``.
+        File to write; an old one is replaced once the new one is whole. Several atlases, statistics or
+        denoisings have a file each: ``cohort.parquet`` becomes
+        ``cohort_atlas-<atlas>_stat-<statistic>[_desc-<denoising>].parquet``.
 
     Returns
     -------
@@ -81,9 +82,11 @@ def write_store(out_dir: str | os.PathLike, path: str | os.PathLike) -> tuple[li
         msg = f"{out_dir} has no finished runs: expected records in {out_dir / 'logs'}, and their tables."
         raise ValueError(msg)
     paths = []
-    for (atlas, stat), group in sorted(tables.items()):
-        own = path.with_name(f"{path.stem}_atlas-{atlas}_stat-{stat}{path.suffix}") if len(tables) > 1 else path
-        refused += _write(own, group, {"atlas": atlas, "stat": stat})
+    for (atlas, stat, desc), group in sorted(tables.items()):
+        of_denoising = {"denoising": desc} if desc else {}
+        name = f"{path.stem}_atlas-{atlas}_stat-{stat}{desc and f'_desc-{desc}'}{path.suffix}"
+        own = path.with_name(name) if len(tables) > 1 else path
+        refused += _write(own, group, {"atlas": atlas, "stat": stat, **of_denoising})
         paths.append(own)
     return paths, refused
 
@@ -98,7 +101,7 @@ def check_pyarrow() -> None:
 
 
 def _tables(out_dir):
-    """Tables of finished runs by atlas and statistic, and messages about unreadable ones."""
+    """Tables of finished runs by atlas, statistic and denoising, and messages about unreadable ones."""
     tables, unreadable = defaultdict(list), []
     for record_path in sorted((out_dir / "logs").glob("*.json")):
         try:
@@ -117,7 +120,7 @@ def _tables(out_dir):
                     with io.BufferedReader(open_file(path)) as file:
                         header = hashlib.sha256(file.readline(_MOST_HEADER)).digest()
                     table = _Table(parsed.run, path, made, header)
-                    tables[parsed.atlas, parsed.stat].append(table)
+                    tables[parsed.atlas, parsed.stat, parsed.desc].append(table)
         except (OSError, ValueError) as error:
             unreadable.append(f"{record_path}: the run's outputs can't be read: {error}")
     return tables, unreadable
@@ -226,6 +229,7 @@ def _read(table, regions):
         convert_options=csv.ConvertOptions(column_types=dict.fromkeys(regions, pa.float64()), null_values=["n/a"]),
     )
     n_volumes, censored = sidecar.get("NumberOfVolumes", len(values)), sidecar.get("CensoredVolumes", [])
+    censored = [] if "OutputType" in sidecar else censored  # they have rows
     if n_volumes - len(censored) != len(values):
         msg = f"has {len(values)} rows, but its sidecar has {n_volumes} volumes, {len(censored)} of them censored"
         raise ValueError(msg)

@@ -9,6 +9,7 @@ import numpy as np
 
 from gpumask.bids.names import parse_output_name
 from gpumask.cohort.quality import Column
+from gpumask.cohort.stored import unit_key
 from gpumask.files import inside
 from gpumask.inputs import read_bytes
 
@@ -87,11 +88,9 @@ class Matrices:
         table = parse_output_name(Path(output["path"]).name)
         if not table or table.suffix != "relmat":
             return
-        how = record["made"][output["made"]]
-        denoising = how.get("denoising")
-        denoising = denoising if isinstance(denoising, str) else ""
-        displacement = record.get("quality", {}).get(denoising, {}).get("fd_mean")
-        kind = Kind(how["atlas"], denoising, table.stat, output["made"])
+        atlas, denoising = unit_key(record["made"][output["made"]])
+        displacement = record["quality"][denoising].get("fd_mean")
+        kind = Kind(atlas, denoising, table.stat, output["made"])
         if displacement is not None and (kind in self.by_kind or len(self.by_kind) < _KINDS):
             self.by_kind[kind].append(Matrix(output["path"], output["size"], displacement))
 

@@ -55,7 +55,8 @@ OF_RUN = (
     Column(
         "removed_dummy_scans",
         "Removed, dummy scans",
-        f"The first N volumes, with --dummy-scans N. {_SEVERAL}",
+        "Volumes dropped as before the steady state: the first N with --dummy-scans N, else those that fMRIPrep marks. "
+        f"{_SEVERAL}",
         is_count=True,
     ),
     Column(
@@ -116,8 +117,8 @@ OF_ATLAS = (
         "tsnr",
         "Temporal signal-to-noise ratio",
         "Median over the regions of mean / standard deviation (divisor N) of a region's series before cleaning, over "
-        "the kept volumes. The series are means of regions, smoothed if that was requested, so the ratio is larger "
-        "than that of voxels. Constant and lost regions don't count.",
+        "the volumes that the denoising keeps. The series are means of regions, smoothed if that was requested, so the "
+        "ratio is larger than that of voxels. Constant and lost regions don't count.",
     ),
 )
 """Numbers of an atlas in a run and a denoising. "regions" and "coverage_median" are the same for every denoising:
@@ -199,13 +200,17 @@ def atlas_quality(signals: np.ndarray, correlations: np.ndarray | None, snr: np.
 
 
 def joined_qualities(
-    earlier: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]], atlases: Collection[str]
+    earlier: Mapping[str, Mapping[str, Any]],
+    new: Mapping[str, Mapping[str, Any]],
+    used: Collection[tuple[str, str]],
 ) -> dict[str, dict[str, Any]]:
-    """Qualities of a run by denoising: new ones, and earlier ones of further denoisings and `atlases`."""
-    joined = {}
-    for denoising in dict.fromkeys([*earlier, *new]):
+    """Qualities of a run by denoising: new and earlier ones, of the `used` (names of) atlases and denoisings."""
+    joined, names = {}, {denoising for _, denoising in used}
+    for denoising in (name for name in dict.fromkeys([*earlier, *new]) if name in names):
         both = [one[denoising] for one in (earlier, new) if denoising in one]
-        of_atlases = {name: numbers for one in both for name, numbers in one["atlases"].items() if name in atlases}
+        of_atlases = {
+            atlas: numbers for one in both for atlas, numbers in one["atlases"].items() if (atlas, denoising) in used
+        }
         joined[denoising] = {**both[-1], "atlases": of_atlases}
     return joined
 
@@ -234,12 +239,11 @@ def rows(records: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     dict
         "name" of the run; "participant_id", "session", "task", "run" and "space" (None if its name lacks them);
         "denoising"; the names in `OF_RUN` and `OF_RECORD`; and "atlases", by atlas the names in `OF_ATLAS`. None for
-        unknown numbers. Records older than this have one row, with what they know.
+        unknown numbers.
     """
     for record in records:
-        known = {key: record[key] for key in ("volumes", "volumes_kept", "degrees_of_freedom")}
-        for denoising, numbers in (record.get("quality") or {"": known}).items():
-            of_atlases = numbers.get("atlases", {})
+        for denoising, numbers in record["quality"].items():
+            of_atlases = numbers["atlases"]
             yield {
                 **entity_columns(record["name"]),
                 "denoising": denoising,

@@ -15,7 +15,8 @@ from gpumask.bids.content import check_content
 from gpumask.bids.metadata import metadata_files
 from gpumask.bids.names import run_name
 from gpumask.bids.runs import Problem, Run
-from gpumask.cohort.configuration import AtlasFile, Configuration
+from gpumask.cohort.configuration import Configuration, Unit
+from gpumask.cohort.quality import joined_qualities
 from gpumask.cohort.stored import (
     read_listings,
     read_record,
@@ -23,6 +24,7 @@ from gpumask.cohort.stored import (
     shortened_path,
     shortened_traceback,
     shortened_warnings,
+    unit_key,
 )
 from gpumask.files import append_line, inside, replacing, write
 from gpumask.tables import json_lines
@@ -58,10 +60,6 @@ class Record:
         "done", "failed", "skipped" (finished before), "taken" (locked by another process) or "stopped".
     n_volumes : int
         Of the image.
-    n_kept, n_dummy_scans : int
-        Volumes that were kept, and that were dropped as dummy scans.
-    degrees_of_freedom : float or None
-        What cleaning leaves, see `gpumask.signal.Cleaner.degrees_of_freedom`.
     t_r : float or None
         Repetition time in s.
     seconds : dict
@@ -69,7 +67,8 @@ class Record:
     atlases : dict
         For each atlas its number of "regions" and, if coverage is written, its median, "coverage_median".
     quality : dict
-        By the name of a denoising, "" for one without a name: see `gpumask.cohort.quality`.
+        What each denoising leaves of the run, and how the run moved, by the name of the denoising ("" for one without
+        a name): see `gpumask.cohort.quality.quality_of`.
     outputs : tuple of Output
     warnings : tuple of str
     error, traceback : str
@@ -79,9 +78,6 @@ class Record:
     run: Run
     status: str
     n_volumes: int = 0
-    n_kept: int = 0
-    n_dummy_scans: int = 0
-    degrees_of_freedom: float | None = None
     t_r: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     atlases: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -141,14 +137,11 @@ def _recorded(configuration, run):
 
 
 def recorded_outputs(configuration: Configuration, run: Run, *, of_all: bool = True) -> list[Path]:
-    """Outputs that a run's record names: of all atlases, or of those of the configuration and the run itself."""
+    """Outputs that a run's record names: all, or those of the configuration's units."""
     record, outputs = _recorded(configuration, run)
-    ours = {"", *(atlas.name for atlas in configuration.atlases)}
-    return [
-        configuration.out_dir / output.path
-        for output in outputs
-        if of_all or record["made"][output.made]["atlas"] in ours
-    ]
+    ours = {unit.key for unit in configuration.units}
+    made = {key: unit_key(how) for key, how in record.get("made", {}).items()}
+    return [configuration.out_dir / output.path for output in outputs if of_all or made[output.made] in ours]
 
 
 def is_stale(configuration: Configuration, run: Run) -> bool:
@@ -159,10 +152,14 @@ def is_stale(configuration: Configuration, run: Run) -> bool:
 
 def _falls_short(configuration, record):
     """Whether ``min_time`` or ``min_dof`` refuses a run by the numbers of its record."""
-    n_kept, freedom = record["volumes_kept"], record["degrees_of_freedom"]
-    is_censored = n_kept + record["dummy_scans"] < record["volumes"]
-    is_short = is_censored and n_kept * (record["repetition_time"] or 0) < configuration.min_time
-    return is_short or (freedom is not None and freedom < (configuration.min_dof or 0) - 1e-6)
+    ours = {unit.denoising.name for unit in configuration.units}
+    for numbers in (numbers for name, numbers in record["quality"].items() if name in ours):
+        n_kept, freedom = numbers["volumes_kept"], numbers.get("degrees_of_freedom")
+        is_censored = n_kept + (numbers.get("removed_dummy_scans") or 0) < record["volumes"]
+        is_short = is_censored and n_kept * (record["repetition_time"] or 0) < configuration.min_time
+        if is_short or (freedom is not None and freedom < (configuration.min_dof or 0) - 1e-6):
+            return True
+    return False
 
 
 def check_unchanged(configuration: Configuration, runs: Iterable[Run]) -> None:
@@ -182,15 +179,12 @@ def check_unchanged(configuration: Configuration, runs: Iterable[Run]) -> None:
 
 def _difference(configuration, run):
     record, outputs = _recorded(configuration, run)
-    units = [
-        (atlas.name, configuration.described(atlas), configuration.outputs(run, atlas))
-        for atlas in configuration.atlases
-    ]
-    for name, described, paths in (*units, ("", configuration.described_run(), configuration.run_outputs(run))):
-        new = json.loads(json.dumps(described, default=str))
-        ours = {path.relative_to(configuration.out_dir).as_posix() for path in paths.values()}
+    for unit in configuration.units:
+        new = json.loads(json.dumps(configuration.described(unit), default=str))
+        paths = configuration.outputs(run, unit).values()
+        ours = {path.relative_to(configuration.out_dir).as_posix() for path in paths}
         for output in outputs:
-            if output.path not in ours or output.made == configuration.made[name]:
+            if output.path not in ours or output.made == configuration.made[unit.name]:
                 continue
             if not (configuration.out_dir / output.path).exists():
                 continue
@@ -201,7 +195,7 @@ def _difference(configuration, run):
 
 def _changes(old, new):
     """What differs between two descriptions of outputs, in words; nothing for the version."""
-    own = ("kind", "radius", "background_label", "confounds", "dummy_scans")
+    own = ("kind", "radius", "background_label", "confounds", "dummy_scans", "output_type")
     olds, news = ({key: how.get(key) for key in own} | how["settings"] for how in (old, new))
     is_other = list(old["files"].values()) != list(new["files"].values())
     return (["another atlas, look-up table or mask"] if is_other else []) + [
@@ -243,8 +237,10 @@ def kept(configuration: Configuration, run: Run) -> Kept:
         return Kept()
     outputs = tuple(o for o in outputs if _size(configuration.out_dir / o.path) == o.size)
     made = {output.made: record["made"][output.made] for output in outputs}
-    atlases = {how["atlas"]: record["atlases"][how["atlas"]] for how in made.values() if how["atlas"]}
-    return Kept(outputs, made, atlases, record.get("quality", {}), tuple(record["warnings"]) if outputs else ())
+    used = set(map(unit_key, made.values()))
+    atlases = {name: facts for name, facts in record["atlases"].items() if name in {atlas for atlas, _ in used}}
+    quality = joined_qualities(record["quality"], {}, used)
+    return Kept(outputs, made, atlases, quality, tuple(record["warnings"]) if outputs else ())
 
 
 def _size(path):
@@ -254,32 +250,20 @@ def _size(path):
         return None
 
 
-def unfinished(configuration: Configuration, run: Run) -> list[AtlasFile]:
-    """Atlases for which a run's outputs are missing, outdated, or made with another configuration.
+def unfinished(configuration: Configuration, run: Run) -> list[Unit]:
+    """Units for which a run's outputs are missing, outdated, or made with another configuration.
 
-    All of them, if one of the run itself is: it is made from what is extracted.
+    If those of a denoising alone are, all of that denoising: it knows which volumes are removed once it is prepared.
     """
-    is_there = _found(configuration, run)
-    atlases = configuration.atlases
-    if not is_there("", configuration.run_outputs(run)):
-        return list(atlases)
-    return [atlas for atlas in atlases if not is_there(atlas.name, configuration.outputs(run, atlas))]
-
-
-def has_run_outputs(configuration: Configuration, run: Run) -> bool:
-    """Whether the outputs of a run itself exist, made with this configuration from these inputs."""
-    return _found(configuration, run)("", configuration.run_outputs(run))
-
-
-def _found(configuration, run):
-    """A function that tells whether all outputs of an atlas's name, by kind, are there."""
     there = {(output.path, output.made) for output in kept(configuration, run).outputs}
 
-    def is_there(name, paths):
-        made = configuration.made.get(name)
-        return all((path.relative_to(configuration.out_dir).as_posix(), made) in there for path in paths.values())
+    def is_there(path, unit):
+        return (path.relative_to(configuration.out_dir).as_posix(), configuration.made[unit.name]) in there
 
-    return is_there
+    wanted = ((unit, configuration.outputs(run, unit).values()) for unit in configuration.units)
+    missing = {unit.key for unit, paths in wanted if not all(is_there(path, unit) for path in paths)}
+    whole = {denoising for atlas, denoising in missing if not atlas}
+    return [unit for unit in configuration.units if unit.key in missing or unit.denoising.name in whole]
 
 
 def is_done(configuration: Configuration, run: Run) -> bool:
@@ -292,7 +276,7 @@ def _now():
 
 
 def described(record: Record) -> dict[str, Any]:
-    """A record as a JSON object, for logs."""
+    """A record as a JSON object, for logs: without its quality, which would be most of a line."""
     names = ("seconds", "atlases", "warnings", "error", "traceback")
     return {
         "time": _now(),
@@ -300,9 +284,6 @@ def described(record: Record) -> dict[str, Any]:
         "run": shortened_path(os.fspath(record.run.path)),
         "name": shortened_path(run_name(record.run)),
         "volumes": record.n_volumes,
-        "volumes_kept": record.n_kept,
-        "dummy_scans": record.n_dummy_scans,
-        "degrees_of_freedom": record.degrees_of_freedom,
         "repetition_time": record.t_r,
         **{name: getattr(record, name) for name in names},
     }

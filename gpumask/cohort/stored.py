@@ -27,7 +27,8 @@ _MOST_WARNINGS = 100
 _DEEPEST = 8  # levels of lists and objects in a description
 _LARGEST = 1e9  # number, of volumes or seconds, so sums, ratios and pictures can be made
 _LARGEST_FILE = 1e15  # bytes
-_MOST_DENOISINGS = 100
+_LONGEST_NAME = 255  # of a file, which names of denoisings are a part of
+_MOST_DENOISINGS = 1000
 
 
 # Lengths
@@ -122,8 +123,9 @@ def _is_quality(denoising, numbers):
     atlases = numbers.get("atlases") if isinstance(numbers, dict) else None
     return (
         isinstance(atlases, dict)
-        and _is_text(64)(denoising)
+        and _is_text(_LONGEST_NAME)(denoising)
         and _is_encodable(denoising)
+        and all(_is_count(numbers.get(key)) for key in ("volumes", "volumes_kept"))
         and _are_numbers({key: value for key, value in numbers.items() if key != "atlases"}, _OF_RUN)
         and all(isinstance(one, dict) and _are_numbers(one, _OF_ATLAS) for one in atlases.values())
     )
@@ -140,7 +142,8 @@ def _are_numbers(numbers, columns):
 def _are_descriptions(value):
     return isinstance(value, dict) and all(
         isinstance(how, dict)
-        and isinstance(how.get("atlas"), str)
+        and "atlas" in how
+        and all(isinstance(name, str) for name in unit_key(how))
         and all(isinstance(how.get(key), dict) for key in ("files", "settings"))
         and is_plain(how)
         for how in value.values()
@@ -171,11 +174,11 @@ def _is_output(one):
 
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}\+00:00")
 _NAMED = {"time": _is_time, "status": STATUSES.__contains__, "run": _is_called, "name": _is_called}
+# What records had instead of "quality" before 0.3, and its names there.
+_EARLIER = {"volumes_kept": _is_count, "dummy_scans": _is_count, "degrees_of_freedom": _is_number_or_none}
+_EARLIER_NAMES = {key: key for key in ("volumes", *_EARLIER)} | {"dummy_scans": "removed_dummy_scans"}
 _RESULTS = {
     "volumes": _is_count,
-    "volumes_kept": _is_count,
-    "dummy_scans": _is_count,
-    "degrees_of_freedom": _is_number_or_none,
     "repetition_time": _is_number_or_none,
     "seconds": _are_seconds,
     "atlases": _are_atlases,
@@ -208,6 +211,11 @@ def _check(content, required, optional):
             raise ValueError(msg)
 
 
+def unit_key(how: dict[str, Any]) -> tuple[str, str]:
+    """Names of the atlas and the denoising in a description of "made"; each is "" without one."""
+    return how["atlas"], how.get("denoising", "")
+
+
 # Files
 
 
@@ -234,7 +242,11 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     try:
         record = read_json(path, most=_MOST_BYTES)
-        _check(record, {**_NAMED, **_RESULTS, **_FILES}, {"quality": _are_qualities})
+        _check(record, {**_NAMED, **_RESULTS, **_FILES}, {"quality": _are_qualities, **_EARLIER})
+        if "quality" not in record:
+            _check(record, _EARLIER, {})
+            numbers = {name: record[key] for key, name in _EARLIER_NAMES.items()}
+            record["quality"] = {"": {**numbers, "atlases": {}}}
         if record["status"] != "done":
             msg = f"has the status {record['status']!r}, expected 'done'"
             raise ValueError(msg)
@@ -246,6 +258,9 @@ def read_record(path: Path) -> dict[str, Any]:
             raise ValueError(msg)
         if any(how["atlas"] not in ("", *record["atlases"]) for how in record["made"].values()):
             msg = "has a description of another atlas than those in 'atlases'"
+            raise ValueError(msg)
+        if any(unit_key(how)[1] not in record["quality"] for how in record["made"].values()):
+            msg = "has a description of another denoising than those in 'quality'"
             raise ValueError(msg)
     except ValueError as error:
         why = str(error).removeprefix(f"{path} ")

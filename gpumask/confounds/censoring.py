@@ -10,6 +10,7 @@ import numpy as np
 
 from gpumask.confounds.sample_masks import AllVolumesRemovedError
 from gpumask.confounds.tables import numeric_column, read_table
+from gpumask.kernels.cleaning import interpolate_censored
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,6 +49,35 @@ class Censoring:
     def n_kept(self) -> int:
         """Number of volumes that are kept."""
         return self.n_volumes if self.kept is None else len(self.kept)
+
+    def rows(self, signals: np.ndarray, output_type: str) -> np.ndarray:
+        """Rows of a table of cleaned signals.
+
+        Parameters
+        ----------
+        signals : ndarray, shape (n_kept, n_signals)
+            NaN in whole columns only.
+        output_type : {"censored", "n/a", "interpolated"}
+            "censored": the kept volumes alone. "n/a": all volumes, NaN where they were dropped. "interpolated": all
+            volumes, those dropped for motion from a cubic spline through the kept ones, and before the first and after
+            the last kept one, from that one, as in XCP-D; dummy scans are NaN.
+
+        Returns
+        -------
+        ndarray of the same dtype, shape (n_kept, n_signals) or (n_volumes, n_signals)
+        """
+        kept = self.kept
+        if kept is None or output_type == "censored":
+            return signals
+        whole = np.full((self.n_volumes, signals.shape[1]), np.nan, signals.dtype)
+        whole[kept] = signals
+        if output_type == "n/a" or not len(self.motion):
+            return whole
+        known = np.isfinite(signals).all(axis=0)
+        filled = interpolate_censored(whole[:, known], kept) if len(kept) > 1 else signals[:, known]
+        whole[:, known] = np.pad(filled, ((kept[0], self.n_volumes - 1 - kept[-1]), (0, 0)), mode="edge")
+        whole[self.dummy_scans] = np.nan
+        return whole
 
 
 def censor(

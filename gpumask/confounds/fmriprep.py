@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 _STRATEGIES = ("simple", "scrubbing", "compcor", "ica_aroma")
 _AROMA = "smoothAROMAnonaggr"
 _NEEDS_NILEARN = "needs nilearn 0.13 or later: pip install 'gpumask[fmriprep]'"
-_FD = "framewise_displacement"
+_MEASURES = {
+    "fd_threshold": ("framewise_displacement", "numbers in mm"),
+    "std_dvars_threshold": ("std_dvars", "numbers"),
+}
 
 
 def fmriprep_confounds(
@@ -36,6 +39,8 @@ def fmriprep_confounds(
     strategy: str | None = None,
     columns: Sequence[str] | None = None,
     fd_threshold: float | None = None,
+    std_dvars_threshold: float | None = None,
+    scrub: int | None = None,
     n_volumes: int | None = None,
 ) -> tuple["pd.DataFrame | None", np.ndarray | None]:
     """Confounds of a run and the volumes to keep, from fMRIPrep's table.
@@ -55,7 +60,11 @@ def fmriprep_confounds(
         replaced by the value below it, as in nilearn. Non-steady-state volumes are kept.
     fd_threshold : float, optional
         Volumes with a higher framewise displacement (mm) are censored, in addition to those that `strategy` censors.
-        With "scrubbing", nilearn gets it and so also drops short segments between them.
+    std_dvars_threshold : float, optional
+        The same for the standardized DVARS.
+    scrub : int, optional
+        Fewer volumes in a row between censored ones are censored too, as by nilearn. With "scrubbing", nilearn gets
+        this and both thresholds, and has its own defaults for those that are None.
     n_volumes : int, optional
         Volumes of the run. If None, the table's number of rows isn't checked.
 
@@ -76,24 +85,30 @@ def fmriprep_confounds(
         If a strategy is given and nilearn isn't installed.
     """
     confounds_path = Path(confounds_path)
-    check_options(strategy=strategy, columns=columns, fd_threshold=fd_threshold)
+    options: dict[str, Any] = {
+        "fd_threshold": fd_threshold,
+        "std_dvars_threshold": std_dvars_threshold,
+        "scrub": scrub,
+    }
+    check_options(strategy=strategy, columns=columns, **options)
+    given = {name: value for name, value in options.items() if value is not None}
     confounds = kept = None
     check_content(confounds_path)
-    displacement = np.empty(0)
-    if columns is not None or fd_threshold is not None or _is_scrubbing(strategy):
+    moves = np.empty(0, bool)
+    if columns is not None or given or _is_scrubbing(strategy):
         table = _unambiguous(read_table(confounds_path).rename(columns=str), confounds_path)
         _check_length(table, confounds_path, run_path, n_volumes)
         n_volumes = len(table)
         if columns is not None:
             confounds = _first_row_filled(choose_columns(table, columns, confounds_path))
-        if fd_threshold is not None or _is_scrubbing(strategy):
-            displacement = _displacement(table, confounds_path)
+        if given or _is_scrubbing(strategy):
+            moves = _moves(table, confounds_path, given if given.keys() - {"scrub"} else {"fd_threshold": np.inf})
     if strategy is not None:
-        confounds, kept = _by_strategy(run_path, confounds_path, strategy, fd_threshold)
+        confounds, kept = _by_strategy(run_path, confounds_path, strategy, given)
         _check_length(confounds, confounds_path, run_path, n_volumes)
         n_volumes = len(confounds)
-    if fd_threshold is not None and not _is_scrubbing(strategy):
-        low = np.flatnonzero(~(displacement > fd_threshold))
+    if given and not _is_scrubbing(strategy):
+        low = np.flatnonzero(_long_enough(~moves, scrub or 0))
         kept = low if kept is None else np.intersect1d(low, kept)
     if kept is not None and len(kept) == 0:
         msg = f"{confounds_path} censors all {n_volumes} volumes, as motion or non-steady state."
@@ -117,7 +132,12 @@ def _unambiguous(table, path):
 
 
 def check_options(
-    *, strategy: str | None = None, columns: Sequence[str] | None = None, fd_threshold: float | None = None
+    *,
+    strategy: str | None = None,
+    columns: Sequence[str] | None = None,
+    fd_threshold: float | None = None,
+    std_dvars_threshold: float | None = None,
+    scrub: int | None = None,
 ) -> None:
     """Check the options of `fmriprep_confounds` that don't depend on a run, and raise its errors."""
     if strategy is not None and columns is not None:
@@ -125,6 +145,12 @@ def check_options(
         raise ValueError(msg)
     if fd_threshold is not None and not fd_threshold > 0:
         msg = f"fd_threshold must be a positive number of mm, got {fd_threshold!r}."
+        raise ValueError(msg)
+    if std_dvars_threshold is not None and not std_dvars_threshold > 0:
+        msg = f"std_dvars_threshold must be a positive number, got {std_dvars_threshold!r}."
+        raise ValueError(msg)
+    if scrub is not None and fd_threshold is None and std_dvars_threshold is None and not _is_scrubbing(strategy):
+        msg = f"scrub={scrub} needs censored volumes: give fd_threshold or std_dvars_threshold too."
         raise ValueError(msg)
     if strategy is None:
         return
@@ -138,16 +164,20 @@ def check_options(
 
 
 def censoring_thresholds(
-    *, strategy: str | None = None, fd_threshold: float | None = None, **_: Any
+    *,
+    strategy: str | None = None,
+    fd_threshold: float | None = None,
+    std_dvars_threshold: float | None = None,
+    **_: Any,
 ) -> dict[str, float | None]:
     """With which "fd_threshold" (mm) and "std_dvars_threshold" the options of `fmriprep_confounds` censor volumes."""
+    given = {"fd_threshold": fd_threshold, "std_dvars_threshold": std_dvars_threshold}
     if not _is_scrubbing(strategy):
-        return {"fd_threshold": fd_threshold, "std_dvars_threshold": None}
+        return given
     from nilearn.interfaces.fmriprep.load_confounds_strategy import preset_strategies
 
     defaults = preset_strategies["scrubbing"]
-    own = {} if fd_threshold is None else {"fd_threshold": fd_threshold}
-    return {key: defaults[key] for key in ("fd_threshold", "std_dvars_threshold")} | own
+    return {key: defaults[key] if value is None else value for key, value in given.items()}
 
 
 def image_desc(strategy: str | None) -> str:
@@ -161,26 +191,44 @@ def _check_length(table, path, run_path, n_volumes):
         raise ValueError(msg)
 
 
-def _displacement(table, path):
-    """Framewise displacement in mm: float64, NaN for the first volume, which has none."""
-    values = numeric_column(choose_columns(table, [_FD], path), _FD, path, "numbers in mm")
+def _moves(table, path, thresholds):
+    """Whether each volume is above one of the thresholds; not where a measure is NaN, as for the first volume."""
+    above = np.zeros(len(table), bool)
+    for name, threshold in thresholds.items():
+        if name in _MEASURES:
+            above |= _measured(table, path, *_MEASURES[name]) > threshold
+    return above
+
+
+def _measured(table, path, column, expected):
+    """A measure of motion: float64, NaN for the first volume, which has none."""
+    values = numeric_column(choose_columns(table, [column], path), column, path, expected)
     unknown = np.flatnonzero(np.isnan(values))
     if len(unknown) == len(values):
         msg = (
-            f"{path}: the column {_FD} has no number, so no volume can be censored by it. Expected mm per volume. "
-            "Use another table, or no threshold."
+            f"{path}: the column {column} has no number, so no volume can be censored by it. "
+            f"Expected {expected.removeprefix('numbers in ')} per volume. Use another table, or no threshold."
         )
         raise ValueError(msg)
     if (later := unknown[unknown > 0]).size:
-        warn(f"{path}: the column {_FD} has no number for volume {listed(later)}: kept, whatever the motion.")
+        warn(f"{path}: the column {column} has no number for volume {listed(later)}: kept, whatever the motion.")
     return values
+
+
+def _long_enough(is_kept, scrub):
+    """Drop segments of fewer than `scrub` kept volumes between censored ones; nothing without a censored one."""
+    if is_kept.all():
+        return is_kept
+    starts = np.flatnonzero(np.diff(is_kept, prepend=~is_kept[0]))
+    lengths = np.diff(starts, append=len(is_kept))
+    return is_kept & np.repeat(lengths >= scrub, lengths)
 
 
 def _is_scrubbing(strategy):
     return strategy is not None and strategy.removesuffix("+gsr") == "scrubbing"
 
 
-def _by_strategy(run_path, confounds_path, strategy, fd_threshold):
+def _by_strategy(run_path, confounds_path, strategy, given):
     try:
         from nilearn.interfaces.fmriprep import load_confounds_strategy
     except ImportError as error:
@@ -196,9 +244,9 @@ def _by_strategy(run_path, confounds_path, strategy, fd_threshold):
     if name == "ica_aroma" and f"_desc-{_AROMA}_" not in Path(run_path).name:
         msg = f"The confounds strategy 'ica_aroma' is for images *_desc-{_AROMA}_bold.nii.gz, got {run_path}."
         raise ValueError(msg)
-    options = {"global_signal": "basic"} if strategy.endswith("+gsr") else {}
-    if fd_threshold is not None and _is_scrubbing(strategy):
-        options["fd_threshold"] = fd_threshold
+    options: dict[str, Any] = {"global_signal": "basic"} if strategy.endswith("+gsr") else {}
+    if _is_scrubbing(strategy):
+        options |= given
     metadata = confounds_path.with_suffix(".json")
     if name == "compcor":
         check_content(metadata)

@@ -14,7 +14,10 @@ from gpumask.process import warn
 _FD, _DVARS = "framewise_displacement", "std_dvars"
 REASONS = {
     "non_steady_state": ("non_steady_state", "removed because fMRIPrep marks it as non_steady_state_outlier"),
-    "dummy_scans": ("dummy_scans", "removed because it is one of the first volumes, whose number was given"),
+    "dummy_scans": (
+        "dummy_scans",
+        "removed as before the steady state: one of the first N, or fMRIPrep marks it",
+    ),
     "fd": (_FD, "removed because its framewise displacement exceeds the threshold"),
     "dvars": (_DVARS, "removed because its standardized DVARS exceeds the threshold"),
     "short_segment": ("short_segment", "removed for no other reason: it is in a short segment between removed ones"),
@@ -48,7 +51,6 @@ def find_outliers(
     censoring: Censoring,
     confounds_path: str | os.PathLike | None,
     *,
-    dummy_scans: str | int = "auto",
     fd_threshold: float | None = None,
     std_dvars_threshold: float | None = None,
 ) -> Outliers:
@@ -62,18 +64,15 @@ def find_outliers(
     censoring : Censoring
     confounds_path : str, path-like or None
         fMRIPrep's table.
-    dummy_scans : "auto" or int
-        With which `censoring` was made.
     fd_threshold, std_dvars_threshold : float, optional
         With which `censoring` was made.
     """
     n_volumes = censoring.n_volumes
     motion, marked = _columns(confounds_path, n_volumes)
-    removed, dummies = _mask(n_volumes, censoring.dropped), _mask(n_volumes, censoring.dummy_scans)
-    of_fmriprep = dummy_scans == "auto"
+    removed = _mask(n_volumes, censoring.dropped)
     reasons = {
-        "non_steady_state": removed & (marked | (dummies & of_fmriprep)),
-        "dummy_scans": dummies & (not of_fmriprep),
+        "non_steady_state": removed & marked,
+        "dummy_scans": _mask(n_volumes, censoring.dummy_scans),
         "fd": removed & _exceeds(motion.get(_FD), fd_threshold, n_volumes),
         "dvars": removed & _exceeds(motion.get(_DVARS), std_dvars_threshold, n_volumes),
     }

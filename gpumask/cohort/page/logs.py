@@ -11,7 +11,7 @@ from gpumask.bids.names import parse_output_name
 from gpumask.cohort.page.processing import Methods
 from gpumask.cohort.quality import rows
 from gpumask.cohort.record import unusable
-from gpumask.cohort.stored import read_attempt, read_attempts, read_record
+from gpumask.cohort.stored import read_attempt, read_attempts, read_record, unit_key
 
 _KINDS = 10_000  # most different messages that are counted
 _FOLDER = re.compile("(sub-[^_]+(?:_ses-[^_]+)?)(?:_func)?")
@@ -79,9 +79,11 @@ def read_logs(logs: Path) -> Cohort:
         _add_seconds(cohort, record)
         cohort.methods.add(record)
         cohort.runs += _quality(record)
+        covered = set()  # a run's coverage is the same for all denoisings
         for output in record["outputs"]:
             table = parse_output_name(Path(output["path"]).name)
-            if table and (table.stat, table.suffix) == ("coverage", "bold"):
+            if table and (table.stat, table.suffix) == ("coverage", "bold") and table.atlas not in covered:
+                covered.add(table.atlas)
                 cohort.coverage[table.atlas].append((name, output["path"], output["size"]))
     _drop_folders(attempts, times_done)
     for name, attempt in sorted(attempts.items()):
@@ -162,12 +164,15 @@ def _count(counter, cohort, messages, values):
 
 
 def _quality(record):
-    """Rows of the table of runs, one per denoising; the first has the figures."""
-    figures = tuple(output["path"] for output in record["outputs"] if output["path"].endswith(".png"))
+    """Rows of the table of runs, one per denoising, with its figures."""
+    figures = defaultdict(list)
+    for output in record["outputs"]:
+        if output["path"].endswith(".png"):
+            _, denoising = unit_key(record["made"][output["made"]])
+            figures[denoising].append(output["path"])
     for row in rows([record]):
-        atlases = dict(islice(row["atlases"].items(), _ATLASES))
-        yield {**row, "atlases": atlases, "warnings": len(record["warnings"]), "figures": figures}
-        figures = ()
+        atlases, own = dict(islice(row["atlases"].items(), _ATLASES)), tuple(figures[row["denoising"]])
+        yield {**row, "atlases": atlases, "warnings": len(record["warnings"]), "figures": own}
 
 
 def _beginning(message):

@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
+from gpumask.cohort.stored import unit_key
 from gpumask.inputs import shortened
 from gpumask.text_tables import listed
 
@@ -36,7 +37,7 @@ OUTPUT_WORDS = {
     "interpolated": "censored volumes are interpolated in the time series, and not used for correlations",
 }
 """What tables of signals have for censored volumes, unless these are dropped."""
-_COMMON = {"version", "denoising", "settings", "confounds", "dummy_scans", "output_type"}  # of all atlases
+_COMMON = ("version", "denoising", "settings", "confounds", "dummy_scans", "output_type")  # of all atlases
 _EXPANSIONS = {
     ("", "_derivative1"): "with its derivative",
     ("", "_power2"): "with its square",
@@ -76,18 +77,16 @@ class Methods:
     def add(self, record: dict[str, Any]) -> None:
         """Add the descriptions of a record, as `gpumask.cohort.stored.read_record` returns it."""
         for how in record["made"].values():
-            if how["atlas"] not in record["atlases"]:  # of the run itself
+            atlas, denoising = unit_key(how)
+            if not atlas:
                 continue
-            common = [
-                how.get(key) for key in ("version", "denoising", "settings", "confounds", "dummy_scans", "output_type")
-            ]
+            common = [how.get(key) for key in _COMMON]
             key = json.dumps(common, sort_keys=True)
             if key not in self.processings and len(self.processings) >= MOST_SHOWN:
                 self.n_more += 1
                 continue
             processing = self.processings.setdefault(key, Processing(how))
-            processing.has_dummies |= record["dummy_scans"] > 0
-            atlas = how["atlas"]
+            processing.has_dummies |= (record["quality"][denoising].get("removed_dummy_scans") or 0) > 0
             if atlas in processing.atlases or len(processing.atlases) < MOST_SHOWN:
                 n_regions = record["atlases"][atlas].get("regions")
                 processing.atlases.setdefault(atlas, (how, n_regions if type(n_regions) is int else None))

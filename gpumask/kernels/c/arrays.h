@@ -37,6 +37,7 @@ int type_of(const Py_buffer *view);
 int check_offsets(const int64_t *offsets, Py_ssize_t n_offsets, Py_ssize_t n_entries);
 
 PyObject *blocks(PyObject *module, PyObject *args);
+PyObject *decimals(PyObject *module, PyObject *args);
 PyObject *fold(PyObject *module, PyObject *args);
 PyObject *interpolate(PyObject *module, PyObject *args);
 PyObject *multiply(PyObject *module, PyObject *args);

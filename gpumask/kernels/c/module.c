@@ -4,6 +4,7 @@
 
 static PyMethodDef methods[] = {
     {"blocks", blocks, METH_VARARGS, "Check blocks of voxels, for `sums`."},
+    {"decimals", decimals, METH_VARARGS, "Cells of a row of float32 numbers, with tabs between them."},
     {"fold", fold, METH_VARARGS, "Smooth the indicators of segments."},
     {"interpolate", interpolate, METH_VARARGS, "Evaluate the cubic splines of volumes at points."},
     {"multiply", multiply, METH_VARARGS, "Multiply volumes with a banded matrix per axis."},

@@ -1,0 +1,245 @@
+"""Named ways to clean a run: presets of the literature, and files that describe others."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gpumask.bids.names import alphanumeric
+from gpumask.choices import OUTPUT_TYPES, STANDARDIZE, check_choice
+from gpumask.confounds.fmriprep import check_options
+from gpumask.inputs import read_json, read_toml, shortened
+
+_MOTION = tuple(f"{kind}_{axis}" for kind in ("trans", "rot") for axis in "xyz")
+_TISSUES = ("csf", "white_matter", "global_signal")
+_EXPANSIONS = ("", "_derivative1", "_power2", "_derivative1_power2")
+
+
+def _expanded(names):
+    return [f"{name}{expansion}" for name in names for expansion in _EXPANSIONS]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A denoising of the literature.
+
+    Attributes
+    ----------
+    confounds : dict
+        Keywords of `gpumask.confounds.fmriprep.fmriprep_confounds`.
+    removes, source : str
+        In words.
+    has_gsr : bool
+        Whether the global signal is among the confounds already.
+    """
+
+    confounds: Mapping[str, Any]
+    removes: str
+    source: str
+    has_gsr: bool = False
+
+
+_NILEARN = "as nilearn's load_confounds_strategy; Wang 2024"
+PRESETS = {
+    "9p": Preset(
+        {"columns": [*_MOTION, *_TISSUES]},
+        "6 motion parameters, csf, white_matter, global_signal",
+        "Ciric 2017",
+        has_gsr=True,
+    ),
+    "24p": Preset(
+        {"columns": _expanded(_MOTION)},
+        "6 motion parameters, their derivatives, and the squares of these 12",
+        "Friston 1996, with derivatives as Satterthwaite 2013 and Ciric 2017",
+    ),
+    "36p": Preset(
+        {"columns": _expanded([*_MOTION, *_TISSUES])},
+        "the 9 of 9p, their derivatives, and the squares of these 18",
+        "Satterthwaite 2013; Ciric 2017",
+        has_gsr=True,
+    ),
+    "simple": Preset(
+        {"strategy": "simple"}, "the 24 of 24p, csf, white_matter, cosines (high-pass)", f"simple {_NILEARN}"
+    ),
+    "scrubbing": Preset(
+        {"strategy": "scrubbing"},
+        "the 24 of 24p, csf and white_matter expanded as in 36p, cosines; censors volumes with an FD above 0.5 mm or a "
+        "standardized DVARS above 1.5, and fewer than 5 volumes between them",
+        f"scrubbing {_NILEARN}",
+    ),
+    "acompcor50": Preset(
+        {"strategy": "compcor"},
+        "the 24 of 24p, the components of csf and white matter combined that explain 50 % of their variance, cosines",
+        f"Behzadi 2007; Muschelli 2014; compcor {_NILEARN}",
+    ),
+}
+"""Presets by name. Only those with cosines filter; filters, detrending and censoring can be added to all."""
+
+
+def preset_confounds(name: str) -> dict[str, Any]:
+    """Keywords of `gpumask.confounds.fmriprep.fmriprep_confounds` for a preset.
+
+    Parameters
+    ----------
+    name : str
+        One of `PRESETS`, or followed by "+gsr" to add the global signal.
+
+    Raises
+    ------
+    ValueError
+        If it is unknown, or has the global signal already.
+    """
+    plain = name.removesuffix("+gsr")
+    preset = PRESETS.get(plain)
+    if preset is None:
+        msg = f"Unknown preset {shortened(repr(name))}. Expected one of {', '.join(PRESETS)}, or one followed by +gsr."
+        raise ValueError(msg)
+    if plain == name:
+        return dict(preset.confounds)
+    if preset.has_gsr:
+        msg = f"The preset {plain} removes the global signal already. Expected {plain!r}, got {name!r}."
+        raise ValueError(msg)
+    if "strategy" in preset.confounds:
+        return {"strategy": f"{preset.confounds['strategy']}+gsr"}
+    return {"columns": [*preset.confounds["columns"], "global_signal"]}
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """A way to clean the signals of a run. A cohort may have several, for one read of the run.
+
+    Attributes
+    ----------
+    name : str
+        Label "desc" of its outputs. Empty: they have none.
+    confounds : dict
+        Keywords of `gpumask.confounds.fmriprep.fmriprep_confounds`. Empty: confounds aren't used.
+    settings : dict
+        Those of the fields "detrend", "low_pass", "high_pass" (Hz) and "standardize" of `gpumask.extraction.Settings`
+        that differ from the cohort's.
+    dummy_scans : "auto" or int
+        Volumes to drop at the beginning; "auto": those that the confounds table marks as before the steady state.
+    output_type : {"censored", "n/a", "interpolated"}
+        What tables of signals have for dropped volumes, see `gpumask.confounds.censoring.Censoring.rows`.
+
+    Raises
+    ------
+    ValueError
+        If the name can't be a label, or options contradict each other.
+    ImportError
+        If `confounds` has a strategy and nilearn isn't installed.
+    """
+
+    name: str = ""
+    confounds: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    dummy_scans: str | int = "auto"
+    output_type: str = "censored"
+
+    def __post_init__(self):
+        if alphanumeric(self.name) != self.name:
+            msg = f"The name of a denoising is part of file names: expected letters and digits, got {self.name!r}."
+            raise ValueError(msg)
+        check_choice("output_type", self.output_type, OUTPUT_TYPES)
+        check_options(**self.confounds)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What decides the numbers next to the settings; for JSON."""
+        named = {"denoising": self.name} if self.name else {}
+        rows = {} if self.output_type == "censored" else {"output_type": self.output_type}
+        return {"confounds": self.confounds, "dummy_scans": self.dummy_scans, **named, **rows}
+
+
+def denoising_of(text: str, given: Mapping[str, Any]) -> Denoising:
+    """Denoising of a command line's ``--denoise [NAME=]SPEC``.
+
+    Parameters
+    ----------
+    text : str
+        SPEC is a preset, see `preset_confounds`, or a file ``.toml`` or ``.json`` with some of the keys "preset" or
+        "columns" (names of the confounds table's columns, with the wildcards * ? []), "fd_threshold" (mm),
+        "std_dvars_threshold", "scrub" (volumes), "dummy_scans", "low_pass" and "high_pass" (Hz), "detrend",
+        "standardize" and "output_type". NAME is by default the preset's letters and digits, or the file's stem.
+    given : mapping
+        Values of some of these keys that a file without them, or a preset, gets.
+
+    Raises
+    ------
+    ValueError
+        If the preset is unknown, or the file has an unknown key or an unusable value; the message names the file.
+    OSError
+        If the file can't be read.
+    ImportError
+        If nilearn is needed, and isn't installed.
+    """
+    name, _, spec = text.rpartition("=") if not os.path.lexists(text) else ("", "", text)
+    is_file = Path(spec).suffix.lower() in (".toml", ".json")
+    values = _read(spec) if is_file else {"preset": spec}
+    try:
+        for key, value in values.items():
+            _check(key, value)
+        if "preset" in values and "columns" in values:
+            msg = "'preset' and 'columns' exclude each other: give one."
+            raise ValueError(msg)
+        values = {**given, **values}
+        confounds = preset_confounds(values.pop("preset")) if "preset" in values else {}
+        confounds |= {key: values.pop(key) for key in _OF_CONFOUNDS if key in values}
+        settings = {key: values.pop(key) for key in _OF_SETTINGS if key in values}
+        low, high = settings.get("low_pass"), settings.get("high_pass")
+        if low and high and high >= low:
+            msg = f"'high_pass' ({high:g} Hz) must be lower than 'low_pass' ({low:g} Hz)."
+            raise ValueError(msg)
+        name = name or alphanumeric(Path(spec).stem if is_file else spec)
+        return Denoising(name, confounds, settings, **values)
+    except ValueError as error:
+        msg = f"{spec if is_file else '--denoise'}: {error}"
+        raise ValueError(msg) from error
+
+
+def _read(path):
+    return read_json(path) if Path(path).suffix.lower() == ".json" else read_toml(path)
+
+
+def _is_positive(value):
+    return type(value) in (int, float) and 0 < value < float("inf")
+
+
+def _is_count(value):
+    return type(value) is int and value >= 0
+
+
+def _are_names(value):
+    return isinstance(value, list) and bool(value) and all(isinstance(name, str) and name for name in value)
+
+
+_POSITIVE = (_is_positive, "a positive number")
+_OF_CONFOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "columns": (_are_names, "a list of names"),
+    "fd_threshold": _POSITIVE,
+    "std_dvars_threshold": _POSITIVE,
+    "scrub": (_is_count, "a number of volumes"),
+}
+_OF_SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "low_pass": _POSITIVE,
+    "high_pass": _POSITIVE,
+    "detrend": (lambda value: isinstance(value, bool), "true or false"),
+    "standardize": (lambda value: value is False or value in STANDARDIZE, f"one of {', '.join(STANDARDIZE)}, or false"),
+}
+_OTHERS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "preset": (lambda value: isinstance(value, str), "a name"),
+    "dummy_scans": (lambda value: value == "auto" or _is_count(value), '"auto" or a number of volumes'),
+    "output_type": (OUTPUT_TYPES.__contains__, f"one of {', '.join(OUTPUT_TYPES)}"),
+}
+
+
+def _check(key, value):
+    rules = {**_OTHERS, **_OF_CONFOUNDS, **_OF_SETTINGS}
+    if key not in rules:
+        msg = f"Unknown key {shortened(repr(key))}. Expected some of {', '.join(rules)}."
+        raise ValueError(msg)
+    is_right, expected = rules[key]
+    if not is_right(value):
+        msg = f"{key!r} must be {expected}, got {shortened(repr(value))}."
+        raise ValueError(msg)
