@@ -16,7 +16,7 @@ from gpumask import cli
 from gpumask.bids import Run, find_runs
 from gpumask.cli.cohort import shard
 from gpumask.cli.progress import CohortProgress
-from gpumask.cohort.record import Left, Record
+from gpumask.cohort.record import Record
 
 from . import cohorts
 
@@ -229,7 +229,7 @@ def test_an_error_that_ends_all_runs_is_1_with_what_was_done(folder, capsys, mon
     (folder / "out" / "logs").mkdir(parents=True)
 
     def lost(configuration, runs, **options):
-        yield Record(runs[0], "done", 40, {"": Left(40)}, seconds={"total": 1.0})
+        yield Record(runs[0], "done", 40, seconds={"total": 1.0})
         raise RuntimeError("all workers are lost")
 
     monkeypatch.setattr("gpumask.cohort.executors.run_cohort", lost)

@@ -61,9 +61,9 @@ def test_n_threads_share_the_runs(made, monkeypatch):
             super().__init__(n, name)
 
     monkeypatch.setattr(executors, "ThreadPoolExecutor", Pool)
-    list(run_cohort(configured(folder, "three"), runs[:1], n_threads=3))
-    list(run_cohort(configured(folder, "cores"), runs[:1]))
-    assert used == [3, executors.n_cores()]
+    for n, options in ((4, {"n_threads": 3}), (4, {}), (2, {"n_threads": 3}), (0, {})):
+        list(run_cohort(configured(folder, f"{n} {options}"), runs[:n], **options))
+    assert used == [3, min(executors.n_cores(), 4), 2, 1]  # no more than runs
 
 
 def test_processes_report_from_within_runs(made, tmp_path, monkeypatch):

@@ -147,6 +147,7 @@ def test_the_command_line_wins(tmp_path, text, words, expected):
         ('min-coverage = "half"', 'min-coverage = "half": expected a number'),
         ("dummy-scans = 1.5", "dummy-scans = 1.5: expected auto or a number of volumes, got '1.5'"),
         ("space = 3", "space = 3: expected text in quotes"),
+        ('space = "a\\u0000"', 'space = "a\\u0000": expected text without the character NUL'),
         ("store = ['a.parquet']", 'store = ["a.parquet"]: expected text in quotes'),
         ("atlas = []", "atlas = []: expected a list of one or more"),
         ("atlas = [['a']]", 'atlas = [["a"]]: expected text in quotes'),

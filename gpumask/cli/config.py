@@ -87,6 +87,9 @@ def _one(action, value):
         if not isinstance(value, str):
             msg = "expected text in quotes"
             raise ValueError(msg)
+        if "\0" in value:
+            msg = "expected text without the character NUL"
+            raise ValueError(msg)
         if action.choices is not None and value not in action.choices:
             msg = f"expected one of {', '.join(action.choices)}"
             raise ValueError(msg)

@@ -95,10 +95,10 @@ def run_cohort(
     if executor is not None:
         _log.debug("%d runs, on an executor: %r", len(runs), executor)
         return _spread(configuration, runs, _CallersExecutor(executor), in_flight or 64)
-    n_workers = n_procs if n_procs > 1 else n_threads or n_cores()
+    n_workers = min(n_procs if n_procs > 1 else n_threads or n_cores(), max(len(runs), 1))
     in_flight = in_flight or 2 * n_workers
     _log.debug("%d runs, in %d %s", len(runs), n_workers, "processes" if n_procs > 1 else "threads")
-    pool = _Processes(n_procs, in_flight, progress) if n_procs > 1 else _Threads(min(n_workers, in_flight), progress)
+    pool = _Processes(n_workers, in_flight, progress) if n_procs > 1 else _Threads(min(n_workers, in_flight), progress)
     return _spread(configuration, runs, pool, in_flight)
 
 
