@@ -15,6 +15,7 @@ import pytest
 from gpumask import cli
 from gpumask.bids import Run, find_runs
 from gpumask.cli.cohort import shard
+from gpumask.cli.output import kept_volumes
 from gpumask.cli.progress import CohortProgress
 from gpumask.cohort.record import Record
 
@@ -229,7 +230,7 @@ def test_an_error_that_ends_all_runs_is_1_with_what_was_done(folder, capsys, mon
     (folder / "out" / "logs").mkdir(parents=True)
 
     def lost(configuration, runs, **options):
-        yield Record(runs[0], "done", 40, seconds={"total": 1.0})
+        yield Record(runs[0], "done", 40, seconds={"total": 1.0}, quality={"": left(40)})
         raise RuntimeError("all workers are lost")
 
     monkeypatch.setattr("gpumask.cohort.executors.run_cohort", lost)
@@ -256,6 +257,29 @@ def test_progress_on_a_terminal(monkeypatch):
     assert re.match(r"6/6 runs, 1 failed, \d+ volumes/s \|#+\| \[\d\d:\d\d<00:00\]", bars[-1])
     assert any("error: " in line for line in lines)
     assert not terminal.getvalue().rpartition("\r")[0].rpartition("\r")[2].strip()  # removed at the end
+
+
+def left(volumes_kept, dummy_scans=0, fd_mean=None):
+    return {"volumes_kept": volumes_kept, "removed_dummy_scans": dummy_scans, "fd_mean": fd_mean}
+
+
+@pytest.mark.parametrize(
+    ("quality", "words"),
+    [
+        ({"": left(75, 2, 0.2149)}, "75/156 volumes kept (2 dummy scans), mean FD 0.21 mm"),
+        ({"": left(156)}, "156 volumes"),
+        ({"a": left(75, 0, 0.2), "b": left(75, 0, 0.2)}, "75/156 volumes kept, mean FD 0.20 mm"),
+        (
+            {"a": left(156, 0, 0.2), "b": left(75, 2, 0.2), "c": left(156, 0, 0.2)},
+            "a, c: 156 volumes; b: 75/156 volumes kept (2 dummy scans); mean FD 0.20 mm",
+        ),
+        ({"a": left(156), "b": left(75)}, "a: 156 volumes; b: 75/156 volumes kept"),
+    ],
+)
+def test_kept_volumes(quality, words):
+    record = Record(Run("a"), "done", 156, quality=quality)
+    assert kept_volumes(record) == words
+    assert kept_volumes(record, motion=False) == re.split(", mean|; mean", words)[0]
 
 
 def test_time_left_counts_only_runs_that_take_time(monkeypatch):
