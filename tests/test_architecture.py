@@ -54,7 +54,7 @@ LAYERS = {
     "demo": {"files"},
     "cli": {
         *("cli", "cohort", "confounds", "bids", "reports", "images", "kernels"),
-        *("backend", "choices", "process", "inputs", "text_tables", "demo"),
+        *("backend", "choices", "process", "files", "inputs", "text_tables", "demo"),
     },
     "__main__": {"cli"},
 }

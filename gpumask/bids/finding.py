@@ -1,14 +1,16 @@
 """Find the runs in a folder of fMRIPrep derivatives by file names alone."""
 
+import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
 from gpumask.bids.content import absence
+from gpumask.bids.filters import ABSENT, ANY
 from gpumask.bids.metadata import applicable_metadata, is_metadata, only
 from gpumask.bids.names import (
     CONFOUNDS,
@@ -21,9 +23,11 @@ from gpumask.bids.names import (
 )
 from gpumask.bids.runs import Problem, Run
 
+_log = logging.getLogger(__name__)
 _VOLUMES = (".nii", ".nii.gz", ".nii.zst")
 _GRAYORDINATES = (".dtseries.nii", ".dtseries.nii.gz")  # compressed ones are refused when they are opened
 _NO_RUN = "has no preprocessed run"
+_OPTIONS = {"sub": "participant-label", "ses": "session-id", "task": "task-id", "run": "run-id"}
 
 
 _EXPECTED = {
@@ -101,6 +105,7 @@ def find_runs(
     sessions: Sequence[str] = (),
     tasks: Sequence[str] = (),
     runs: Sequence[str] = (),
+    filters: Mapping[str, Collection[str]] | None = None,
     space: str | None = None,
     require_mask: bool = True,
     require_confounds: bool = False,
@@ -122,6 +127,9 @@ def find_runs(
         Folder with the folders ``sub-*``.
     participants, sessions, tasks, runs : sequence of str
         Labels to use, with or without "sub-", "ses-", "task-" and "run-"; all if empty. Runs 1 and 01 are the same.
+    filters : mapping, optional
+        Labels to use of any entities that a run's files share, by key: ``{"acq": {"fast"}}``; "" stands for names
+        without the entity, and "*" for those with it. See `gpumask.bids.filters.read_filters`.
     space : str, optional
         For example "MNI152NLin2009cAsym", followed by ":res-2" or ":cohort-1" if the space has several. Images whose
         names have none are in "func". If None, the only space.
@@ -143,14 +151,21 @@ def find_runs(
     Raises
     ------
     ValueError
-        If `root` has no preprocessed images, a label doesn't exist, or `space` fits no or several spaces of the images.
-        The message lists the existing ones.
+        If `root` has no preprocessed images, a label doesn't exist, no run has all labels, or `space` fits no or
+        several spaces of the images; the message lists the existing ones. If `filters` and another parameter choose by
+        the same entity.
     OSError
         If `root` can't be listed.
     """
     root = str(Path(root).absolute())
     kind = _Kind(desc, grayordinates)
-    scan = _Scan(root, {"sub": participants, "ses": sessions, "task": tasks, "run": runs}, kind)
+    chosen: dict[str, Collection[str]] = {"sub": participants, "ses": sessions, "task": tasks, "run": runs}
+    for key, labels in (filters or {}).items():
+        if chosen.get(key):
+            msg = f"{key} is chosen twice, by a filter (--bids-filter-file) and by --{_OPTIONS[key]}. Give one."
+            raise ValueError(msg)
+        chosen[key] = labels
+    scan = _Scan(root, chosen, kind)
     space = _choose_space(space, Counter(label for files in scan.files for label in files.images), root)
     found = []
     for files in scan.files:
@@ -164,6 +179,7 @@ def find_runs(
             of_run = {**(parsed.of_run if parsed else {}), **space_entities(space or "")}
             name = _name_of_outputs(of_space[0]) if of_space else join_entities(of_run)
             scan.problems.append(Problem(f"{root}/{files.folder}/{names[0]}", str(error), name))
+    _log.debug("%s: %d runs in space %s, %d unusable", root, len(found), space, len(scan.problems))
     return found, sorted(scan.problems, key=lambda problem: problem.path)
 
 
@@ -174,6 +190,7 @@ class _Scan:
         self.root, self.kind = root, kind
         self.chosen = {key: {label_of(key, text) for text in labels} for key, labels in chosen.items()}
         self.present = {key: set() for key in chosen}
+        self.of_names = [key for key in chosen if key not in ("sub", "ses")]  # the others are those of folders
         self.files, self.problems, self.has_images, self.has_others = [], [], False, False
 
         names = _listing(root)
@@ -199,14 +216,23 @@ class _Scan:
                 what = "atlases of volumes" if kind.is_dense else "atlases of grayordinates (.dlabel.nii)"
                 msg += f" It has {kind.other.pattern}, for {what}."
             raise ValueError(msg)
-        for key in ("task", "run"):
+        for key in self.of_names:
             self.check_labels(key)
+        if not self.files and not self.problems:
+            chosen = "; ".join(
+                f"{key} {', '.join(label or 'absent' for label in sorted(labels))}"
+                for key, labels in self.chosen.items()
+                if labels
+            )
+            msg = f"{root} has no preprocessed run of all that is chosen: {chosen}."
+            raise ValueError(msg)
 
     def is_chosen(self, key, label):
-        return not self.chosen[key] or label in self.chosen[key]
+        chosen = self.chosen[key]
+        return not chosen or label in chosen or (ANY in chosen and label != ABSENT)
 
     def check_labels(self, key):
-        missing, present = sorted(self.chosen[key] - self.present[key]), sorted(self.present[key])
+        missing, present = sorted(self.chosen[key] - self.present[key] - {ABSENT, ANY}), sorted(self.present[key])
         if missing:
             near = get_close_matches(missing[0], present, n=5) or present[:5]
             existing = f"Of the {len(present)} there: {', '.join(near)}." if present else "There is none at all."
@@ -230,7 +256,7 @@ class _Scan:
         n_before = len(self.files) + len(self.problems)
         names = self.names_in(subject)
         metadata = [*self.metadata_in(subject, names), *metadata]
-        if "func" in names and not self.chosen["ses"]:
+        if "func" in names and self.is_chosen("ses", ABSENT):
             self.list_run_files(f"{subject}/func", metadata)
         for session in names:
             if (label := folder_label(session, "ses")) is None:
@@ -241,9 +267,9 @@ class _Scan:
                 names = self.names_in(folder)
                 if "func" in names:
                     self.list_run_files(f"{folder}/func", [*self.metadata_in(folder, names), *metadata])
-        some_only = any(self.chosen[key] for key in ("ses", "task", "run"))
+        some_only = any(self.chosen[key] for key in ("ses", *self.of_names))
         if n_before == len(self.files) + len(self.problems) and (self.chosen["sub"] or not some_only):
-            reason = f"{_NO_RUN} of the chosen sessions, tasks and runs" if some_only else _NO_RUN
+            reason = f"{_NO_RUN} of those chosen" if some_only else _NO_RUN
             self.problems.append(Problem(f"{self.root}/{subject}", reason, subject))
 
     def list_run_files(self, folder, metadata):
@@ -267,10 +293,10 @@ class _Scan:
                 continue
             if kind == "image":
                 self.has_images = True
-                for key in ("task", "run"):
+                for key in self.of_names:
                     if key in entities:
                         self.present[key].add(label_of(key, entities[key]))
-            if not all(self.is_chosen(key, label_of(key, entities.get(key, ""))) for key in ("task", "run")):
+            if not all(self.is_chosen(key, label_of(key, entities.get(key, ABSENT))) for key in self.of_names):
                 continue
             files = by_run.setdefault(tuple(parsed.of_run.items()), _Files(folder, metadata))
             if kind == "confounds":

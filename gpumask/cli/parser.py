@@ -9,6 +9,7 @@ from pathlib import Path
 from gpumask import __version__
 from gpumask.bids.content import check_content
 from gpumask.choices import MAPS_STRATEGIES, MAX_FWHM, OUTPUT_TYPES, RELMATS, STANDARDIZE, STRATEGIES, TARGETS
+from gpumask.cli.config import named_path, read_config
 from gpumask.inputs import irregularity
 
 _LEVELS = ("participant", "group")
@@ -55,10 +56,20 @@ class Parser(argparse.ArgumentParser):
             if word == "--":
                 return
             name = word.partition("=")[0]
-            if not re.match("--?[a-zA-Z]{2}", name) or name in self._option_string_actions or self._is_short(name):
+            if (
+                not re.match("--[a-zA-Z]|-[a-zA-Z]{2}", name)
+                or name in self._option_string_actions
+                or self._is_short(name)
+            ):
                 continue
             near = self._nearest(f"--{name.lstrip('-')}".lower())
             self.error(f"unrecognized arguments: {name}" + (f". Did you mean {near}?" if near else ""))
+
+    @property
+    def options(self) -> dict[str, argparse.Action]:
+        """The options by name, without dashes in front, that may stand in a file."""
+        named = [(action.option_strings[-1][2:], action) for action in self._actions if action.option_strings]
+        return {name: action for name, action in named if name not in ("help", "version", "config")}
 
     def runs_first(self, words: list[str]) -> list[str]:
         """The words of ``extract`` with the runs of "--atlas IMAGE RUN ..." in front: such options have several values.
@@ -103,8 +114,24 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     command = parser.commands.get(words[0]) if words else None
     if command is not None:
         command.check_options(words[1:])
+        if (path := _config_of(words[1:])) is not None:
+            try:
+                check_file("--config", path)
+                command.set_defaults(**read_config(path, command.options))
+            except (OSError, ValueError) as error:
+                command.exit(2, f"{command.prog}: error: {error}\n")
         words = [words[0], *(_level_first if words[0] == "cohort" else command.runs_first)(words[1:])]
     return parser.parse_args(words)
+
+
+def _config_of(words):
+    """The file of --config, which is read before the other options."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--config", type=Path)
+    try:
+        return first.parse_known_args(words)[0].config
+    except argparse.ArgumentError:  # which the whole parser reports
+        return None
 
 
 def _level_first(words):
@@ -135,6 +162,11 @@ def build_parser() -> Parser:
     return parser
 
 
+def options_of(command: str) -> dict[str, argparse.Action]:
+    """The options of a command by name, without dashes in front, that may stand in a file."""
+    return build_parser().commands[command].options
+
+
 def _add_extract(commands):
     extract = commands.add_parser(
         "extract",
@@ -154,6 +186,7 @@ def _add_extract(commands):
         nargs="+",
         default=[],
         metavar="[NAME=]IMAGE",
+        type=named_path,
         help="label image (a number per region), or 4D image of maps; or for dense series, .dlabel.nii or "
         ".dscalar.nii; several are extracted together",
     )
@@ -192,8 +225,8 @@ def _add_extract(commands):
     _add_confounds(add, "columns of the confounds to remove (default: all); * and ? are wildcards")
     _add_space_mismatch(add)
     _add_device(add)
-    _add_verbose(add)
     _add_cifti(add)
+    _add_verbosity(extract)
     add("--out", metavar="DIR", type=Path, default=Path(), help="folder to write to (default: the current one)")
     _add_relmat(add, "default: none")
     add("--overwrite", action="store_true", help="replace existing files; without it, their runs fail")
@@ -233,6 +266,12 @@ def _add_cohort(commands):
         metavar="I/N",
         help="only the I-th of N parts of the runs (1/N to N/N; default: by SLURM_ARRAY_TASK_ID and _COUNT, if set)",
     )
+    add(
+        "--bids-filter-file",
+        metavar="JSON",
+        type=Path,
+        help='only runs of these entities, as fMRIPrep: {"bold": {"session": "01", "acquisition": null}}',
+    )
     add("--dry-run", action="store_true", help="list the runs to do; write nothing")
     add("--overwrite", action="store_true", help="redo finished runs, and allow changed options")
 
@@ -242,6 +281,7 @@ def _add_cohort(commands):
         nargs="+",
         default=[],
         metavar="[NAME=]IMAGE",
+        type=named_path,
         help="label images, or 4D images of maps; all are extracted in one read, and --seeds with them. With "
         ".dlabel.nii or .dscalar.nii, fMRIPrep's *_bold.dtseries.nii are extracted instead of volumes",
     )
@@ -271,11 +311,28 @@ def _add_cohort(commands):
         help="at the end, also write the tangent-space connectivity of all runs (needs all regions in all runs)",
     )
 
-    add = cohort.add_argument_group("execution").add_argument
-    add("--nprocs", metavar="N", type=int, default=1, help="processes (default: 1, with a thread for each core)")
+    execution = cohort.add_argument_group(
+        "execution", "No --work-dir: temporary files are next to the outputs, and removed."
+    )
+    add = execution.add_argument
+    add("--nprocs", metavar="N", type=int, default=1, help="processes, with a run each at a time (default: 1)")
+    add(
+        "--nthreads",
+        metavar="N",
+        type=int,
+        help="threads of the one process, with a run each at a time (default: as many as cores)",
+    )
     add("--dask-scheduler", metavar="ADDRESS", help="run on the workers of a Dask cluster")
     _add_device(add, ", or several GPUs that share the runs: cuda:0,cuda:1 or cuda:all")
-    _add_verbose(add)
+    add("--stop-on-first-crash", action="store_true", help="stop at the first run that fails; finished runs are kept")
+    _add_verbosity(execution)
+    add(
+        "--config",
+        metavar="FILE.toml",
+        type=Path,
+        help="file of options, as detrend = true; those of the command line win. OUT_DIR/logs/config.toml repeats the "
+        "last command",
+    )
 
 
 def _add_signals(add):
@@ -317,6 +374,7 @@ def _add_seeds(add):
         nargs="+",
         default=[],
         metavar="[NAME=]TSV",
+        type=named_path,
         help="table of seeds: the columns x, y, z (mm), and optionally name and radius (mm)",
     )
     add(
@@ -341,6 +399,7 @@ def _add_confounds(add, columns):
         nargs="+",
         default=[],
         metavar="[NAME=]SPEC",
+        type=named_path,
         help="denoisings to make from one read, each written with desc-NAME: presets (gpumask info --denoise lists "
         "them), or .toml or .json files; the other options count for those that don't say otherwise",
     )
@@ -394,8 +453,11 @@ def _add_space_mismatch(add):
     )
 
 
-def _add_verbose(add):
-    add("-v", "--verbose", action="count", default=0, help="show the stages and files of each run, and tracebacks")
+def _add_verbosity(container):
+    add = container.add_mutually_exclusive_group().add_argument
+    more = "show the stages and files of each run, and tracebacks"
+    for short, name, what in (("-v", "verbose", more), ("-q", "quiet", "show errors only")):
+        add(short, f"--{name}", dest="verbosity", action="store_const", const=name, help=what)
 
 
 def _add_device(add, more=""):

@@ -192,6 +192,21 @@ def check_devices(device: str, *, several: bool = False, here: bool = True) -> N
             backend.check_device(one)
 
 
+def check_workers(args: argparse.Namespace) -> None:
+    """Raise a ValueError for numbers of processes or threads that are none, or that have no effect."""
+    for option, number in (("--nprocs", args.nprocs), ("--nthreads", args.nthreads)):
+        if number is not None and number < 1:
+            msg = f"{option}: expected 1 or more, got {number}"
+            raise ValueError(msg)
+    if args.nthreads and args.nprocs > 1:
+        msg = f"--nthreads and --nprocs {args.nprocs} exclude each other: each process has one run at a time"
+        raise ValueError(msg)
+    if args.dask_scheduler and (args.nthreads or args.nprocs > 1):
+        option = "--nthreads" if args.nthreads else "--nprocs"
+        msg = f"{option} and --dask-scheduler exclude each other: the cluster's workers have their own threads"
+        raise ValueError(msg)
+
+
 def check_dask(address: str | None) -> None:
     """Raise an ImportError if a Dask scheduler is given and the package for it is missing."""
     if address is not None and importlib.util.find_spec("distributed") is None:

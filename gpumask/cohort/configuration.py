@@ -298,7 +298,8 @@ class Configuration:
         check_atlases(self.atlases, self.settings, self.mask, self.images)
         fix("made", {unit.name: _hash(self.described(unit)) for unit in self.units})
         more = [kind for kind in self.relmats if kind != "pearson"]  # the hash without them is that of older versions
-        fix("hash", _hash([*self.made.values(), self.coverage, "pearson" in self.relmats, self.figures, *more, *["cifti"] * self.cifti]))
+        more += ["cifti"] * self.cifti
+        fix("hash", _hash([*self.made.values(), self.coverage, "pearson" in self.relmats, self.figures, *more]))
 
     @property
     def grayordinates(self) -> bool:
