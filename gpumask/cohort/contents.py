@@ -50,17 +50,18 @@ def tables(
         sources = [path for path in (run.path, mask, atlas.path, atlas.lut) if path]
         lines = table_lines(["Node", "coverage"], shares, names)
         made.append((paths["coverage"], lines, described(sources=sources, Regions=index)))
+    matrices = {}
     for kind in configuration.relmats:
-        matrix, facts = connectivity(result.signals, kind)
+        matrices[kind], facts = connectivity(result.signals, kind)
         if facts.get("Shrinkage", 0) is None and not np.isnan(result.signals).all():
             warn(f"{len(result.signals)} volumes of {run.path} are too few for partial correlations, which are n/a.")
         own = described(sources=[paths["timeseries"]], Regions=index, **(facts if kind != "pearson" else {}))
-        made.append((paths[kind], table_lines(["Node", *names], matrix, names), own))
+        made.append((paths[kind], table_lines(["Node", *names], matrices[kind], names), own))
     files = {}
     for path, lines, content in made:
         files[path] = lines
         files[path.with_suffix(".json")] = json_lines(content)
-    images = parcellated(paths, one.regions, names, rows, matrix, made[0][2])
+    images = parcellated(paths, one.regions, names, rows, matrices.get("pearson"), made[0][2])
     content_of = {path: content for path, _, content in made}
     for kind, path in paths.items():
         if kind in TABLES:
