@@ -389,7 +389,7 @@ def test_command_line(runs, tmp_path, files, capsys):
     line = f"{COHORT} --denoise B=own.toml two.json --low-pass 0.1 --fd-threshold 0.35 --detrend"
     assert cli.main(shlex.split(line)) == 0
     out, err = capsys.readouterr()
-    assert err == ""
+    assert err == "0/2 runs [00:00<?]\n"
     above = (pd.read_table(runs[0].confounds)["framewise_displacement"] > 0.35).sum()
     assert re.search(
         rf"^{runs[0].name}\tB: {40 - above}/40 volumes kept; two: 38/40 volumes kept \(1 dummy scans\); "

@@ -190,8 +190,8 @@ def test_bytes_that_are_no_text(tmp_path):
 
 
 def test_options_have_values_of_one_kind():
-    """What `read_config` handles: flags, single values and lists of one or more."""
-    assert {action.nargs for action in OPTIONS.values()} == {0, None, "+"}
+    """What `read_config` handles: flags, single values and lists of one or more ("*": also none, on a command line)."""
+    assert {action.nargs for action in OPTIONS.values()} == {0, None, "+", "*"}
     assert all(isinstance(action, argparse.Action) for action in OPTIONS.values())
 
 

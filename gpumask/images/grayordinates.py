@@ -251,9 +251,9 @@ def is_dense(img: Any) -> bool:
     path = Path(img).expanduser()
     if _NAMED_SO.search(path.name):
         return True
-    if path.suffix.lower() != ".nii" or not path.exists() or irregularity(path):
-        return False
     try:
+        if path.suffix.lower() != ".nii" or not path.exists() or irregularity(path):
+            return False
         with open_file(path) as file:
             block = file.read(_HEADER_BYTES) or b""
     except OSError:  # whoever opens the image reports it
