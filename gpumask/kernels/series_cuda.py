@@ -4,7 +4,7 @@ A thread has one time point of one region and adds its series in their order: ne
 time points, and no addition depends on what else is summed.
 """
 
-from gpumask import backend
+from gpumask import backend, cuda_runtime
 from gpumask.kernels import scaling_cuda
 
 _THREADS = 128
@@ -40,7 +40,7 @@ def add_block(data, entries, sums):
         data = xp.ascontiguousarray(data)
         n_times, n_segments = data.shape[1], entries.regions.shape[0]
         name = f"add_series<{scaling_cuda.C_TYPES[data.dtype.name]}>"
-        kernel = backend.cuda_kernel(_SOURCE, name, _OPTIONS)
+        kernel = cuda_runtime.cuda_kernel(_SOURCE, name, _OPTIONS)
         weights = 0 if entries.weights is None else entries.weights
         arguments = (data, n_times, entries.rows, entries.offsets, entries.regions, weights, n_segments, sums)
         kernel((-(-n_times // _THREADS), min(n_segments, scaling_cuda.GRID_HEIGHT)), (_THREADS,), arguments)
