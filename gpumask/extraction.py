@@ -335,7 +335,7 @@ def prepare(
     """
     check_kind(volumes, regions.grid)
     if isinstance(volumes, DenseImage):
-        _check_settings(settings)
+        check_dense_settings(settings)
     if settings.high_variance_confounds:
         confounds = _with_high_variance(volumes, confounds, memory)
     with one_blas_thread:
@@ -365,7 +365,7 @@ def check_kind(run: Run, grid: Grid | BrainModels | None) -> None:
         raise ValueError(msg)
 
 
-def _check_settings(settings):
+def check_dense_settings(settings: Settings) -> None:
     """Raise ValueError for a setting that has no meaning for grayordinates."""
     meaningless = {
         "smoothing_fwhm": settings.smoothing_fwhm,  # 0 is none

@@ -202,6 +202,20 @@ def parse_json(content: bytes, path: str | os.PathLike) -> dict[str, Any]:
     return parsed
 
 
+def read_toml(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a TOML file of 16 MiB at most; ValueError, which names the file, if it isn't one."""
+    import tomllib
+
+    try:
+        return tomllib.loads(read_bytes(path, most=MOST_JSON).decode("utf-8-sig"))
+    except RecursionError as error:
+        msg = f"{os.fspath(path)} isn't TOML that can be read: its brackets are nested too deeply."
+        raise ValueError(msg) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        msg = f"{os.fspath(path)} isn't TOML: {error}. Expected lines such as high_pass = 0.01."
+        raise ValueError(msg) from error
+
+
 class _RepeatedKeyError(ValueError):
     """The key is its argument."""
 

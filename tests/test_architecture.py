@@ -28,6 +28,7 @@ LAYERS = {
     "kernels": {"kernels", "dlpack", "cuda_runtime", "backend", "choices"},
     "engine": {"engine", "images", "kernels", "cuda_runtime", "backend", "choices", "process", "text_tables"},
     "bids": {"bids", "files", "tables", "inputs", "text_tables"},
+    "connectivity": {"choices"},
     "confounds": {
         *("confounds", "bids", "images", "kernels", "dlpack", "backend"),
         *("choices", "process", "inputs", "text_tables"),
@@ -47,13 +48,13 @@ LAYERS = {
         *("blocks", "dlpack", "backend", "choices", "process"),
     },
     "cohort": {
-        *("cohort", "extraction", "engine", "confounds", "images", "reports", "bids"),
+        *("cohort", "connectivity", "extraction", "engine", "confounds", "images", "reports", "bids"),
         *("files", "tables", "inputs", "text_tables", "choices", "process", "backend"),
     },
     "demo": {"files"},
     "cli": {
         *("cli", "cohort", "confounds", "bids", "reports", "images", "kernels"),
-        *("backend", "choices", "process", "inputs", "text_tables", "demo"),
+        *("backend", "choices", "process", "files", "inputs", "text_tables", "demo"),
     },
     "__main__": {"cli"},
 }
@@ -62,7 +63,7 @@ KEPT_TO = {
     "cupy": {"backend", "cuda_runtime"},
     "cupyx": {"cuda_runtime"},
     "nibabel": {"images", "engine", "image_to_image", "maskers", "reports", "demo"},
-    "sklearn": {"maskers"},
+    "sklearn": {"maskers", "connectivity"},
     "matplotlib": {"reports", "cohort"},
     "pyarrow": {"cohort"},
     "argparse": {"cli"},

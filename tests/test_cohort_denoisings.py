@@ -15,14 +15,13 @@ import pytest
 from gpumask import NiftiLabelsMasker, cli, extraction
 from gpumask.bids import find_runs
 from gpumask.cohort.configuration import AtlasFile, Configuration
-from gpumask.cohort.contents import correlations
 from gpumask.cohort.executors import run_cohort
-from gpumask.cohort.group import write_tables
 from gpumask.cohort.page import write_page
 from gpumask.cohort.parquet import write_store
 from gpumask.cohort.record import is_done
 from gpumask.cohort.stored import read_record
 from gpumask.confounds.denoising import PRESETS, Denoising
+from gpumask.connectivity import correlations
 
 from . import cohorts
 
@@ -309,7 +308,7 @@ def test_quality_and_outliers_of_each_denoising(runs, tmp_path):
     out = tmp_path / "out"
     configuration = configured(tmp_path, "out")
     assert statuses(configuration, runs) == {"done": 2}
-    write_tables(out)
+    cohorts.write_tables(out)
     quality, qcfc = (pd.read_table(out / f"group_{name}.tsv", na_values="n/a") for name in ("quality", "qcfc"))
     assert quality[["name", "denoising"]].to_numpy().tolist() == [[run.name, one.name] for run in runs for one in SIX]
     assert sorted(qcfc[["atlas", "denoising"]].to_numpy().tolist()) == sorted(

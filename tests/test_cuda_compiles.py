@@ -124,10 +124,12 @@ def test_no_other_kernel_is_compiled():
         "cuda_runtime.py": {"RawModule", "RawKernel", "cuda_kernel"},  # RawKernel: in the docstring
         "kernels/segments_cuda.py": kernels,
         "kernels/median_cuda.py": kernels,
+        "kernels/series_cuda.py": kernels,
     }
-    sources = segments_cuda._SOURCE + median_cuda._SOURCE
-    assert re.findall(r"__global__ void (\w+)", sources) == ["reduce_parts", "combine_parts", "select_medians"]
-    assert sources.count("__global__") == 3
+    sources = segments_cuda._SOURCE + median_cuda._SOURCE + series_cuda._SOURCE
+    names = ["reduce_parts", "combine_parts", "select_medians", "add_series"]
+    assert re.findall(r"__global__ void (?:__launch_bounds__\(\w+\) )?(\w+)", sources) == names
+    assert sources.count("__global__") == 4
 
 
 def test_instances_that_run_are_those_compiled_above(gpu, monkeypatch):

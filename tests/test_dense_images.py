@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from nibabel import cifti2
 
-from gpumask.engine.dense_regions import dense_labels
 from gpumask.images import grayordinates
+from gpumask.images.cifti_images import dense_labels
 from gpumask.images.dense_atlas import load_dense_atlas, load_dense_maps
 from gpumask.images.errors import ImageError
 from gpumask.images.grayordinates import is_dense, open_dense
@@ -234,6 +234,15 @@ def test_voxel_twice(tmp_path):
     )
 
 
+@pytest.mark.parametrize("start", [b"", bytes(12), b"\x1c\x02\0\0n+1\0\r\n\x1a\n", b"\x1c\x02\0\0n+2\0\n\x1a\n\0"])
+def test_no_header_at_the_start(series, start):
+    """Then nibabel reads the size of the extensions anywhere, and asks for as much memory."""
+    series.write_bytes(start + series.read_bytes()[12:])
+    assert error_of(open_dense, series) == (
+        f"{series} doesn't start with a NIfTI-2 header, expected a CIFTI-2 file. Copy or create the file again."
+    )
+
+
 def test_other_broken_headers(series):
     content = series.read_bytes()
     for fields, message in [
@@ -262,7 +271,7 @@ def test_chosen_map(labels):
         assert atlas.number == number
     maps = "Its maps: 0 'Glasser', 1 'Yeo'."
     assert error_of(load_dense_atlas, labels) == (
-        f"{labels} has 2 maps: choose one with label_map, by name or index. {maps}"
+        f"{labels} has 2 maps: choose one with label_map (--label-map), by name or index. {maps}"
     )
     assert error_of(load_dense_atlas, labels, label_map="yeo") == f"{labels} has no map called 'yeo'. {maps}"
     for wrong in (2, -1):

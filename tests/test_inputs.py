@@ -333,7 +333,7 @@ def test_pipe_in_a_cohort_fails_its_run_at_once(tmp_path, monkeypatch):
     helpers.save("l.nii", np.arange(64, dtype="i2").reshape(4, 4, 4) % 3)
     make_pipe("p")
     atlas = AtlasFile("l.nii")
-    configuration = Configuration((atlas,), "o", confounds={"columns": ["csf"]}, relmat=False)
+    configuration = Configuration((atlas,), "o", confounds={"columns": ["csf"]}, relmats=())
     (tmp_path / "o/logs").mkdir(parents=True)
     record = write_run(configuration, Run("a.nii", "p"))
     assert record.error == f"p {A_PIPE}"

@@ -9,7 +9,10 @@ from typing import NamedTuple
 
 from gpumask.bids.runs import Run
 
-_IMAGE_EXTENSION = re.compile(r"\.(nii|img|hdr|mgh|mgz|mnc|head|brik|par|rec)(\.(gz|bz2|zst))?$", re.IGNORECASE)
+_IMAGE_EXTENSION = re.compile(
+    r"(\.(d(tseries|label|scalar)|p(tseries|conn|scalar))(?=\.nii))?\.(nii|img|hdr|mgh|mgz|mnc|head|brik|par|rec)(\.(gz|bz2|zst))?$",
+    re.IGNORECASE,
+)
 _NAME = re.compile(r"(?P<entities>(?:[a-zA-Z]+-[a-zA-Z0-9+]+_)*)(?P<suffix>[a-zA-Z0-9]+)(?P<extension>(?:\..*)?)")
 _OUTPUT = re.compile(r"(.+)_stat-([a-zA-Z0-9]+)(?:_desc-([a-zA-Z0-9]+))?_([a-zA-Z0-9]+)\.tsv")
 _PAIR = re.compile(r"([a-zA-Z0-9]+)-([a-zA-Z0-9+]+)")
@@ -134,6 +137,11 @@ def label_of(key: str, text: object) -> str:
 def image_stem(path: str | os.PathLike) -> str:
     """File name of an image without its extension."""
     return _IMAGE_EXTENSION.sub("", Path(path).name)
+
+
+def sidecar_path(path: Path) -> Path:
+    """JSON file that describes a table or an image; files of one name and several extensions share it."""
+    return path.with_name(f"{image_stem(path) if path.suffix == '.nii' else path.stem}.json")
 
 
 def run_name(run: Run) -> str:

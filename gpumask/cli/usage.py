@@ -52,7 +52,8 @@ def atlases_of(args: argparse.Namespace) -> "tuple[AtlasFile, ...]":
     Raises
     ------
     ValueError
-        Without an atlas, if there isn't a look-up table for each image, or for options of seeds without seeds.
+        Without an atlas, without as many look-up tables or label maps as images, or for options of seeds without
+        seeds.
     FileNotFoundError
         If a file doesn't exist.
     """
@@ -65,19 +66,27 @@ def atlases_of(args: argparse.Namespace) -> "tuple[AtlasFile, ...]":
         if given and not args.seeds:
             msg = f"{option}: requires --seeds"
             raise ValueError(msg)
-    luts = args.lut or [None] * len(args.atlas)
-    if len(luts) != len(args.atlas):
-        msg = f"--lut: expected one for each --atlas, got {len(luts)} for {len(args.atlas)}"
-        raise ValueError(msg)
+    luts = _one_each("--lut", args.lut, args.atlas)
+    maps = [None if text == "n/a" else text for text in _one_each("--label-map", args.label_map, args.atlas)]
+    maps = [int(text) if text and text.isdecimal() else text for text in maps]
     images = [_named("--atlas", text) for text in args.atlas]
     for lut in luts:
         check_file("--lut", lut)
     background = getattr(args, "background_label", None) or 0
     spheres = {"kind": "seeds", "radius": args.radius, "allow_overlap": args.allow_overlap}
+    given = zip(images, luts, maps, strict=True)
     return (
-        *(AtlasFile(path, lut, name, background) for (path, name), lut in zip(images, luts, strict=True)),
+        *(AtlasFile(path, lut, name, background, label_map=label_map) for (path, name), lut, label_map in given),
         *(AtlasFile(path, name=name, **spheres) for path, name in (_named("--seeds", text) for text in args.seeds)),
     )
+
+
+def _one_each(option, given, atlases):
+    """What an option gives for each atlas; None for all if it isn't given."""
+    if given and len(given) != len(atlases):
+        msg = f"{option}: expected one for each --atlas, got {len(given)} for {len(atlases)}"
+        raise ValueError(msg)
+    return given or [None] * len(atlases)
 
 
 def _named(option, text):
@@ -183,8 +192,34 @@ def check_devices(device: str, *, several: bool = False, here: bool = True) -> N
             backend.check_device(one)
 
 
+def check_workers(args: argparse.Namespace) -> None:
+    """Raise a ValueError for numbers of processes or threads that are none, or that have no effect."""
+    for option, number in (("--nprocs", args.nprocs), ("--nthreads", args.nthreads)):
+        if number is not None and number < 1:
+            msg = f"{option}: expected 1 or more, got {number}"
+            raise ValueError(msg)
+    if args.nthreads and args.nprocs > 1:
+        msg = f"--nthreads and --nprocs {args.nprocs} exclude each other: each process has one run at a time"
+        raise ValueError(msg)
+    if args.dask_scheduler and (args.nthreads or args.nprocs > 1):
+        option = "--nthreads" if args.nthreads else "--nprocs"
+        msg = f"{option} and --dask-scheduler exclude each other: the cluster's workers have their own threads"
+        raise ValueError(msg)
+
+
 def check_dask(address: str | None) -> None:
     """Raise an ImportError if a Dask scheduler is given and the package for it is missing."""
     if address is not None and importlib.util.find_spec("distributed") is None:
         msg = "--dask-scheduler needs the package distributed: pip install 'gpumask[dask]'"
         raise ImportError(msg)
+
+
+def relmats_of(args: argparse.Namespace) -> tuple[str, ...]:
+    """Kinds of connectivity matrices to write; ValueError if options contradict each other."""
+    is_cohort = args.command == "cohort"
+    if is_cohort and args.no_relmat and args.relmat is not None:
+        msg = "--no-relmat contradicts --relmat: drop one of them"
+        raise ValueError(msg)
+    if args.relmat is None:
+        return ("pearson",) if is_cohort and not args.no_relmat else ()
+    return tuple(args.relmat) or ("pearson",)

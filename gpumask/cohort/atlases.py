@@ -9,6 +9,7 @@ from gpumask.cohort.configuration import Configuration, sha256
 from gpumask.cohort.kinds import LoadedAtlas, load_kind
 from gpumask.engine.regions import Regions
 from gpumask.extraction import Plans
+from gpumask.images.brain_models import BrainModels
 from gpumask.images.grid import Grid
 from gpumask.images.labels import load_mask
 
@@ -57,18 +58,19 @@ class LoadedAtlases:
                 if _state(file) != state:
                     raise _changed(file, "it was written to while it was read")
 
-    def regions(self, mask: str | os.PathLike | None, grid: Grid) -> dict[str, Regions]:
+    def regions(self, mask: str | os.PathLike | None, grid: Grid | BrainModels) -> dict[str, Regions]:
         """Regions by atlas, within a mask, for runs of a grid; the same objects for the same mask file and grid."""
         # A mask of the configuration is read once per grid; a run's own may be another file for the next run.
         of_all = mask is not None and mask == self._mask
-        key = (mask and (os.fspath(mask), None if of_all else _state(mask)), grid.shape, grid.affine.tobytes())
+        of_grid = (grid.shape, grid.affine.tobytes()) if isinstance(grid, Grid) else (grid.key,)
+        key = (mask and (os.fspath(mask), None if of_all else _state(mask)), *of_grid)
         with self._lock:
             if key not in self._regions:
                 with self._as_hashed(mask if of_all else None):
                     inside, mask_grid = load_mask(mask) if mask else (None, None)
                 while len(self._regions) >= self._n_kept:
                     self._regions.pop(next(iter(self._regions)))
-                meeting = grid if self._resamples else None
+                meeting = grid if self._resamples and isinstance(grid, Grid) else None
                 made = {name: atlas.within(inside, mask_grid, meeting) for name, atlas in self.atlases.items()}
                 self._regions[key] = made
             return self._regions[key]

@@ -12,10 +12,15 @@ from gpumask import __version__
 from gpumask.bids.names import alphanumeric, atlas_name, lookup_table_of, output_name, run_name, run_output_name
 from gpumask.bids.runs import Run
 from gpumask.bids.spaces import Space, space_contradiction, stated_space
-from gpumask.choices import LINEAR, MAPS_STRATEGIES, check_choice
+from gpumask.choices import LINEAR, MAPS_STRATEGIES, RELMATS, check_choice
+from gpumask.cohort.grayordinates import check_atlases
+from gpumask.cohort.parcellated import parcellated_paths
 from gpumask.confounds.denoising import Denoising
 from gpumask.confounds.fmriprep import image_desc
 from gpumask.extraction import Settings
+from gpumask.images.dense_atlas import map_number
+from gpumask.images.grayordinates import KINDS as DENSE_KINDS
+from gpumask.images.grayordinates import is_dense, open_dense
 from gpumask.images.opening import image_files
 from gpumask.images.volumes import open_volumes
 from gpumask.inputs import open_file
@@ -24,7 +29,7 @@ _DEFAULTS = {"keep_all_regions": True, "min_coverage": 0.5, "nan_policy": "omit"
 
 
 KINDS = ("labels", "maps", "seeds")
-"""What an atlas can be: a label image, a 4D image of maps, or a table of seeds."""
+"""What an atlas can be: labels or maps, of volumes or of grayordinates, or a table of seeds."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +39,11 @@ class AtlasFile:
     Attributes
     ----------
     path : str or path-like
-        Label image, 4D image of maps, or table of seeds.
+        Label image, 4D image of maps, or table of seeds; or dense labels or maps of grayordinates (.dlabel.nii,
+        .dscalar.nii, .dtseries.nii).
     lut : str, path-like or None
-        Look-up table of an image, with the columns "index" and "name". None: the one that `lut_beside` finds.
+        Look-up table of an image, with the columns "index" and "name". None: the one that `lut_beside` finds, and for
+        grayordinates the names in the file.
     name : str
         Label of the entity "atlas". Empty or None: from the name of the file.
     background : int or float
@@ -50,11 +57,16 @@ class AtlasFile:
         Of seeds: radius in mm of the spheres for which the table has none. None: the voxel nearest to the seed.
     allow_overlap : bool
         Of seeds: whether spheres may share voxels.
+    label_map : str, int or None
+        Of dense labels: name, or index from 0, of the map. None: the file must have one map. A `Configuration`
+        replaces it by the index.
+    grayordinates : bool
+        Whether the atlas is of grayordinates, by the name or the header of its file.
 
     Raises
     ------
     ValueError
-        If seeds have a look-up table, or something else has a radius.
+        If seeds have a look-up table, something else has a radius, or anything but dense labels has a label map.
     """
 
     path: str | os.PathLike
@@ -65,6 +77,8 @@ class AtlasFile:
     kind: str = ""
     radius: float | None = None
     allow_overlap: bool = False
+    label_map: str | int | None = None
+    grayordinates: bool = field(init=False)
 
     def __post_init__(self):
         check_choice("kind", self.kind, ("", *KINDS))
@@ -75,25 +89,44 @@ class AtlasFile:
             msg = f"{self.path} isn't a table of seeds. Expected no radius, got {self.radius}."
             raise ValueError(msg)
         object.__setattr__(self, "path", os.path.abspath(self.path))  # noqa: PTH100 - links are kept
-        lut = self.lut or (lut_beside(self.path) if self.find_lut and self.kind != "seeds" else None)
+        object.__setattr__(self, "grayordinates", self.kind != "seeds" and is_dense(self.path))
+        names_itself = self.kind == "seeds" or self.grayordinates
+        lut = self.lut or (lut_beside(self.path) if self.find_lut and not names_itself else None)
         object.__setattr__(self, "lut", lut and os.path.abspath(lut))  # noqa: PTH100
         image = Path(self.path).with_suffix("") if self.kind == "seeds" else self.path  # atlas_name expects an image
         object.__setattr__(self, "name", self.name or atlas_name(image))
+
+    @property
+    def is_dense_labels(self) -> bool:
+        """Whether it has labels of grayordinates."""
+        return self.grayordinates and self.kind == "labels"
 
     @property
     def options(self) -> dict[str, Any]:
         """What decides the numbers next to the contents of the files; for JSON."""
         if self.kind == "seeds":
             return {"kind": self.kind, "radius": self.radius}
-        return {"kind": self.kind} if self.kind == "maps" else {"background_label": self.background}
+        of_dense = {"elements": "grayordinates"} if self.grayordinates else {}
+        if self.kind == "maps":
+            return {"kind": self.kind, **of_dense}
+        number = {"label_map": self.label_map} if self.grayordinates else {}
+        return {"background_label": self.background, **number, **of_dense}
 
     @property
     def named_by(self) -> str:
         """Where the names of the columns are from."""
-        return os.fspath(self.lut or {"seeds": self.path, "maps": "numbers"}.get(self.kind, "labels"))
+        itself = self.kind == "seeds" or self.grayordinates
+        return os.fspath(self.lut or (self.path if itself else {"maps": "numbers"}.get(self.kind, "labels")))
 
     def with_kind(self) -> "AtlasFile":
-        """The same with its kind; an image's is read from its header."""
+        """The same with its kind, and the index of its label map, from the header; errors as of `load_dense_atlas`."""
+        if self.grayordinates and (image := open_dense(self.path, tuple(DENSE_KINDS))).header.kind == "labels":
+            return replace(self, kind="labels", label_map=map_number(image, self.label_map))
+        if self.label_map is not None:
+            msg = f"{self.path} isn't a file of dense labels. Expected no label map, got {self.label_map!r}."
+            raise ValueError(msg)
+        if self.grayordinates:
+            return replace(self, kind="maps")
         return self if self.kind else replace(self, kind="maps" if open_volumes(self.path).n_volumes > 1 else "labels")
 
 
@@ -161,8 +194,12 @@ class Configuration:
     device : str
         As `gpumask.NiftiLabelsMasker` accepts it, or several GPUs that share the runs: "cuda:0,cuda:1", or "cuda:all".
         Resolved where a run is processed.
-    coverage, relmat, figures, outliers : bool
-        Whether tables of coverage, correlation matrices, figures and tables of removed volumes are written too.
+    coverage, figures, outliers : bool
+        Whether tables of coverage, figures and tables of removed volumes are written too.
+    relmats : tuple of str
+        Kinds of connectivity matrices to write, see `gpumask.connectivity.connectivity`.
+    cifti : bool
+        Whether signals of dense labels, coverage and correlations are written as CIFTI-2 too.
     overwrite : bool
         Whether finished runs are processed again.
     dummy_scans : "auto" or int
@@ -208,8 +245,9 @@ class Configuration:
     mask: str | os.PathLike | None = None
     device: str = "auto"
     coverage: bool = True
-    relmat: bool = True
+    relmats: tuple[str, ...] = ("pearson",)
     figures: bool = False
+    cifti: bool = False
     outliers: bool = True
     overwrite: bool = False
     dummy_scans: str | int = "auto"
@@ -229,6 +267,9 @@ class Configuration:
             object.__setattr__(self, name, value)
 
         denoisings = _checked(self.denoisings, self.confounds, self.dummy_scans, self.output_type)
+        for kind in self.relmats:
+            check_choice("relmats", kind, tuple(RELMATS))
+        fix("relmats", tuple(kind for kind in RELMATS if kind in self.relmats))
         check_choice("maps_strategy", self.maps_strategy, tuple(MAPS_STRATEGIES))
         fix("out_dir", Path(os.path.abspath(self.out_dir)))  # noqa: PTH100 - workers are elsewhere
         fix("mask", self.mask and os.path.abspath(self.mask))  # noqa: PTH100
@@ -245,14 +286,25 @@ class Configuration:
         files |= {os.fspath(atlas.lut): [os.fspath(atlas.lut)] for atlas in self.atlases if atlas.lut}
         fix("files", {path: {file: sha256(file) for file in group} for path, group in files.items()})
         fix("atlases", tuple(atlas.with_kind() for atlas in self.atlases))
+        if self.cifti and not any(atlas.is_dense_labels for atlas in self.atlases):
+            msg = f"CIFTI-2 files (--cifti) are made of dense labels (.dlabel.nii), got {self.atlases[0].path}."
+            raise ValueError(msg)
         seeds, target = [atlas.path for atlas in self.atlases if atlas.kind == "seeds"], self.settings.resampling_target
         if seeds and target != "data":
             msg = f"Seeds ({seeds[0]}) need resampling_target='data' (--resampling-target), got {target!r}."
             raise ValueError(msg)
         units = [Unit(atlas, denoising) for atlas in self.atlases for denoising in denoisings]
         fix("units", (*units, *(Unit(None, denoising) for denoising in denoisings if self.outliers)))
+        check_atlases(self.atlases, self.settings, self.mask, self.images)
         fix("made", {unit.name: _hash(self.described(unit)) for unit in self.units})
-        fix("hash", _hash([*self.made.values(), self.coverage, self.relmat, self.figures]))
+        more = [kind for kind in self.relmats if kind != "pearson"]  # the hash without them is that of older versions
+        more += ["cifti"] * self.cifti
+        fix("hash", _hash([*self.made.values(), self.coverage, "pearson" in self.relmats, self.figures, *more]))
+
+    @property
+    def grayordinates(self) -> bool:
+        """Whether the atlases, and so the runs, are of grayordinates."""
+        return self.atlases[0].grayordinates
 
     @property
     def images(self) -> str:
@@ -299,7 +351,8 @@ class Configuration:
     def outputs(self, run: Run, unit: Unit) -> dict[str, Path]:
         """Paths of a run's outputs for a unit.
 
-        For an atlas "timeseries", and if wanted "coverage", "relmat" and "figure"; without one "outliers".
+        For an atlas "timeseries", the kinds of `relmats`, and if wanted "coverage" and "figure"; without one
+        "outliers".
         """
         folder, desc = self.out_dir / run.folder, unit.denoising.name
         if unit.atlas is None:
@@ -309,10 +362,12 @@ class Configuration:
         paths = {"timeseries": folder / named(stat)}
         if self.coverage:
             paths["coverage"] = folder / named("coverage", "bold")
-        if self.relmat:
-            paths["relmat"] = folder / named("pearsoncorrelation", "relmat")
+        for kind in self.relmats:
+            paths[kind] = folder / named(RELMATS[kind], "relmat")
         if self.figures:
             paths["figure"] = self.out_dir / "figures" / named(stat, extension=".png")
+        if self.cifti and unit.atlas.is_dense_labels:
+            paths |= parcellated_paths(paths)
         return paths
 
 

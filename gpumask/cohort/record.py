@@ -27,7 +27,10 @@ from gpumask.cohort.stored import (
     unit_key,
 )
 from gpumask.files import append_line, inside, replacing, write
+from gpumask.inputs import shortened
 from gpumask.tables import json_lines
+
+_LONGEST_VALUE = 120  # characters of an option's value in a message; a preset has 36 columns
 
 
 @dataclass(frozen=True)
@@ -195,14 +198,21 @@ def _difference(configuration, run):
 
 def _changes(old, new):
     """What differs between two descriptions of outputs, in words; nothing for the version."""
-    own = ("kind", "radius", "background_label", "confounds", "dummy_scans", "output_type")
+    own = ("kind", "radius", "background_label", "label_map", "confounds", "dummy_scans", "output_type")
     olds, news = ({key: how.get(key) for key in own} | how["settings"] for how in (old, new))
     is_other = list(old["files"].values()) != list(new["files"].values())
     return (["another atlas, look-up table or mask"] if is_other else []) + [
-        f"{name} {olds.get(name)!r}, now {news.get(name)!r}"
+        "{} {}, now {}".format(name, *_shown(olds.get(name), news.get(name)))
         for name in dict.fromkeys([*olds, *news])
         if olds.get(name) != news.get(name)
     ]
+
+
+def _shown(old, new):
+    """Two values for a message, without their middles if those are long and the rest differs."""
+    whole = repr(old), repr(new)
+    short = shortened(whole[0], _LONGEST_VALUE), shortened(whole[1], _LONGEST_VALUE)
+    return whole if short[0] == short[1] else short
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 from gpumask.engine.maps import OVERLAP, explained
 from gpumask.engine.regions import RegionsOnGrid
 from gpumask.images.brain_models import BrainModels
+from gpumask.images.cifti_images import dense_labels
 from gpumask.images.dense_atlas import DenseAtlas, DenseMaps
 from gpumask.kernels.least_squares import Solution, least_squares
 from gpumask.kernels.segments import Segments
@@ -39,18 +40,6 @@ class DenseLabelsOnRun(RegionsOnGrid):
         """The labels of the atlas that have a column; the background elsewhere."""
         labels = np.where(np.isin(self.atlas.labels, self.ids), self.atlas.labels, self.atlas.background)
         return dense_labels(self.atlas, labels)
-
-
-def dense_labels(atlas: DenseAtlas, labels: np.ndarray) -> nib.Cifti2Image:
-    """Return labels of the atlas's grayordinates as an image of one map, with the atlas's name and table."""
-    columns = atlas.xml.matrix.get_index_map(0)
-    named = list(columns.named_maps)[atlas.number]
-    matrix = nib.cifti2.Cifti2Matrix()
-    matrix.append(nib.cifti2.Cifti2MatrixIndicesMap([0], columns.indices_map_to_data_type, maps=[named]))
-    matrix.append(atlas.xml.matrix.get_index_map(1))  # without its axis, which takes 0.1 s to make
-    image = nib.Cifti2Image(labels.astype(np.int32)[np.newaxis], nib.Cifti2Header(matrix), dtype=np.int32)
-    image.nifti_header.set_intent("NIFTI_INTENT_CONNECTIVITY_DENSE_LABELS", name="ConnDenseLabel")
-    return image
 
 
 @dataclass(frozen=True, eq=False)

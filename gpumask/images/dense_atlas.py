@@ -1,5 +1,6 @@
 """Atlases of grayordinates: labels of `.dlabel.nii` files, and maps of `.dscalar.nii` or `.dtseries.nii` files."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -50,10 +51,30 @@ class DenseAtlas:
 
     @property
     def named_table(self) -> dict[str, list]:
-        """The rows of `table` whose label occurs."""
+        """The rows of `table` whose label occurs, and that have a name."""
         found = set(self.values.tolist())
-        rows = [k for k, label in enumerate(self.table["index"]) if label in found]
+        rows = [k for k, label in enumerate(self.table["index"]) if label in found and self.table["name"][k].strip()]
         return {column: [cells[k] for k in rows] for column, cells in self.table.items()}
+
+    def painted(self, ids: Sequence[int], signals: np.ndarray) -> np.ndarray:
+        """Give each grayordinate the signal of its region, and 0 to those of no region in `ids`.
+
+        Parameters
+        ----------
+        ids : sequence of int, ascending
+            Label of each column of `signals`.
+        signals : ndarray, shape (n_regions,) or (n_times, n_regions)
+
+        Returns
+        -------
+        ndarray, shape (n_grayordinates,) or (n_times, n_grayordinates), Fortran order
+            In the signals' dtype.
+        """
+        known = np.asarray(ids)
+        column = np.minimum(np.searchsorted(known, self.labels), len(known) - 1)
+        column[known[column] != self.labels] = len(known)  # a column of zeros
+        series = np.concatenate([signals.T, np.zeros_like(signals.T[:1])])
+        return series[column].T
 
 
 def load_dense_atlas(labels_img: Any, background: float = 0, label_map: str | int | None = None) -> DenseAtlas:
@@ -78,7 +99,7 @@ def load_dense_atlas(labels_img: Any, background: float = 0, label_map: str | in
         If `label_map` has another type.
     """
     image = open_dense(labels_img, ("labels",))
-    number = _chosen(image, label_map)
+    number = map_number(image, label_map)
     named_map = list(image.header.xml.matrix.get_index_map(0).named_maps)[number]
     if not named_map.label_table:
         msg = f"{_of(image, number)} has no label table. Create the file again (wb_command -cifti-label-import)."
@@ -114,11 +135,13 @@ def _of(image, number):
     return image.name if len(names) == 1 else f"The map {names[number]!r} of {image.name}"
 
 
-def _chosen(image: DenseImage, label_map: str | int | None) -> int:
+def map_number(image: DenseImage, label_map: str | int | None) -> int:
+    """Index of a map by its name or index; None stands for the only one. Errors as of `load_dense_atlas`."""
     names = image.header.names
     if label_map is None:
         if len(names) > 1:
-            msg = f"{image.name} has {len(names)} maps: choose one with label_map, by name or index. {_maps(names)}"
+            how = "choose one with label_map (--label-map), by name or index"
+            msg = f"{image.name} has {len(names)} maps: {how}. {_maps(names)}"
             raise ValueError(msg)
         return 0
     if isinstance(label_map, str):
@@ -151,14 +174,22 @@ class DenseMaps:
     grid : BrainModels
     names : list of str
         Of the maps; their numbers if the file has none.
+    xml : nibabel.cifti2.Cifti2Header
+        Of the file; don't change it.
     """
 
     weights: np.ndarray
     grid: BrainModels
     names: list[str]
+    xml: "nib.Cifti2Header"
 
     def __len__(self) -> int:
         return len(self.weights)
+
+    def painted(self, signals: np.ndarray) -> np.ndarray:
+        """Return the sum of the maps, times their signals, in the signals' dtype; shapes as of `DenseAtlas.painted`."""
+        with process.one_blas_thread:
+            return (self.weights.T @ signals.T.astype(np.float64)).astype(signals.dtype).T
 
 
 def load_dense_maps(maps_img: Any) -> DenseMaps:
@@ -189,4 +220,4 @@ def load_dense_maps(maps_img: Any) -> DenseMaps:
         msg = f"{image.name} has maps that are 0 everywhere: {listed(empty)}. Remove them."
         raise ValueError(msg)
     names = image.header.names or [str(k) for k in range(len(weights))]
-    return DenseMaps(weights, image.grid, names)
+    return DenseMaps(weights, image.grid, names, image.header.xml)

@@ -40,8 +40,9 @@ KINDS = {
     "scalars": Kind("dense scalars", ".dscalar.nii", 3006, "CIFTI_INDEX_TYPE_SCALARS"),
 }
 _NAMED_SO = re.compile(r"\.d(tseries|label|scalar)\.nii(\.\w+)?$", re.IGNORECASE)
-_CODE = 32  # of the NIfTI extension that holds the XML
+XML_CODE = 32  # of the NIfTI extension that holds the XML
 _HEADER_BYTES = 540
+_MAGIC = b"n+2\0\r\n\x1a\n", b"n+2\0\0\0\0\0"  # the second half, if set, shows a transfer as text
 _UNKNOWN = 3000  # intent of files that nibabel writes unless it is told one: the XML decides
 _OF_CIFTI = range(3000, 3100)  # NIfTI intents
 _N_PARSED = 8  # brain models that are kept, of about 10 MB each
@@ -250,7 +251,7 @@ def is_dense(img: Any) -> bool:
     path = Path(img).expanduser()
     if _NAMED_SO.search(path.name):
         return True
-    if not path.exists() or irregularity(path):
+    if path.suffix.lower() != ".nii" or not path.exists() or irregularity(path):
         return False
     try:
         with open_file(path) as file:
@@ -309,6 +310,7 @@ def _open(path: Path) -> DenseImage:
             "they lie. Decompress it (gunzip), or save it with the extension .nii."
         )
         raise ImageError(msg)
+    _check_start(path)
     check_extensions(path)
     try:
         with open_file(path) as file:
@@ -325,9 +327,9 @@ def _open(path: Path) -> DenseImage:
         known = ", ".join(f"{kind.intent} ({kind.extension})" for kind in KINDS.values())
         msg = f"{name} has the NIfTI intent {intent}, expected one of dense CIFTI-2 files: {known}."
         raise ImageError(msg)
-    extension = next((one for one in nifti.extensions if one.get_code() == _CODE), None)
+    extension = next((one for one in nifti.extensions if one.get_code() == XML_CODE), None)
     if extension is None:
-        msg = f"{name} has no CIFTI-2 header (NIfTI extension {_CODE}). Copy or create the file again."
+        msg = f"{name} has no CIFTI-2 header (NIfTI extension {XML_CODE}). Copy or create the file again."
         raise ImageError(msg)
     header = _parse(extension.content, name)
     if kind not in (None, KINDS[header.kind]):
@@ -344,6 +346,16 @@ def _open(path: Path) -> DenseImage:
     check_size(path, offset + shape[4] * shape[5] * dtype.itemsize)
     factors = (1.0 if slope is None else float(slope)), (0.0 if inter is None else float(inter))
     return DenseImage(name, header, _OnDisk(name, offset), dtype, *factors)
+
+
+def _check_start(path):
+    """Raise ImageError unless a NIfTI-2 header starts the file; nibabel would read the size of extensions anywhere."""
+    with open_file(path) as file:
+        start = file.read(12) or b""
+    size, magic = start[:4], start[4:]
+    if _HEADER_BYTES not in (int.from_bytes(size, order) for order in ("little", "big")) or magic not in _MAGIC:
+        msg = f"{path} doesn't start with a NIfTI-2 header, expected a CIFTI-2 file. Copy or create the file again."
+        raise ImageError(msg)
 
 
 def _fitting(header: Header, shape: tuple[int, ...], name: str) -> Header:

@@ -20,7 +20,9 @@ from gpumask import backend, process
 from gpumask.dlpack import has_dlpack, on_host
 from gpumask.extraction import Plans, Prepared, Result, Settings, asked_dtype, extract, prepare
 from gpumask.images.brain_models import BrainModels
+from gpumask.images.cifti_images import dense_values
 from gpumask.images.device_arrays import device_of_image, is_pair
+from gpumask.images.grayordinates import DenseImage
 from gpumask.images.grid import Grid
 from gpumask.images.labels import load_mask
 from gpumask.images.runs import Run, open_run
@@ -86,7 +88,7 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         return backend.resolve_device(self.device)
 
     def _forget_run(self):
-        for name in {"plan_", "seconds_", "_on_grid", "_cleaning", "_lut_"} & set(vars(self)):
+        for name in {"plan_", "seconds_", "_on_grid", "_cleaning", "_lut_", "_run_t_r"} & set(vars(self)):
             delattr(self, name)
 
     def transform(self, imgs: Any, confounds: Any = None, sample_mask: Any = None) -> np.ndarray:
@@ -196,6 +198,7 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
     def finish(self, prepared: Prepared, result: Result, volumes: Run) -> np.ndarray:
         """Set the attributes that describe the run, and return the signals in their final shape."""
         self.plan_, self.seconds_, self._on_grid = prepared.plan, result.seconds, prepared.regions
+        self._run_t_r = volumes.t_r if isinstance(volumes, DenseImage) else None
         self._cleaning = prepared.cleaner.explain(result.signals.shape[1])
         shares = ", ".join(f"{step} {seconds:.3f} s" for step, seconds in self.seconds_.items())
         self._log(f"{volumes.n_volumes} volumes: {shares} (reading and reducing overlap)", "transform")
@@ -319,7 +322,6 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         Unless `finite` is False, infinite values are an error, and so is NaN where `transform` can't return it.
         """
         check_is_fitted(self)
-        self._require_volumes("inverse_transform")
         self._log("Computing image from signals", "inverse_transform")
         if has_dlpack(signals):
             signals = on_host(signals, "signals")
@@ -342,6 +344,10 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
             process.warn(msg)
             signals = signals.astype(np.int32)
         return signals
+
+    def _dense_image(self, regions, values):
+        """Values of the grayordinates of an atlas or maps as an image."""
+        return dense_values(regions.xml, values, self.t_r or getattr(self, "_run_t_r", None) or 1.0)
 
     def _require_volumes(self, method):
         grid = self._fitted.grid

@@ -9,9 +9,10 @@ import pandas as pd
 from sklearn.utils.validation import check_is_fitted
 
 from gpumask import process
-from gpumask.engine.dense_regions import DenseLabelRegions, dense_labels
+from gpumask.engine.dense_regions import DenseLabelRegions
 from gpumask.engine.regions import LabelRegions, check_same_grids
 from gpumask.extraction import Prepared, Result, check_kind, refuse_for_grayordinates
+from gpumask.images.cifti_images import dense_labels
 from gpumask.images.dense_atlas import load_dense_atlas
 from gpumask.images.grayordinates import is_dense
 from gpumask.images.labels import load_atlas
@@ -276,8 +277,8 @@ class NiftiLabelsMasker(VolumesMasker):
         self._log("Finished fit", "fit")
         return self
 
-    def inverse_transform(self, signals: Any) -> nib.Nifti1Image:
-        """Paint region signals into volumes.
+    def inverse_transform(self, signals: Any) -> nib.Nifti1Image | nib.Cifti2Image:
+        """Paint region signals into volumes, or grayordinates.
 
         Parameters
         ----------
@@ -286,9 +287,11 @@ class NiftiLabelsMasker(VolumesMasker):
 
         Returns
         -------
-        nibabel.nifti1.Nifti1Image
+        nibabel.nifti1.Nifti1Image or nibabel.cifti2.Cifti2Image
             3D or 4D, on the grid of `labels_img_`; 0 outside the regions and the mask. Its dtype is `dtype` if that is
-            set, else that of the signals. Booleans, and 64-bit integers that fit, become int32, with a warning.
+            set, else that of the signals. Booleans, and 64-bit integers that fit, become int32, with a warning. For
+            dense labels, scalars (.dscalar.nii) or a series (.dtseries.nii) of the grayordinates of `labels_img_`; the
+            rows are `t_r` seconds apart, else as those of the last run, else 1 second.
 
         Raises
         ------
@@ -297,6 +300,8 @@ class NiftiLabelsMasker(VolumesMasker):
         """
         signals = self._checked_signals(signals)
         ids = [label for key, label in self.region_ids_.items() if key != "background"]
+        if isinstance(self._regions, DenseLabelRegions):
+            return self._dense_image(self._regions.atlas, self._regions.atlas.painted(ids, signals))
         data = self._regions.atlas.painted(ids, signals, n_threads=process.n_cores())
         return nib.Nifti1Image(data, self._regions.grid.affine, dtype=data.dtype)
 

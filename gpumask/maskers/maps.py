@@ -233,8 +233,8 @@ class NiftiMapsMasker(VolumesMasker):
     def _region_parameters(self):
         return {"solves": self.strategy == "least_squares", "allow_overlap": self.allow_overlap}
 
-    def inverse_transform(self, signals: Any) -> nib.Nifti1Image:
-        """Compute volumes from region signals: the sum of the maps, times their signals.
+    def inverse_transform(self, signals: Any) -> nib.Nifti1Image | nib.Cifti2Image:
+        """Compute volumes, or grayordinates, from region signals: the sum of the maps, times their signals.
 
         Parameters
         ----------
@@ -243,9 +243,10 @@ class NiftiMapsMasker(VolumesMasker):
 
         Returns
         -------
-        nibabel.nifti1.Nifti1Image
+        nibabel.nifti1.Nifti1Image or nibabel.cifti2.Cifti2Image
             3D or 4D, on the grid of `maps_img_`; 0 outside the maps and the mask. Its dtype is `dtype` if that is set,
-            else that of the signals. Booleans, and 64-bit integers that fit, become int32, with a warning.
+            else that of the signals. Booleans, and 64-bit integers that fit, become int32, with a warning. For maps of
+            grayordinates, scalars or a series, as in `NiftiLabelsMasker.inverse_transform`.
 
         Raises
         ------
@@ -254,6 +255,8 @@ class NiftiMapsMasker(VolumesMasker):
         """
         signals = self._checked_signals(signals)
         maps = self._regions.maps
+        if isinstance(self._regions, DenseMapRegions):
+            return self._dense_image(maps, maps.painted(signals))
         if maps.mask_grid is not None and not maps.mask_grid.matches(maps.grid):
             maps = maps.with_mask_resampled(maps.grid)
         data = maps.masked.chosen(self._columns).painted(signals)
