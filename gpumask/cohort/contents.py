@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -33,11 +33,15 @@ def tables(
     atlas: AtlasFile,
     one: Prepared,
     result: Result,
+    matrix: np.ndarray | None,
     names: list[str],
     censoring: Censoring,
     described: Callable[..., dict[str, Any]],
 ) -> dict[Path, Any]:
-    """Lines of the tables of an atlas's unit and of their sidecars, by path."""
+    """Lines of the tables of an atlas's unit and of their sidecars, by path; `matrix` has Pearson's correlations.
+
+    It may be None if the configuration has no matrices.
+    """
     paths = configuration.outputs(run, unit)
     regions = list(zip(one.regions.ids.tolist(), names, one.regions.counts.tolist(), strict=True))
     of_each = one.regions.grid.elements
@@ -50,18 +54,17 @@ def tables(
         sources = [path for path in (run.path, mask, atlas.path, atlas.lut) if path]
         lines = table_lines(["Node", "coverage"], shares, names)
         made.append((paths["coverage"], lines, described(sources=sources, Regions=index)))
-    matrices = {}
     for kind in configuration.relmats:
-        matrices[kind], facts = connectivity(result.signals, kind)
+        found, facts = (cast("np.ndarray", matrix), {}) if kind == "pearson" else connectivity(result.signals, kind)
         if facts.get("Shrinkage", 0) is None and not np.isnan(result.signals).all():
             warn(f"{len(result.signals)} volumes of {run.path} are too few for partial correlations, which are n/a.")
-        own = described(sources=[paths["timeseries"]], Regions=index, **(facts if kind != "pearson" else {}))
-        made.append((paths[kind], table_lines(["Node", *names], matrices[kind], names), own))
+        own = described(sources=[paths["timeseries"]], Regions=index, **facts)
+        made.append((paths[kind], table_lines(["Node", *names], found, names), own))
     files = {}
     for path, lines, content in made:
         files[path] = lines
         files[path.with_suffix(".json")] = json_lines(content)
-    images = parcellated(paths, one.regions, names, rows, matrices.get("pearson"), made[0][2])
+    images = parcellated(paths, one.regions, names, rows, matrix, made[0][2])
     content_of = {path: content for path, _, content in made}
     for kind, path in paths.items():
         if kind in TABLES:

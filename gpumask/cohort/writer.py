@@ -268,11 +268,12 @@ def _extract(configuration, run, units, progress, *, n_threads, turn):
         _, names = loaded.atlases[atlas.name].names(one.regions.ids)
         described = functools.partial(contents.metadata_of, configuration, run, unit, atlas, t_r, cleaning, one)
         matrix = correlations(result.signals) if configuration.relmats or configuration.figures else None
-        tables = contents.tables(configuration, run, unit, atlas, one, result, names, cleaning.censoring, described)
+        signals = one, result, matrix, names
+        tables = contents.tables(configuration, run, unit, atlas, *signals, cleaning.censoring, described)
         if configuration.figures:
             path, limit = configuration.outputs(run, unit)["figure"], cleaning.outliers.fd_threshold
             of_run = mean, t_r.seconds, cleaning.censoring.kept, limit
-            tables[path] = [contents.figure(run, path.name, atlas, one, result, matrix, names, *of_run)]
+            tables[path] = [contents.figure(run, path.name, atlas, *signals, *of_run)]
         files |= {path: (unit.name, lines) for path, lines in tables.items()}
         summary[atlas.name] = {"regions": len(names)}
         if configuration.coverage:
