@@ -146,7 +146,7 @@ def _measure(rows, bench, document, options):
         if expected > left:
             document.add(row, skipped=f"takes up to {expected:g} s, and {math.floor(left)} s of the budget are left")
             continue
-        begun = time.perf_counter()
+        at_start = time.perf_counter()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of grids that differ, mostly
@@ -154,9 +154,9 @@ def _measure(rows, bench, document, options):
         except Exception as error:
             failed = True
             is_ours = isinstance(error, DifferentResultsError)
-            document.add(row, time.perf_counter() - begun, error=str(error) if is_ours else traceback.format_exc())
+            document.add(row, time.perf_counter() - at_start, error=str(error) if is_ours else traceback.format_exc())
         else:
-            document.add(row, time.perf_counter() - begun, values=values)
+            document.add(row, time.perf_counter() - at_start, values=values)
     return failed
 
 

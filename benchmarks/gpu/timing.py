@@ -38,7 +38,7 @@ class Clock:
     Parameters
     ----------
     emulated : bool
-        Whether nothing can be timed, since there is no GPU in truth; work is done once, as a test.
+        Whether nothing can be timed, because the GPU is emulated; then each piece of work is done once, as a test.
     """
 
     def __init__(self, *, emulated):

@@ -250,7 +250,7 @@ def output_name(
 
 
 def run_output_name(run: Run, suffix: str, *, desc: str = "", extension: str = ".tsv") -> str:
-    """File name of an output that is no atlas's: ``<run>[_desc-<desc>]_<suffix><extension>``."""
+    """File name of an output that belongs to a run, not to an atlas: ``<run>[_desc-<desc>]_<suffix><extension>``."""
     return "_".join(filter(None, (run_name(run), desc and f"desc-{alphanumeric(desc)}", suffix))) + extension
 
 

@@ -37,7 +37,7 @@ def read_config(path: str | os.PathLike, options: Mapping[str, argparse.Action])
     Raises
     ------
     ValueError
-        If it isn't TOML, a key is no option, or a value is none of it; the message names the file and the key.
+        If it isn't TOML, or has an unknown key or a wrong value; the message names the file and the key.
     OSError
         If it can't be read.
     """
