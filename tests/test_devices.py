@@ -6,7 +6,7 @@ import pytest
 
 import gpumask
 from benchmarks import summary
-from gpumask import backend, extraction
+from gpumask import backend, devices, extraction
 from gpumask.engine import gpu_run
 from gpumask.engine.plan import compile_plan
 from gpumask.engine.stream import run_plans
@@ -39,11 +39,11 @@ def gpus(monkeypatch):
         def status(index=0):
             if index is not None:
                 probed.append(index)
-            return backend.CudaStatus(names, problem if index is not None else "", "Buy one." * bool(problem))
+            return devices.CudaStatus(names, problem if index is not None else "", "Buy one." * bool(problem))
 
         probed = []
-        monkeypatch.setattr(backend, "cuda_status", status)
-        monkeypatch.setattr(backend, "driver_cuda_version", lambda: (13, 1))
+        monkeypatch.setattr(devices, "cuda_status", status)
+        monkeypatch.setattr(devices, "driver_cuda_version", lambda: (13, 1))
         return probed
 
     return install

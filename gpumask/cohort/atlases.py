@@ -4,14 +4,14 @@ import contextlib
 import os
 import threading
 
-from gpumask import backend
+from gpumask import devices
 from gpumask.cohort.configuration import Configuration, sha256
 from gpumask.cohort.kinds import LoadedAtlas, load_kind
 from gpumask.engine.regions import Regions
-from gpumask.extraction import Plans
 from gpumask.images.brain_models import BrainModels
 from gpumask.images.grid import Grid
 from gpumask.images.labels import load_mask
+from gpumask.plans import Plans
 
 
 class LoadedAtlases:
@@ -39,9 +39,9 @@ class LoadedAtlases:
         self._regions, self._lock = {}, threading.Lock()
 
     def device(self, turn: int) -> str:
-        """Return the device whose turn it is, for `gpumask.backend.resolve_device`."""
-        devices = backend.split_devices(self._devices)
-        return devices[turn % len(devices)]
+        """Return the device whose turn it is, for `gpumask.devices.resolve_device`."""
+        split = devices.split_devices(self._devices)
+        return split[turn % len(split)]
 
     @contextlib.contextmanager
     def _as_hashed(self, path):
