@@ -64,7 +64,7 @@ def test_auto_chooses_by_plan(gpus, kind):
     if work:
         assert (chosen.device, last) == ("cuda:0", f"on the GPU: {work} takes longer than copying a volume to it")
     else:
-        expected = "on the CPU: reducing a volume takes less time than copying it to a GPU"
+        expected = "on the CPU: reducing the run takes less time than copying it to a GPU"
         assert (chosen.device, last) == ("cpu", expected)
         assert probed == []
 
@@ -127,7 +127,7 @@ def test_a_masker_probes_a_gpu_only_where_it_would_use_one(gpus, capsys):
     masker = gpumask.NiftiLabelsMasker(LABELS, verbose=1).fit()
     masker.transform(run())
     assert probed == []
-    reason = "on the CPU: reducing a volume takes less time than copying it to a GPU"
+    reason = "on the CPU: reducing the run takes less time than copying it to a GPU"
     assert masker.plan_.device == "cpu"
     assert reason in masker.explain().splitlines()
     assert f"Extracting region signals {reason}" in capsys.readouterr().out

@@ -132,7 +132,7 @@ class Plan:
             reason = "the run lies there" if device == "auto" else "requested"
             return replace(self, device=devices.resolve_device(device, data_on), reason=reason)
         if not (work := self._work_for_gpu):
-            return replace(self, device="cpu", reason="reducing a volume takes less time than copying it to a GPU")
+            return replace(self, device="cpu", reason="reducing the run takes less time than copying it to a GPU")
         if (found := devices.resolve_device("auto")) == "cpu":
             return replace(self, device="cpu", reason="no GPU can be used, see gpumask info")
         return replace(self, device=found, reason=f"{work} takes longer than copying a volume to it")
