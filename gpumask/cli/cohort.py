@@ -5,6 +5,7 @@ import contextlib
 import os
 import re
 import signal
+from dataclasses import replace
 
 from gpumask.bids.content import check_content
 from gpumask.cli.output import USER_ERRORS, kept_volumes, refuse, show, show_details, tell
@@ -19,6 +20,7 @@ from gpumask.cli.usage import (
     check_store,
     denoisings_of,
     rows_of,
+    segmentations_of,
 )
 
 
@@ -49,13 +51,14 @@ def command(args: argparse.Namespace) -> int:
 def _plan_cohort(args):
     """The configuration, its runs, problems of others and their listing; checked as far as possible before reading."""
     from gpumask.bids import find_runs, read_manifest
+    from gpumask.bids.segmentations import with_segmentation
     from gpumask.bids.sidecars import check_dataset_description
     from gpumask.cohort.atlases import load
-    from gpumask.cohort.configuration import Configuration, check_names, check_spaces
+    from gpumask.cohort.configuration import Configuration, OwnAtlas, check_names, check_spaces
+    from gpumask.cohort.own_atlases import with_columns
     from gpumask.cohort.record import Listing, check_unchanged
     from gpumask.process import collect_warnings
 
-    atlases = atlases_of(args)
     check_confounds(args)
     check_cutoffs(args)
     check_dask(args.dask_scheduler)
@@ -82,6 +85,11 @@ def _plan_cohort(args):
     confounds = {"strategy": args.confounds_strategy, "columns": args.confounds_columns}
     confounds = {**confounds, "fd_threshold": args.fd_threshold}
     denoisings = denoisings_of(args)
+    if not is_folder:
+        runs, problems = read_manifest(args.source)
+    segmentations = segmentations_of(args.atlas, is_folder=is_folder)
+    own = [*segmentations] if is_folder else [atlas.name for run in runs[:1] for atlas in run.atlases]
+    atlases = (*atlases_of(args, own), *(OwnAtlas(name) for name in own))
     configuration = Configuration(
         atlases,
         args.out_dir,
@@ -104,8 +112,14 @@ def _plan_cohort(args):
     if is_folder:
         wanted = {"require_confounds": configuration.needs_confounds, "desc": configuration.images}
         runs, problems = find_runs(args.source, **chosen, **wanted)
-    else:
-        runs, problems = read_manifest(args.source)
+        for name, desc in segmentations.items():
+            runs, without = with_segmentation(runs, args.source, desc, name)
+            problems = sorted([*problems, *without], key=lambda problem: problem.path)
+    if own and runs:
+        found = [with_columns(atlas, runs) if isinstance(atlas, OwnAtlas) else (atlas, []) for atlas in atlases]
+        configuration = replace(configuration, atlases=tuple(atlas for atlas, _ in found))
+        for note in (f"{atlas.name}: {note}" for atlas, notes in found for note in notes):
+            tell(f"warning: {note}")
     check_names(configuration, runs)
     check_unchanged(configuration, runs)
     messages = check_spaces(configuration, runs)
@@ -123,11 +137,16 @@ def _plan_cohort(args):
 
 def _renamed(loaded, configuration):
     """Messages about regions that --store will rename."""
+    from gpumask.cohort.configuration import OwnAtlas
+    from gpumask.cohort.kinds import column_names as column_names_of
     from gpumask.cohort.parquet import column_names
     from gpumask.text_tables import listed
 
     for atlas in configuration.atlases:
-        ids, names = loaded.atlases[atlas.name].names()
+        if isinstance(atlas, OwnAtlas):
+            ids, names = zip(*column_names_of(atlas).items(), strict=True)
+        else:
+            ids, names = loaded.atlases[atlas.name].names()
         changed = [(name, new) for name, new in zip(names, column_names(names, ids), strict=True) if name != new]
         if changed:
             shown = listed(dict.fromkeys(name for name, _ in changed))
@@ -158,6 +177,7 @@ def shard(text: str | None) -> tuple[int, int]:
 
 def _dry_run(configuration, runs, problems):
     from gpumask.bids.names import run_name
+    from gpumask.cohort.configuration import AtlasFile
     from gpumask.cohort.record import is_done
 
     n_done = 0
@@ -168,7 +188,8 @@ def _dry_run(configuration, runs, problems):
     for problem in problems:
         tell(f"{problem.path}: {problem.reason}")
     for atlas in configuration.atlases:
-        show(f"atlas {atlas.name}: {atlas.path}, names by {atlas.named_by}")
+        what = f"{atlas.path}, names by" if isinstance(atlas, AtlasFile) else f"{len(atlas.columns)} columns,"
+        show(f"atlas {atlas.name}: {what} {atlas.named_by}")
     print(f"{len(runs) - n_done} to do, {n_done} done, {len(problems)} unusable")
     return 1 if problems else 0
 

@@ -46,30 +46,64 @@ def rows_of(args: argparse.Namespace) -> dict[str, Any]:
     return {"dummy_scans": args.dummy_scans, "output_type": args.output_type}
 
 
-def atlases_of(args: argparse.Namespace) -> "tuple[AtlasFile, ...]":
-    """The atlases of ``--atlas``, and then those of ``--seeds``.
+def segmentations_of(texts: Sequence[str], *, is_folder: bool) -> dict[str, str]:
+    """The label "desc" of each "[NAME=]derivatives:desc-LABEL" of ``--atlas``, by name; by default that is the label.
 
     Raises
     ------
     ValueError
-        Without an atlas, if there isn't a look-up table for each image, or for options of seeds without seeds.
+        For an unknown label, a repeated name, or if the runs aren't found in a folder of derivatives.
+    """
+    from gpumask.bids.segmentations import SEGMENTATIONS
+
+    found: dict[str, str] = {}
+    for text in filter(_is_segmentation, texts):
+        given, _, label = text.rpartition("derivatives:desc-")
+        if label not in SEGMENTATIONS:
+            msg = f"--atlas: expected derivatives:desc- followed by {' or '.join(SEGMENTATIONS)}, got {text}"
+            raise ValueError(msg)
+        if not is_folder:
+            msg = f"--atlas {text} needs a folder of derivatives. In a list of runs, use a column atlas"
+            raise ValueError(msg)
+        name = given.removesuffix("=") or label
+        if name in found:
+            msg = f"--atlas: several are called {name}. Give NAME=derivatives:..."
+            raise ValueError(msg)
+        found[name] = label
+    return found
+
+
+def _is_segmentation(text):
+    return text.rpartition("=")[2].startswith("derivatives:") and not os.path.lexists(text)
+
+
+def atlases_of(args: argparse.Namespace, own: Sequence[str] | None = None) -> "tuple[AtlasFile, ...]":
+    """The atlases of ``--atlas``, and then those of ``--seeds``.
+
+    `own` are the names of the atlases of which each run has its own, which aren't among them; None if runs can't have.
+
+    Raises
+    ------
+    ValueError
+        Without any atlas, if there isn't a look-up table for each image, or for options of seeds without seeds.
     FileNotFoundError
         If a file doesn't exist.
     """
     from gpumask.cohort.configuration import AtlasFile
 
-    if not args.atlas and not args.seeds:
+    texts = [text for text in args.atlas if own is None or not _is_segmentation(text)]
+    if not own and not texts and not args.seeds:
         msg = "--atlas or --seeds is missing: give one image or table of seeds, or more"
         raise ValueError(msg)
     for option, given in (("--radius", args.radius is not None), ("--allow-overlap", args.allow_overlap)):
         if given and not args.seeds:
             msg = f"{option}: requires --seeds"
             raise ValueError(msg)
-    luts = args.lut or [None] * len(args.atlas)
-    if len(luts) != len(args.atlas):
-        msg = f"--lut: expected one for each --atlas, got {len(luts)} for {len(args.atlas)}"
+    luts = args.lut or [None] * len(texts)
+    if len(luts) != len(texts):
+        msg = f"--lut: expected one for each --atlas, got {len(luts)} for {len(texts)}"
         raise ValueError(msg)
-    images = [_named("--atlas", text) for text in args.atlas]
+    images = [_named("--atlas", text) for text in texts]
     for lut in luts:
         check_file("--lut", lut)
     background = getattr(args, "background_label", None) or 0

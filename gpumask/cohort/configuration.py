@@ -96,6 +96,33 @@ class AtlasFile:
         return self if self.kind else replace(self, kind="maps" if open_volumes(self.path).n_volumes > 1 else "labels")
 
 
+@dataclass(frozen=True)
+class OwnAtlas:
+    """An atlas of a cohort of which each run has a label image of its own: see `Run.atlases`.
+
+    Its files are inputs of the runs and not part of the configuration: if one changes, that run alone is made again.
+
+    Attributes
+    ----------
+    name : str
+        As in `AtlasFile`.
+    background : int or float
+    columns : tuple of (number, str)
+        Label and name of each region, by label: the columns of every run.
+    """
+
+    name: str
+    background: float = 0
+    columns: tuple[tuple[float, str], ...] = ()
+    kind = "labels"
+    named_by = "a file for each run"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """See `AtlasFile`."""
+        return {"background_label": self.background, "regions": _hash(list(self.columns))}
+
+
 def lut_beside(path: str | os.PathLike) -> Path | None:
     """Look-up table of a label image, or None: see `gpumask.bids.names.lookup_table_of`.
 
@@ -123,7 +150,7 @@ def lut_beside(path: str | os.PathLike) -> Path | None:
 class Unit:
     """What a run has outputs of its own for: an atlas and a denoising, or a denoising alone."""
 
-    atlas: AtlasFile | None
+    atlas: AtlasFile | OwnAtlas | None
     denoising: Denoising
 
     @property
@@ -143,7 +170,7 @@ class Configuration:
 
     Attributes
     ----------
-    atlases : tuple of AtlasFile
+    atlases : tuple of AtlasFile or OwnAtlas
         All are extracted in one pass over a run. Each has its kind.
     out_dir : Path
     parameters : dict
@@ -199,7 +226,7 @@ class Configuration:
         If an atlas can't be read.
     """
 
-    atlases: tuple[AtlasFile, ...]
+    atlases: tuple[AtlasFile | OwnAtlas, ...]
     out_dir: Path
     parameters: dict[str, Any] = field(default_factory=dict)
     confounds: dict[str, Any] = field(default_factory=dict)
@@ -239,12 +266,13 @@ class Configuration:
             raise ValueError(msg)
         smoothed = self.parameters.get("smoothing_fwhm") and self.parameters.get("strategy", "mean") not in LINEAR
         fix("settings", Settings(**(_DEFAULTS | ({"nan_policy": "zero"} if smoothed else {}) | self.parameters)))
-        images = [*(atlas.path for atlas in self.atlases), *([self.mask] if self.mask else [])]
+        given = [atlas for atlas in self.atlases if isinstance(atlas, AtlasFile)]
+        images = [*(atlas.path for atlas in given), *([self.mask] if self.mask else [])]
         files = {path: image_files(path) for path in map(os.fspath, images)}
-        files |= {os.fspath(atlas.lut): [os.fspath(atlas.lut)] for atlas in self.atlases if atlas.lut}
+        files |= {os.fspath(atlas.lut): [os.fspath(atlas.lut)] for atlas in given if atlas.lut}
         fix("files", {path: {file: sha256(file) for file in group} for path, group in files.items()})
-        fix("atlases", tuple(atlas.with_kind() for atlas in self.atlases))
-        seeds, target = [atlas.path for atlas in self.atlases if atlas.kind == "seeds"], self.settings.resampling_target
+        fix("atlases", tuple(a.with_kind() if isinstance(a, AtlasFile) else a for a in self.atlases))
+        seeds, target = [atlas.path for atlas in given if atlas.kind == "seeds"], self.settings.resampling_target
         if seeds and target != "data":
             msg = f"Seeds ({seeds[0]}) need resampling_target='data' (--resampling-target), got {target!r}."
             raise ValueError(msg)
@@ -270,7 +298,7 @@ class Configuration:
             return settings
         return replace(settings, strategy=MAPS_STRATEGIES[self.maps_strategy], nan_policy="zero")
 
-    def strategy_of(self, atlas: AtlasFile) -> str:
+    def strategy_of(self, atlas: AtlasFile | OwnAtlas) -> str:
         """What the signals of an atlas are, by the parameter ``strategy`` of its masker."""
         return self.maps_strategy if atlas.kind == "maps" else self.settings.strategy
 
@@ -284,7 +312,8 @@ class Configuration:
     def described(self, unit: Unit) -> dict[str, Any]:
         """How the outputs of a unit are made; for JSON."""
         atlas = unit.atlas
-        images = (atlas.path, atlas.lut, self.mask) if atlas else ()
+        own = (atlas.path, atlas.lut) if isinstance(atlas, AtlasFile) else ()
+        images = (*own, self.mask) if atlas else ()
         paths = [os.fspath(path) for path in images if path]
         return {
             "version": __version__,
@@ -381,7 +410,8 @@ def check_spaces(configuration: Configuration, runs: list[Run]) -> list[str]:
     """
     messages: dict[tuple[str | os.PathLike, Space | None], str] = {}
     for run in runs:
-        files = [*(atlas.path for atlas in configuration.atlases), run.mask or configuration.mask]
+        given = [atlas.path for atlas in configuration.atlases if isinstance(atlas, AtlasFile)]
+        files = [*given, *(atlas.path for atlas in run.atlases), run.mask or configuration.mask]
         for path in [file for file in files if file]:
             if (found := space_contradiction(path, run.path)) is None:
                 continue

@@ -106,7 +106,8 @@ def record_path(configuration: Configuration, run: Run) -> Path:
 
 def identities(run: Run) -> dict[str, Any]:
     """Size and modification time (ns) of each of a run's input files, and its `t_r` if one was given."""
-    files = [file for file in (run.path, run.confounds, run.mask) if file]
+    own = (atlas.path for atlas in run.atlases)  # their look-up tables only decide the configuration's columns
+    files = [file for file in (run.path, run.confounds, run.mask, *own) if file]
     described = [*metadata_files(run), *([Path(run.confounds).with_suffix(".json")] if run.confounds else [])]
     identities = {os.path.abspath(file): _identity(file) for file in files}  # noqa: PTH100
     for file in described:
@@ -195,7 +196,7 @@ def _difference(configuration, run):
 
 def _changes(old, new):
     """What differs between two descriptions of outputs, in words; nothing for the version."""
-    own = ("kind", "radius", "background_label", "confounds", "dummy_scans", "output_type")
+    own = ("kind", "radius", "background_label", "regions", "confounds", "dummy_scans", "output_type")
     olds, news = ({key: how.get(key) for key in own} | how["settings"] for how in (old, new))
     is_other = list(old["files"].values()) != list(new["files"].values())
     return (["another atlas, look-up table or mask"] if is_other else []) + [
