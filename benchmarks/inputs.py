@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
+from benchmarks import grayordinates
+
 T_R = 2.0
 AFFINES = ("same", "shifted", "oblique")
 
@@ -102,6 +104,30 @@ class Inputs:
             pd.DataFrame(values, columns=[f"c{k}" for k in range(n_columns)]).to_csv(part, sep="\t", index=False)
 
         return self._made(f"confounds_T{n_volumes}.tsv", write)
+
+    def dense_series(self, n_volumes=400, number=0, *, cortex=False):
+        """Path of a float32 series of 91,282 grayordinates, or of the 59,412 of the cortex; several by `number`."""
+        n_volumes = max(n_volumes // 20, 10) if self.tiny else n_volumes
+        name = f"dense{'_cortex' * cortex}_T{n_volumes}_{number}.dtseries.nii"
+        chosen = self._grayordinates(cortex)
+        return self._made(
+            name, lambda part: grayordinates.write_series(part, n_volumes, grayordinates.models()[chosen], number)
+        )
+
+    def dense_atlas(self, n_parcels=379, *, cortex=False):
+        """Path of an atlas of grayordinates; see `grayordinates.parcellation`."""
+        chosen = self._grayordinates(cortex)
+
+        def write(part):
+            labels, names = grayordinates.parcellation(n_parcels)
+            labels = labels[chosen]
+            names = {label: names[label] for label in np.unique(labels).tolist() if label}
+            grayordinates.write_atlas(part, labels, names, grayordinates.models()[chosen])
+
+        return self._made(f"dense{'_cortex' * cortex}_{n_parcels}.dlabel.nii", write)
+
+    def _grayordinates(self, cortex):
+        return slice(None, grayordinates.N_CORTEX if cortex else None, 50 if self.tiny else None)
 
     def check_disk(self, n_bytes):
         """Raise OSError if the folder's disk has no room for `n_bytes`."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from benchmarks import workloads
 from benchmarks.inputs import T_R
-from benchmarks.workloads import Command, Compilation, Correlation, Decoding, Extraction, Painting
+from benchmarks.workloads import Command, Compilation, Correlation, Decoding, Extraction, Painting, Parcellation
 
 RAW = {"standardize": None}
 CLEANED = {
@@ -221,6 +221,36 @@ def _growth():
         yield _row("float32 volumes", f"mean, {suffix}, float32", few=True, run=run, parameters=RAW)
 
 
+FIVE = tuple({"n_parcels": n} for n in (379, 718, 17, 100, 1000))
+
+
+def _dense(name, group="grayordinates", *, target=None, run=None, atlases=({},), **parameters):
+    """A row of one dense series, against a command of Workbench's for each atlas."""
+    run = run or {}
+    ours = Extraction("gpumask", run, atlases, {**RAW, **parameters}, kind="grayordinates")
+    return Row(name, group, ours, {"wb_command": Against(Parcellation("wb_command", (run,), atlases), target)})
+
+
+def _grayordinates():
+    """Dense series of 91,282 grayordinates, float32."""
+    for n_times in (400, 1200):
+        run = {"n_volumes": n_times}
+        yield _dense(f"mean, 379 parcels, {n_times} time points", run=run, target=8)
+        yield _dense(f"mean, five atlases, {n_times} time points", run=run, target=8, atlases=FIVE)
+        two = tuple({**run, "number": number} for number in (0, 1))
+        theirs = {"wb_command": Against(Parcellation("wb_command", two), 1.5)}
+        name = f"two files to .ptseries.nii, start-up included, {n_times} time points"
+        yield Row(name, "grayordinates", Parcellation("gpumask", two), theirs)
+    growth = "growth of grayordinates"
+    yield _dense("mean, 100 time points", growth, run={"n_volumes": 100})
+    yield _dense("mean, 400 time points, cortex only", growth, run={"cortex": True}, atlases=({"cortex": True},))
+    for n_parcels in (17, 718, 5000):
+        yield _dense(f"mean, 400 time points, {n_parcels:,} parcels", growth, atlases=({"n_parcels": n_parcels},))
+    for strategy in ("median", "standard_deviation", "maximum"):
+        row = _dense(f"{strategy}, 400 time points", growth, strategy=strategy)
+        yield replace(row, against={})
+
+
 def _peers():
     plain = {"suffix": ".nii"}
     few = {**plain, "first": FEW}
@@ -238,4 +268,4 @@ def _peers():
 
 def all_rows():
     """Every row, in the order of the table; names are unique within a group."""
-    return [*_targets(), *_maskers(), *_growth(), *_peers()]
+    return [*_targets(), *_maskers(), *_growth(), *_grayordinates(), *_peers()]

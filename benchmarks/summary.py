@@ -27,14 +27,14 @@ SPEED = (
     "cubic resampling to the labels, oblique, .nii, 40 volumes",
 )
 # Work, what "auto" chooses, why, and the whole run that was measured (None: none was).
-_VOLUMES = "each volume is much work"
+_RESAMPLING = "resampling takes longer than copying"
 _DECODING = "decoding, on the CPU, takes nearly all the time"
 _COPYING = "copying to the GPU takes longer than the CPU's work"
 GPU = (
     ("voxels, cleaned; correlation maps", "GPU", "large filters and products", None),
-    ("resampling to the labels, aligned, .nii", "GPU", _VOLUMES, ("to labels, aligned", ".nii")),
-    ("resampling to the labels, oblique, .nii", "GPU", _VOLUMES, ("to labels, oblique", ".nii")),
-    ("median, 6 mm, .nii", "GPU", _VOLUMES, ("median 6 mm", ".nii")),
+    ("resampling to the labels, aligned, .nii", "GPU", _RESAMPLING, ("to labels, aligned", ".nii")),
+    ("resampling to the labels, oblique, .nii", "GPU", _RESAMPLING, ("to labels, oblique", ".nii")),
+    ("median, 6 mm, .nii", "GPU", "smoothing takes longer than copying", ("median 6 mm", ".nii")),
     ("mean, .nii.gz", "CPU", _DECODING, ("mean", ".nii.gz")),
     ("6 mm + cleaning, .nii.gz", "CPU", _DECODING, ("6 mm + cleaning", ".nii.gz")),
     ("6 mm + cleaning, .nii", "CPU", _COPYING, ("6 mm + cleaning", ".nii")),

@@ -19,6 +19,7 @@ KINDS = {
     "maps": ("NiftiMapsMasker", "maps"),
     "spheres": ("NiftiSpheresMasker", "seeds"),
     "voxels": ("NiftiMasker", "mask"),
+    "grayordinates": ("NiftiLabelsMasker", "dense_atlas"),
 }
 
 
@@ -78,7 +79,7 @@ class Extraction(Workload):
     ----------
     tool : {"gpumask", "nilearn"}
     run : dict
-        Parameters of `Inputs.bold`.
+        Parameters of `Inputs.bold`, or of `Inputs.dense_series` for grayordinates.
     atlases : tuple of dict
         Parameters of `Inputs.atlas`, or of the method for another `kind`. gpumask extracts several in one pass,
         nilearn one after the other.
@@ -104,7 +105,7 @@ class Extraction(Workload):
         return self.run.get("first") or self.run.get("n_volumes", 200)
 
     def steps(self, inputs, scratch):
-        run = str(inputs.bold(**self.run))
+        run = str((inputs.dense_series if self.kind == "grayordinates" else inputs.bold)(**self.run))
         maskers = [_masker(self.tool, self.kind, inputs, made, **self.parameters) for made in self.atlases]
         table = str(inputs.confounds(self.run.get("n_volumes", 200))) if self.confounds else None
 
@@ -253,6 +254,73 @@ class Command(Workload):
             subprocess.run([sys.executable, *self.arguments], check=True, stdout=subprocess.DEVNULL)
 
         return {"next": run}
+
+
+# As the cohort command extracts: without estimators, whose libraries take a second to import.
+_TO_PARCELS = """
+import sys
+from gpumask.engine.dense_regions import DenseLabelRegions
+from gpumask.extraction import Plans, Settings, extract, prepare
+from gpumask.images.cifti_images import Parcels
+from gpumask.images.dense_atlas import load_dense_atlas
+from gpumask.images.runs import open_run
+
+atlas, plans = load_dense_atlas(sys.argv[1]), Plans()
+names = dict(zip(atlas.table["index"], atlas.table["name"]))
+for path, out in zip(sys.argv[2::2], sys.argv[3::2]):
+    run = open_run(path)
+    prepared = prepare(run, DenseLabelRegions(atlas), Settings(), plans=plans)
+    (result,) = extract([prepared], run)
+    ids = prepared.regions.ids.tolist()
+    Parcels(atlas, ids, [names[label] for label in ids]).series(result.signals, run.t_r).to_filename(out)
+"""
+
+
+@dataclass(frozen=True)
+class Parcellation(Workload):
+    """Means of the parcels of dense series, to `.ptseries.nii`: a process for all series, or Workbench's for each.
+
+    Attributes
+    ----------
+    tool : {"gpumask", "wb_command"}
+    runs : tuple of dict
+        Parameters of `Inputs.dense_series`.
+    atlases : tuple of dict
+        Parameters of `Inputs.dense_atlas`.
+    """
+
+    tool: str
+    runs: tuple = ({},)
+    atlases: tuple = ({},)
+    in_process = False
+
+    @property
+    def n_volumes(self):
+        return sum(run.get("n_volumes", 400) for run in self.runs)
+
+    def missing(self):
+        found = self.tool != "wb_command" or shutil.which("wb_command")
+        return "" if found else "wb_command is not installed (apt-get install connectome-workbench)"
+
+    def steps(self, inputs, scratch):
+        import nibabel as nib
+
+        runs = [inputs.dense_series(**run) for run in self.runs]
+        atlases = [inputs.dense_atlas(**made) for made in self.atlases]
+        outs = {(a, r): scratch / f"{a}_{r}.ptseries.nii" for a in range(len(atlases)) for r in range(len(runs))}
+
+        def extract():
+            if self.tool == "gpumask":
+                for a, atlas in enumerate(atlases):
+                    pairs = [path for r, run in enumerate(runs) for path in (run, outs[a, r])]
+                    subprocess.run([sys.executable, "-c", _TO_PARCELS, atlas, *pairs], check=True)
+            else:
+                for (a, r), out in outs.items():
+                    command = ["wb_command", "-cifti-parcellate", runs[r], atlases[a], "COLUMN", out]
+                    subprocess.run(command, check=True, capture_output=True)
+            return [nib.load(out).get_fdata() for out in outs.values()]
+
+        return {"next": extract}
 
 
 # Other tools: the plain mean of a run on the atlas's own grid, all volumes in memory or on disk as each tool likes.

@@ -1,19 +1,16 @@
-"""Array libraries and devices: the only module that imports CuPy.
+"""Array libraries and devices: the namespace and the device of an array, and the device that a user requests.
 
-It returns the namespace and the device of an array, selects the device that a user requests, and moves arrays: at once,
-or through page-locked buffers, streams and events. CuPy is imported on the first use of a GPU.
+Only this module and `gpumask.cuda_runtime` import CuPy, on the first use of a GPU.
 """
 
 import contextlib
 import ctypes
-import functools
 import importlib.metadata
 import importlib.util
 import os
 import re
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,14 +148,15 @@ def _no_device():
     return "no CUDA device is visible" + (f" (CUDA_VISIBLE_DEVICES={hidden!r})" if hidden is not None else "")
 
 
-def _first_line(error):
+def first_line(error: BaseException) -> str:
+    """Return an error's class and the first line of its text."""
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
 
 
 def _diagnosis(error, version):
     """Cause and remedy of an error from CuPy, on a machine whose driver supports CUDA `version`."""
-    text, line = str(error), _first_line(error)
+    text, line = str(error), first_line(error)
     packages = _installed_cupy()
     built_for = max((int(name[9:11]) for name in packages if name != "cupy"), default=None)
     if isinstance(error, DeviceError) or "cudaErrorInitializationError" in text:
@@ -330,20 +328,6 @@ def using(device: str) -> Iterator[None]:
         yield
 
 
-def for_threads(device: str) -> Callable[[], contextlib.AbstractContextManager[None]]:
-    """Return a function that makes a context for another thread: as `using`, with the calling thread's allocator."""
-    import cupy
-
-    allocator = cupy.cuda.get_allocator()
-
-    @contextlib.contextmanager
-    def current() -> Iterator[None]:
-        with using(device), cupy.cuda.using_allocator(allocator):
-            yield
-
-    return current
-
-
 @contextlib.contextmanager
 def device_errors(device: str) -> Iterator[None]:
     """Convert errors of CuPy inside the block (a lost GPU, full memory, a missing library) to `DeviceError`."""
@@ -359,7 +343,7 @@ def device_errors(device: str) -> Iterator[None]:
             remedy = "Check it with nvidia-smi, and start a new process: this one can't use the GPU again."
         else:
             raise
-        msg = f"{device} {failed}: {_first_line(error)}. {remedy} Or use device='cpu'."
+        msg = f"{device} {failed}: {first_line(error)}. {remedy} Or use device='cpu'."
         raise DeviceError(msg) from error
 
 
@@ -374,126 +358,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return _is_of_cupy(error) and (isinstance(error, MemoryError) or any(name in str(error) for name in full))
 
 
-def device_memory() -> tuple[int, int]:
-    """Return the free bytes and all bytes of the current device.
-
-    Unused memory of CuPy's pool counts as free. If the pool has a limit, at most its unused part is free.
-    """
-    import cupy
-
-    pool = cupy.get_default_memory_pool()
-    free, total = cupy.cuda.runtime.memGetInfo()
-    free += pool.free_bytes()
-    limit = pool.get_limit()
-    return (min(free, limit - pool.used_bytes()) if limit else free), total
-
-
-def uses_own_pool() -> bool:
-    """Whether CuPy allocates from its own pool. `device_memory` doesn't count the unused memory of RMM's."""
-    import cupy
-
-    return getattr(cupy.cuda.get_allocator(), "__self__", None) is cupy.get_default_memory_pool()
-
-
-def release_memory() -> None:
-    """Free the unused memory of CuPy's pool on the current device."""
-    import cupy
-
-    cupy.get_default_memory_pool().free_all_blocks()
-
-
 def device_dtype(dtype: Any) -> np.dtype:
     """Return the dtype that holds values of `dtype` on a GPU: native byte order, float64 for more than 64 bits."""
     dtype = np.dtype(dtype)
     return np.dtype(np.float64) if dtype.itemsize > 8 else dtype.newbyteorder("=")
-
-
-_unused_pinned: list[Any] = []  # page-locked memory of finished runs
-_pinned_lock = threading.Lock()
-
-
-def pinned_memory(n_bytes: int) -> Any:
-    """Return a page-locked buffer of at least `n_bytes`, which a GPU can copy from while the CPU continues.
-
-    It is one that `reuse_pinned` got, if one is large enough: page-locking takes longer than filling. CuPy's pool isn't
-    used, because it rounds 33 MiB up to 64.
-
-    Raises
-    ------
-    DeviceError
-        If the memory can't be allocated. Pageable memory won't do: copies from it block silently.
-    """
-    import cupy
-
-    with _pinned_lock:
-        for memory in _unused_pinned:
-            if memory.size() >= n_bytes:
-                _unused_pinned.remove(memory)
-                return memory
-        _unused_pinned.clear()
-    try:
-        return cupy.cuda.PinnedMemoryPointer(cupy.cuda.PinnedMemory(max(n_bytes, 1)), 0)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        msg = (
-            f"{n_bytes / 2**20:.0f} MiB of page-locked host memory can't be allocated: "
-            f"{_first_line(error)}. Free memory of the host, raise the limit on locked memory (ulimit -l), or use "
-            "device='cpu'."
-        )
-        raise DeviceError(msg) from error
-
-
-def reuse_pinned(memory: Any) -> None:
-    """Keep a buffer from `pinned_memory` for the next run. Nothing may use it any more."""
-    with _pinned_lock:
-        _unused_pinned.append(memory)
-
-
-_streams = threading.local()
-
-
-def stream(name: str) -> Any:
-    """Return this thread's stream (a queue of copies and kernels) of that name on the current device.
-
-    Streams are kept, because CuPy's pool reuses memory only within the stream that it was allocated in.
-    """
-    import cupy
-
-    kept: dict[Any, Any] = vars(_streams)
-    key = name, cupy.cuda.runtime.getDevice()
-    if key not in kept:
-        kept[key] = cupy.cuda.Stream(non_blocking=True)
-    return kept[key]
-
-
-def current_stream() -> Any:
-    """Return the stream that this thread's CuPy functions use on the current device."""
-    import cupy
-
-    return cupy.cuda.get_current_stream()
-
-
-def new_event() -> Any:
-    """Return a CUDA event: recorded in a stream, it marks a position and its time."""
-    import cupy
-
-    return cupy.cuda.Event()
-
-
-def seconds_between(first: Any, last: Any) -> float:
-    """Return the seconds of device time between two completed events."""
-    import cupy
-
-    return cupy.cuda.get_elapsed_time(first, last) / 1000
-
-
-def upload(source: np.ndarray, target: Array, stream: Any) -> None:
-    """Queue a copy of `source` to `target` on the device.
-
-    `source` must be page-locked, and mustn't be modified before the copy has finished.
-    """
-    target.set(source, stream=stream)
 
 
 def to_device(array: np.ndarray, device: str) -> Array:
@@ -527,14 +395,6 @@ def cupy_from_dlpack(array: Any, device: str) -> Array:
         raise DeviceError(msg) from error
 
 
-def await_current_stream(device: str) -> None:
-    """Wait until the GPU has finished what this thread's current stream of `device` has queued."""
-    import cupy
-
-    with using(device):
-        cupy.cuda.get_current_stream().synchronize()
-
-
 def to_host(array: Array) -> np.ndarray:
     """Return the array as a NumPy array: a NumPy array unchanged, a CuPy array as a copy (waits for the device).
 
@@ -550,66 +410,3 @@ def to_host(array: Array) -> np.ndarray:
 def like(values: Any, array: Array) -> Array:
     """Convert `values` (a NumPy array or a nested list) to the library and device of `array`."""
     return array_namespace(array).asarray(values, device=device_of(array))
-
-
-def correlate(array: Array, weights: Array, mode: str) -> Array:
-    """Correlate a CuPy array with weights, in one launch.
-
-    Parameters
-    ----------
-    array, weights : CuPy arrays of float64, of the same number of axes
-        CuPy would sum an array of fewer bits in float32.
-    mode : str
-        Values beyond the borders, as in ``scipy.ndimage.correlate``.
-    """
-    from cupyx.scipy import ndimage
-
-    with device_of(array):  # not always the thread's current one
-        return ndimage.correlate(array, weights, mode=mode)
-
-
-def evaluate_spline(coefficients: Array, coordinates: Array, out: Array) -> None:
-    """Evaluate a cubic spline at some points of a volume, into `out`; one launch on CuPy.
-
-    Parameters
-    ----------
-    coefficients : CuPy array of float64, shape (n_z, n_y, n_x)
-        From the prefilter of mode "mirror".
-    coordinates : CuPy array of float64, shape (3, n_points)
-        In voxels, inside the volume.
-    out : CuPy array of float64, shape (n_points,)
-    """
-    from cupyx.scipy import ndimage
-
-    with device_of(coefficients):
-        ndimage.map_coordinates(coefficients, coordinates, out, order=3, mode="mirror", prefilter=False)
-
-
-@functools.lru_cache(maxsize=64)
-def _cuda_kernel(source, name, options, device):
-    import cupy
-
-    module = cupy.RawModule(code=source, options=("--std=c++14", *options), name_expressions=(name,))
-    return module.get_function(name)
-
-
-def cuda_kernel(source: str, name: str, options: tuple[str, ...] = ()) -> Any:
-    """Compile a templated CUDA kernel for the current device. Compiled kernels are cached.
-
-    Parameters
-    ----------
-    source : str
-        CUDA C++ text.
-    name : str
-        Name expression of the instance, such as ``"scale<float>"``.
-    options : tuple of str
-        Compiler options in addition to the language standard.
-
-    Returns
-    -------
-    cupy.RawKernel
-        Called as ``kernel(grid, block, arguments)``.
-    """
-    import cupy
-
-    return _cuda_kernel(source, name, options, cupy.cuda.runtime.getDevice())

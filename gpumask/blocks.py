@@ -3,15 +3,15 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from gpumask import backend
+from gpumask import backend, cuda_runtime
 from gpumask.backend import Array
 
-_MOST = 512 * 2**20  # bytes that a block takes: larger ones aren't faster. With more free memory, blocks don't change
+_MOST = 512 * 2**20  # bytes per block. Larger ones aren't faster, and this size doesn't depend on the GPU
 
-Of = TypeVar("Of")
+_T = TypeVar("_T")
 
 
-def each_block(function: Callable[[slice], Of], n_columns: int, bytes_per_column: int, where: Array) -> list[Of]:
+def each_block(function: Callable[[slice], _T], n_columns: int, bytes_per_column: int, where: Array) -> list[_T]:
     """Call a function for blocks of columns that a GPU processes one after another.
 
     Parameters
@@ -34,9 +34,9 @@ def each_block(function: Callable[[slice], Of], n_columns: int, bytes_per_column
     Exception
         From `function`; that for lack of memory if there isn't enough for a single column.
     """
-    results: list[Of] = []
+    results: list[_T] = []
     with backend.device_of(where):
-        most = min(_MOST, backend.device_memory()[0]) if backend.uses_own_pool() else _MOST
+        most = min(_MOST, cuda_runtime.device_memory()[0]) if cuda_runtime.uses_own_pool() else _MOST
         start, step = 0, max(most // max(bytes_per_column, 1), 1)
         while start < n_columns:
             stop = min(start + step, n_columns)
@@ -48,6 +48,6 @@ def each_block(function: Callable[[slice], Of], n_columns: int, bytes_per_column
             else:
                 start = stop
                 continue
-            step //= 2  # after the error is gone, whose frames hold arrays
-            backend.release_memory()
+            step //= 2  # not in the except block: the error's frames hold arrays
+            cuda_runtime.release_memory()
     return results

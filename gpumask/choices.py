@@ -10,6 +10,12 @@ STANDARDIZE = ("zscore_sample", "zscore", "psc")
 TARGETS = ("labels", "data", None)
 OUTPUT_TYPES = ("censored", "n/a", "interpolated")  # of censored volumes: no row, n/a, or interpolated
 NAN_POLICIES = ("zero", "omit")
+RELMATS = {  # kinds of connectivity, and their labels of the entity "stat" in file names
+    "pearson": "pearsoncorrelation",
+    "partial": "partialcorrelation",
+    "covariance": "covariance",
+    "fisherz": "fisherz",
+}
 OUTPUTS = ("host", "device")  # where results lie
 MAX_FWHM = 1000  # mm: wider than any body part in a scanner
 

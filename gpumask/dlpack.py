@@ -36,8 +36,8 @@ def lies_on(array: Array) -> str:
         return "cpu"
     if kind not in _CUDA:
         msg = (
-            f"A {kind_of(array)} lies on a device of DLPack's type {kind}, expected the host (1) or a CUDA device (2). "
-            "Copy it to the host first."
+            f"A {kind_of(array)} lies on a device of DLPack's type {kind}, expected the host (1) or a CUDA device "
+            "(2). Copy it to the host first."
         )
         raise TypeError(msg)
     return f"cuda:{index}"
@@ -78,6 +78,13 @@ def imported(array: Any, name: str) -> Array:
         msg = f"`{name}` must be an array of real numbers, got {array.dtype}. Convert it first."
         raise TypeError(msg)
     return array
+
+
+def on_host(array: Any, name: str) -> np.ndarray:
+    """Return an array of any library, or anything array-like, as a NumPy array; `name` is that in messages."""
+    if backend.is_numpy(array) or not has_dlpack(array):
+        return np.asarray(array)
+    return backend.to_host(imported(array, name))
 
 
 def _shared(array, name):

@@ -13,19 +13,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpumask import backend
+from gpumask import backend, cuda_runtime
 from gpumask.backend import Array
 from gpumask.choices import MAX_FWHM, NAN_POLICIES, STANDARDIZE, STRATEGIES, TARGETS, VOXEL, check_choice, check_type
+from gpumask.cleaner import Cleaner
 from gpumask.confounds.high_variance import high_variance_confounds
 from gpumask.engine.plan import Plan, compile_plan
 from gpumask.engine.regions import Regions, RegionsOnGrid
+from gpumask.engine.series import run_series
 from gpumask.engine.staging import Staging, blank_volumes
 from gpumask.engine.stream import Extraction, run_plans
+from gpumask.images.brain_models import BrainModels
 from gpumask.images.errors import DimensionError
+from gpumask.images.grayordinates import DenseImage
 from gpumask.images.grid import Grid
-from gpumask.images.volumes import Volumes
+from gpumask.images.runs import Run
 from gpumask.process import one_blas_thread, versions, warn
-from gpumask.signal import Cleaner
 
 if TYPE_CHECKING:
     import joblib
@@ -124,7 +127,7 @@ class Settings:
         return {"target": self.resampling_target, "keep": keep} | {name: getattr(self, name) for name in own}
 
     def cleaner(self, n_volumes: int, confounds: Any = None, sample_mask: Any = None) -> Cleaner:
-        """Prepare the cleaning of a run; raises the errors of `gpumask.signal.Cleaner`."""
+        """Prepare the cleaning of a run; raises the errors of `gpumask.cleaner.Cleaner`."""
         runs = {} if self.runs is None else {"runs": self.runs}  # which `clean_args` may have instead
         return Cleaner(
             n_volumes,
@@ -207,7 +210,7 @@ class Result:
 
 def _plan_key(regions, grid, settings):
     """Everything that a plan depends on: versions, regions, grid of the runs, settings."""
-    return versions(), regions.identity, grid.shape, grid.affine.tobytes(), tuple(settings.in_space.items())
+    return versions(), regions.identity, grid.key, tuple(settings.in_space.items())
 
 
 class Plans:
@@ -227,7 +230,7 @@ class Plans:
     def get(
         self,
         regions: Regions,
-        grid: Grid,
+        grid: Grid | BrainModels,
         settings: Settings,
         memory: "joblib.Memory | None" = None,
         *,
@@ -239,8 +242,8 @@ class Plans:
         Parameters
         ----------
         regions : Regions
-        grid : Grid
-            Grid of the run.
+        grid : Grid or BrainModels
+            Of the run, and of the kind of the regions.
         settings : Settings
         memory : joblib.Memory, optional
             Cache of compiled plans on disk.
@@ -256,7 +259,7 @@ class Plans:
         DeviceError
             If a requested GPU is unusable.
         """
-        key = regions, grid.shape, grid.affine.tobytes(), tuple(settings.in_space.items())
+        key = regions, grid.key, tuple(settings.in_space.items())
         with self._lock:  # waiting threads would compile the same plan
             if key not in self._kept:
                 made = *_place(regions, grid, settings, memory), {}
@@ -294,7 +297,7 @@ def _compile(key, *, on_grid, settings):
 
 
 def prepare(
-    volumes: Volumes,
+    volumes: Run,
     regions: Regions,
     settings: Settings,
     confounds: Any = None,
@@ -309,7 +312,7 @@ def prepare(
 
     Parameters
     ----------
-    volumes : Volumes
+    volumes : Volumes or DenseImage
     regions : Regions
     settings : Settings
     confounds, sample_mask
@@ -330,6 +333,9 @@ def prepare(
     DeviceError
         If a requested GPU is unusable.
     """
+    check_kind(volumes, regions.grid)
+    if isinstance(volumes, DenseImage):
+        check_dense_settings(settings)
     if settings.high_variance_confounds:
         confounds = _with_high_variance(volumes, confounds, memory)
     with one_blas_thread:
@@ -347,6 +353,44 @@ def prepare(
         )
         raise ValueError(msg)
     return prepared
+
+
+def check_kind(run: Run, grid: Grid | BrainModels | None) -> None:
+    """Raise ValueError if only one of a run and the regions on a grid (None: seeds) has grayordinates."""
+    of_regions = isinstance(grid, BrainModels)
+    if isinstance(run, DenseImage) != of_regions:
+        others = "the regions are spheres in volumes" if grid is None else f"the regions of {grid.name} {grid.elements}"
+        wanted = "a dense series (.dtseries.nii)" if of_regions else "an image of volumes"
+        msg = f"{run.name} has {run.grid.elements}, {others}. Pass {wanted}, or regions of the run's kind."
+        raise ValueError(msg)
+
+
+def check_dense_settings(settings: Settings) -> None:
+    """Raise ValueError for a setting that has no meaning for grayordinates."""
+    meaningless = {
+        "smoothing_fwhm": settings.smoothing_fwhm,  # 0 is none
+        "resampling_target": settings.resampling_target not in ("data", None),
+        "keep_masked_labels": settings.keep_masked_labels,
+        "high_variance_confounds": settings.high_variance_confounds,
+    }
+    refuse_for_grayordinates({name: getattr(settings, name) for name, given in meaningless.items() if given})
+
+
+_WHY_NOT = {
+    "smoothing_fwhm": "smoothing needs the surfaces: wb_command -cifti-smoothing has them",
+    "resampling_target": "they are matched by vertex and voxel, not resampled: use 'data', or None for equal ones",
+    "keep_masked_labels": "they have no mask",
+    "keep_masked_maps": "they have no mask",
+    "mask_img": "a mask of volumes doesn't apply to them: set labels outside it to the background",
+    "high_variance_confounds": "it is defined for voxels: pass confounds",
+}
+
+
+def refuse_for_grayordinates(given: Mapping[str, Any]) -> None:
+    """Raise ValueError, with the reason, for the first parameter that has no meaning for grayordinates."""
+    for name, value in given.items():
+        msg = f"{name}={value!r} has no meaning for grayordinates: {_WHY_NOT[name]}."
+        raise ValueError(msg)
 
 
 def _with_high_variance(volumes, confounds, memory):
@@ -371,7 +415,7 @@ def _high_variance_confounds(key, *, volumes):
 
 def extract(
     prepared: Sequence[Prepared],
-    volumes: Volumes,
+    volumes: Run,
     *,
     progress: Callable[[int], object] | None = None,
     n_threads: int | None = None,
@@ -385,7 +429,7 @@ def extract(
     prepared : sequence of Prepared
         For `volumes`, on any devices. If it is a single one, its `memory` is used for the signals, unless the run lies
         on a GPU: identifying it would need its bytes on the host.
-    volumes : Volumes
+    volumes : Volumes or DenseImage
     progress : callable, optional
         Called with the number of volumes done so far, in the calling thread. An exception from it ends the extraction.
     n_threads : int, optional
@@ -422,7 +466,7 @@ def extract(
             key, plans=plans, volumes=volumes, options=options
         )
     else:
-        extractions = run_plans(plans, volumes, **options)
+        extractions = _run(None, plans=plans, volumes=volumes, options=options)
     if on_cleaning:
         on_cleaning()
     found = dict(zip(reductions, extractions, strict=True))
@@ -434,10 +478,12 @@ def extract(
 
 def _run(key, *, plans, volumes, options):
     """Extract signals; cached by `key`."""
+    if isinstance(volumes, DenseImage):
+        return run_series(plans, volumes, **{name: options[name] for name in ("progress", "n_threads")})
     return run_plans(plans, volumes, **options)
 
 
-def _staging(prepared: Prepared, volumes: Volumes, *, on_device: bool) -> Staging:
+def _staging(prepared: Prepared, volumes: Run, *, on_device: bool) -> Staging:
     plan = prepared.plan
     if plan.strategy != VOXEL:
         return Staging()
@@ -449,7 +495,7 @@ def _staging(prepared: Prepared, volumes: Volumes, *, on_device: bool) -> Stagin
     return Staging(dtype, None if is_exact or cleaner.only_selects else cleaner.first_kept, on_device)
 
 
-def _dtype(prepared: Prepared, volumes: Volumes) -> np.dtype:
+def _dtype(prepared: Prepared, volumes: Run) -> np.dtype:
     settings, plan = prepared.settings, prepared.plan
     as_smoothed = settings.smoothing_fwhm is not None or prepared.regions.stay_integers
     done = {"smoothed": as_smoothed, "resampled": plan.resampling is not None}
@@ -472,8 +518,8 @@ def _finished(prepared: Prepared, extraction: Extraction, volumes, started, *, k
         with backend.device_errors(plan.device), backend.using(plan.device):
             signals = prepared.cleaner.in_place(signals, extraction.base, device=plan.device)
             if not backend.is_numpy(signals):
-                # For an honest time; and what the run has used of its stream's memory, the next run may use.
-                backend.current_stream().synchronize()
+                # So that "clean" includes the GPU's time, and the next run may use this run's memory.
+                cuda_runtime.current_stream().synchronize()
                 signals = backend.to_host(signals) if prepared.output == "host" else signals
     else:
         signals = prepared.regions.combine(signals)

@@ -10,15 +10,16 @@ import numpy as np
 
 from gpumask import backend
 from gpumask.choices import MAX_FWHM
+from gpumask.cleaner import Cleaner
 from gpumask.dlpack import has_dlpack
 from gpumask.engine.steps import smoothing_matrices
 from gpumask.images.errors import DimensionError
 from gpumask.images.labels import load_mask
+from gpumask.images.opening import ImageLike, is_single
 from gpumask.images.parts import checked_out, image_in_parts
-from gpumask.images.volumes import Chunk, ImageLike, Volumes, is_single, open_volumes
+from gpumask.images.volumes import Chunk, Volumes, open_volumes
 from gpumask.kernels.smoothing import apply_separable
 from gpumask.process import in_threads, n_cores, one_blas_thread, warn
-from gpumask.signal import Cleaner
 
 _AT_ONCE = 4  # volumes that are smoothed at once, in float64
 

@@ -1,5 +1,6 @@
 """Bounded reading of files that users or programs name: no devices, a stated size at most, a deadline for pipes."""
 
+import hashlib
 import json
 import os
 import select
@@ -77,6 +78,12 @@ def open_file(path: str | os.PathLike, *, pipes: bool = False) -> FileIO:
         file.close()
         raise ValueError(_refused(path, reason))
     return file
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file, in hexadecimal digits; ValueError if it isn't a regular one."""
+    with open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _without_waiting(path, flags):
@@ -200,6 +207,20 @@ def parse_json(content: bytes, path: str | os.PathLike) -> dict[str, Any]:
         msg = f"{path} holds a JSON {type(parsed).__name__}: expected an object"
         raise ValueError(msg)
     return parsed
+
+
+def read_toml(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a TOML file of 16 MiB at most; ValueError, which names the file, if it isn't one."""
+    import tomllib
+
+    try:
+        return tomllib.loads(read_bytes(path, most=MOST_JSON).decode("utf-8-sig"))
+    except RecursionError as error:
+        msg = f"{os.fspath(path)} isn't TOML that can be read: its brackets are nested too deeply."
+        raise ValueError(msg) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        msg = f"{os.fspath(path)} isn't TOML: {error}. Expected lines such as high_pass = 0.01."
+        raise ValueError(msg) from error
 
 
 class _RepeatedKeyError(ValueError):

@@ -84,7 +84,7 @@ class RunMap:
 
 
 class TimeOperator:
-    """The cleaning of a series of runs, compiled; made by `gpumask.signal.Cleaner.operator`.
+    """The cleaning of a series of runs, compiled; made by `gpumask.cleaner.Cleaner.operator`.
 
     Parameters
     ----------

@@ -1,5 +1,6 @@
 """Made cohorts: folders as fMRIPrep leaves them, with small runs, some of them bad; and what came of them."""
 
+import contextlib
 import json
 import sys
 from itertools import pairwise
@@ -7,6 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from gpumask.cohort.group import GroupTables
+from gpumask.cohort.stored import read_record
 
 from .helpers import save
 
@@ -118,6 +122,15 @@ def outputs(out):
         for path in sorted(out.rglob("*"))
         if path.is_file() and path.parent.name != "logs" and not path.name.startswith(("cohort.html", "group_"))
     }
+
+
+def write_tables(out):
+    """Write the tables of a cohort without its page."""
+    tables = GroupTables()
+    for path in sorted(out.glob("logs/*.json")):
+        with contextlib.suppress(ValueError):
+            tables.add(read_record(path))
+    return tables.write(out)[0]
 
 
 def log_lines(out):

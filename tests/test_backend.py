@@ -12,7 +12,7 @@ import types
 import numpy as np
 import pytest
 
-from gpumask import backend
+from gpumask import backend, cuda_runtime
 from gpumask.backend import CudaStatus, DeviceError, cuda_status, resolve_device
 
 DRIVER = "Install an NVIDIA driver, then pip install 'gpumask[cuda13]' (driver 580 or newer) or 'gpumask[cuda12]' (525 "
@@ -413,8 +413,8 @@ def test_byte_order_on_a_gpu(gpu, dtype):
 
 def test_kernels_are_compiled_once(gpu):
     source = "template <typename T> __global__ void twice(T* x) { x[threadIdx.x] *= 2; }"
-    kernel = backend.cuda_kernel(source, "twice<float>")
-    assert backend.cuda_kernel(source, "twice<float>") is kernel
+    kernel = cuda_runtime.cuda_kernel(source, "twice<float>")
+    assert cuda_runtime.cuda_kernel(source, "twice<float>") is kernel
     there = backend.to_device(np.arange(4, dtype="f4"), gpu)
     kernel((1,), (4,), (there,))
     np.testing.assert_array_equal(backend.to_host(there), [0, 2, 4, 6])
@@ -459,23 +459,23 @@ def test_the_cpu_path_imports_neither_cupy_nor_nilearn():
 
 def test_page_locked_memory_is_as_large_as_requested(gpu, monkeypatch):
     """CuPy's pool rounds it up to a power of two."""
-    monkeypatch.setattr(backend, "_unused_pinned", [])
-    assert backend.pinned_memory(33 * 2**20).size() == 33 * 2**20
+    monkeypatch.setattr(cuda_runtime, "_unused_pinned", [])
+    assert cuda_runtime.pinned_memory(33 * 2**20).size() == 33 * 2**20
 
 
 def test_page_locked_memory_is_used_again(gpu, monkeypatch):
-    monkeypatch.setattr(backend, "_unused_pinned", [])
-    first = backend.pinned_memory(5000)
-    other = backend.pinned_memory(5000)
+    monkeypatch.setattr(cuda_runtime, "_unused_pinned", [])
+    first = cuda_runtime.pinned_memory(5000)
+    other = cuda_runtime.pinned_memory(5000)
     assert first.ptr != other.ptr
-    backend.reuse_pinned(first)
-    assert backend.pinned_memory(4000) is first
-    assert backend.pinned_memory(0).size() == 1  # nothing is left to be used again
+    cuda_runtime.reuse_pinned(first)
+    assert cuda_runtime.pinned_memory(4000) is first
+    assert cuda_runtime.pinned_memory(0).size() == 1  # nothing is left to be used again
 
 
 def test_page_locked_memory_that_is_too_small_is_freed(gpu, monkeypatch):
-    monkeypatch.setattr(backend, "_unused_pinned", [])
-    small = backend.pinned_memory(5000)
-    backend.reuse_pinned(small)
-    assert backend.pinned_memory(5001).size() == 5001
-    assert backend._unused_pinned == []
+    monkeypatch.setattr(cuda_runtime, "_unused_pinned", [])
+    small = cuda_runtime.pinned_memory(5000)
+    cuda_runtime.reuse_pinned(small)
+    assert cuda_runtime.pinned_memory(5001).size() == 5001
+    assert cuda_runtime._unused_pinned == []

@@ -430,7 +430,7 @@ def test_choices(name, choices, values):
         (
             {"clean_args": {"detrend": True}},
             TypeError,
-            "gpumask.signal.Cleaner() got multiple values for keyword argument 'detrend'",
+            "gpumask.cleaner.Cleaner() got multiple values for keyword argument 'detrend'",
         ),
     ],
 )

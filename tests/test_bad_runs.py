@@ -36,7 +36,7 @@ from gpumask.cohort import writer
 ALIVE, EXTRACT = writer.process, writer.extract
 
 
-def process(configuration, run):
+def process(configuration, run, place):
     def extract(prepared, volumes, *args, **options):
         if "sub-01_task-rest_run-1" in str(run.path):
             raise EOFError("cut")

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import sys
 import time
 import types
@@ -171,6 +172,46 @@ def test_lists_and_chooses_rows(capsys):
     assert capsys.readouterr().out == "  3 s  copy on the device\n 30 s  decoding\n"
     assert command.main(["--only", "warp drive"]) == 2
     assert capsys.readouterr().err == "no row matches 'warp drive'; --list names them\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "("], "argument --only: isn't a regular expression: missing ), unterminated subpattern"),
+        (["--budget", "-5"], "argument --budget: must be more than 0, got -5"),
+        (["--budget", "nan"], "argument --budget: must be more than 0, got nan"),
+        (["--rounds", "0"], "argument --rounds: must be 1 or more, got 0"),
+        (["--run-rounds", "0"], "argument --run-rounds: must be 1 or more, got 0"),
+        (["--rounds", "2.5"], "argument --rounds: must be 1 or more, got 2.5"),
+    ],
+)
+def test_wrong_options_are_named(tmp_path, made_up, capsys, arguments, message):
+    made_up(one=lambda bench: {"n": 1})
+    with pytest.raises(SystemExit, match=r"^2$"):
+        command.main([*arguments, "--out", str(tmp_path / "report.json")])
+    assert f"error: {message}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_earlier_report_is_not_replaced(tmp_path, made_up, capsys):
+    made_up(one=lambda bench: {"n": 1})
+    out = tmp_path / "report.json"
+    assert command.main(["--out", str(out)]) == 0
+    measured = out.read_bytes()
+    capsys.readouterr()
+    assert command.main(["--out", str(out)]) == 2
+    expected = f"{out} exists, and may hold measurements: remove it, or give another name with --out\n"
+    assert capsys.readouterr().err == expected
+    assert out.read_bytes() == measured
+
+
+@pytest.mark.parametrize("option", ["--out", "--folder"])
+def test_what_can_not_be_written_is_found_first(tmp_path, made_up, capsys, option):
+    made_up(one=lambda bench: pytest.fail("measured"))
+    (tmp_path / "file").touch()
+    options = {"--out": tmp_path / "report.json", option: tmp_path / "file" / "new" / "report.json"}
+    assert command.main([str(part) for pair in options.items() for part in pair]) == 2
+    assert re.fullmatch(rf"{re.escape(str(options[option]))} can't be written: .+\n", capsys.readouterr().err)
 
 
 def test_the_most_important_rows_fit_the_budget():

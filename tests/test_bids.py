@@ -362,7 +362,7 @@ def test_a_participant_without_runs(root):
     assert problems_of(root) == [("sub-01", "has no preprocessed run")]
     assert problems_of(root, tasks=["rest"]) == []  # most may not have every task
     problems = problems_of(root, tasks=["rest"], participants=["01", "99"])
-    assert problems == [("sub-01", "has no preprocessed run of the chosen sessions, tasks and runs")]
+    assert problems == [("sub-01", "has no preprocessed run of those chosen")]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from gpumask.cohort import atlases, kinds
 from gpumask.cohort.configuration import AtlasFile, Configuration
 from gpumask.cohort.executors import run_cohort
 from gpumask.cohort.writer import write_run
-from gpumask.images.volumes import image_files
+from gpumask.images.opening import image_files
 
 from . import cohorts
 from .helpers import save
@@ -101,11 +101,12 @@ def test_file_that_changes_meanwhile_gives_old_numbers_or_none(folder, name, n_p
     assert set(statuses) <= {"done", "failed"}
     written, expected = cohorts.outputs(folder / "out"), cohorts.outputs(folder / "undisturbed")
     tables = [path for path in written if path.endswith(".tsv")]
-    assert len(tables) == 3 * statuses.count("done")
+    assert len(tables) == 4 * statuses.count("done")  # signals, coverage, correlations, outliers
     assert {path: written[path] for path in tables} == {path: expected[path] for path in tables}
     for record in (folder / "out" / "logs").glob("sub-*.json"):
-        (made,) = json.loads(record.read_text())["made"].values()
-        assert made["files"][str(folder / name)] == old
+        of_atlas, of_run = json.loads(record.read_text())["made"].values()
+        assert of_atlas["files"][str(folder / name)] == old
+        assert not of_run["files"]
 
 
 @pytest.mark.parametrize("name", ["atlas-Toy_dseg.nii.gz", "atlas-Toy_dseg.tsv"])

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import re
 import shlex
 import sys
@@ -14,8 +15,9 @@ import pytest
 from gpumask import cli
 from gpumask.bids import Run, find_runs
 from gpumask.cli.cohort import shard
+from gpumask.cli.output import kept_volumes
 from gpumask.cli.progress import CohortProgress
-from gpumask.cohort.record import Left, Record
+from gpumask.cohort.record import Record
 
 from . import cohorts
 
@@ -48,15 +50,18 @@ def test_a_cohort_from_the_command_line(folder, capsys):
     out, err = capsys.readouterr()
     lines = out.splitlines()
     space = f"space-{cohorts.SPACE}"
-    assert re.fullmatch(rf"sub-01_task-rest_run-2_{space}\t40 volumes, mean FD 0\.2\d mm\t\d+\.\d\d s", min(lines[:-4]))
-    assert lines[-4:] == [
+    assert re.fullmatch(rf"sub-01_task-rest_run-2_{space}\t40 volumes, mean FD 0\.2\d mm\t\d+\.\d\d s", min(lines[:-6]))
+    assert lines[-6:] == [
         "out/cohort.html",
         "out/group_quality.tsv",
         "out/group_qcfc.tsv",
+        "out/group_atlas-Own_stat-pearsoncorrelation_relmat.tsv",
+        "out/group_atlas-Toy_stat-pearsoncorrelation_relmat.tsv",
         "5 done, 0 skipped (done before), 1 failed, 0 taken (by another process), 0 left",
     ]
-    assert err.startswith(f"sub-01_task-rest_run-1_{space}: error: {folder}/d/sub-01/func/sub-01_task-rest")
-    assert err.count("\n") == 1
+    progress, error = err.splitlines()
+    assert progress == "0/6 runs [00:00<?]"
+    assert error.startswith(f"sub-01_task-rest_run-1_{space}: error: {folder}/d/sub-01/func/sub-01_task-rest")
     assert len(names(folder / "out")) == 10
     assert {name.split("atlas-")[1].split("_")[0] for name in names(folder / "out")} == {"Toy", "Own"}
     assert json.loads((folder / "out" / "dataset_description.json").read_text())["GeneratedBy"][0]["Name"] == "gpumask"
@@ -67,7 +72,7 @@ def test_a_cohort_from_the_command_line(folder, capsys):
 
 def test_all_done_is_0(folder, capsys):
     assert run("d out participant --participant-label 02 --atlas atlas-Toy_dseg.nii.gz") == 0
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "0/2 runs [00:00<?]\n"
 
 
 def test_options_reach_the_configuration(folder):
@@ -136,9 +141,9 @@ def test_shards_part_the_runs(folder, capsys):
     assert max(map(len, parts)) <= 2
     assert "After all shards have finished, summarize: gpumask cohort" in capsys.readouterr().err
     assert run("d out1 group") == 0
-    assert capsys.readouterr().out.splitlines() == [
-        f"out1/{name}" for name in ("cohort.html", "group_quality.tsv", "group_qcfc.tsv")
-    ]
+    means = [f"group_atlas-{name}_stat-pearsoncorrelation_relmat.tsv" for name in ("Own", "Toy")]
+    written = ["cohort.html", "group_quality.tsv", "group_qcfc.tsv", *means]
+    assert capsys.readouterr().out.splitlines() == [f"out1/{name}" for name in written]
     assert (folder / "out1" / "cohort.html").exists()
 
 
@@ -205,6 +210,7 @@ def test_arguments_that_cannot_be_parsed_are_2(capsys):
         ("d out all --atlas a", "argument level: invalid choice: 'all'"),
         ("d out participant --nprocs x", "argument --nprocs: invalid int value: 'x'"),
         ("d out participant --over", "unrecognized arguments: --over"),
+        ("d out participant --n-threads 2", "unrecognized arguments: --n-threads. Did you mean --nthreads?"),
     ):
         assert run(line) == 2
         assert message in capsys.readouterr().err
@@ -217,21 +223,23 @@ def test_every_option_is_in_the_help(capsys):
         *("participant-label", "session-id", "task-id", "run-id", "space", "atlas", "lut", "confounds-strategy"),
         *("confounds-columns", "fd-threshold", "smoothing-fwhm", "detrend", "low-pass", "high-pass", "standardize"),
         *("strategy", "min-coverage", "nprocs", "device", "dry-run", "overwrite", "shard", "dask-scheduler"),
-        *("no-relmat", "figures", "store"),
+        *("relmat", "no-relmat", "figures", "store", "tangent"),
     ):
         assert f"--{option}" in out
 
 
-def test_an_error_that_ends_all_runs_is_1_with_what_was_done(capsys, monkeypatch):
+def test_an_error_that_ends_all_runs_is_1_with_what_was_done(folder, capsys, monkeypatch):
+    (folder / "out" / "logs").mkdir(parents=True)
+
     def lost(configuration, runs, **options):
-        yield Record(runs[0], "done", 40, {"": Left(40)}, seconds={"total": 1.0})
+        yield Record(runs[0], "done", 40, seconds={"total": 1.0}, quality={"": left(40)})
         raise RuntimeError("all workers are lost")
 
     monkeypatch.setattr("gpumask.cohort.executors.run_cohort", lost)
     monkeypatch.setattr("gpumask.cohort.record.log_problems", lambda *args: None)
     assert run(f"d out participant {ATLASES}") == 1
     out, err = capsys.readouterr()
-    assert err.startswith("gpumask cohort: error: all workers are lost\n")
+    assert err.startswith("0/6 runs [00:00<?]\ngpumask cohort: error: all workers are lost\n")
     assert out.splitlines()[-1].startswith("1 done")
     assert out.splitlines()[-1].endswith("5 left")
 
@@ -251,6 +259,29 @@ def test_progress_on_a_terminal(monkeypatch):
     assert re.match(r"6/6 runs, 1 failed, \d+ volumes/s \|#+\| \[\d\d:\d\d<00:00\]", bars[-1])
     assert any("error: " in line for line in lines)
     assert not terminal.getvalue().rpartition("\r")[0].rpartition("\r")[2].strip()  # removed at the end
+
+
+def left(volumes_kept, dummy_scans=0, fd_mean=None):
+    return {"volumes_kept": volumes_kept, "removed_dummy_scans": dummy_scans, "fd_mean": fd_mean}
+
+
+@pytest.mark.parametrize(
+    ("quality", "words"),
+    [
+        ({"": left(75, 2, 0.2149)}, "75/156 volumes kept (2 dummy scans), mean FD 0.21 mm"),
+        ({"": left(156)}, "156 volumes"),
+        ({"a": left(75, 0, 0.2), "b": left(75, 0, 0.2)}, "75/156 volumes kept, mean FD 0.20 mm"),
+        (
+            {"a": left(156, 0, 0.2), "b": left(75, 2, 0.2), "c": left(156, 0, 0.2)},
+            "a, c: 156 volumes; b: 75/156 volumes kept (2 dummy scans); mean FD 0.20 mm",
+        ),
+        ({"a": left(156), "b": left(75)}, "a: 156 volumes; b: 75/156 volumes kept"),
+    ],
+)
+def test_kept_volumes(quality, words):
+    record = Record(Run("a"), "done", 156, quality=quality)
+    assert kept_volumes(record) == words
+    assert kept_volumes(record, motion=False) == re.split(", mean|; mean", words)[0]
 
 
 def test_time_left_counts_only_runs_that_take_time(monkeypatch):
@@ -274,12 +305,80 @@ def test_time_left_counts_only_runs_that_take_time(monkeypatch):
     progress.close()
 
 
-def test_no_progress_without_a_terminal(capsys):
-    progress = CohortProgress(2)
-    progress(Run("a"), 0.5)
+def test_lines_without_a_terminal(capsys, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    progress = CohortProgress(4)
+    assert capsys.readouterr().err == "0/4 runs [00:00<?]\n"  # at once
+    for share in (0.25, 0.5, 0.75):
+        now[0] += 9
+        progress(Run("a"), share)
+    assert capsys.readouterr().err == ""  # 27 s
+    now[0] += 9
     progress.finish(Record(Run("a"), "done", 200))
+    assert capsys.readouterr().err == "1/4 runs, 0 failed, 6 volumes/s [00:36<01:48]\n"
+    now[0] += 36
+    progress(Run("b"), 0.5)
+    assert capsys.readouterr().err == "1/4 runs, 0 failed, 6 volumes/s [01:12<02:00]\n"  # it moves within runs
     progress.close()
     assert capsys.readouterr().err == ""
+
+
+def test_quiet_shows_errors_alone(folder, capsys, monkeypatch):
+    assert run(f"d out participant {ATLASES} -q") == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(r"sub-01_task-rest_run-1_\S+: error: .*\n", err)
+    assert len(names(folder / "out")) == 10
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert run(f"d out participant {ATLASES} --quiet --participant-label 02") == 0
+    assert sys.stderr.getvalue() == ""
+    assert run("d out participant --quiet") == 2
+    assert sys.stderr.getvalue() == (
+        "gpumask cohort: error: --atlas or --seeds is missing: give one image or table of seeds, or more\n"
+    )
+
+
+def test_loud_and_quiet_exclude_each_other(capsys):
+    assert run(f"d out participant {ATLASES} -q -v") == 2
+    assert "argument -v/--verbose: not allowed with argument -q/--quiet" in capsys.readouterr().err
+
+
+def test_verbose_shows_what_the_library_logs(capsys, monkeypatch):
+    def told(configuration, runs, **options):
+        logging.getLogger("gpumask.cohort.executors").debug("a detail")
+        logging.getLogger("other").debug("not ours")
+        return iter(())
+
+    monkeypatch.setattr("gpumask.cohort.executors.run_cohort", told)
+    for option, shown in (("", False), ("-v", True)):
+        assert run(f"d out participant {ATLASES} {option}") == 2  # as there is no out/logs
+        assert ("\na detail\n" in (err := capsys.readouterr().err)) is shown
+        assert "not ours" not in err
+
+
+@pytest.mark.parametrize("spread", ["--nthreads 1", "--nprocs 2"])
+def test_the_first_failed_run_stops_the_rest(folder, capsys, spread):
+    assert run(f"d out participant {ATLASES} --stop-on-first-crash {spread}") == 1
+    out, err = capsys.readouterr()
+    assert "gpumask cohort: stopped at the first failed run (--stop-on-first-crash). Repeat the command to con" in err
+    counts = re.fullmatch(r"(\d) done, 0 skipped .*, 1 failed, 0 taken .*, (\d) left", out.splitlines()[-1])
+    n_done, n_left = map(int, counts.groups())
+    assert n_done + n_left == 5
+    assert n_left >= 1
+    assert len(names(folder / "out")) >= 2 * n_done
+    assert cohorts.left_over(folder / "out") == []
+    assert run(f"d out participant {ATLASES} --stop-on-first-crash --participant-label 02 03") == 0
+    assert len(names(folder / "out")) in (8, 10)  # the other run of the first subject may have been done before
+
+
+def test_an_unusable_run_stops_all_at_once(folder, capsys):
+    next((folder / "d" / "sub-03").rglob("*run-1*confounds*.tsv")).unlink()
+    assert run(f"d out participant {ATLASES} --confounds-columns csf --stop-on-first-crash --nprocs 2") == 1
+    out, err = capsys.readouterr()
+    assert "has no confounds: expected sub-03_task-rest_run-1_desc-confounds_timeseries.tsv next to it" in err
+    assert "stopped at the first failed run" in err
+    assert out.splitlines()[-1] == "0 done, 0 skipped (done before), 1 failed, 0 taken (by another process), 5 left"
 
 
 @pytest.mark.parametrize("inherited", [False, True])

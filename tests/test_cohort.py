@@ -19,12 +19,13 @@ from gpumask import NiftiLabelsMasker
 from gpumask.bids import Problem, Run, find_runs
 from gpumask.bids.names import labels_in, run_name
 from gpumask.cohort import writer
-from gpumask.cohort.configuration import AtlasFile, Configuration, lut_beside
-from gpumask.cohort.contents import correlations
+from gpumask.cohort.atlas_file import AtlasFile, lut_beside
+from gpumask.cohort.configuration import Configuration
 from gpumask.cohort.executors import run_cohort
 from gpumask.cohort.record import is_done, log_problems
 from gpumask.cohort.writer import process, write_run
 from gpumask.confounds.tables import read_table
+from gpumask.connectivity import correlations
 from gpumask.files import locked
 from gpumask.process import collect_warnings
 
@@ -170,7 +171,7 @@ def process_in(configuration, run):
 
 
 def test_options_decide_what_is_written(small, tmp_path):
-    configuration = configured(tmp_path, parameters={"strategy": "standard_deviation"}, confounds={}, relmat=False)
+    configuration = configured(tmp_path, parameters={"strategy": "standard_deviation"}, confounds={}, relmats=())
     assert process_in(configuration, small[0]).error == ""
     names = {name.split("_atlas-")[1] for name in cohorts.outputs(tmp_path / "out") if re.search("_atlas.*tsv$", name)}
     ends = ("stat-standarddeviation_timeseries.tsv", "stat-coverage_bold.tsv")
@@ -203,8 +204,8 @@ def test_what_is_done_is_skipped_and_what_has_changed_is_done_again(small, tmp_p
     assert statuses(configuration, small) == {"done": 1, "skipped": 1}
     assert statuses(configured(tmp_path, overwrite=True), small) == {"done": 2}
     assert cohorts.outputs(tmp_path / "out") == before
-    assert statuses(configured(tmp_path, relmat=False), small) == {"skipped": 2}  # all its outputs are there
-    assert statuses(configured(tmp_path, "few", relmat=False), small) == {"done": 2}
+    assert statuses(configured(tmp_path, relmats=()), small) == {"skipped": 2}  # all its outputs are there
+    assert statuses(configured(tmp_path, "few", relmats=()), small) == {"done": 2}
     assert statuses(configured(tmp_path, "few"), small) == {"done": 2}
     assert {name for name in cohorts.outputs(tmp_path / "few") if name.endswith(".tsv")} == {
         name for name in before if name.endswith(".tsv")
@@ -364,7 +365,7 @@ def test_the_configuration_is_all_that_decides_what_is_written(tmp_path):
     others = [
         configured(tmp_path, parameters={}),
         configured(tmp_path, confounds={}),
-        configured(tmp_path, relmat=False),
+        configured(tmp_path, relmats=()),
         configured(tmp_path, parameters={**PARAMETERS, "nan_policy": "zero"}),
     ]
     lut = tmp_path / "atlas-Toy_dseg.tsv"

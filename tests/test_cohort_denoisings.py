@@ -15,14 +15,13 @@ import pytest
 from gpumask import NiftiLabelsMasker, cli, extraction
 from gpumask.bids import find_runs
 from gpumask.cohort.configuration import AtlasFile, Configuration
-from gpumask.cohort.contents import correlations
 from gpumask.cohort.executors import run_cohort
-from gpumask.cohort.group import write_tables
 from gpumask.cohort.page import write_page
 from gpumask.cohort.parquet import write_store
 from gpumask.cohort.record import is_done
 from gpumask.cohort.stored import read_record
 from gpumask.confounds.denoising import PRESETS, Denoising
+from gpumask.connectivity import correlations
 
 from . import cohorts
 
@@ -309,7 +308,7 @@ def test_quality_and_outliers_of_each_denoising(runs, tmp_path):
     out = tmp_path / "out"
     configuration = configured(tmp_path, "out")
     assert statuses(configuration, runs) == {"done": 2}
-    write_tables(out)
+    cohorts.write_tables(out)
     quality, qcfc = (pd.read_table(out / f"group_{name}.tsv", na_values="n/a") for name in ("quality", "qcfc"))
     assert quality[["name", "denoising"]].to_numpy().tolist() == [[run.name, one.name] for run in runs for one in SIX]
     assert sorted(qcfc[["atlas", "denoising"]].to_numpy().tolist()) == sorted(
@@ -390,7 +389,7 @@ def test_command_line(runs, tmp_path, files, capsys):
     line = f"{COHORT} --denoise B=own.toml two.json --low-pass 0.1 --fd-threshold 0.35 --detrend"
     assert cli.main(shlex.split(line)) == 0
     out, err = capsys.readouterr()
-    assert err == ""
+    assert err == "0/2 runs [00:00<?]\n"
     above = (pd.read_table(runs[0].confounds)["framewise_displacement"] > 0.35).sum()
     assert re.search(
         rf"^{runs[0].name}\tB: {40 - above}/40 volumes kept; two: 38/40 volumes kept \(1 dummy scans\); "

@@ -84,7 +84,7 @@ def test_each_process_has_one_gpu(tmp_path, monkeypatch):
     (tmp_path / "ask_turn.py").write_text(ASK)
     monkeypatch.syspath_prepend(tmp_path)
     ask = importlib.import_module("ask_turn").turn
-    pool = executors._Processes(3)
+    pool = executors._Processes(3, 6, None)
     try:
         for n in (3, 1):
             turns = [pool._executor.submit(ask) for _ in range(2 * n)]
@@ -99,7 +99,9 @@ def test_a_process_passes_its_number(made, used, tmp_path, monkeypatch):
     (tmp_path / "logs").mkdir()
     monkeypatch.setattr(executors, "_turn", 4)
     monkeypatch.setattr(executors, "_stop", types.SimpleNamespace(value=0))
-    record = executors._process_in_worker(configured(folder, tmp_path, "cuda:all"), runs[0])
+    monkeypatch.setattr(executors, "_shares", [0.0])
+    record = executors._process_in_worker(configured(folder, tmp_path, "cuda:all"), runs[0], 0)
+    assert executors._shares == [1.0]
     assert (record.error, used) == ("", ["cuda:1"])
 
 

@@ -46,9 +46,44 @@ def test_the_cohort_has_good_and_bad_runs(made):
     assert len(files) == 14 * (N_RUNS - 5) + 2  # with dataset_description.json and .bidsignore
 
 
-@pytest.mark.parametrize("options", [{}, {"n_procs": 2}, {"in_flight": 3}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"n_procs": 2}, {"in_flight": 3}, {"n_threads": 1}], ids=str)
 def test_threads_and_processes(made, options):
     check(made, f"by {options}", **options)
+
+
+def test_n_threads_share_the_runs(made, monkeypatch):
+    folder, runs, _, _ = made
+    used = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, n, name):
+            used.append(n)
+            super().__init__(n, name)
+
+    monkeypatch.setattr(executors, "ThreadPoolExecutor", Pool)
+    for n, options in ((4, {"n_threads": 3}), (4, {}), (2, {"n_threads": 3}), (0, {})):
+        list(run_cohort(configured(folder, f"{n} {options}"), runs[:n], **options))
+    assert used == [3, min(executors.n_cores(), 4), 2, 1]  # no more than runs
+
+
+def test_processes_report_from_within_runs(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(executors, "_INTERVAL", 0.01)
+    cohorts.make_cohort(tmp_path / "d", 3, bad=False, shape=(48, 48, 48), n_volumes=60)
+    runs, _ = find_runs(tmp_path / "d")
+    seen = {}
+    atlases = (AtlasFile(made[0] / "atlas-Toy_dseg.nii.gz"),)
+    configuration = Configuration(atlases, tmp_path / "out", device="cpu")
+    for record in run_cohort(
+        configuration, runs, n_procs=2, progress=lambda run, share: seen.setdefault(run, []).append(share)
+    ):
+        assert record.status == "done"
+        seen.setdefault(record.run, []).append("finished")
+    for run in runs:
+        *shares, last = seen[run]  # nothing comes after the end
+        assert last == "finished"
+        assert shares == sorted(shares)
+        assert all(0 < share <= 1 for share in shares)
+    assert any(0 < share < 1 for shares in seen.values() for share in shares[:-1])
 
 
 def test_an_executor_of_the_caller_is_left_open(made):
@@ -160,7 +195,7 @@ ALIVE = writer.process
 KILLS = Path(__file__).parent / "kills"
 
 
-def process(configuration, run):
+def process(configuration, run, place):
     if "sub-01" in str(run.path) and len(list(KILLS.iterdir())) < {times}:
         (KILLS / str(time.time_ns())).touch()
         os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory is short
@@ -200,11 +235,11 @@ ALIVE = executors._begin_worker
 STARTS = Path(__file__).parent / "starts"
 
 
-def begin(stop):
+def begin(stop, shares):
     (STARTS / f"{{time.time_ns()}}-{{os.getpid()}}").touch()
     if len(list(STARTS.iterdir())) <= {times}:
         os.kill(os.getpid(), signal.SIGKILL)
-    ALIVE(stop)
+    ALIVE(stop, shares)
 """
 
 
@@ -274,7 +309,7 @@ from gpumask.cohort import writer
 ALIVE, EXTRACT = writer.process, writer.extract
 
 
-def process(configuration, run):
+def process(configuration, run, place):
     def extract(prepared, volumes, *args, **options):
         chunks = volumes.chunks
 

@@ -384,7 +384,7 @@ def test_a_file_that_is_cut_while_it_is_read(few, tmp_path, monkeypatch):
             os.truncate(path, size // 2)
         return volumes
 
-    monkeypatch.setattr(writer, "open_volumes", cut)
+    monkeypatch.setattr(writer, "open_run", cut)
     records = {record.run: record for record in run_cohort(configured(tmp_path, "o"), few)}
     assert "truncated or corrupt" in records[run].error
     assert Counter(record.status for record in records.values()) == {"failed": 1, "done": 3}

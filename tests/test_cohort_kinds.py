@@ -70,7 +70,7 @@ def brain(k=0):
 
 def table(name, out="out", k=0):
     """The table of a run whose name has a part, with n/a as NaN."""
-    found = sorted(cohorts.Path(out).rglob(f"*{name}*.tsv"))
+    found = sorted(path for path in cohorts.Path(out).rglob(f"*{name}*.tsv") if not path.name.startswith("group_"))
     return pd.read_table(found[k], na_values="n/a")
 
 

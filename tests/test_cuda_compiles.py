@@ -10,9 +10,9 @@ import pytest
 
 import gpumask
 from benchmarks.gpu import timing
-from gpumask import backend
+from gpumask import backend, cuda_runtime
 from gpumask.choices import STRATEGIES
-from gpumask.kernels import median_cuda, scaling_cuda, segments_cuda
+from gpumask.kernels import median_cuda, scaling_cuda, segments_cuda, series_cuda
 from gpumask.kernels.segments import Segments
 
 ARCHITECTURES = [75, 80, 86, 89, 90, 100, 120]  # Turing, Ampere, Ada, Hopper, Blackwell
@@ -26,6 +26,7 @@ COMBINED = [name.upper() for name in segments_cuda._COLLECTED if name != "median
 REDUCE = [f"reduce_parts<{', '.join(parts)}>" for parts in itertools.product(TYPES, INDICES, STATISTICS, POLICIES)]
 COMBINE = [f"combine_parts<{', '.join(parts)}>" for parts in itertools.product(COMBINED, POLICIES)]
 SELECT = [f"select_medians<{', '.join(parts)}>" for parts in itertools.product(TYPES, INDICES, POLICIES)]
+SERIES = [f"add_series<{dtype}>" for dtype in TYPES]
 
 MANY = median_cuda._MANY_THREADS
 
@@ -70,9 +71,10 @@ def compile_kernels(nvrtc, source, options, names, target):
         (segments_cuda._SOURCE, segments_cuda._OPTIONS, REDUCE),
         (segments_cuda._SOURCE, segments_cuda._OPTIONS, COMBINE),
         (median_cuda._SOURCE, (f"-DTHREADS={median_cuda._THREADS}",), SELECT),
+        (series_cuda._SOURCE, series_cuda._OPTIONS, SERIES),
         (timing.SPIN, (), ["spin"]),
     ],
-    ids=["reduce", "combine", "select", "the benchmark's"],
+    ids=["reduce", "combine", "select", "series", "the benchmark's"],
 )
 def test_every_instance(nvrtc, source, options, names):
     assert "warning" not in compile_kernels(nvrtc, source, options, names, "compute_75")
@@ -84,8 +86,9 @@ def test_every_instance(nvrtc, source, options, names):
     [
         (segments_cuda._SOURCE, segments_cuda._OPTIONS, SOME_REDUCE + COMBINE, 32 * segments_cuda._WARPS),
         (median_cuda._SOURCE, (f"-DTHREADS={MANY}",), SOME_SELECT, MANY),
+        (series_cuda._SOURCE, series_cuda._OPTIONS, SERIES, series_cuda._THREADS),
     ],
-    ids=["segments", "median"],
+    ids=["segments", "median", "series"],
 )
 def test_registers_suffice(nvrtc, source, options, names, n_threads, architecture):
     """On every architecture, no kernel spills registers into memory, and a block's fit into a multiprocessor's."""
@@ -118,19 +121,23 @@ def test_no_other_kernel_is_compiled():
             found[path.relative_to(package).as_posix()] = ways
     kernels = {"cuda_kernel", "_SOURCE"}
     assert found == {
-        "backend.py": {"RawModule", "RawKernel", "cuda_kernel"},  # RawKernel: in the docstring
+        "cuda_runtime.py": {"RawModule", "RawKernel", "cuda_kernel"},  # RawKernel: in the docstring
         "kernels/segments_cuda.py": kernels,
         "kernels/median_cuda.py": kernels,
+        "kernels/series_cuda.py": kernels,
     }
-    sources = segments_cuda._SOURCE + median_cuda._SOURCE
-    assert re.findall(r"__global__ void (\w+)", sources) == ["reduce_parts", "combine_parts", "select_medians"]
-    assert sources.count("__global__") == 3
+    sources = segments_cuda._SOURCE + median_cuda._SOURCE + series_cuda._SOURCE
+    names = ["reduce_parts", "combine_parts", "select_medians", "add_series"]
+    assert re.findall(r"__global__ void (?:__launch_bounds__\(\w+\) )?(\w+)", sources) == names
+    assert sources.count("__global__") == 4
 
 
 def test_instances_that_run_are_those_compiled_above(gpu, monkeypatch):
     """Of every dtype, kind of index, statistic and policy; the launches make the names."""
     launched = set()
-    monkeypatch.setattr(backend, "cuda_kernel", lambda source, name, options: launched.add(name) or (lambda *_: None))
+    monkeypatch.setattr(
+        cuda_runtime, "cuda_kernel", lambda source, name, options: launched.add(name) or (lambda *_: None)
+    )
     moved = [
         Segments(np.arange(4).astype(index), np.array([0, 4])).like(backend.to_device(np.zeros(0), gpu))
         for index in ("i4", "i8")

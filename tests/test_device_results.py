@@ -24,15 +24,16 @@ from gpumask import (
     NiftiSpheresMasker,
     backend,
     blocks,
+    cuda_runtime,
     transform_together,
 )
 from gpumask.backend import DeviceError
-from gpumask.engine import cuda
+from gpumask.cleaner import Cleaner
+from gpumask.engine import gpu_run
 from gpumask.engine.staging import Staging, blank_volumes
 from gpumask.engine.stream import run_plans
 from gpumask.extraction import VoxelSettings, extract, prepare
 from gpumask.images.volumes import open_volumes
-from gpumask.signal import Cleaner
 
 from .helpers import AFFINE, image
 from .helpers import blocks as label_blocks
@@ -387,10 +388,10 @@ def test_blocks_shrink_until_they_fit(gpu, monkeypatch, way, cleaning):
 
 def test_blocks_fit_free_memory_from_the_start(gpu, monkeypatch):
     sizes = []
-    monkeypatch.setattr(backend, "device_memory", lambda: (1000, 10**9))
+    monkeypatch.setattr(cuda_runtime, "device_memory", lambda: (1000, 10**9))
     like = backend.to_device(np.zeros(0), gpu)
     for own, step in ((True, 10), (False, 25)):
-        monkeypatch.setattr(backend, "uses_own_pool", lambda own=own: own)
+        monkeypatch.setattr(cuda_runtime, "uses_own_pool", lambda own=own: own)
         assert blocks.each_block(lambda block: sizes.append(block) or block.start, 25, 100, like) == list(
             range(0, 25, step)
         )
@@ -511,7 +512,7 @@ def test_less_memory_than_float64_of_all_signals(gpu):
     allocator = Counting()
     with pytest.MonkeyPatch.context() as patch, allocator.used():
         patch.setattr(blocks, "_MOST", 96 * N * 4)  # four series at a time
-        patch.setattr(cuda, "_BUFFERS", 1)
+        patch.setattr(gpu_run, "_BUFFERS", 1)
         run_plans([prepared.plan], volumes, stagings=[Staging(np.float32, None, on_device=True)], chunk=1)
     n_bytes = N * int(INSIDE.sum())
     assert 4 * n_bytes < allocator.largest < 6 * n_bytes
@@ -522,7 +523,7 @@ def test_less_memory_than_float64_of_all_signals(gpu):
 
 def test_signals_of_voxels_wait_for_the_callers_stream(gpu, monkeypatch):
     """The pool may hand them memory that kernels in the caller's stream still use; and it uses them afterwards."""
-    order, stream, reduce = [], backend.stream, cuda._GpuRun._reduce
+    order, stream, reduce = [], cuda_runtime.stream, gpu_run.GpuRun._reduce
 
     class Marked:
         def __init__(self, event):
@@ -540,7 +541,7 @@ def test_signals_of_voxels_wait_for_the_callers_stream(gpu, monkeypatch):
             self.of = of
 
         def wait_event(self, event):
-            order.append("wait" if getattr(event, "of", None) == backend.current_stream() else "other")
+            order.append("wait" if getattr(event, "of", None) == cuda_runtime.current_stream() else "other")
             self.of.wait_event(getattr(event, "event", event))
 
         def synchronize(self):
@@ -558,12 +559,12 @@ def test_signals_of_voxels_wait_for_the_callers_stream(gpu, monkeypatch):
 
     masker = NiftiMasker(MASK, device=gpu, output="device").fit()
     expected = as_host(masker.transform(run()))
-    new_event = backend.new_event
-    monkeypatch.setattr(backend, "new_event", lambda: Marked(new_event()))
-    monkeypatch.setattr(backend, "upload", lambda source, target, stream: target.set(source))
-    monkeypatch.setattr(backend, "seconds_between", lambda first, last: 0.0)
-    monkeypatch.setattr(cuda._GpuRun, "_reduce", lambda *a: (order.append("reduce"), reduce(*a)))
-    monkeypatch.setattr(backend, "stream", lambda name: Watched(stream(name)))
+    new_event = cuda_runtime.new_event
+    monkeypatch.setattr(cuda_runtime, "new_event", lambda: Marked(new_event()))
+    monkeypatch.setattr(cuda_runtime, "upload", lambda source, target, stream: target.set(source))
+    monkeypatch.setattr(cuda_runtime, "seconds_between", lambda first, last: 0.0)
+    monkeypatch.setattr(gpu_run.GpuRun, "_reduce", lambda *a: (order.append("reduce"), reduce(*a)))
+    monkeypatch.setattr(cuda_runtime, "stream", lambda name: Watched(stream(name)))
     np.testing.assert_array_equal(as_host(masker.transform(run())), expected)
     assert "wait" in order[: order.index("reduce")]
     assert "synchronize" in order[len(order) - order[::-1].index("reduce") :]

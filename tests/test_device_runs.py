@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import gpumask
-from gpumask import backend, dlpack
+from gpumask import backend, cuda_runtime, dlpack
 from gpumask.engine.stream import run_plans
-from gpumask.images.errors import ImageError
+from gpumask.images.errors import DimensionError, ImageError
 from gpumask.images.volumes import Chunk, open_volumes
 
 from .foreign import Foreign
@@ -197,8 +197,8 @@ def sizes(monkeypatch):
         raise AssertionError
 
     monkeypatch.setattr(backend, "to_host", spied)
-    monkeypatch.setattr(backend, "upload", refuse)
-    monkeypatch.setattr(backend, "pinned_memory", refuse)
+    monkeypatch.setattr(cuda_runtime, "upload", refuse)
+    monkeypatch.setattr(cuda_runtime, "pinned_memory", refuse)
     return found
 
 
@@ -256,8 +256,8 @@ def test_no_masker_downloads_the_run(gpu, sizes, kind):
 
 def test_opening_waits_for_the_current_stream(gpu, monkeypatch):
     """Other streams read the run; they don't wait for what fills it."""
-    order, wait = [], backend.await_current_stream
-    monkeypatch.setattr(backend, "await_current_stream", lambda device: (order.append(device), wait(device)))
+    order, wait = [], cuda_runtime.await_current_stream
+    monkeypatch.setattr(cuda_runtime, "await_current_stream", lambda device: (order.append(device), wait(device)))
     volumes = open_volumes((Foreign(placed(gpu, stored_run())), AFFINE))
     assert order == [gpu]
     extract(some_plan(), volumes, device=gpu)
@@ -354,7 +354,7 @@ def test_a_plan_on_the_cpu_is_an_error(gpu):
 def test_another_gpu_is_an_error(gpu, monkeypatch):
     run = (placed(gpu, stored_run()), AFFINE)
     monkeypatch.setattr(dlpack, "lies_on", lambda array: "cuda:1" if backend.is_cupy(array) else "cpu")
-    monkeypatch.setattr(backend, "await_current_stream", lambda device: None)
+    monkeypatch.setattr(cuda_runtime, "await_current_stream", lambda device: None)
     for device in ("cuda", "cuda:0"):
         message = LIES.format("cuda:1", device, "cuda:1", f"copy the run to {device} first")
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -396,6 +396,9 @@ def test_lists_and_computed_masks_are_refused(gpu):
     )
     with pytest.raises(ImageError, match=f"^{re.escape(listed)}$"):
         open_volumes([(run[..., 0], AFFINE), (run[..., 1], AFFINE)])
+    runs = "Expected dimension is 4D and you provided a list of 4D images (5D). Image #0 (in-memory image) has "
+    with pytest.raises(DimensionError, match=re.escape(runs)):
+        open_volumes([(run, AFFINE), (run, AFFINE)])
     computed = "The run lies on cuda:0, but masks are computed on the host: pass a mask as mask_img."
     for masker, given in ((gpumask.NiftiMasker(), (run, AFFINE)), (gpumask.MultiNiftiMasker(), [(run, AFFINE)])):
         with pytest.raises(TypeError, match=f"^{re.escape(computed)}$"):

@@ -7,7 +7,7 @@ import pytest
 import gpumask
 from benchmarks import summary
 from gpumask import backend, extraction
-from gpumask.engine import cuda
+from gpumask.engine import gpu_run
 from gpumask.engine.plan import compile_plan
 from gpumask.engine.stream import run_plans
 from gpumask.images.grid import Grid
@@ -213,8 +213,8 @@ def test_failures_of_a_shared_read(gpu, tmp_path, monkeypatch, fails):
     path = write(tmp_path / "bold.nii.gz", stored_run(n=22))
     if fails == "read":
         path.write_bytes(path.read_bytes()[:-2000])
-    volumes, drained, drain = open_volumes(path), [], cuda._GpuRun.drain
-    monkeypatch.setattr(cuda._GpuRun, "drain", lambda self: drained.append(self.device) or drain(self))
+    volumes, drained, drain = open_volumes(path), [], gpu_run.GpuRun.drain
+    monkeypatch.setattr(gpu_run.GpuRun, "drain", lambda self: drained.append(self.device) or drain(self))
     if fails == "GPU":
 
         def submit(self, chunk, buffer):
@@ -222,7 +222,7 @@ def test_failures_of_a_shared_read(gpu, tmp_path, monkeypatch, fails):
 
             raise cupy.cuda.memory.OutOfMemoryError(512, 0)
 
-        monkeypatch.setattr(cuda._GpuRun, "submit", submit)
+        monkeypatch.setattr(gpu_run.GpuRun, "submit", submit)
 
     def progress(done):
         if fails == "progress":

@@ -120,6 +120,16 @@ def test_pairs_everywhere():
         np.testing.assert_array_equal(function(pair), function(img))
 
 
+@pytest.mark.parametrize("put", [Foreign, Known])
+def test_images_are_painted_with_arrays_of_any_library(put):
+    fitted = masker().fit()
+    signals = fitted.transform((RUN, AFFINE))
+    for given in (signals, signals[0]):
+        expected, actual = fitted.inverse_transform(given), fitted.inverse_transform(put(given))
+        np.testing.assert_array_equal(actual.get_fdata(), expected.get_fdata())
+        assert actual.get_data_dtype() == expected.get_data_dtype()
+
+
 def test_masks_are_computed_from_pairs():
     pytest.importorskip("nilearn")
     data = np.zeros((20, 20, 20, 3), "f4")

@@ -31,7 +31,7 @@ def configuration(atlas, out, lut=None, columns=None, overwrite=False, **paramet
         {"columns": columns} if columns else {},
         device="cpu",
         coverage=False,
-        relmat=False,
+        relmats=(),
         outliers=False,
         overwrite=overwrite,
     )

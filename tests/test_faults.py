@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from gpumask import NiftiLabelsMasker, backend
+from gpumask import NiftiLabelsMasker, backend, cuda_runtime
 from gpumask.backend import DeviceError, cuda_status
 from gpumask.engine.plan import Plan
 from gpumask.engine.stream import run_plans
@@ -109,8 +109,8 @@ def test_any_allocation_may_fail_for_good(run, plans):
 
 def test_less_at_a_time(run, monkeypatch):
     """Where a buffer of more than one volume can't be had, one at a time gives the same bits."""
-    expected, sizes, upload = run("direct"), [], backend.upload
-    monkeypatch.setattr(backend, "upload", lambda *a: (sizes.append(len(a[0])), upload(*a)))
+    expected, sizes, upload = run("direct"), [], cuda_runtime.upload
+    monkeypatch.setattr(cuda_runtime, "upload", lambda *a: (sizes.append(len(a[0])), upload(*a)))
     volume_bytes = stored_run("f4", 1).nbytes
     at_fault = []
 
@@ -152,8 +152,8 @@ def test_a_pool_that_is_too_small(gpu, tmp_path, monkeypatch):
 
     volumes = open_volumes(write(tmp_path / "bold.nii", stored_run("f8", 200)))
     expected = extract(some_plan(), volumes, device=gpu).signals
-    sizes, upload = [], backend.upload
-    monkeypatch.setattr(backend, "upload", lambda *a: (sizes.append(len(a[0])), upload(*a)))
+    sizes, upload = [], cuda_runtime.upload
+    monkeypatch.setattr(cuda_runtime, "upload", lambda *a: (sizes.append(len(a[0])), upload(*a)))
     for limit, most in [(400_000, 16), (70_000, 4)]:
         pool = cupy.cuda.MemoryPool()
         pool.set_limit(size=limit)
@@ -180,7 +180,7 @@ def test_memory_for_cuda_itself(gpu, run, monkeypatch):
     def full(name):
         raise cupy.cuda.runtime.CUDARuntimeError(2)
 
-    monkeypatch.setattr(backend, "stream", full)
+    monkeypatch.setattr(cuda_runtime, "stream", full)
     message = (
         "cuda:0 is out of memory: CUDARuntimeError: cudaErrorMemoryAllocation: out of memory. Stop other processes "
         "that use it: see nvidia-smi. Or use device='cpu'."
@@ -210,7 +210,7 @@ def test_page_locked_memory_that_can_not_be_had(gpu, run, number):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cupy.cuda, "PinnedMemory", fail)
-        patch.setattr(backend, "_unused_pinned", [])
+        patch.setattr(cuda_runtime, "_unused_pinned", [])
         with pytest.raises(DeviceError, match=f"^{re.escape(message)}$"):
             run("direct")
     assert len(count) == number
@@ -257,15 +257,16 @@ class Lost:
 
         self.calls, self.lost, self.moment, self.number = 0, False, moment, number
         self.error = cupy.cuda.runtime.CUDARuntimeError
-        stream, event, kernel, upload = backend.stream, backend.new_event, backend.cuda_kernel, backend.upload
+        stream, event = cuda_runtime.stream, cuda_runtime.new_event
+        kernel, upload = cuda_runtime.cuda_kernel, cuda_runtime.upload
         copy = self.failing("copy", lambda source, target, stream: upload(source, target, stream.real))
-        monkeypatch.setattr(backend, "upload", copy)
+        monkeypatch.setattr(cuda_runtime, "upload", copy)
         monkeypatch.setattr(backend, "to_host", self.failing("download", backend.to_host))
         monkeypatch.setattr(segments_cuda, "reduce", self.failing("launch", segments_cuda.reduce))
-        monkeypatch.setattr(backend, "cuda_kernel", lambda *a: self.failing("kernel", kernel(*a)))
-        monkeypatch.setattr(backend, "new_event", lambda: Failing(self, event()))
-        monkeypatch.setattr(backend, "stream", lambda name: Failing(self, stream(name)))
-        monkeypatch.setattr(backend, "seconds_between", self.failing("time", lambda first, last: 0.0))
+        monkeypatch.setattr(cuda_runtime, "cuda_kernel", lambda *a: self.failing("kernel", kernel(*a)))
+        monkeypatch.setattr(cuda_runtime, "new_event", lambda: Failing(self, event()))
+        monkeypatch.setattr(cuda_runtime, "stream", lambda name: Failing(self, stream(name)))
+        monkeypatch.setattr(cuda_runtime, "seconds_between", self.failing("time", lambda first, last: 0.0))
 
     def failing(self, moment, function):
         def call(*arguments, **keywords):
@@ -385,12 +386,11 @@ if {emulated}:
 import multiprocessing, warnings
 import nibabel as nib, numpy as np
 import cupy
-from gpumask import NiftiLabelsMasker, backend
+from gpumask import NiftiLabelsMasker, backend, cuda_runtime
 from gpumask.engine import cuda as pipeline_cuda
 
 labels = nib.Nifti1Image(np.arange(60).reshape(3, 4, 5).astype("i2") % 4, np.eye(4))
 run = nib.Nifti1Image(np.random.default_rng(0).normal(size=(3, 4, 5, 6)), np.eye(4))
-
 def signals(device):
     return NiftiLabelsMasker(labels, device=device).fit_transform(run)
 

@@ -2,9 +2,9 @@
 
 Each mutation is drawn from a seed and its number, and used in a forked process whose address space, processor time and
 waiting are limited. 500 are drawn by default; ``GPUMASK_FUZZ=6000`` draws more, and ``GPUMASK_FUZZ_SEED`` others. What
-must come of them is in `tests/fuzz`: of images, the means of what nibabel reads; of tables, a regression; of records,
-the bytes of the untouched cohort; of all others, an error of a documented kind that names the file. A fault is printed
-with its mutation and the command that repeats it alone.
+must come of them is in `tests/fuzz`: of images and grayordinates, the means of what nibabel reads; of tables, a
+regression; of records, the bytes of the untouched cohort; of all others, an error of a documented kind that names the
+file. A fault is printed with its mutation and the command that repeats it alone.
 """
 
 import json
@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 N = int(os.environ.get("GPUMASK_FUZZ", "500"))
 SEED = os.environ.get("GPUMASK_FUZZ_SEED", "0")
-SHARES = {"images": 0.54, "tables": 0.2, "records": 0.06, "options": 0.2}
+SHARES = {"images": 0.44, "grayordinates": 0.1, "tables": 0.2, "records": 0.06, "options": 0.2}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="address space is limited on Linux only")

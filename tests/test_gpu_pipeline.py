@@ -8,8 +8,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from gpumask import NiftiLabelsMasker, backend
-from gpumask.engine import cuda as pipeline_cuda
+from gpumask import NiftiLabelsMasker, backend, cuda_runtime
+from gpumask.engine import gpu_run, kept_plans
 from gpumask.engine import stream as pipeline
 from gpumask.engine.plan import Plan
 from gpumask.engine.stream import run_plans
@@ -202,10 +202,10 @@ def lazy(monkeypatch):
 
     def install():
         streams = {"copy": LazyStream(), "reduce": LazyStream()}
-        monkeypatch.setattr(backend, "stream", streams.__getitem__)
-        monkeypatch.setattr(backend, "new_event", LazyEvent)
-        monkeypatch.setattr(backend, "seconds_between", lambda first, last: 0.0)
-        copy, reduce = backend.upload, pipeline_cuda._GpuRun._reduce
+        monkeypatch.setattr(cuda_runtime, "stream", streams.__getitem__)
+        monkeypatch.setattr(cuda_runtime, "new_event", LazyEvent)
+        monkeypatch.setattr(cuda_runtime, "seconds_between", lambda first, last: 0.0)
+        copy, reduce = cuda_runtime.upload, gpu_run.GpuRun._reduce
 
         def put_off_copy(source, target, stream):
             def late():
@@ -217,8 +217,8 @@ def lazy(monkeypatch):
         def put_off_reduce(run, *arguments):
             run.reducing.work.append(lambda: reduce(run, *arguments))
 
-        monkeypatch.setattr(backend, "upload", put_off_copy)
-        monkeypatch.setattr(pipeline_cuda._GpuRun, "_reduce", put_off_reduce)
+        monkeypatch.setattr(cuda_runtime, "upload", put_off_copy)
+        monkeypatch.setattr(gpu_run.GpuRun, "_reduce", put_off_reduce)
         return streams
 
     return install
@@ -261,20 +261,20 @@ def test_the_laziness_shows_mistakes(gpu, tmp_path, a_plan, lazy, monkeypatch, m
 def test_a_new_device_buffer_waits_for_its_memorys_last_user(gpu, tmp_path, a_plan, lazy, monkeypatch):
     """The pool may hand it memory that kernels in the reducing stream still read."""
     streams = lazy()
-    order, allocate = [], pipeline_cuda._GpuRun._allocate
+    order, allocate = [], gpu_run.GpuRun._allocate
 
     def leave_work(run):
         allocate(run)
         run.reducing.work.append(lambda: order.append("last user"))
 
-    put_off = backend.upload
+    put_off = cuda_runtime.upload
 
     def upload(source, target, stream):
         stream.work.append(lambda: order.append("copy"))
         put_off(source, target, stream)
 
-    monkeypatch.setattr(pipeline_cuda._GpuRun, "_allocate", leave_work)
-    monkeypatch.setattr(backend, "upload", upload)
+    monkeypatch.setattr(gpu_run.GpuRun, "_allocate", leave_work)
+    monkeypatch.setattr(cuda_runtime, "upload", upload)
     volumes = open_volumes(write(tmp_path / "bold.nii.gz", stored_run(n=4)))
     extract(a_plan("direct"), volumes, device=gpu, chunk=1)
     assert order == ["last user"] + ["copy"] * 4
@@ -376,11 +376,11 @@ def test_buffers_follow_the_free_memory(gpu, tmp_path, a_plan, monkeypatch):
     volume_bytes = 4 * np.prod(SHAPE)
     plan = a_plan("direct")
     expected = extract(plan, volumes, device=gpu).signals
-    upload = backend.upload
+    upload = cuda_runtime.upload
     for free, at_once in [(0, 1), (7 * volume_bytes, 3), (2**40, pipeline._chunk_size(volumes))]:
         sizes = []
-        monkeypatch.setattr(backend, "device_memory", lambda free=free: (free, 2**40))
-        monkeypatch.setattr(backend, "upload", lambda *a, sizes=sizes: (sizes.append(len(a[0])), upload(*a)))
+        monkeypatch.setattr(cuda_runtime, "device_memory", lambda free=free: (free, 2**40))
+        monkeypatch.setattr(cuda_runtime, "upload", lambda *a, sizes=sizes: (sizes.append(len(a[0])), upload(*a)))
         np.testing.assert_array_equal(extract(plan, volumes, device=gpu).signals, expected)
         assert max(sizes) == at_once
         assert sum(sizes) == 40
@@ -392,9 +392,9 @@ def test_buffers_leave_room_for_work_in_float64(gpu, tmp_path, a_plan, monkeypat
     n_voxels, oblique = np.prod(SHAPE), a_plan("oblique")
     n_points = len(oblique.resampling.points)
     free = 3 * n_voxels * (2 * 4 + 64)
-    monkeypatch.setattr(backend, "device_memory", lambda: (free, 2**40))
-    upload, sizes = backend.upload, []
-    monkeypatch.setattr(backend, "upload", lambda *a: (sizes.append(len(a[0])), upload(*a)))
+    monkeypatch.setattr(cuda_runtime, "device_memory", lambda: (free, 2**40))
+    upload, sizes = cuda_runtime.upload, []
+    monkeypatch.setattr(cuda_runtime, "upload", lambda *a: (sizes.append(len(a[0])), upload(*a)))
     of_oblique = free // (n_voxels * (2 * 4 + 64) + n_points * 64)
     for plan, at_once in ((a_plan("direct"), 10), (a_plan("staged"), 3), (oblique, of_oblique)):
         sizes.clear()
@@ -407,12 +407,12 @@ def test_another_allocator_may_hold_all_memory(gpu, tmp_path, a_plan, monkeypatc
     import cupy
 
     volumes = open_volumes(write(tmp_path / "bold.nii.gz", stored_run("f4", 40)))
-    plan, sizes, upload, pool = a_plan("direct"), [], backend.upload, cupy.cuda.MemoryPool()
+    plan, sizes, upload, pool = a_plan("direct"), [], cuda_runtime.upload, cupy.cuda.MemoryPool()
     expected = extract(plan, volumes, device=gpu).signals
-    monkeypatch.setattr(backend, "upload", lambda *a: (sizes.append(len(a[0])), upload(*a)))
+    monkeypatch.setattr(cuda_runtime, "upload", lambda *a: (sizes.append(len(a[0])), upload(*a)))
     monkeypatch.setattr(cupy.cuda.runtime, "memGetInfo", lambda: (2**10, 2**36))
     before = cupy.cuda.get_allocator()
-    backend.release_memory()
+    cuda_runtime.release_memory()
     try:
         cupy.cuda.set_allocator(pool.malloc)
         np.testing.assert_array_equal(extract(plan, volumes, device=gpu).signals, expected)
@@ -427,16 +427,16 @@ def test_free_memory_counts_the_pool_and_its_limit(gpu):
 
     pool = cupy.get_default_memory_pool()
     with backend.using(gpu), cupy.cuda.using_allocator(pool.malloc):
-        backend.release_memory()
-        free, total = backend.device_memory()
+        cuda_runtime.release_memory()
+        free, total = cuda_runtime.device_memory()
         array = cupy.zeros(2**20)
-        assert backend.device_memory()[0] <= free - array.nbytes
+        assert cuda_runtime.device_memory()[0] <= free - array.nbytes
         del array
         assert pool.free_bytes() >= 2**23
-        assert backend.device_memory() == (free, total)
+        assert cuda_runtime.device_memory() == (free, total)
         try:
             pool.set_limit(size=pool.used_bytes() + 2**24)
-            assert backend.device_memory() == (2**24, total)
+            assert cuda_runtime.device_memory() == (2**24, total)
         finally:
             pool.set_limit(size=0)
 
@@ -504,7 +504,7 @@ def test_plans_leave_the_device_with_the_plan(gpu, tmp_path, a_plan):
 
     pool = cupy.get_default_memory_pool()
     volumes = open_volumes(write(tmp_path / "bold.nii.gz", stored_run()))
-    pipeline_cuda._forget_plans()
+    kept_plans.forget()
     before = pool.used_bytes()
     plan = a_plan("folded")
     extract(plan, volumes, device=gpu)
@@ -517,14 +517,14 @@ def test_plans_leave_a_device_that_is_short_of_memory(gpu, tmp_path, a_plan, mon
     volumes = open_volumes(write(tmp_path / "bold.nii.gz", stored_run()))
     plan, other = a_plan("folded"), a_plan("direct")
     extract(plan, volumes, device=gpu)
-    monkeypatch.setattr(backend, "device_memory", lambda: (0, 2**40))
+    monkeypatch.setattr(cuda_runtime, "device_memory", lambda: (0, 2**40))
     assert_agree(extract(other, volumes, device=gpu), extract(other, volumes))
-    assert not pipeline_cuda._kept
+    assert not kept_plans._kept
 
 
 def test_page_locked_buffers_serve_the_next_run(gpu, tmp_path, a_plan, monkeypatch):
-    monkeypatch.setattr(backend, "_unused_pinned", [])
+    monkeypatch.setattr(cuda_runtime, "_unused_pinned", [])
     volumes = [open_volumes(write(tmp_path / f"{n}.nii.gz", stored_run(n=n))) for n in (12, 5)]
     for source in volumes:
         assert_agree(extract(a_plan("direct"), source, device=gpu), extract(a_plan("direct"), source))
-        assert [memory.size() for memory in backend._unused_pinned] == [2 * 12 * np.prod(SHAPE)] * 2
+        assert [memory.size() for memory in cuda_runtime._unused_pinned] == [2 * 12 * np.prod(SHAPE)] * 2

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gpumask import backend, process
-from gpumask.engine import cuda, filling
+from gpumask.engine import filling, gpu_run
 from gpumask.engine.stream import run_plans
 from gpumask.images.errors import ImageError
 from gpumask.images.volumes import Volumes, open_volumes
@@ -36,13 +36,13 @@ def threads():
 
 def around(monkeypatch, name, before):
     """Have `before` called, with their arguments, ahead of calls of a method of the run."""
-    method = getattr(cuda._GpuRun, name)
+    method = getattr(gpu_run.GpuRun, name)
 
     def called(*arguments):
         before(*arguments)
         return method(*arguments)
 
-    monkeypatch.setattr(cuda._GpuRun, name, called)
+    monkeypatch.setattr(gpu_run.GpuRun, name, called)
 
 
 @every_source
@@ -251,9 +251,9 @@ def test_an_error_of_launching_holds_no_memory(gpu, tmp_path, monkeypatch):
 
     pool, volumes, plan = cupy.get_default_memory_pool(), opened(tmp_path, "memory"), some_plan()
     extract(plan, volumes, device=gpu, chunk=4)
-    before = pool.used_bytes()
     fail_at("_reduce")(monkeypatch)
-    gc.collect()
+    gc.collect()  # what earlier tests left
+    before = pool.used_bytes()
     gc.disable()
     try:
         with pytest.raises(BrokenError) as caught:

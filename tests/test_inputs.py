@@ -34,7 +34,8 @@ from gpumask.confounds.sample_masks import kept_volumes
 from gpumask.confounds.tables import confounds_matrix, read_table
 from gpumask.images.errors import ImageError
 from gpumask.images.lookup import read_lookup_table
-from gpumask.images.volumes import image_files, open_volumes
+from gpumask.images.opening import image_files
+from gpumask.images.volumes import open_volumes
 from gpumask.inputs import read_bytes, read_json
 from gpumask.text_tables import read_rows
 
@@ -332,7 +333,7 @@ def test_pipe_in_a_cohort_fails_its_run_at_once(tmp_path, monkeypatch):
     helpers.save("l.nii", np.arange(64, dtype="i2").reshape(4, 4, 4) % 3)
     make_pipe("p")
     atlas = AtlasFile("l.nii")
-    configuration = Configuration((atlas,), "o", confounds={"columns": ["csf"]}, relmat=False)
+    configuration = Configuration((atlas,), "o", confounds={"columns": ["csf"]}, relmats=())
     (tmp_path / "o/logs").mkdir(parents=True)
     record = write_run(configuration, Run("a.nii", "p"))
     assert record.error == f"p {A_PIPE}"

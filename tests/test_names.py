@@ -14,7 +14,7 @@ import pytest
 from gpumask.bids import names as bids_names
 from gpumask.bids.names import lookup_table_of, parse_output_name
 from gpumask.cli import main
-from gpumask.cohort.configuration import AtlasFile, lut_beside
+from gpumask.cohort.atlas_file import AtlasFile, lut_beside
 from gpumask.cohort.parquet import column_names
 from gpumask.tables import cells, table_lines
 
@@ -208,7 +208,9 @@ def test_names_that_look_like_ours_are_stored(folder):
 def test_labels_stand_in_every_sidecar(folder):
     write_table(["same"] * 6)
     assert cohort() == 0
-    sidecars = [path for path in (folder / "out").rglob("*.json") if "_stat-" in path.name]
+    sidecars = [
+        path for path in (folder / "out").rglob("*.json") if "_stat-" in path.name and path.name.startswith("sub-")
+    ]
     assert len(sidecars) == 2 * 3
     labels = np.asanyarray(nib.load("atlas-Toy_dseg.nii.gz").dataobj)
     for path in sidecars:
@@ -242,7 +244,7 @@ def test_columns_are_what_pandas_reads(folder, names, columns):
     write_table(names)
     expected = columns or names
     assert cohort("--store", "s.parquet") == 0
-    tables = sorted((folder / "out").rglob("*_atlas-*.tsv"))
+    tables = sorted((folder / "out").rglob("sub-*_atlas-*.tsv"))
     assert len(tables) == 2 * 3
     for table in tables:
         read = pd.read_csv(table, sep="\t", keep_default_na=False)

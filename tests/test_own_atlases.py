@@ -16,8 +16,8 @@ from gpumask.bids import find_runs, read_manifest
 from gpumask.bids.segmentations import with_segmentation
 from gpumask.cli import main
 from gpumask.cohort import atlases
-from gpumask.cohort.configuration import Configuration, OwnAtlas
-from gpumask.cohort.own_atlases import with_columns
+from gpumask.cohort.configuration import Configuration
+from gpumask.cohort.own_atlases import OwnAtlas, with_columns
 
 from . import cohorts
 from .helpers import save
@@ -79,8 +79,8 @@ def test_each_run_has_its_own_atlas_and_all_have_the_same_columns(listed, capsys
         sidecar = next((listed.parent / "out").rglob(f"sub-{k}_*stat-mean_timeseries.json")).read_text()
         assert f"sub-{k}_seg.nii.gz" in sidecar
     assert (
-        "warning: Own: 3 columns, named by labels: all those of the 3 atlases of runs, which have no look-up table."
-        in capsys.readouterr().err
+        "warning: Own: 3 columns, one per label in the atlases of these 3 runs. Other runs may get others. A look-up "
+        "table (--lut, or the column lut_Own in a list of runs) makes them the same." in capsys.readouterr().err
     )
 
 

@@ -8,8 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from gpumask.cohort import qcfc
-from gpumask.cohort.group import write_tables
+from gpumask.cohort import matrices as matrices_of_group
 from gpumask.tables import table_lines
 
 from . import cohorts
@@ -46,7 +45,7 @@ def made(n_runs, seed=0):
 
 
 def only_row(out):
-    write_tables(out)
+    cohorts.write_tables(out)
     table = pd.read_table(out / "group_qcfc.tsv", na_values="n/a", keep_default_na=False)
     assert list(json.loads((out / "group_qcfc.json").read_text())) == list(table)
     (row,) = table.to_dict("records")
@@ -155,14 +154,14 @@ def test_evenly_spaced_runs_stand_for_many(tmp_path, monkeypatch):
     matrices, displacements = made(40)
     paths = [write_run(tmp_path, k, matrix, displacements[k]) for k, matrix in enumerate(matrices)]
     largest = max(path.stat().st_size for path in paths)
-    monkeypatch.setattr(qcfc, "_MOST_BYTES", 14 * largest)
+    monkeypatch.setattr(matrices_of_group, "MOST_BYTES", 14 * largest)
     row = only_row(tmp_path)
     chosen = [0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 36, 39]
     numbers = expected(upper(matrices)[chosen], displacements[chosen])
     assert {key: row[key] for key in numbers} == numbers
     assert row["remark"] == "14 evenly spaced runs stand for all."
     assert (row["runs"], row["runs_used"]) == (40, 14)
-    monkeypatch.setattr(qcfc, "_LARGEST", largest - 1)
+    monkeypatch.setattr(matrices_of_group, "LARGEST", largest - 1)
     assert only_row(tmp_path)["remark"] == f"A matrix has {largest} bytes, more than the {largest - 1} that are read."
 
 
@@ -172,7 +171,7 @@ def test_a_row_for_each_kind_of_matrix(tmp_path):
     for k, matrix in enumerate(matrices):
         denoising, stat = kinds[k % 3]
         write_run(tmp_path, k, matrix, displacements[k], denoising=denoising, stat=stat, made=f"m{k % 3}")
-    write_tables(tmp_path)
+    cohorts.write_tables(tmp_path)
     table = pd.read_table(tmp_path / "group_qcfc.tsv", keep_default_na=False)
     assert table[["denoising", "stat", "runs"]].to_numpy().tolist() == [
         ["n/a", "covariance", 10],

@@ -15,7 +15,6 @@ import pytest
 from gpumask.bids import find_runs
 from gpumask.cohort.configuration import AtlasFile, Configuration
 from gpumask.cohort.executors import run_cohort
-from gpumask.cohort.group import write_tables
 from gpumask.cohort.quality import OF_ATLAS, OF_RUN, atlas_quality, joined_qualities, quality_of, rows
 from gpumask.cohort.stored import read_record
 from gpumask.confounds.censoring import censor
@@ -110,7 +109,7 @@ def real(tmp_path_factory):
     runs, _ = find_runs(folder / "d")
     (record,) = run_cohort(configuration, runs)
     assert record.error == ""
-    write_tables(folder / "out")
+    cohorts.write_tables(folder / "out")
     return folder / "out", record, (volumes, regions, brain), (displacement, dvars), runs[0]
 
 
@@ -340,7 +339,8 @@ def finish(configuration, folder):
 def test_a_row_for_each_run(cohort, tmp_path):
     finish(configured(cohort, tmp_path), cohort)
     out = tmp_path / "out"
-    assert write_tables(out) == [out / "group_quality.tsv", out / "group_qcfc.tsv"]
+    means = [f"group_atlas-{name}_stat-pearsoncorrelation_relmat.tsv" for name in ("Fine", "Toy")]
+    assert cohorts.write_tables(out) == [out / name for name in ("group_quality.tsv", "group_qcfc.tsv", *means)]
     table = table_of(out / "group_quality.tsv")
     assert table["name"].tolist() == sorted(path.stem for path in out.glob("logs/*.json"))
     described = json.loads((out / "group_quality.json").read_text())
@@ -406,7 +406,7 @@ def test_without_confounds_the_motion_is_known_and_without_a_table_it_is_not(tmp
     cohorts.make_atlases(tmp_path)
     next((tmp_path / "d").rglob("*run-2_desc-confounds*")).unlink()
     finish(configured(tmp_path, tmp_path, confounds={}), tmp_path)
-    write_tables(tmp_path / "out")
+    cohorts.write_tables(tmp_path / "out")
     known, unknown = table_of(tmp_path / "out" / "group_quality.tsv").to_dict("records")
     assert (known["volumes_kept"], unknown["volumes_kept"]) == (40, 40)
     assert known["fd_max"] == 0.9
@@ -431,7 +431,7 @@ def test_older_records_have_a_row_with_what_they_know(tmp_path):
     del old["quality"]
     write_records(tmp_path, old, cohorts.record("x", atlases={"A": {"regions": "many", "coverage_median": 1e300}}))
     (tmp_path / "logs" / "bad.json").write_text("{")
-    write_tables(tmp_path)
+    cohorts.write_tables(tmp_path)
     first, second = table_of(tmp_path / "group_quality.tsv").to_dict("records")
     assert {key: value for key, value in first.items() if value == value and value is not None} == {
         "participant_id": "sub-1",
@@ -453,7 +453,7 @@ def test_several_denoisings_have_a_row_each(tmp_path):
     whole = {column.name: 1 for column in OF_RUN}
     quality = {name: {**whole, "fd_mean": k, "atlases": {"A": {"tsnr": 10.0 * k}}} for k, name in enumerate("bac")}
     write_records(tmp_path, cohorts.record("sub-1", quality=quality))
-    write_tables(tmp_path)
+    cohorts.write_tables(tmp_path)
     table = table_of(tmp_path / "group_quality.tsv")
     assert table[["denoising", "fd_mean", "tsnr_A", "regions_A"]].to_numpy().tolist() == [
         ["b", 0, 0, 3],
@@ -467,7 +467,7 @@ def test_names_with_tabs_and_of_many_atlases_make_no_other_table(tmp_path):
     write_records(
         tmp_path, cohorts.record("a", atlases={"x\ty": {}, "\udce9": {}}), cohorts.record("b", atlases=atlases)
     )
-    write_tables(tmp_path)
+    cohorts.write_tables(tmp_path)
     lines = (tmp_path / "group_quality.tsv").read_text().splitlines()
     assert len({line.count("\t") for line in lines}) == 1
     assert len(re.findall("regions_lost_", lines[0])) == 50
@@ -475,7 +475,7 @@ def test_names_with_tabs_and_of_many_atlases_make_no_other_table(tmp_path):
 
 def test_no_records(tmp_path):
     (tmp_path / "logs").mkdir()
-    for path in write_tables(tmp_path):
+    for path in cohorts.write_tables(tmp_path):
         assert path.read_text().count("\n") == 1
         assert json.loads(path.with_suffix(".json").read_text()).keys() >= {"denoising"}
     assert list(rows([])) == []
@@ -487,11 +487,11 @@ def test_many_records_take_little_time_and_memory(tmp_path):
     quality = {"": {**{column.name: 123 for column in OF_RUN}, "atlases": {"A": {"tsnr": 41.123456}}}}
     write_records(tmp_path, *(cohorts.record(f"sub-{k:05}_task-rest", quality=quality) for k in range(n)))
     started = time.process_time()
-    write_tables(tmp_path)
+    cohorts.write_tables(tmp_path)
     assert time.process_time() - started < n * 60 / 40_000
     assert (tmp_path / "group_quality.tsv").read_text().count("\n") == n + 1
     tracemalloc.start()
-    write_tables(tmp_path)
+    cohorts.write_tables(tmp_path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < n * 100e6 / 40_000

@@ -103,7 +103,7 @@ def test_what_both_commands_check(folder, capsys):
 
 def test_cohort_runs(folder, capsys):
     pytest.importorskip("nilearn")
-    ((_, *words),) = commands("gpumask cohort")
+    (_, *words), *_ = commands("gpumask cohort")
     assert main(words) == 0
     group = re.search(r"`gpumask (cohort FMRIPREP_DIR OUT_DIR group)`", README).group(1)
     assert main(group.split()) == 0

@@ -176,7 +176,8 @@ def test_a_cohort_from_the_command_line(tmp_path, capsys):
     words = ["cohort", tmp_path / "d", tmp_path / "out", "participant", "--atlas", atlas, "--device", "cpu"]
     words += ["--fd-threshold", "0.5", "--min-time", "0", "--store", tmp_path / "s.parquet"]
     assert main([str(word) for word in words]) == 0
-    assert f"{tmp_path / 'out' / 'group_qcfc.tsv'}\n{tmp_path / 's.parquet'}\n" in capsys.readouterr().out
+    mean = tmp_path / "out" / "group_atlas-Toy_stat-pearsoncorrelation_relmat.tsv"
+    assert f"{mean}\n{tmp_path / 's.parquet'}\n" in capsys.readouterr().out
     frame = pd.read_parquet(tmp_path / "s.parquet")
     tables = sorted((tmp_path / "out").rglob("*_timeseries.tsv"))
     assert len(tables) == 6

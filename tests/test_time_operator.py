@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from gpumask import backend, process
-from gpumask import signal as signals_module
-from gpumask.signal import Cleaner
+from gpumask import cleaner as cleaner_module
+from gpumask.cleaner import Cleaner
+from gpumask.signal import clean
 
 pytestmark = pytest.mark.filterwarnings("ignore:psc standardization strategy is meaningless")  # of the series of 0
 
-MANY = signals_module._FEWEST  # series from which on a product may be used
+MANY = cleaner_module._FEWEST  # series from which on a product may be used
 
 
 def series(n_volumes, n_series, seed=0):
@@ -113,13 +114,13 @@ def test_trends_that_detrending_explains_are_exactly_0(n):
 @pytest.mark.parametrize("seed", range(8))
 def test_cleaned_in_place_in_blocks(seed, way, monkeypatch):
     n, options = drawn_options(seed)
-    monkeypatch.setattr(signals_module, "_BLOCK_VALUES", 64 * n)
+    monkeypatch.setattr(cleaner_module, "_BLOCK_VALUES", 64 * n)
     monkeypatch.setattr(Cleaner, "way", lambda self, n_series: way)
     x = series(n, 200, seed)
     cleaner = Cleaner(n, **options)
     monkeypatch.undo()
     expected = cleaner(x)
-    monkeypatch.setattr(signals_module, "_BLOCK_VALUES", 64 * n)
+    monkeypatch.setattr(cleaner_module, "_BLOCK_VALUES", 64 * n)
     monkeypatch.setattr(Cleaner, "way", lambda self, n_series: way)
     staged = x.copy()
     result = cleaner.in_place(staged)
@@ -154,7 +155,7 @@ def test_psc_decides_once_for_all_blocks(monkeypatch):
     np.testing.assert_allclose(cleaner.operator(x), expected, rtol=0, atol=1e-9)
     np.testing.assert_allclose(blocks, expected, rtol=0, atol=1e-9)
     removed = {"detrend": True, "standardize": "psc"}  # the means of all series, put back for all
-    monkeypatch.setattr(signals_module, "_BLOCK_VALUES", 64 * n)
+    monkeypatch.setattr(cleaner_module, "_BLOCK_VALUES", 64 * n)
     x[:, :64] -= x[:, :64].mean(axis=0) - 1e-3
     whole = Cleaner(n, **removed)
     expected = whole(x)
@@ -168,9 +169,9 @@ def test_psc_decides_once_for_all_blocks(monkeypatch):
 def test_bits_do_not_depend_on_cores(n_cores, standardize, monkeypatch):
     x = series(60, MANY + 100).astype(np.float32)
     cleaner = Cleaner(60, t_r=2.0, high_pass=0.01, standardize=standardize)
-    monkeypatch.setattr(signals_module, "n_cores", lambda: 3)
+    monkeypatch.setattr(cleaner_module, "n_cores", lambda: 3)
     expected = cleaner.in_place(x.copy())
-    monkeypatch.setattr(signals_module, "n_cores", lambda: n_cores)
+    monkeypatch.setattr(cleaner_module, "n_cores", lambda: n_cores)
     np.testing.assert_array_equal(cleaner.in_place(x.copy()), expected)
 
 
@@ -221,7 +222,7 @@ def test_a_single_volume(n_volumes, kept, standardize):
 
 def test_one_warning_for_all_blocks(put, monkeypatch):
     x = series(6, MANY)
-    monkeypatch.setattr(signals_module, "_BLOCK_VALUES", 64 * 6)
+    monkeypatch.setattr(cleaner_module, "_BLOCK_VALUES", 64 * 6)
     cleaner = Cleaner(6, sample_mask=[3], detrend=True, standardize=None)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
@@ -271,13 +272,13 @@ def test_in_place_on_a_gpu(gpu):
 
 def test_one_blas_thread_while_blocks_are_cleaned(monkeypatch):
     entered = []
-    original = signals_module._in_threads
+    original = cleaner_module._in_threads
 
     def watched(function, blocks):
         entered.append(process.one_blas_thread._users)
         return original(function, blocks)
 
-    monkeypatch.setattr(signals_module, "_in_threads", watched)
+    monkeypatch.setattr(cleaner_module, "_in_threads", watched)
     Cleaner(60).in_place(series(60, MANY))
     assert entered == [1]
 
@@ -321,4 +322,4 @@ def test_precision_concerns_products_only():
     with pytest.raises(ValueError, match=message):
         Cleaner(60, precision="float16")
     with pytest.raises(ValueError, match=message):
-        signals_module.clean(x, precision="float16")
+        clean(x, precision="float16")

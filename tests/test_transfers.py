@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from gpumask import backend
-from gpumask.engine import cuda as pipeline_cuda
+from gpumask import backend, cuda_runtime
+from gpumask.engine import gpu_run
 from gpumask.engine.plan import compile_plan
 from gpumask.engine.staging import Staging
 from gpumask.engine.stream import run_plans
@@ -34,7 +34,7 @@ def counted(gpu, monkeypatch):
         pytest.skip("only the emulated GPU counts")
     counters = sys.modules["cpucuda"].counters
     phases = {"allocate": [], "read": [], "results": [], "seconds": []}
-    uploads, upload = [], backend.upload
+    uploads, upload = [], cuda_runtime.upload
 
     def spy(name, method):
         def spied(*arguments):
@@ -47,8 +47,8 @@ def counted(gpu, monkeypatch):
         return spied
 
     for name in phases:
-        monkeypatch.setattr(pipeline_cuda._GpuRun, name, spy(name, getattr(pipeline_cuda._GpuRun, name)))
-    monkeypatch.setattr(backend, "upload", lambda *a: (uploads.append((a[0].dtype, a[0].nbytes)), upload(*a)))
+        monkeypatch.setattr(gpu_run.GpuRun, name, spy(name, getattr(gpu_run.GpuRun, name)))
+    monkeypatch.setattr(cuda_runtime, "upload", lambda *a: (uploads.append((a[0].dtype, a[0].nbytes)), upload(*a)))
     return phases, uploads
 
 

@@ -11,12 +11,12 @@ from scipy import signal as scipy_signal
 
 from gpumask import NiftiLabelsMasker
 from gpumask.bids.runs import Run
+from gpumask.cleaner import Cleaner
 from gpumask.cli import main
 from gpumask.cohort.configuration import AtlasFile, Configuration
 from gpumask.cohort.executors import run_cohort
 from gpumask.cohort.writer import write_run
 from gpumask.confounds.censoring import censor
-from gpumask.signal import Cleaner
 
 T, T_R = 160, 2.0
 AFFINE = np.diag([3.0, 3, 3, 1])
@@ -72,7 +72,7 @@ def test_dummy_scans(folder, capsys, options, dropped):
     assert sidecar.get("DummyScans", []) == sidecar.get("CensoredVolumes", []) == dropped
     assert (sidecar["NumberOfVolumes"], sidecar["NumberOfVolumesKept"]) == (T, T - len(dropped))
     words = f"{T - len(dropped)}/{T} volumes kept ({len(dropped)} dummy scans)" if dropped else f"{T} volumes"
-    assert f"sub-1_task-rest\t{words}\t" in capsys.readouterr().out
+    assert f"sub-1_task-rest\t{words}, mean FD 0.18 mm\t" in capsys.readouterr().out
 
 
 def test_dummy_scans_inflate_correlations(folder):
@@ -80,7 +80,7 @@ def test_dummy_scans_inflate_correlations(folder):
     strength = {}
     for scans in ("auto", "0"):
         command(folder, "--dummy-scans", scans, out=scans)
-        (path,) = (folder / scans).rglob("*_relmat.tsv")
+        (path,) = (folder / scans / "sub-1").rglob("*_relmat.tsv")
         matrix = pd.read_table(path, index_col=0).to_numpy()
         strength[scans] = np.median(np.abs(matrix[np.triu_indices(3, 1)]))
     assert strength["0"] > 0.9
@@ -191,7 +191,7 @@ def test_few_degrees_of_freedom_are_a_warning(folder, capsys):
     _, sidecar = series(folder)
     assert sidecar["DegreesOfFreedom"] == 2.0
     (record,) = (folder / "out" / "logs").glob("*.json")
-    assert json.loads(record.read_text())["degrees_of_freedom"] == pytest.approx(2)
+    assert json.loads(record.read_text())["quality"][""]["degrees_of_freedom"] == pytest.approx(2)
     page = (folder / "out" / "cohort.html").read_text()
     assert "34 of 160 volumes are kept; a median of 2.0 degrees of freedom is left of a run." in page
     assert "<td>sub-1_task-rest</td><td>done</td><td class=n>160</td><td class=n>34</td>" in page
@@ -213,7 +213,7 @@ def test_finished_runs_are_held_to_a_higher_floor(folder, capsys):
     for more in (("--min-time", "281"), ("--min-dof", "120")):
         assert command(folder, *options, *more) == 1
         assert "1 failed" in capsys.readouterr().out
-        assert not list((folder / "out").rglob("*.tsv"))
+        assert not list((folder / "out" / "sub-1").rglob("*.tsv"))
         assert command(folder, *options) == 0
 
 
@@ -223,7 +223,7 @@ def test_a_run_whose_inputs_changed_leaves_nothing_if_it_fails(folder, capsys):
     pd.read_table(path).drop(columns="c1").to_csv(path, sep="\t", index=False, na_rep="n/a")
     assert command(folder, "--confounds-columns", "c1") == 1
     assert "has no column c1" in capsys.readouterr().err
-    assert not list((folder / "out").rglob("*.tsv"))
+    assert not list((folder / "out" / "sub-1").rglob("*.tsv"))
 
 
 def test_the_mean_alone_is_no_degree_of_freedom(folder, capsys):
@@ -290,16 +290,16 @@ def test_another_version_alone_is_done_again(folder, capsys):
     assert command(folder) == 0
     (path,) = (folder / "out" / "logs").glob("*.json")
     record = json.loads(path.read_text())
-    (old,) = record["made"]
-    how = record["made"].pop(old)
-    record["made"]["0" * 16] = {**how, "version": "0.0.1"}
+    old = list(record["made"])
+    keys = {key: f"{k:016}" for k, key in enumerate(old)}
+    record["made"] = {keys[key]: {**how, "version": "0.0.1"} for key, how in record["made"].items()}
     for output in record["outputs"]:
-        output["made"] = "0" * 16
+        output["made"] = keys[output["made"]]
     path.write_text(json.dumps(record))
     capsys.readouterr()
     assert command(folder) == 0
     assert "1 done" in capsys.readouterr().out
-    assert list(json.loads(path.read_text())["made"]) == [old]
+    assert list(json.loads(path.read_text())["made"]) == old
 
 
 def test_another_atlas_is_an_addition(folder, capsys):

@@ -31,6 +31,7 @@ Counters of the kernels, with Nsight Compute:
 """
 
 import argparse
+import math
 import re
 import sys
 import tempfile
@@ -55,24 +56,37 @@ def main(argv=None):
     options = _parser().parse_args(argv)
     rows = [row for row in all_rows() if re.search(options.only, row.name)]
     if not rows:
-        print(f"no row matches {options.only!r}; --list names them", file=sys.stderr)
-        return 2
+        return _refused(f"no row matches {options.only!r}; --list names them")
     if options.list:
         print("\n".join(f"{row.seconds:3.0f} s  {row.name}" for row in rows))
         return 0
     status = backend.cuda_status()
     if status.problem and any(row.needs_gpu for row in rows):
-        print(
-            f"benchmarks.gpu needs a CUDA device: {status.problem}. {status.remedy} "
-            "Decoding alone needs none: --only decoding",
-            file=sys.stderr,
-        )
-        return 2
-    if options.out is None:
-        options.out = RESULTS / f"{datetime.now(UTC):%Y-%m-%dT%H%M}.json"
+        needed = f"benchmarks.gpu needs a CUDA device: {status.problem}. {status.remedy}"
+        return _refused(f"{needed} Decoding alone needs none: --only decoding")
+    out = options.out or RESULTS / f"{datetime.now(UTC):%Y-%m-%dT%H%M}.json"
+    if out.exists():
+        return _refused(f"{out} exists, and may hold measurements: remove it, or give another name with --out")
+    clock = Clock(emulated=backend.driver_cuda_version() is None)  # a GPU without NVIDIA's driver is emulated
+    path = options.folder
+    try:
+        if options.folder:
+            options.folder.mkdir(parents=True, exist_ok=True)
+        path = out
+        document = Document(out, about(options, emulated=clock.emulated))
+    except OSError as error:
+        return _refused(f"{path} can't be written: {error.strerror}")
     with tempfile.TemporaryDirectory() as temporary, backend.using("cpu" if status.problem else DEVICE):
-        inputs = Inputs(options.folder or temporary, tiny=options.tiny)
-        return _run(rows, inputs, options)
+        rounds = (1, 1) if options.tiny else (options.rounds, options.run_rounds)
+        bench = Bench(Inputs(options.folder or temporary, tiny=options.tiny), *rounds, clock)
+        failed = _measure(rows, bench, document, options)
+    print(f"\nwritten: {out}")
+    return int(failed)
+
+
+def _refused(message):
+    print(message, file=sys.stderr)
+    return 2
 
 
 def _parser():
@@ -80,32 +94,59 @@ def _parser():
         "python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--budget", type=float, default=540, help="seconds that the rows may take together (default: %(default)s)")
-    add("--out", type=Path, help="the JSON file (default: a new one in benchmarks/results/gpu)")
-    add("--only", metavar="REGEX", default="", help="rows in whose names this regular expression is found")
+    add("--budget", type=_seconds, default=540, help="seconds that the rows may take together (default: %(default)s)")
+    add("--out", type=Path, help="the new JSON file (default: one in benchmarks/results/gpu)")
+    add(
+        "--only",
+        type=_pattern,
+        metavar="REGEX",
+        default="",
+        help="rows in whose names this regular expression is found",
+    )
     add("--list", action="store_true", help="name the rows, with the seconds that each takes at most, and stop")
-    add("--rounds", type=int, default=20, help="measurements of a kernel (default: %(default)s)")
-    add("--run-rounds", type=int, default=3, help="measurements of a whole run, after a first (default: %(default)s)")
+    add("--rounds", type=_count, default=20, help="measurements of a kernel (default: %(default)s)")
+    add(
+        "--run-rounds", type=_count, default=3, help="measurements of a whole run, after a first (default: %(default)s)"
+    )
     add("--folder", type=Path, help="where inputs are made and kept (default: a temporary folder)")
     add("--commit", help="what is measured, where that isn't a git repository")
     add("--tiny", action="store_true", help="tiny inputs, one round: shows that the benchmark works, times nothing")
     return parser
 
 
-def _run(rows, inputs, options):
+def _seconds(text):
+    if not float(text) > 0:
+        msg = f"must be more than 0, got {text}"
+        raise argparse.ArgumentTypeError(msg)
+    return float(text)
+
+
+def _count(text):
+    if not text.isdecimal() or int(text) < 1:
+        msg = f"must be 1 or more, got {text}"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
+def _pattern(text):
+    try:
+        re.compile(text)
+    except re.error as error:
+        msg = f"isn't a regular expression: {error}"
+        raise argparse.ArgumentTypeError(msg) from error
+    return text
+
+
+def _measure(rows, bench, document, options):
+    """Measure the rows that fit the budget, and return whether one failed."""
     started, failed = time.perf_counter(), False
-    # A GPU without NVIDIA's driver is emulated.
-    clock = Clock(emulated=backend.driver_cuda_version() is None)
-    rounds = (1, 1) if options.tiny else (options.rounds, options.run_rounds)
-    bench = Bench(inputs, *rounds, clock)
-    document = Document(options.out, about(options, emulated=clock.emulated))
     for row in rows:
         left = options.budget - (time.perf_counter() - started)
         expected = 1 if options.tiny else row.seconds
         if expected > left:
-            document.add(row, skipped=f"takes up to {expected:g} s, and {left:.0f} s of the budget are left")
+            document.add(row, skipped=f"takes up to {expected:g} s, and {math.floor(left)} s of the budget are left")
             continue
-        begun = time.perf_counter()
+        at_start = time.perf_counter()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of grids that differ, mostly
@@ -113,11 +154,10 @@ def _run(rows, inputs, options):
         except Exception as error:
             failed = True
             is_ours = isinstance(error, DifferentResultsError)
-            document.add(row, time.perf_counter() - begun, error=str(error) if is_ours else traceback.format_exc())
+            document.add(row, time.perf_counter() - at_start, error=str(error) if is_ours else traceback.format_exc())
         else:
-            document.add(row, time.perf_counter() - begun, values=values)
-    print(f"\nwritten: {options.out}")
-    return int(failed)
+            document.add(row, time.perf_counter() - at_start, values=values)
+    return failed
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import time
 import numpy as np
 
 from benchmarks.gpu.timing import EMULATED, WAITS
-from gpumask import backend
+from gpumask import cuda_runtime
 
 _VOLUME = 97 * 115 * 97 * 2  # bytes
 _CHUNK = 16 * _VOLUME
@@ -23,13 +23,13 @@ def upload(bench):
 
     n_bytes = (1 << 16) if bench.inputs.tiny else _CHUNK
     started = time.perf_counter()
-    memory = backend.pinned_memory(n_bytes)
+    memory = cuda_runtime.pinned_memory(n_bytes)
     locked = time.perf_counter() - started
     host = np.frombuffer(memory, np.uint8, n_bytes)
     host[:] = 1
     target = cupy.zeros(n_bytes, np.uint8)
     timed = bench.clock.time(
-        lambda _: backend.upload(host, target, cupy.cuda.get_current_stream()), rounds=bench.rounds
+        lambda _: cuda_runtime.upload(host, target, cupy.cuda.get_current_stream()), rounds=bench.rounds
     )
     per_second = timed.device and n_bytes / timed.device
     return {

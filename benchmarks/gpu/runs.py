@@ -112,7 +112,7 @@ def cohort(bench, work):
         signals = {}
         for device, name in ((DEVICE, "GPU"), ("cpu", "CPU")):
             out = folder / name
-            configuration = Configuration((AtlasFile(atlas),), out, parameters, {}, device=device, relmat=False)
+            configuration = Configuration((AtlasFile(atlas),), out, parameters, {}, device=device, relmats=())
             started = time.perf_counter()
             records = list(run_cohort(configuration, [Run(path, t_r=T_R) for path in paths]))
             values[f"{name}, runs/min"] = 60 * n_runs / (time.perf_counter() - started)

@@ -5,7 +5,7 @@ import statistics
 import time
 from typing import NamedTuple
 
-from gpumask import backend
+from gpumask import cuda_runtime
 
 # Busy for so many nanoseconds of the GPU's own clock, whatever its frequency. On one thread: it takes no bandwidth.
 SPIN = r"""
@@ -38,7 +38,7 @@ class Clock:
     Parameters
     ----------
     emulated : bool
-        Whether nothing can be timed, since there is no GPU in truth; work is done once, as a test.
+        Whether nothing can be timed, because the GPU is emulated; then each piece of work is done once, as a test.
     """
 
     def __init__(self, *, emulated):
@@ -75,7 +75,7 @@ class Clock:
                 is_queued = not begin.done  # the GPU still spins: no launch was late
                 end.synchronize()
                 if is_queued:
-                    device.append(backend.seconds_between(begin, end))
+                    device.append(cuda_runtime.seconds_between(begin, end))
                     host.append(launched)
                 elif lead >= _LONGEST_SPIN:
                     return Timed(None, None, WAITS)

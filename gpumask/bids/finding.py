@@ -1,14 +1,16 @@
 """Find the runs in a folder of fMRIPrep derivatives by file names alone."""
 
+import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
 from gpumask.bids.content import absence
+from gpumask.bids.filters import ABSENT, ANY
 from gpumask.bids.metadata import applicable_metadata, is_metadata, only
 from gpumask.bids.names import (
     CONFOUNDS,
@@ -21,8 +23,11 @@ from gpumask.bids.names import (
 )
 from gpumask.bids.runs import Problem, Run
 
+_log = logging.getLogger(__name__)
 _VOLUMES = (".nii", ".nii.gz", ".nii.zst")
+_GRAYORDINATES = (".dtseries.nii", ".dtseries.nii.gz")  # compressed ones are refused when they are opened
 _NO_RUN = "has no preprocessed run"
+_OPTIONS = {"sub": "participant-label", "ses": "session-id", "task": "task-id", "run": "run-id"}
 
 
 _EXPECTED = {
@@ -31,11 +36,46 @@ _EXPECTED = {
 }
 
 
-def _kinds(desc):
-    """Kinds of a run's files by suffix, "desc" and extension. Others in `func` (surfaces, transforms) are skipped."""
-    kinds = {("bold", desc, extension): "image" for extension in _VOLUMES}
-    kinds |= {("mask", "brain", extension): "mask" for extension in _VOLUMES}
-    return kinds | dict.fromkeys(CONFOUNDS, "confounds")
+@dataclass(frozen=True)
+class _Kind:
+    """The kind of images to find: volumes with a label "desc", or grayordinates, which fMRIPrep names without one."""
+
+    desc: str
+    is_dense: bool
+
+    @property
+    def pattern(self):
+        """Names of the images, for messages."""
+        return "*_bold.dtseries.nii" if self.is_dense else f"*_desc-{self.desc}_bold.nii.gz"
+
+    @property
+    def expected(self):
+        """What a folder should have been, for messages."""
+        made = "the derivatives of fMRIPrep with --cifti-output, for atlases of grayordinates (.dlabel.nii)"
+        return made if self.is_dense else _EXPECTED.get(self.desc, _EXPECTED["preproc"])
+
+    @property
+    def other(self):
+        """The kind of images that may be there instead."""
+        return _Kind("preproc", not self.is_dense)
+
+    def is_image(self, suffix, desc, extension):
+        if self.is_dense:
+            return (suffix, desc in (None, self.desc), extension in _GRAYORDINATES) == ("bold", True, True)
+        return (suffix, desc, extension in _VOLUMES) == ("bold", self.desc, True)
+
+    def of(self, suffix, desc, extension):
+        """Kind of a run's file by its name; None for others in `func` (surfaces, transforms), which are skipped."""
+        if self.is_image(suffix, desc, extension):
+            return "image"
+        if not self.is_dense and (suffix, desc, extension in _VOLUMES) == ("mask", "brain", True):
+            return "mask"
+        return "confounds" if (suffix, desc, extension) in CONFOUNDS else None
+
+    def is_named_so(self, name):
+        """Whether a name that isn't BIDS seems to be that of an image."""
+        images = r"\.dtseries\.nii(\.gz)?$" if self.is_dense else r"\.nii(\.gz|\.zst)?$"
+        return re.search(f"{'' if self.is_dense else f'_desc-{re.escape(self.desc)}'}_bold{images}", name)
 
 
 @dataclass
@@ -65,10 +105,12 @@ def find_runs(
     sessions: Sequence[str] = (),
     tasks: Sequence[str] = (),
     runs: Sequence[str] = (),
+    filters: Mapping[str, Collection[str]] | None = None,
     space: str | None = None,
     require_mask: bool = True,
     require_confounds: bool = False,
     desc: str = "preproc",
+    grayordinates: bool = False,
 ) -> tuple[list[Run], list[Problem]]:
     """Find the preprocessed runs in a folder of fMRIPrep derivatives.
 
@@ -76,7 +118,8 @@ def find_runs(
     ``*_desc-preproc_bold.nii[.gz]`` in a folder ``sub-*/[ses-*/]func``. Next to it are its mask, ``*_desc-brain_mask``
     with the same space, cohort, res and den, and its confounds, ``*_desc-confounds_timeseries.tsv`` (``_regressors``
     before fMRIPrep 20.2). Its metadata are the ``*_bold.json`` whose entities all are the image's, one per folder.
-    Single-echo images are skipped, unless the first echo is the only image of a run.
+    Single-echo images are skipped, unless the first echo is the only image of a run. Grayordinates are in
+    ``*_space-fsLR_den-91k_bold.dtseries.nii``, with the same confounds and no mask.
 
     Parameters
     ----------
@@ -84,13 +127,19 @@ def find_runs(
         Folder with the folders ``sub-*``.
     participants, sessions, tasks, runs : sequence of str
         Labels to use, with or without "sub-", "ses-", "task-" and "run-"; all if empty. Runs 1 and 01 are the same.
+    filters : mapping, optional
+        Labels to use of any entities that a run's files share, by key: ``{"acq": {"fast"}}``; "" stands for names
+        without the entity, and "*" for those with it. See `gpumask.bids.filters.read_filters`.
     space : str, optional
         For example "MNI152NLin2009cAsym", followed by ":res-2" or ":cohort-1" if the space has several. Images whose
         names have none are in "func". If None, the only space.
     require_mask, require_confounds : bool
         Whether a run without one is a problem. Having several candidates always is.
     desc : str
-        Label "desc" of the images: "smoothAROMAnonaggr" finds those that ICA-AROMA has denoised.
+        Label "desc" of the images: "smoothAROMAnonaggr" finds those that ICA-AROMA has denoised. Names of grayordinates
+        may lack it.
+    grayordinates : bool
+        Whether to find dense series (CIFTI-2), and not volumes.
 
     Returns
     -------
@@ -102,18 +151,26 @@ def find_runs(
     Raises
     ------
     ValueError
-        If `root` has no preprocessed images, a label doesn't exist, or `space` fits no or several spaces of the images.
-        The message lists the existing ones.
+        If `root` has no preprocessed images, a label doesn't exist, no run has all labels, or `space` fits no or
+        several spaces of the images; the message lists the existing ones. If `filters` and another parameter choose by
+        the same entity.
     OSError
         If `root` can't be listed.
     """
     root = str(Path(root).absolute())
-    scan = _Scan(root, {"sub": participants, "ses": sessions, "task": tasks, "run": runs}, desc)
+    kind = _Kind(desc, grayordinates)
+    chosen: dict[str, Collection[str]] = {"sub": participants, "ses": sessions, "task": tasks, "run": runs}
+    for key, labels in (filters or {}).items():
+        if chosen.get(key):
+            msg = f"{key} is chosen twice, by a filter (--bids-filter-file) and by --{_OPTIONS[key]}. Give one."
+            raise ValueError(msg)
+        chosen[key] = labels
+    scan = _Scan(root, chosen, kind)
     space = _choose_space(space, Counter(label for files in scan.files for label in files.images), root)
     found = []
     for files in scan.files:
         try:
-            found.append(_assemble(root, files, space, require_mask, require_confounds, desc))
+            found.append(_assemble(root, files, space, require_mask and not grayordinates, require_confounds, kind))
         except ValueError as error:
             of_space = files.images.get(space, [])
             names = [*of_space, *(name for names in files.images.values() for name in names)]
@@ -122,17 +179,19 @@ def find_runs(
             of_run = {**(parsed.of_run if parsed else {}), **space_entities(space or "")}
             name = _name_of_outputs(of_space[0]) if of_space else join_entities(of_run)
             scan.problems.append(Problem(f"{root}/{files.folder}/{names[0]}", str(error), name))
+    _log.debug("%s: %d runs in space %s, %d unusable", root, len(found), space, len(scan.problems))
     return found, sorted(scan.problems, key=lambda problem: problem.path)
 
 
 class _Scan:
     """The listing of a data set: `files` of each chosen run, and `problems`."""
 
-    def __init__(self, root, chosen, desc):
-        self.root, self.desc, self.kinds = root, desc, _kinds(desc)
+    def __init__(self, root, chosen, kind):
+        self.root, self.kind = root, kind
         self.chosen = {key: {label_of(key, text) for text in labels} for key, labels in chosen.items()}
         self.present = {key: set() for key in chosen}
-        self.files, self.problems, self.has_images = [], [], False
+        self.of_names = [key for key in chosen if key not in ("sub", "ses")]  # the others are those of folders
+        self.files, self.problems, self.has_images, self.has_others = [], [], False, False
 
         names = _listing(root)
         subjects = {name: label for name in names if (label := folder_label(name, "sub"))}
@@ -148,20 +207,32 @@ class _Scan:
             self.list_subject(subject, metadata)
         self.check_labels("ses")
         nothing = not self.files and all(_NO_RUN in problem.reason for problem in self.problems)
-        if not self.has_images and (nothing or desc != "preproc"):
+        if not self.has_images and (nothing or self.has_others or kind.desc != "preproc"):
             msg = (
-                f"{root} has no *_desc-{desc}_bold.nii.gz in sub-*/[ses-*/]func of {len(listed)} participant(s): "
-                f"expected {_EXPECTED.get(desc, _EXPECTED['preproc'])}."
+                f"{root} has no {kind.pattern} in sub-*/[ses-*/]func of {len(listed)} participant(s): expected "
+                f"{kind.expected}."
             )
+            if self.has_others:
+                what = "atlases of volumes" if kind.is_dense else "atlases of grayordinates (.dlabel.nii)"
+                msg += f" It has {kind.other.pattern}, for {what}."
             raise ValueError(msg)
-        for key in ("task", "run"):
+        for key in self.of_names:
             self.check_labels(key)
+        if not self.files and not self.problems:
+            chosen = "; ".join(
+                f"{key} {', '.join(label or 'absent' for label in sorted(labels))}"
+                for key, labels in self.chosen.items()
+                if labels
+            )
+            msg = f"{root} has no preprocessed run of all that is chosen: {chosen}."
+            raise ValueError(msg)
 
     def is_chosen(self, key, label):
-        return not self.chosen[key] or label in self.chosen[key]
+        chosen = self.chosen[key]
+        return not chosen or label in chosen or (ANY in chosen and label != ABSENT)
 
     def check_labels(self, key):
-        missing, present = sorted(self.chosen[key] - self.present[key]), sorted(self.present[key])
+        missing, present = sorted(self.chosen[key] - self.present[key] - {ABSENT, ANY}), sorted(self.present[key])
         if missing:
             near = get_close_matches(missing[0], present, n=5) or present[:5]
             existing = f"Of the {len(present)} there: {', '.join(near)}." if present else "There is none at all."
@@ -185,7 +256,7 @@ class _Scan:
         n_before = len(self.files) + len(self.problems)
         names = self.names_in(subject)
         metadata = [*self.metadata_in(subject, names), *metadata]
-        if "func" in names and not self.chosen["ses"]:
+        if "func" in names and self.is_chosen("ses", ABSENT):
             self.list_run_files(f"{subject}/func", metadata)
         for session in names:
             if (label := folder_label(session, "ses")) is None:
@@ -196,9 +267,9 @@ class _Scan:
                 names = self.names_in(folder)
                 if "func" in names:
                     self.list_run_files(f"{folder}/func", [*self.metadata_in(folder, names), *metadata])
-        some_only = any(self.chosen[key] for key in ("ses", "task", "run"))
+        some_only = any(self.chosen[key] for key in ("ses", *self.of_names))
         if n_before == len(self.files) + len(self.problems) and (self.chosen["sub"] or not some_only):
-            reason = f"{_NO_RUN} of the chosen sessions, tasks and runs" if some_only else _NO_RUN
+            reason = f"{_NO_RUN} of those chosen" if some_only else _NO_RUN
             self.problems.append(Problem(f"{self.root}/{subject}", reason, subject))
 
     def list_run_files(self, folder, metadata):
@@ -209,21 +280,23 @@ class _Scan:
         for name in names:
             parsed = parse_name(name)
             if parsed is None or owners.items() - parsed.entities.items():
-                if re.search(rf"_desc-{re.escape(self.desc)}_bold\.nii(\.gz|\.zst)?$", name):
+                if self.kind.is_named_so(name):
                     expected = f"{join_entities(owners)}_[task-<label>_...], each once"
                     reason = f"isn't a BIDS name for {folder}: expected {expected}"
                     self.problems.append(Problem(f"{self.root}/{folder}/{name}", reason))
                 continue
             entities = parsed.entities
-            kind = self.kinds.get((parsed.suffix, entities.get("desc"), parsed.extension))
+            identified = parsed.suffix, entities.get("desc"), parsed.extension
+            kind = self.kind.of(*identified)
+            self.has_others = self.has_others or self.kind.other.is_image(*identified)
             if kind is None:
                 continue
             if kind == "image":
                 self.has_images = True
-                for key in ("task", "run"):
+                for key in self.of_names:
                     if key in entities:
                         self.present[key].add(label_of(key, entities[key]))
-            if not all(self.is_chosen(key, label_of(key, entities.get(key, ""))) for key in ("task", "run")):
+            if not all(self.is_chosen(key, label_of(key, entities.get(key, ABSENT))) for key in self.of_names):
                 continue
             files = by_run.setdefault(tuple(parsed.of_run.items()), _Files(folder, metadata))
             if kind == "confounds":
@@ -263,7 +336,7 @@ def _name_of_outputs(image):
     return join_entities({key: label for key, label in parse_name(image).entities.items() if key != "desc"})
 
 
-def _assemble(root, files, space, require_mask, require_confounds, desc):
+def _assemble(root, files, space, require_mask, require_confounds, kind):
     """Run of the files; a ValueError if they aren't one."""
     if space not in files.images:
         if files.images:
@@ -271,7 +344,7 @@ def _assemble(root, files, space, require_mask, require_confounds, desc):
         elif files.echoes:
             reason = f"has only single-echo images, no combined one: {', '.join(files.echoes)}"
         else:
-            reason = f"has no matching *_desc-{desc}_bold.nii.gz"
+            reason = f"has no matching {kind.pattern}"
         raise ValueError(reason)
     image = only(files.images[space], "image")
     name = _name_of_outputs(image)

@@ -9,7 +9,10 @@ from typing import NamedTuple
 
 from gpumask.bids.runs import Run
 
-_IMAGE_EXTENSION = re.compile(r"\.(nii|img|hdr|mgh|mgz|mnc|head|brik|par|rec)(\.(gz|bz2|zst))?$", re.IGNORECASE)
+_IMAGE_EXTENSION = re.compile(
+    r"(\.(d(tseries|label|scalar)|p(tseries|conn|scalar))(?=\.nii))?\.(nii|img|hdr|mgh|mgz|mnc|head|brik|par|rec)(\.(gz|bz2|zst))?$",
+    re.IGNORECASE,
+)
 _NAME = re.compile(r"(?P<entities>(?:[a-zA-Z]+-[a-zA-Z0-9+]+_)*)(?P<suffix>[a-zA-Z0-9]+)(?P<extension>(?:\..*)?)")
 _OUTPUT = re.compile(r"(.+)_stat-([a-zA-Z0-9]+)(?:_desc-([a-zA-Z0-9]+))?_([a-zA-Z0-9]+)\.tsv")
 _PAIR = re.compile(r"([a-zA-Z0-9]+)-([a-zA-Z0-9+]+)")
@@ -136,6 +139,11 @@ def image_stem(path: str | os.PathLike) -> str:
     return _IMAGE_EXTENSION.sub("", Path(path).name)
 
 
+def sidecar_path(path: Path) -> Path:
+    """JSON file that describes a table or an image; files of one name and several extensions share it."""
+    return path.with_name(f"{image_stem(path) if path.suffix == '.nii' else path.stem}.json")
+
+
 def run_name(run: Run) -> str:
     """Beginning of the names of a run's outputs.
 
@@ -242,7 +250,7 @@ def output_name(
 
 
 def run_output_name(run: Run, suffix: str, *, desc: str = "", extension: str = ".tsv") -> str:
-    """File name of an output that is no atlas's: ``<run>[_desc-<desc>]_<suffix><extension>``."""
+    """File name of an output that belongs to a run, not to an atlas: ``<run>[_desc-<desc>]_<suffix><extension>``."""
     return "_".join(filter(None, (run_name(run), desc and f"desc-{alphanumeric(desc)}", suffix))) + extension
 
 

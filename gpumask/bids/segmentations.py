@@ -12,7 +12,7 @@ SEGMENTATIONS = ("aparcaseg", "aseg")
 
 
 def with_segmentation(
-    runs: Sequence[Run], root: str | os.PathLike, desc: str, name: str
+    runs: Sequence[Run], root: str | os.PathLike, desc: str, name: str, lut: str | os.PathLike | None = None
 ) -> tuple[list[Run], list[Problem]]:
     """Give each run its segmentation in its own space.
 
@@ -23,10 +23,12 @@ def with_segmentation(
     ----------
     runs : sequence of Run
     root : str or path-like
-        Folder of the derivatives. ``desc-<desc>_dseg.tsv`` in it, if it exists, is the look-up table.
+        Folder of the derivatives.
     desc : {"aparcaseg", "aseg"}
     name : str
         Name of the atlas.
+    lut : str, path-like or None
+        Look-up table. None: ``desc-<desc>_dseg.tsv`` in the folder of the derivatives, if it exists.
 
     Returns
     -------
@@ -34,8 +36,8 @@ def with_segmentation(
     problems : list of Problem
         Runs without one; the reason lists the files that were looked for.
     """
-    table = Path(root).absolute() / f"desc-{desc}_dseg.tsv"
-    lut = str(table) if table.exists() else None
+    table = Path(lut or Path(root) / f"desc-{desc}_dseg.tsv").absolute()
+    own_lut = str(table) if lut or table.exists() else None
     found, problems = [], []
     for run in runs:
         wanted = _candidates(run, Path(root).absolute(), desc)
@@ -45,7 +47,7 @@ def with_segmentation(
             reason = f"has no segmentation desc-{desc} in its space: looked for {looked_for}"
             problems.append(Problem(os.fspath(run.path), reason, run.name))
         else:
-            found.append(replace(run, atlases=(*run.atlases, RunAtlas(name, str(path), lut))))
+            found.append(replace(run, atlases=(*run.atlases, RunAtlas(name, str(path), own_lut))))
     return found, problems
 
 

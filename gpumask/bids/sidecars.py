@@ -14,7 +14,7 @@ from gpumask.files import replacing, write
 from gpumask.inputs import read_json, shortened
 from gpumask.tables import json_lines
 
-_OF_SIGNALS_TOO = ("TaskName", "StartTime", "SliceTimingCorrected", "SpatialReference", "Resolution")
+_OF_SIGNALS_TOO = ("TaskName", "StartTime", "SliceTimingCorrected", "SpatialReference", "Resolution", "Density")
 # Names that BIDS lacks: "stat", "timeseries" and "relmat" are proposals to it, which XCP-D uses already.
 _IGNORED = ("*_stat-*", "*_outliers.*", "group_*", "*.html", "*.png", "*.parquet")
 

@@ -2,14 +2,18 @@
 
 import argparse
 import contextlib
+import logging
 import os
 import re
+import shlex
 import signal
 from dataclasses import replace
 
+from gpumask import __version__
 from gpumask.bids.content import check_content
-from gpumask.cli.output import USER_ERRORS, kept_volumes, refuse, show, show_details, tell
-from gpumask.cli.parser import CHOOSING, check_cutoffs
+from gpumask.cli.config import lines_of
+from gpumask.cli.output import USER_ERRORS, kept_volumes, refuse, show, show_details, show_messages, tell
+from gpumask.cli.parser import CHOOSING, check_cutoffs, check_file, options_of
 from gpumask.cli.usage import (
     atlases_of,
     check_confounds,
@@ -18,7 +22,9 @@ from gpumask.cli.usage import (
     check_kinds,
     check_out,
     check_store,
+    check_workers,
     denoisings_of,
+    relmats_of,
     rows_of,
     segmentations_of,
 )
@@ -38,24 +44,26 @@ def command(args: argparse.Namespace) -> int:
         if args.dry_run:
             return _dry_run(configuration, runs, problems)
         with contextlib.ExitStack() as stack:
-            spread = {"n_procs": args.nprocs}
+            spread = {"n_procs": args.nprocs, "n_threads": args.nthreads}
             if args.dask_scheduler:
                 from gpumask.cohort.executors import dask_executor
 
                 spread["executor"], spread["in_flight"] = stack.enter_context(dask_executor(args.dask_scheduler))
             return _run_cohort(args, configuration, runs, problems, listing, spread)
     except USER_ERRORS as error:
-        return refuse("cohort", error, args.verbose)
+        return refuse("cohort", error)
 
 
 def _plan_cohort(args):
     """The configuration, its runs, problems of others and their listing; checked as far as possible before reading."""
     from gpumask.bids import find_runs, read_manifest
+    from gpumask.bids.filters import read_filters
     from gpumask.bids.segmentations import with_segmentation
     from gpumask.bids.sidecars import check_dataset_description
     from gpumask.cohort.atlases import load
-    from gpumask.cohort.configuration import Configuration, OwnAtlas, check_names, check_spaces
-    from gpumask.cohort.own_atlases import with_columns
+    from gpumask.cohort.configuration import Configuration, check_names, check_spaces
+    from gpumask.cohort.grayordinates import check_runs
+    from gpumask.cohort.own_atlases import OwnAtlas, own_atlases, with_columns
     from gpumask.cohort.record import Listing, check_unchanged
     from gpumask.process import collect_warnings
 
@@ -63,9 +71,8 @@ def _plan_cohort(args):
     check_cutoffs(args)
     check_dask(args.dask_scheduler)
     check_devices(args.device, several=True, here=not args.dask_scheduler)
-    if args.nprocs < 1:
-        msg = f"--nprocs: expected 1 or more, got {args.nprocs}"
-        raise ValueError(msg)
+    check_workers(args)
+    check_file("--bids-filter-file", args.bids_filter_file)
     if args.figures:
         from gpumask.reports.figures import new_figure
 
@@ -77,29 +84,30 @@ def _plan_cohort(args):
         msg = f"FMRIPREP_DIR: no such folder, or list of runs: {args.source}"
         raise FileNotFoundError(msg)
     is_folder = args.source.is_dir()
-    for name, option in CHOOSING.items():
-        if chosen[name] and not is_folder:
-            msg = f"{option} can't be used with a list of runs ({args.source}): edit the list."
-            raise ValueError(msg)
+    filters = read_filters(args.bids_filter_file) if args.bids_filter_file else {}
+    choosing = [option for name, option in CHOOSING.items() if chosen[name]]
+    choosing += ["--bids-filter-file"] if args.bids_filter_file else []
+    if choosing and not is_folder:
+        msg = f"{choosing[0]} can't be used with a list of runs ({args.source}): edit the list."
+        raise ValueError(msg)
     names = ("min_coverage", "smoothing_fwhm", "detrend", "low_pass", "high_pass", "standardize")
     confounds = {"strategy": args.confounds_strategy, "columns": args.confounds_columns}
     confounds = {**confounds, "fd_threshold": args.fd_threshold}
     denoisings = denoisings_of(args)
-    if not is_folder:
-        runs, problems = read_manifest(args.source)
-    segmentations = segmentations_of(args.atlas, is_folder=is_folder)
-    own = [*segmentations] if is_folder else [atlas.name for run in runs[:1] for atlas in run.atlases]
-    atlases = (*atlases_of(args, own), *(OwnAtlas(name) for name in own))
+    segmentations = segmentations_of(args)
+    runs, problems = ([], []) if is_folder else read_manifest(args.source)
+    own = tuple(map(OwnAtlas, segmentations)) if is_folder else own_atlases(runs)
     configuration = Configuration(
-        atlases,
+        (*atlases_of(args, own), *own),
         args.out_dir,
         {name: getattr(args, name) for name in names}
         | {"strategy": args.strategy or "mean", "standardize": args.standardize or False},
         {} if denoisings else {name: value for name, value in confounds.items() if value is not None},
         denoisings,
         device=args.device,
-        relmat=not args.no_relmat,
+        relmats=relmats_of(args),
         figures=args.figures,
+        cifti=args.cifti,
         overwrite=args.overwrite,
         **({} if denoisings else rows_of(args)),
         min_time=args.min_time,
@@ -111,34 +119,38 @@ def _plan_cohort(args):
     check_dataset_description(args.out_dir, args.source if is_folder else None)
     if is_folder:
         wanted = {"require_confounds": configuration.needs_confounds, "desc": configuration.images}
-        runs, problems = find_runs(args.source, **chosen, **wanted)
-        for name, desc in segmentations.items():
-            runs, without = with_segmentation(runs, args.source, desc, name)
+        wanted["grayordinates"] = configuration.grayordinates
+        runs, problems = find_runs(args.source, **chosen, filters=filters, **wanted)
+        for name, (desc, lut) in segmentations.items():
+            runs, without = with_segmentation(runs, args.source, desc, name, lut)
             problems = sorted([*problems, *without], key=lambda problem: problem.path)
+    else:
+        check_runs(configuration.atlases, runs)
     if own and runs:
-        found = [with_columns(atlas, runs) if isinstance(atlas, OwnAtlas) else (atlas, []) for atlas in atlases]
-        configuration = replace(configuration, atlases=tuple(atlas for atlas, _ in found))
+        found = [with_columns(atlas, runs) for atlas in own]
+        of_all = configuration.atlases[: -len(own)]
+        configuration = replace(configuration, atlases=(*of_all, *(atlas for atlas, _ in found)))
         for note in (f"{atlas.name}: {note}" for atlas, notes in found for note in notes):
-            tell(f"warning: {note}")
+            tell(f"warning: {note}", logging.WARNING)
     check_names(configuration, runs)
     check_unchanged(configuration, runs)
     messages = check_spaces(configuration, runs)
     if args.dry_run:  # otherwise they are each run's
         for message in messages:
-            tell(f"warning: {message}")
+            tell(f"warning: {message}", logging.WARNING)
     with collect_warnings() as messages:
         loaded = load(configuration)
     for message in (*messages, *loaded.notes, *(_renamed(loaded, configuration) if args.store else ())):
-        tell(f"warning: {message}")
-    of_some = any(chosen[name] for name in CHOOSING if name != "space")
+        tell(f"warning: {message}", logging.WARNING)
+    of_some = any(chosen[name] for name in CHOOSING if name != "space") or filters
     listing = Listing(f"{args.source.resolve()} {args.space or ''}".strip(), None if of_some else problems)
     return configuration, runs[first::n_shards], problems[first::n_shards], listing
 
 
 def _renamed(loaded, configuration):
     """Messages about regions that --store will rename."""
-    from gpumask.cohort.configuration import OwnAtlas
     from gpumask.cohort.kinds import column_names as column_names_of
+    from gpumask.cohort.own_atlases import OwnAtlas
     from gpumask.cohort.parquet import column_names
     from gpumask.text_tables import listed
 
@@ -177,7 +189,6 @@ def shard(text: str | None) -> tuple[int, int]:
 
 def _dry_run(configuration, runs, problems):
     from gpumask.bids.names import run_name
-    from gpumask.cohort.configuration import AtlasFile
     from gpumask.cohort.record import is_done
 
     n_done = 0
@@ -186,11 +197,10 @@ def _dry_run(configuration, runs, problems):
         n_done += done
         show(run_name(run), "done" if done else "to do", run.path)
     for problem in problems:
-        tell(f"{problem.path}: {problem.reason}")
+        tell(f"{problem.path}: {problem.reason}", logging.ERROR)
     for atlas in configuration.atlases:
-        what = f"{atlas.path}, names by" if isinstance(atlas, AtlasFile) else f"{len(atlas.columns)} columns,"
-        show(f"atlas {atlas.name}: {what} {atlas.named_by}")
-    print(f"{len(runs) - n_done} to do, {n_done} done, {len(problems)} unusable")
+        show(f"atlas {atlas.name}: {atlas.origin}, names by {atlas.named_by}")
+    show(f"{len(runs) - n_done} to do, {n_done} done, {len(problems)} unusable")
     return 1 if problems else 0
 
 
@@ -204,31 +214,35 @@ def _terminate(*_):
 
 def _run_cohort(args, configuration, runs, problems, listing, spread):
     from gpumask.bids.names import run_name
-    from gpumask.cli.progress import CohortProgress, paused
+    from gpumask.cli.progress import CohortProgress
     from gpumask.cohort.executors import run_cohort
     from gpumask.cohort.record import log_problems
 
     counts = {"done": 0, "skipped": 0, "failed": len(problems), "taken": 0}
-    progress, code = CohortProgress(len(runs)), 0
+    progress, code, stopped = CohortProgress(len(runs)), 0, False
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        records = run_cohort(configuration, runs, progress=progress, **spread)
+        stopped = args.stop_on_first_crash and bool(problems)
+        records = run_cohort(configuration, [] if stopped else runs, progress=progress, **spread)
         log_problems(configuration, problems, listing)
-        with paused():
-            for problem in problems:
-                tell(f"{problem.path}: error: {problem.reason}")
+        _write_config(args)
+        for problem in problems:
+            tell(f"{problem.path}: error: {problem.reason}", logging.ERROR)
         try:
             with contextlib.closing(records):
                 for record in records:
                     counts[record.status] += 1
                     progress.finish(record)
-                    with paused():
-                        _show(record, run_name(record.run))
-                        if args.verbose:
-                            show_details(record)
+                    name = run_name(record.run)
+                    show_messages(record, name)
+                    if record.status == "done":
+                        show(name, kept_volumes(record), f"{record.seconds['total']:.2f} s")
+                    show_details(record)
+                    if stopped := args.stop_on_first_crash and record.status == "failed":
+                        break
         except USER_ERRORS as error:  # such as the loss of all workers; errors of single runs are in their records
             progress.close()
-            tell(f"gpumask cohort: error: {error}")
+            tell(f"gpumask cohort: error: {error}", logging.ERROR)
             code = 1
     except KeyboardInterrupt:
         code = 130
@@ -238,6 +252,8 @@ def _run_cohort(args, configuration, runs, problems, listing, spread):
         signal.signal(signal.SIGTERM, before)
         progress.close()
     left = len(runs) + len(problems) - sum(counts.values())
+    if stopped and not code:
+        tell("gpumask cohort: stopped at the first failed run (--stop-on-first-crash). Repeat the command to continue.")
     if code:
         tell("gpumask cohort: interrupted. Repeat the command to continue.")
     elif args.shard or "SLURM_ARRAY_TASK_COUNT" in os.environ:
@@ -246,37 +262,41 @@ def _run_cohort(args, configuration, runs, problems, listing, spread):
         try:
             code = _summarize(args, len(runs) + len(problems))
         except USER_ERRORS as error:
-            tell(f"gpumask cohort: error: the runs could not be summarized: {error}")
+            tell(f"gpumask cohort: error: the runs could not be summarized: {error}", logging.ERROR)
             code = 1
     words = {"skipped": "skipped (done before)", "taken": "taken (by another process)"}
-    print(", ".join([*(f"{n} {words.get(name, name)}" for name, n in counts.items()), f"{left} left"]), flush=True)
+    show(", ".join([*(f"{n} {words.get(name, name)}" for name, n in counts.items()), f"{left} left"]))
     return code or (1 if counts["failed"] else 0)
 
 
-def _show(record, name):
-    for message in record.warnings:
-        tell(f"{name}: warning: {message}")
-    if record.error:
-        tell(f"{name}: error: {record.error}")
-    elif record.status == "done":
-        show(name, kept_volumes(record), f"{record.seconds['total']:.2f} s")
+def _write_config(args):
+    """Write the options to ``logs/config.toml``; the last command's are kept."""
+    from gpumask.files import replacing, write
+
+    path = args.out_dir / "logs" / "config.toml"
+    places = [os.path.abspath(place) for place in (args.source, args.out_dir, path)]  # noqa: PTH100 - links are kept
+    command = shlex.join(["gpumask", "cohort", *places[:2], args.level, "--config", places[2]])
+    with replacing(path) as part:
+        about = f"Options of the last command (gpumask {__version__}). To repeat it:"
+        write(part, lines_of(args, options_of("cohort"), (about, command)))
 
 
 def _summarize(args, n_runs=None):
-    """Write the page and the store; returns 1 if a finished run could not be stored."""
-    from gpumask.cohort.group import write_tables
-    from gpumask.cohort.page import write_page
+    """Write the page, the group's tables and the store; returns 1 if something could not be made."""
+    from gpumask.cohort.group import summarize
 
-    show(write_page(args.out_dir, n_runs))
-    for path in write_tables(args.out_dir):
-        show(path)
-    if not args.store:
-        return 0
-    from gpumask.cohort.parquet import write_store
-
-    paths, refused = write_store(args.out_dir, args.store)
+    paths, refused = summarize(args.out_dir, n_runs, tangent=args.tangent)
     for path in paths:
         show(path)
     for message in refused:
-        tell(f"--store: skipped: {message}")
-    return 1 if refused else 0
+        tell(f"--tangent: refused: {message}", logging.ERROR)
+    if not args.store:
+        return 1 if refused else 0
+    from gpumask.cohort.parquet import write_store
+
+    paths, skipped = write_store(args.out_dir, args.store)
+    for path in paths:
+        show(path)
+    for message in skipped:
+        tell(f"--store: skipped: {message}", logging.ERROR)
+    return 1 if refused or skipped else 0

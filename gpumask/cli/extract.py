@@ -3,12 +3,13 @@
 import argparse
 import contextlib
 import functools
+import logging
 import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from gpumask.cli.output import USER_ERRORS, kept_volumes, refuse, show, show_details, tell
+from gpumask.cli.output import USER_ERRORS, kept_volumes, refuse, show, show_details, show_messages, tell
 from gpumask.cli.parser import check_cutoffs, check_file, parse
 from gpumask.cli.usage import (
     atlases_of,
@@ -18,6 +19,7 @@ from gpumask.cli.usage import (
     check_out,
     check_tables,
     denoisings_of,
+    relmats_of,
     rows_of,
 )
 
@@ -31,7 +33,7 @@ def command(args: argparse.Namespace) -> int:
         try:
             records = _start(args, progress, stack)
         except USER_ERRORS as error:
-            return refuse("extract", error, args.verbose)
+            return refuse("extract", error)
         return _show(args, progress, records)
 
 
@@ -40,19 +42,15 @@ def _show(args, progress, records):
     try:
         for record in records:
             progress.close()
-            for message in record.warnings:
-                tell(f"{record.run.path}: warning: {message}")
-            if record.error:
-                failed += 1
-                tell(f"{record.run.path}: error: {record.error}")
+            show_messages(record, record.run.path)
+            failed += bool(record.error)
             tables = [output.path for output in record.outputs if output.path.endswith("_timeseries.tsv")]
             atlases = [atlas for atlas in record.atlases.values() for _ in record.quality]
             for table, atlas in zip(tables, atlases, strict=True):
                 own = {name: of for name, of in record.quality.items() if not name or f"_desc-{name}_" in table}
                 size = f"{kept_volumes(replace(record, quality=own), motion=False)} x {atlas['regions']} regions"
                 show(args.out / table, size, f"{record.seconds['total']:.2f} s")
-            if args.verbose:
-                show_details(record)
+            show_details(record)
     finally:
         progress.close()
     return 1 if failed else 0
@@ -81,6 +79,7 @@ def _start(args, progress, stack):
     from gpumask.bids.runs import Run
     from gpumask.cohort.atlases import load
     from gpumask.cohort.configuration import Configuration, check_names, check_spaces
+    from gpumask.cohort.grayordinates import check_runs
     from gpumask.cohort.record import failed
     from gpumask.cohort.writer import write_run
     from gpumask.process import collect_warnings
@@ -110,8 +109,9 @@ def _start(args, progress, stack):
         mask=args.mask,
         device=args.device,
         coverage=False,
-        relmat=False,
+        relmats=relmats_of(args),
         outliers=False,
+        cifti=args.cifti,
         overwrite=args.overwrite,
         **({} if denoisings else rows_of(args)),
         min_time=args.min_time,
@@ -139,12 +139,13 @@ def _start(args, progress, stack):
         "Give tables in the order of the runs, or --confounds auto, and masks to their runs only.",
     )
     check_names(configuration, runs)
+    check_runs(configuration.atlases, runs)
     check_spaces(configuration, runs)
     check_devices(args.device)
     with collect_warnings() as messages:
         notes = load(configuration).notes
     for message in (*messages, *notes):
-        tell(f"{', '.join([*args.atlas, *args.seeds])}: warning: {message}")
+        tell(f"{', '.join([*args.atlas, *args.seeds])}: warning: {message}", logging.WARNING)
     args.out.mkdir(parents=True, exist_ok=True)
     return (
         failed(run, faults[k]) if k in faults else write_run(configuration, run, functools.partial(progress, run))
@@ -169,7 +170,7 @@ def demo(args: argparse.Namespace) -> int:
     try:
         check_out("--out", args.out)
     except USER_ERRORS as error:
-        return refuse("demo", error, 0)
+        return refuse("demo", error)
     run = example_run()
     atlas, lut = write_atlas(run, args.out)
     words = ["extract", str(run), "--atlas", str(atlas), "--lut", str(lut), "--detrend", "--standardize", "psc"]

@@ -1,24 +1,70 @@
-"""Messages to the user, and the errors that are shown as messages."""
+"""Messages to the user, and the errors that are shown as messages.
 
+All goes through the logger "gpumask": errors, warnings, notes (INFO), and with --verbose details (DEBUG). Results, on
+standard output, are shown at INFO too.
+"""
+
+import contextlib
+import logging
 import sys
 import traceback
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpumask.cohort.record import Record
 
 USER_ERRORS = (OSError, ValueError, TypeError, ImportError, MemoryError, RuntimeError)
+LEVELS = {"quiet": logging.ERROR, "verbose": logging.DEBUG}
+"""What is shown by the options of these names; INFO without."""
+
+_log = logging.getLogger("gpumask")
 
 
-def tell(message: object) -> None:
+class _StandardError(logging.Handler):
+    """Writes messages as they are to standard error, also while a bar is shown."""
+
+    paused: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext  # `gpumask.cli.progress` replaces it
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with self.paused():
+            print(record.getMessage(), file=sys.stderr, flush=True)
+
+
+output = _StandardError()
+
+
+@contextlib.contextmanager
+def configured(level: int) -> Iterator[None]:
+    """Show messages from a level on inside the block."""
+    before = _log.level
+    _log.setLevel(level)
+    _log.addHandler(output)
+    try:
+        yield
+    finally:
+        _log.removeHandler(output)
+        _log.setLevel(before)
+
+
+def tell(message: object, level: int = logging.INFO) -> None:
     """Write a message to standard error, as one line."""
-    print(" ".join(str(message).split()), file=sys.stderr, flush=True)
+    _log.log(level, "%s", " ".join(str(message).split()))
+
+
+def shows_results() -> bool:
+    """Whether results and progress are shown: not with --quiet."""
+    return _log.isEnabledFor(logging.WARNING)
 
 
 def show(*cells: object) -> None:
     """Write cells to standard output, as one line with tabs; characters that its encoding lacks are escaped."""
+    if not shows_results():
+        return
     line, encoding = "\t".join(map(str, cells)), sys.stdout.encoding or "utf-8"
-    print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    with output.paused():
+        print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def kept_volumes(record: "Record", *, motion: bool = True) -> str:
@@ -39,22 +85,31 @@ def kept_volumes(record: "Record", *, motion: bool = True) -> str:
     return ("; " if len(names) > 1 else ", ").join(parts)
 
 
-def show_details(record: "Record") -> None:
-    """Write the traceback of a failed run, or the stages and files of a finished one, to standard error."""
+def show_messages(record: "Record", name: str) -> None:
+    """Write the warnings and the error of a run, and with --verbose its traceback, to standard error."""
+    for message in record.warnings:
+        tell(f"{name}: warning: {message}", logging.WARNING)
+    if record.error:
+        tell(f"{name}: error: {record.error}", logging.ERROR)
     if record.traceback:
-        print(record.traceback, end="", file=sys.stderr, flush=True)
-    if record.status == "done":
-        stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in record.seconds.items() if name != "total")
-        tell(f"{record.run.path}: {stages}")
-        for name, facts in record.atlases.items():
-            tell(f"{record.run.path}: atlas {name}: " + ", ".join(f"{key} {fact}" for key, fact in facts.items()))
-        for output in record.outputs:
-            tell(f"{record.run.path}: wrote {output.path} ({output.size} bytes)")
+        _log.debug("%s", record.traceback.rstrip("\n"))
 
 
-def refuse(command: str, error: Exception, verbose: int) -> int:
+def show_details(record: "Record") -> None:
+    """With --verbose, write the stages and files of a finished run to standard error."""
+    if record.status != "done":
+        return
+    stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in record.seconds.items() if name != "total")
+    tell(f"{record.run.path}: {stages}", logging.DEBUG)
+    for name, facts in record.atlases.items():
+        found = ", ".join(f"{key} {fact}" for key, fact in facts.items())
+        tell(f"{record.run.path}: atlas {name}: {found}", logging.DEBUG)
+    for written in record.outputs:
+        tell(f"{record.run.path}: wrote {written.path} ({written.size} bytes)", logging.DEBUG)
+
+
+def refuse(command: str, error: Exception) -> int:
     """Write why a command isn't started, and return its exit status."""
-    if verbose:
-        traceback.print_exception(error)
-    tell(f"gpumask {command}: error: {error if str(error) else type(error).__name__}")
+    _log.debug("%s", "".join(traceback.format_exception(error)).rstrip("\n"))
+    tell(f"gpumask {command}: error: {error if str(error) else type(error).__name__}", logging.ERROR)
     return 2

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from gpumask import __version__
 from gpumask.bids.content import check_content
-from gpumask.choices import MAPS_STRATEGIES, MAX_FWHM, OUTPUT_TYPES, STANDARDIZE, STRATEGIES, TARGETS
+from gpumask.choices import MAPS_STRATEGIES, MAX_FWHM, OUTPUT_TYPES, RELMATS, STANDARDIZE, STRATEGIES, TARGETS
+from gpumask.cli.config import named_path, read_config
 from gpumask.inputs import irregularity
 
 _LEVELS = ("participant", "group")
@@ -55,10 +56,20 @@ class Parser(argparse.ArgumentParser):
             if word == "--":
                 return
             name = word.partition("=")[0]
-            if not re.match("--?[a-zA-Z]{2}", name) or name in self._option_string_actions or self._is_short(name):
+            if (
+                not re.match("--[a-zA-Z]|-[a-zA-Z]{2}", name)
+                or name in self._option_string_actions
+                or self._is_short(name)
+            ):
                 continue
             near = self._nearest(f"--{name.lstrip('-')}".lower())
             self.error(f"unrecognized arguments: {name}" + (f". Did you mean {near}?" if near else ""))
+
+    @property
+    def options(self) -> dict[str, argparse.Action]:
+        """The options by name, without dashes in front, that may stand in a file."""
+        named = [(action.option_strings[-1][2:], action) for action in self._actions if action.option_strings]
+        return {name: action for name, action in named if name not in ("help", "version", "config")}
 
     def runs_first(self, words: list[str]) -> list[str]:
         """The words of ``extract`` with the runs of "--atlas IMAGE RUN ..." in front: such options have several values.
@@ -77,7 +88,10 @@ class Parser(argparse.ArgumentParser):
                     stop += 1
             elif action is not None and action.nargs is None:
                 stop += 1
-            if words[k] in ("--atlas", "--seeds", "--lut") or words[k : k + 2] == ["--confounds", "auto"]:
+            if words[k] in ("--atlas", "--seeds", "--lut", "--label-map") or words[k : k + 2] == [
+                "--confounds",
+                "auto",
+            ]:
                 surplus += range(k + 2, stop)
             k = stop
         return [*(words[i] for i in surplus), *(word for i, word in enumerate(words) if i not in surplus)]
@@ -100,8 +114,24 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     command = parser.commands.get(words[0]) if words else None
     if command is not None:
         command.check_options(words[1:])
+        if (path := _config_of(words[1:])) is not None:
+            try:
+                check_file("--config", path)
+                command.set_defaults(**read_config(path, command.options))
+            except (OSError, ValueError) as error:
+                command.exit(2, f"{command.prog}: error: {error}\n")
         words = [words[0], *(_level_first if words[0] == "cohort" else command.runs_first)(words[1:])]
     return parser.parse_args(words)
+
+
+def _config_of(words):
+    """The file of --config, which is read before the other options."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--config", type=Path)
+    try:
+        return first.parse_known_args(words)[0].config
+    except argparse.ArgumentError:  # which the whole parser reports
+        return None
 
 
 def _level_first(words):
@@ -132,6 +162,11 @@ def build_parser() -> Parser:
     return parser
 
 
+def options_of(command: str) -> dict[str, argparse.Action]:
+    """The options of a command by name, without dashes in front, that may stand in a file."""
+    return build_parser().commands[command].options
+
+
 def _add_extract(commands):
     extract = commands.add_parser(
         "extract",
@@ -143,14 +178,19 @@ def _add_extract(commands):
         "timeseries.tsv. Exit status: 0 done; 1 some runs failed, the others are written; 2 wrong usage.",
     )
     add = extract.add_argument
-    add("runs", nargs="+", metavar="RUN", type=Path, help="3D or 4D image (NIfTI, Analyze, MGH, ...)")
+    add(
+        "runs", nargs="+", metavar="RUN", type=Path, help="3D or 4D image (NIfTI, ...), or dense series (.dtseries.nii)"
+    )
     add(
         "--atlas",
         nargs="+",
         default=[],
         metavar="[NAME=]IMAGE",
-        help="label image (a number per region), or 4D image of maps; several are extracted together",
+        type=named_path,
+        help="label image (a number per region), or 4D image of maps; or for dense series, .dlabel.nii or "
+        ".dscalar.nii; several are extracted together",
     )
+    _add_label_map(add)
     _add_seeds(add)
     add(
         "--lut",
@@ -185,8 +225,10 @@ def _add_extract(commands):
     _add_confounds(add, "columns of the confounds to remove (default: all); * and ? are wildcards")
     _add_space_mismatch(add)
     _add_device(add)
-    _add_verbose(add)
+    _add_cifti(add)
+    _add_verbosity(extract)
     add("--out", metavar="DIR", type=Path, default=Path(), help="folder to write to (default: the current one)")
+    _add_relmat(add, "default: none")
     add("--overwrite", action="store_true", help="replace existing files; without it, their runs fail")
 
 
@@ -224,6 +266,12 @@ def _add_cohort(commands):
         metavar="I/N",
         help="only the I-th of N parts of the runs (1/N to N/N; default: by SLURM_ARRAY_TASK_ID and _COUNT, if set)",
     )
+    add(
+        "--bids-filter-file",
+        metavar="JSON",
+        type=Path,
+        help='only runs of these entities, as fMRIPrep: {"bold": {"session": "01", "acquisition": null}}',
+    )
     add("--dry-run", action="store_true", help="list the runs to do; write nothing")
     add("--overwrite", action="store_true", help="redo finished runs, and allow changed options")
 
@@ -233,9 +281,12 @@ def _add_cohort(commands):
         nargs="+",
         default=[],
         metavar="[NAME=]IMAGE",
-        help="label images, or 4D images of maps; all are extracted in one read, and --seeds with them; "
-        "derivatives:desc-aparcaseg or derivatives:desc-aseg: each run's own segmentation by fMRIPrep",
+        type=named_path,
+        help="label images, or 4D images of maps; all are extracted in one read, and --seeds with them. "
+        "derivatives:desc-aparcaseg or derivatives:desc-aseg is each run's own segmentation by fMRIPrep. With "
+        ".dlabel.nii or .dscalar.nii, fMRIPrep's *_bold.dtseries.nii are extracted instead of volumes",
     )
+    _add_label_map(add)
     _add_seeds(add)
     add(
         "--lut",
@@ -250,15 +301,39 @@ def _add_cohort(commands):
     _add_signals(add)
     _add_confounds(add, "columns of the confounds to remove; * and ? are wildcards")
     _add_space_mismatch(add)
-    add("--no-relmat", action="store_true", help="write no correlation matrices")
+    _add_relmat(add, "default: pearson")
+    add("--no-relmat", action="store_true", help="write no connectivity matrices")
+    _add_cifti(add)
     add("--figures", action="store_true", help="write figures of each run (needs matplotlib)")
     add("--store", metavar="FILE.parquet", type=Path, help="at the end, also write all time series to a Parquet file")
+    add(
+        "--tangent",
+        action="store_true",
+        help="at the end, also write the tangent-space connectivity of all runs (needs all regions in all runs)",
+    )
 
-    add = cohort.add_argument_group("execution").add_argument
-    add("--nprocs", metavar="N", type=int, default=1, help="processes (default: 1, with a thread for each core)")
+    execution = cohort.add_argument_group(
+        "execution", "No --work-dir: temporary files are next to the outputs, and removed."
+    )
+    add = execution.add_argument
+    add("--nprocs", metavar="N", type=int, default=1, help="processes, with a run each at a time (default: 1)")
+    add(
+        "--nthreads",
+        metavar="N",
+        type=int,
+        help="threads of the one process, with a run each at a time (default: as many as cores)",
+    )
     add("--dask-scheduler", metavar="ADDRESS", help="run on the workers of a Dask cluster")
     _add_device(add, ", or several GPUs that share the runs: cuda:0,cuda:1 or cuda:all")
-    _add_verbose(add)
+    add("--stop-on-first-crash", action="store_true", help="stop at the first run that fails; finished runs are kept")
+    _add_verbosity(execution)
+    add(
+        "--config",
+        metavar="FILE.toml",
+        type=Path,
+        help="file of options, as detrend = true; those of the command line win. OUT_DIR/logs/config.toml repeats the "
+        "last command",
+    )
 
 
 def _add_signals(add):
@@ -276,12 +351,31 @@ def _add_signals(add):
     add("--standardize", choices=STANDARDIZE, help="z-score, or percent signal change (default: neither)")
 
 
+def _add_label_map(add):
+    add(
+        "--label-map",
+        nargs="+",
+        metavar="NAME|N",
+        help="map of a .dlabel.nii that has several, by its name or its index from 0; one per --atlas, in order (n/a "
+        "for other files)",
+    )
+
+
+def _add_cifti(add):
+    add(
+        "--cifti",
+        action="store_true",
+        help="write the results of .dlabel.nii as .ptseries.nii (and .pconn.nii, .pscalar.nii) too",
+    )
+
+
 def _add_seeds(add):
     add(
         "--seeds",
         nargs="+",
         default=[],
         metavar="[NAME=]TSV",
+        type=named_path,
         help="table of seeds: the columns x, y, z (mm), and optionally name and radius (mm)",
     )
     add(
@@ -306,6 +400,7 @@ def _add_confounds(add, columns):
         nargs="+",
         default=[],
         metavar="[NAME=]SPEC",
+        type=named_path,
         help="denoisings to make from one read, each written with desc-NAME: presets (gpumask info --denoise lists "
         "them), or .toml or .json files; the other options count for those that don't say otherwise",
     )
@@ -340,6 +435,17 @@ def _add_confounds(add, columns):
     )
 
 
+def _add_relmat(add, default):
+    add(
+        "--relmat",
+        nargs="*",
+        action="extend",
+        choices=list(RELMATS),
+        metavar="KIND",
+        help=f"connectivity matrices to write: {', '.join(RELMATS)} (without a KIND: pearson; {default})",
+    )
+
+
 def _add_space_mismatch(add):
     add(
         "--allow-space-mismatch",
@@ -348,8 +454,11 @@ def _add_space_mismatch(add):
     )
 
 
-def _add_verbose(add):
-    add("-v", "--verbose", action="count", default=0, help="show the stages and files of each run, and tracebacks")
+def _add_verbosity(container):
+    add = container.add_mutually_exclusive_group().add_argument
+    more = "show the stages and files of each run, and tracebacks"
+    for short, name, what in (("-v", "verbose", more), ("-q", "quiet", "show errors only")):
+        add(short, f"--{name}", dest="verbosity", action="store_const", const=name, help=what)
 
 
 def _add_device(add, more=""):

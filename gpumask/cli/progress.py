@@ -1,5 +1,6 @@
-"""Progress bars on a terminal; nothing is drawn if standard error isn't one."""
+"""Progress bars on a terminal; if standard error isn't one, lines for a cohort. With --quiet, nothing."""
 
+import sys
 import threading
 from typing import TYPE_CHECKING
 
@@ -7,11 +8,13 @@ from tqdm import tqdm
 
 from gpumask.bids.names import run_name
 from gpumask.bids.runs import Run
+from gpumask.cli.output import output, shows_results
 
 if TYPE_CHECKING:
     from gpumask.cohort.record import Record
 
-_OPTIONS = {"disable": None, "leave": False, "dynamic_ncols": True, "miniters": 0, "smoothing": 0}
+_OPTIONS = {"leave": False, "dynamic_ncols": True, "miniters": 0, "smoothing": 0}
+_SECONDS_PER_LINE = 30  # where lines stay, as in the log of a batch job
 
 
 class _Bar(tqdm):
@@ -19,7 +22,18 @@ class _Bar(tqdm):
 
 
 _Bar.set_lock(threading.RLock())  # the default one is shared by processes, and slow to import
-paused = _Bar.external_write_mode  # context manager for printing while a bar is shown
+output.paused = _Bar.external_write_mode
+
+
+class _Lines:
+    """A file for a bar: what it draws becomes lines of standard error."""
+
+    def write(self, text):
+        if text := text.strip():
+            print(text, file=sys.stderr, flush=True)
+
+    def flush(self):
+        """Nothing is kept back."""
 
 
 class RunProgress:
@@ -36,7 +50,8 @@ class RunProgress:
             self.close()
             self._run, self._number = run, self._number + 1
             name = f"{self._number}/{self._n_runs} {run_name(run)[:32]}"  # leaves room for the bar in 80 columns
-            self._bar = _Bar(desc=name, total=total, unit=" vol", **_OPTIONS)
+            disable = None if shows_results() else True  # None: unless standard error is a terminal
+            self._bar = _Bar(desc=name, total=total, unit=" vol", disable=disable, **_OPTIONS)
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
@@ -48,14 +63,18 @@ class RunProgress:
 class CohortProgress:
     """A bar of all runs of a cohort, which also advances within runs; any thread may call it.
 
-    The time left is estimated from runs that take time: skipped ones don't count.
+    Where standard error isn't a terminal, it is a line at once, and then one every 30 s at most. The time left is
+    estimated from runs that take time: skipped ones don't count.
     """
 
     def __init__(self, n_runs: int) -> None:
         self._shares: dict[Run, float] = {}
         self._n_finished, self._n_failed, self._n_volumes = 0, 0, 0
-        layout = "{desc} |{bar}| [{elapsed}<{remaining}]"
-        self._bar = _Bar(desc=f"0/{n_runs} runs", total=n_runs, bar_format=layout, **_OPTIONS)
+        is_terminal = sys.stderr.isatty()
+        layout = "{desc} |{bar}| [{elapsed}<{remaining}]" if is_terminal else "{desc} [{elapsed}<{remaining}]"
+        where = {} if is_terminal else {"file": _Lines(), "mininterval": _SECONDS_PER_LINE}
+        hidden = not shows_results()
+        self._bar = _Bar(desc=f"0/{n_runs} runs", total=n_runs, bar_format=layout, disable=hidden, **where, **_OPTIONS)
 
     def __call__(self, run: Run, share: float) -> None:
         """Show that a share, from 0 to 1, of a run is done."""

@@ -11,7 +11,8 @@ from gpumask.bids.content import absence, check_content
 from gpumask.cli.parser import check_file
 
 if TYPE_CHECKING:
-    from gpumask.cohort.configuration import AtlasFile
+    from gpumask.cohort.atlas_file import AtlasFile
+    from gpumask.cohort.own_atlases import OwnAtlas
     from gpumask.confounds.denoising import Denoising
 
 
@@ -46,8 +47,10 @@ def rows_of(args: argparse.Namespace) -> dict[str, Any]:
     return {"dummy_scans": args.dummy_scans, "output_type": args.output_type}
 
 
-def segmentations_of(texts: Sequence[str], *, is_folder: bool) -> dict[str, str]:
-    """The label "desc" of each "[NAME=]derivatives:desc-LABEL" of ``--atlas``, by name; by default that is the label.
+def segmentations_of(args: argparse.Namespace) -> dict[str, tuple[str, Path | None]]:
+    """The label "desc" and look-up table of each "[NAME=]derivatives:desc-LABEL" of ``--atlas``, by name.
+
+    By default, the name is the label.
 
     Raises
     ------
@@ -56,20 +59,23 @@ def segmentations_of(texts: Sequence[str], *, is_folder: bool) -> dict[str, str]
     """
     from gpumask.bids.segmentations import SEGMENTATIONS
 
-    found: dict[str, str] = {}
-    for text in filter(_is_segmentation, texts):
+    found: dict[str, tuple[str, Path | None]] = {}
+    for text, lut, label_map in (given for given in _given(args) if _is_segmentation(given[0])):
         given, _, label = text.rpartition("derivatives:desc-")
         if label not in SEGMENTATIONS:
             msg = f"--atlas: expected derivatives:desc- followed by {' or '.join(SEGMENTATIONS)}, got {text}"
             raise ValueError(msg)
-        if not is_folder:
+        if not args.source.is_dir():
             msg = f"--atlas {text} needs a folder of derivatives. In a list of runs, use a column atlas"
+            raise ValueError(msg)
+        if label_map is not None:
+            msg = f"--label-map: {text} is of volumes. Expected n/a, got {label_map}"
             raise ValueError(msg)
         name = given.removesuffix("=") or label
         if name in found:
             msg = f"--atlas: several are called {name}. Give NAME=derivatives:..."
             raise ValueError(msg)
-        found[name] = label
+        found[name] = label, lut
     return found
 
 
@@ -77,41 +83,54 @@ def _is_segmentation(text):
     return text.rpartition("=")[2].startswith("derivatives:") and not os.path.lexists(text)
 
 
-def atlases_of(args: argparse.Namespace, own: Sequence[str] | None = None) -> "tuple[AtlasFile, ...]":
+def _given(args):
+    """Each ``--atlas`` with its look-up table and label map."""
+    luts = _one_each("--lut", args.lut, args.atlas)
+    maps = [None if text == "n/a" else text for text in _one_each("--label-map", args.label_map, args.atlas)]
+    for lut in luts:
+        check_file("--lut", lut)
+    maps = [int(text) if text and text.isdecimal() else text for text in maps]
+    return list(zip(args.atlas, luts, maps, strict=True))
+
+
+def atlases_of(args: argparse.Namespace, own: "Sequence[OwnAtlas] | None" = None) -> "tuple[AtlasFile, ...]":
     """The atlases of ``--atlas``, and then those of ``--seeds``.
 
-    `own` are the names of the atlases of which each run has its own, which aren't among them; None if runs can't have.
+    `own` are those of which each run has its own, which aren't among them; None if runs can't have any.
 
     Raises
     ------
     ValueError
-        Without any atlas, if there isn't a look-up table for each image, or for options of seeds without seeds.
+        Without an atlas, without as many look-up tables or label maps as images, or for options of seeds without
+        seeds.
     FileNotFoundError
         If a file doesn't exist.
     """
-    from gpumask.cohort.configuration import AtlasFile
+    from gpumask.cohort.atlas_file import AtlasFile
 
-    texts = [text for text in args.atlas if own is None or not _is_segmentation(text)]
-    if not own and not texts and not args.seeds:
+    if not args.atlas and not args.seeds and not own:
         msg = "--atlas or --seeds is missing: give one image or table of seeds, or more"
         raise ValueError(msg)
     for option, given in (("--radius", args.radius is not None), ("--allow-overlap", args.allow_overlap)):
         if given and not args.seeds:
             msg = f"{option}: requires --seeds"
             raise ValueError(msg)
-    luts = args.lut or [None] * len(texts)
-    if len(luts) != len(texts):
-        msg = f"--lut: expected one for each --atlas, got {len(luts)} for {len(texts)}"
-        raise ValueError(msg)
-    images = [_named("--atlas", text) for text in texts]
-    for lut in luts:
-        check_file("--lut", lut)
+    texts = [given for given in _given(args) if own is None or not _is_segmentation(given[0])]
+    images = [(*_named("--atlas", text), lut, label_map) for text, lut, label_map in texts]
     background = getattr(args, "background_label", None) or 0
     spheres = {"kind": "seeds", "radius": args.radius, "allow_overlap": args.allow_overlap}
     return (
-        *(AtlasFile(path, lut, name, background) for (path, name), lut in zip(images, luts, strict=True)),
+        *(AtlasFile(path, lut, name, background, label_map=label_map) for path, name, lut, label_map in images),
         *(AtlasFile(path, name=name, **spheres) for path, name in (_named("--seeds", text) for text in args.seeds)),
     )
+
+
+def _one_each(option, given, atlases):
+    """What an option gives for each atlas; None for all if it isn't given."""
+    if given and len(given) != len(atlases):
+        msg = f"{option}: expected one for each --atlas, got {len(given)} for {len(atlases)}"
+        raise ValueError(msg)
+    return given or [None] * len(atlases)
 
 
 def _named(option, text):
@@ -121,7 +140,7 @@ def _named(option, text):
     return path, name
 
 
-def check_kinds(args: argparse.Namespace, atlases: "Iterable[AtlasFile]") -> None:
+def check_kinds(args: argparse.Namespace, atlases: "Iterable[AtlasFile | OwnAtlas]") -> None:
     """Raise a ValueError for an option of a kind of atlas that isn't among the atlases of a configuration."""
     kinds = {atlas.kind for atlas in atlases}
     needs = {
@@ -217,8 +236,34 @@ def check_devices(device: str, *, several: bool = False, here: bool = True) -> N
             backend.check_device(one)
 
 
+def check_workers(args: argparse.Namespace) -> None:
+    """Raise a ValueError for numbers of processes or threads that are none, or that have no effect."""
+    for option, number in (("--nprocs", args.nprocs), ("--nthreads", args.nthreads)):
+        if number is not None and number < 1:
+            msg = f"{option}: expected 1 or more, got {number}"
+            raise ValueError(msg)
+    if args.nthreads and args.nprocs > 1:
+        msg = f"--nthreads and --nprocs {args.nprocs} exclude each other: each process has one run at a time"
+        raise ValueError(msg)
+    if args.dask_scheduler and (args.nthreads or args.nprocs > 1):
+        option = "--nthreads" if args.nthreads else "--nprocs"
+        msg = f"{option} and --dask-scheduler exclude each other: the cluster's workers have their own threads"
+        raise ValueError(msg)
+
+
 def check_dask(address: str | None) -> None:
     """Raise an ImportError if a Dask scheduler is given and the package for it is missing."""
     if address is not None and importlib.util.find_spec("distributed") is None:
         msg = "--dask-scheduler needs the package distributed: pip install 'gpumask[dask]'"
         raise ImportError(msg)
+
+
+def relmats_of(args: argparse.Namespace) -> tuple[str, ...]:
+    """Kinds of connectivity matrices to write; ValueError if options contradict each other."""
+    is_cohort = args.command == "cohort"
+    if is_cohort and args.no_relmat and args.relmat is not None:
+        msg = "--no-relmat contradicts --relmat: drop one of them"
+        raise ValueError(msg)
+    if args.relmat is None:
+        return ("pearson",) if is_cohort and not args.no_relmat else ()
+    return tuple(args.relmat) or ("pearson",)

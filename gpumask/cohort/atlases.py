@@ -6,13 +6,17 @@ import threading
 
 from gpumask import backend
 from gpumask.bids.runs import Run
-from gpumask.cohort.configuration import AtlasFile, Configuration, OwnAtlas, sha256
+from gpumask.cohort.atlas_file import AtlasFile
+from gpumask.cohort.configuration import Configuration
 from gpumask.cohort.kinds import LoadedAtlas, OwnLabels, load_kind
-from gpumask.cohort.own_atlases import file_of
+from gpumask.cohort.own_atlases import OwnAtlas, file_of
 from gpumask.engine.regions import Regions
 from gpumask.extraction import Plans
+from gpumask.images.brain_models import BrainModels
 from gpumask.images.grid import Grid
 from gpumask.images.labels import load_mask
+from gpumask.images.opening import image_hashes
+from gpumask.inputs import sha256
 
 _KEPT_OWN = 8  # runs of one subject follow each other, and threads are at different subjects
 
@@ -69,12 +73,12 @@ class LoadedAtlases:
         return {**self.atlases, **own}
 
     def _load_own(self, atlas, file):
-        before = _state(file.path)
-        key = atlas.name, sha256(file.path)
+        hashes = image_hashes(file.path)
+        key = atlas.name, *hashes.values()
         with self._lock:
             if key not in self._loaded_own:
                 loaded = OwnLabels(file, atlas)
-                if _state(file.path) != before:
+                if image_hashes(file.path) != hashes:
                     msg = f"{file.path} was changed while it was read. Run it again."
                     raise OSError(msg)
                 while len(self._loaded_own) >= _KEPT_OWN * len(self._own):
@@ -84,7 +88,7 @@ class LoadedAtlases:
             return self._loaded_own[key]
 
     def regions(
-        self, mask: str | os.PathLike | None, grid: Grid, atlases: dict[str, LoadedAtlas] | None = None
+        self, mask: str | os.PathLike | None, grid: Grid | BrainModels, atlases: dict[str, LoadedAtlas] | None = None
     ) -> dict[str, Regions]:
         """Regions by atlas, within a mask, for runs of a grid; the same objects for the same mask file and grid.
 
@@ -94,14 +98,15 @@ class LoadedAtlases:
         # A mask of the configuration is read once per grid; a run's own may be another file for the next run.
         of_all = mask is not None and mask == self._mask
         within = mask and (os.fspath(mask), None if of_all else _state(mask))
-        key = within, grid.shape, grid.affine.tobytes(), *(atlases[atlas.name] for atlas in self._own)
+        of_grid = (grid.shape, grid.affine.tobytes()) if isinstance(grid, Grid) else (grid.key,)
+        key = within, *of_grid, *(atlases[atlas.name] for atlas in self._own)
         with self._lock:
             if key not in self._regions:
                 with self._as_hashed(mask if of_all else None):
                     inside, mask_grid = load_mask(mask) if mask else (None, None)
                 while len(self._regions) >= self._n_kept:
                     self._regions.pop(next(iter(self._regions)))
-                meeting = grid if self._resamples else None
+                meeting = grid if self._resamples and isinstance(grid, Grid) else None
                 made = {name: atlas.within(inside, mask_grid, meeting) for name, atlas in atlases.items()}
                 self._regions[key] = made
             return self._regions[key]

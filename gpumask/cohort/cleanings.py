@@ -34,7 +34,7 @@ class Cleaning:
     prepared : dict of Prepared
         By the names of the units.
     degrees_of_freedom : float or None
-        What is left, see `gpumask.signal.Cleaner.degrees_of_freedom`; None for a single volume.
+        What is left, see `gpumask.cleaner.Cleaner.degrees_of_freedom`; None for a single volume.
     """
 
     confounds: "pd.DataFrame | None"

@@ -9,141 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from gpumask import __version__
-from gpumask.bids.names import alphanumeric, atlas_name, lookup_table_of, output_name, run_name, run_output_name
+from gpumask.bids.names import alphanumeric, output_name, run_name, run_output_name
 from gpumask.bids.runs import Run
 from gpumask.bids.spaces import Space, space_contradiction, stated_space
-from gpumask.choices import LINEAR, MAPS_STRATEGIES, check_choice
+from gpumask.choices import LINEAR, MAPS_STRATEGIES, RELMATS, check_choice
+from gpumask.cohort.atlas_file import AtlasFile
+from gpumask.cohort.grayordinates import check_atlases
+from gpumask.cohort.own_atlases import OwnAtlas
+from gpumask.cohort.parcellated import parcellated_paths
 from gpumask.confounds.denoising import Denoising
 from gpumask.confounds.fmriprep import image_desc
 from gpumask.extraction import Settings
-from gpumask.images.volumes import image_files, open_volumes
-from gpumask.inputs import open_file
+from gpumask.images.opening import image_hashes
+from gpumask.inputs import sha256
 
 _DEFAULTS = {"keep_all_regions": True, "min_coverage": 0.5, "nan_policy": "omit"}
-
-
-KINDS = ("labels", "maps", "seeds")
-"""What an atlas can be: a label image, a 4D image of maps, or a table of seeds."""
-
-
-@dataclass(frozen=True)
-class AtlasFile:
-    """An atlas of a cohort.
-
-    Attributes
-    ----------
-    path : str or path-like
-        Label image, 4D image of maps, or table of seeds.
-    lut : str, path-like or None
-        Look-up table of an image, with the columns "index" and "name". None: the one that `lut_beside` finds.
-    name : str
-        Label of the entity "atlas". Empty or None: from the name of the file.
-    background : int or float
-        Of a label image: label of the voxels outside all regions.
-    find_lut : bool
-        Whether a look-up table is looked for next to the image.
-    kind : {"", "labels", "maps", "seeds"}
-        Empty: that of an image, by its header. A `Configuration` replaces it by "maps", for an image of several
-        volumes, or "labels".
-    radius : float or None
-        Of seeds: radius in mm of the spheres for which the table has none. None: the voxel nearest to the seed.
-    allow_overlap : bool
-        Of seeds: whether spheres may share voxels.
-
-    Raises
-    ------
-    ValueError
-        If seeds have a look-up table, or something else has a radius.
-    """
-
-    path: str | os.PathLike
-    lut: str | os.PathLike | None = None
-    name: str = ""
-    background: float = 0
-    find_lut: bool = True
-    kind: str = ""
-    radius: float | None = None
-    allow_overlap: bool = False
-
-    def __post_init__(self):
-        check_choice("kind", self.kind, ("", *KINDS))
-        if self.kind == "seeds" and self.lut:
-            msg = f"{self.path} is a table of seeds, which has their names. Expected no look-up table, got {self.lut}."
-            raise ValueError(msg)
-        if self.kind != "seeds" and self.radius is not None:
-            msg = f"{self.path} isn't a table of seeds. Expected no radius, got {self.radius}."
-            raise ValueError(msg)
-        object.__setattr__(self, "path", os.path.abspath(self.path))  # noqa: PTH100 - links are kept
-        lut = self.lut or (lut_beside(self.path) if self.find_lut and self.kind != "seeds" else None)
-        object.__setattr__(self, "lut", lut and os.path.abspath(lut))  # noqa: PTH100
-        image = Path(self.path).with_suffix("") if self.kind == "seeds" else self.path  # atlas_name expects an image
-        object.__setattr__(self, "name", self.name or atlas_name(image))
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What decides the numbers next to the contents of the files; for JSON."""
-        if self.kind == "seeds":
-            return {"kind": self.kind, "radius": self.radius}
-        return {"kind": self.kind} if self.kind == "maps" else {"background_label": self.background}
-
-    @property
-    def named_by(self) -> str:
-        """Where the names of the columns are from."""
-        return os.fspath(self.lut or {"seeds": self.path, "maps": "numbers"}.get(self.kind, "labels"))
-
-    def with_kind(self) -> "AtlasFile":
-        """The same with its kind; an image's is read from its header."""
-        return self if self.kind else replace(self, kind="maps" if open_volumes(self.path).n_volumes > 1 else "labels")
-
-
-@dataclass(frozen=True)
-class OwnAtlas:
-    """An atlas of a cohort of which each run has a label image of its own: see `Run.atlases`.
-
-    Its files are inputs of the runs and not part of the configuration: if one changes, that run alone is made again.
-
-    Attributes
-    ----------
-    name : str
-        As in `AtlasFile`.
-    background : int or float
-    columns : tuple of (number, str)
-        Label and name of each region, by label: the columns of every run.
-    """
-
-    name: str
-    background: float = 0
-    columns: tuple[tuple[float, str], ...] = ()
-    kind = "labels"
-    named_by = "a file for each run"
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """See `AtlasFile`."""
-        return {"background_label": self.background, "regions": _hash(list(self.columns))}
-
-
-def lut_beside(path: str | os.PathLike) -> Path | None:
-    """Look-up table of a label image, or None: see `gpumask.bids.names.lookup_table_of`.
-
-    It is in the image's folder, or else in the nearest one above that has it, up to the root of a BIDS data set.
-
-    Raises
-    ------
-    ValueError
-        If several tables apply equally.
-    """
-    folder = Path(os.path.abspath(path)).parent  # noqa: PTH100 - data sets are trees of links
-    above = [folder, *folder.parents]
-    root = next((k for k, place in enumerate(above) if (place / "dataset_description.json").is_file()), 0)
-    for place in above[: root + 1]:
-        try:
-            if name := lookup_table_of(Path(path).name, os.listdir(place)):  # noqa: PTH208 - names alone
-                return place / name
-        except ValueError as error:
-            msg = f"{place}: {error}. Choose one: lut (--lut)."
-            raise ValueError(msg) from error
-    return None
 
 
 @dataclass(frozen=True)
@@ -187,8 +67,12 @@ class Configuration:
     device : str
         As `gpumask.NiftiLabelsMasker` accepts it, or several GPUs that share the runs: "cuda:0,cuda:1", or "cuda:all".
         Resolved where a run is processed.
-    coverage, relmat, figures, outliers : bool
-        Whether tables of coverage, correlation matrices, figures and tables of removed volumes are written too.
+    coverage, figures, outliers : bool
+        Whether tables of coverage, figures and tables of removed volumes are written too.
+    relmats : tuple of str
+        Kinds of connectivity matrices to write, see `gpumask.connectivity.connectivity`.
+    cifti : bool
+        Whether signals of dense labels, coverage and correlations are written as CIFTI-2 too.
     overwrite : bool
         Whether finished runs are processed again.
     dummy_scans : "auto" or int
@@ -234,8 +118,9 @@ class Configuration:
     mask: str | os.PathLike | None = None
     device: str = "auto"
     coverage: bool = True
-    relmat: bool = True
+    relmats: tuple[str, ...] = ("pearson",)
     figures: bool = False
+    cifti: bool = False
     outliers: bool = True
     overwrite: bool = False
     dummy_scans: str | int = "auto"
@@ -255,6 +140,9 @@ class Configuration:
             object.__setattr__(self, name, value)
 
         denoisings = _checked(self.denoisings, self.confounds, self.dummy_scans, self.output_type)
+        for kind in self.relmats:
+            check_choice("relmats", kind, tuple(RELMATS))
+        fix("relmats", tuple(kind for kind in RELMATS if kind in self.relmats))
         check_choice("maps_strategy", self.maps_strategy, tuple(MAPS_STRATEGIES))
         fix("out_dir", Path(os.path.abspath(self.out_dir)))  # noqa: PTH100 - workers are elsewhere
         fix("mask", self.mask and os.path.abspath(self.mask))  # noqa: PTH100
@@ -268,18 +156,29 @@ class Configuration:
         fix("settings", Settings(**(_DEFAULTS | ({"nan_policy": "zero"} if smoothed else {}) | self.parameters)))
         given = [atlas for atlas in self.atlases if isinstance(atlas, AtlasFile)]
         images = [*(atlas.path for atlas in given), *([self.mask] if self.mask else [])]
-        files = {path: image_files(path) for path in map(os.fspath, images)}
-        files |= {os.fspath(atlas.lut): [os.fspath(atlas.lut)] for atlas in given if atlas.lut}
-        fix("files", {path: {file: sha256(file) for file in group} for path, group in files.items()})
-        fix("atlases", tuple(a.with_kind() if isinstance(a, AtlasFile) else a for a in self.atlases))
+        files = {path: image_hashes(path) for path in map(os.fspath, images)}
+        tables = [os.fspath(atlas.lut) for atlas in given if atlas.lut]
+        fix("files", files | {table: {table: sha256(table)} for table in tables})
+        fix("atlases", tuple(atlas.with_kind() for atlas in self.atlases))
+        if self.cifti and not any(atlas.is_dense_labels for atlas in self.atlases):
+            msg = f"CIFTI-2 files (--cifti) are made of dense labels (.dlabel.nii), got {self.atlases[0].origin}."
+            raise ValueError(msg)
         seeds, target = [atlas.path for atlas in given if atlas.kind == "seeds"], self.settings.resampling_target
         if seeds and target != "data":
             msg = f"Seeds ({seeds[0]}) need resampling_target='data' (--resampling-target), got {target!r}."
             raise ValueError(msg)
         units = [Unit(atlas, denoising) for atlas in self.atlases for denoising in denoisings]
         fix("units", (*units, *(Unit(None, denoising) for denoising in denoisings if self.outliers)))
+        check_atlases(self.atlases, self.settings, self.mask, self.images)
         fix("made", {unit.name: _hash(self.described(unit)) for unit in self.units})
-        fix("hash", _hash([*self.made.values(), self.coverage, self.relmat, self.figures]))
+        more = [kind for kind in self.relmats if kind != "pearson"]  # the hash without them is that of older versions
+        more += ["cifti"] * self.cifti
+        fix("hash", _hash([*self.made.values(), self.coverage, "pearson" in self.relmats, self.figures, *more]))
+
+    @property
+    def grayordinates(self) -> bool:
+        """Whether the atlases, and so the runs, are of grayordinates."""
+        return self.atlases[0].grayordinates
 
     @property
     def images(self) -> str:
@@ -327,7 +226,8 @@ class Configuration:
     def outputs(self, run: Run, unit: Unit) -> dict[str, Path]:
         """Paths of a run's outputs for a unit.
 
-        For an atlas "timeseries", and if wanted "coverage", "relmat" and "figure"; without one "outliers".
+        For an atlas "timeseries", the kinds of `relmats`, and if wanted "coverage" and "figure"; without one
+        "outliers".
         """
         folder, desc = self.out_dir / run.folder, unit.denoising.name
         if unit.atlas is None:
@@ -337,10 +237,12 @@ class Configuration:
         paths = {"timeseries": folder / named(stat)}
         if self.coverage:
             paths["coverage"] = folder / named("coverage", "bold")
-        if self.relmat:
-            paths["relmat"] = folder / named("pearsoncorrelation", "relmat")
+        for kind in self.relmats:
+            paths[kind] = folder / named(RELMATS[kind], "relmat")
         if self.figures:
             paths["figure"] = self.out_dir / "figures" / named(stat, extension=".png")
+        if self.cifti and unit.atlas.is_dense_labels:
+            paths |= parcellated_paths(paths)
         return paths
 
 
@@ -364,12 +266,6 @@ def _checked(denoisings, confounds, dummy_scans, output_type):
 
 def _images(denoising):
     return image_desc(denoising.confounds.get("strategy"))
-
-
-def sha256(path: str | os.PathLike) -> str:
-    """SHA-256 of a file, in hexadecimal digits; ValueError if it isn't a regular one."""
-    with open_file(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _hash(content):

@@ -6,19 +6,24 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from gpumask.bids.metadata import RepetitionTime
+from gpumask.bids.names import sidecar_path
 from gpumask.bids.runs import Run
 from gpumask.bids.sidecars import sidecar, uri
+from gpumask.cohort.atlas_file import AtlasFile
 from gpumask.cohort.cleanings import Cleaning
-from gpumask.cohort.configuration import AtlasFile, Configuration, Unit
+from gpumask.cohort.configuration import Configuration, Unit
+from gpumask.cohort.parcellated import TABLES, parcellated
 from gpumask.confounds.censoring import Censoring
 from gpumask.confounds.outliers import REASONS, Outliers
 from gpumask.confounds.tables import read_table
+from gpumask.connectivity import connectivity
 from gpumask.extraction import Prepared, Result
+from gpumask.process import warn
 from gpumask.tables import json_lines, table_lines
 
 
@@ -34,10 +39,14 @@ def tables(
     censoring: Censoring,
     described: Callable[..., dict[str, Any]],
 ) -> dict[Path, Any]:
-    """Lines of the tables of an atlas's unit and of their sidecars, by path; `matrix` has the signals' correlations."""
+    """Lines of the tables of an atlas's unit and of their sidecars, by path; `matrix` has Pearson's correlations.
+
+    It may be None if the configuration has no matrices.
+    """
     paths = configuration.outputs(run, unit)
     regions = list(zip(one.regions.ids.tolist(), names, one.regions.counts.tolist(), strict=True))
-    index = [{"index": int(i) if i == int(i) else i, "name": n, "voxels": voxels} for i, n, voxels in regions]
+    of_each = one.regions.grid.elements
+    index = [{"index": int(i) if i == int(i) else i, "name": n, of_each: count} for i, n, count in regions]
     rows = censoring.rows(result.signals, unit.denoising.output_type)
     made = [(paths["timeseries"], table_lines(names, rows), described(Regions=index))]
     if "coverage" in paths:
@@ -46,14 +55,22 @@ def tables(
         sources = [path for path in (run.path, mask, atlas.path, atlas.lut) if path]
         lines = table_lines(["Node", "coverage"], shares, names)
         made.append((paths["coverage"], lines, described(sources=sources, Regions=index)))
-    if "relmat" in paths and matrix is not None:
-        lines = table_lines(["Node", *names], matrix, names)
-        made.append((paths["relmat"], lines, described(sources=[paths["timeseries"]], Regions=index)))
+    for kind in configuration.relmats:
+        found, facts = (cast("np.ndarray", matrix), {}) if kind == "pearson" else connectivity(result.signals, kind)
+        if facts.get("Shrinkage", 0) is None and not np.isnan(result.signals).all():
+            warn(f"{len(result.signals)} volumes of {run.path} are too few for partial correlations, which are n/a.")
+        own = described(sources=[paths["timeseries"]], Regions=index, **facts)
+        made.append((paths[kind], table_lines(["Node", *names], found, names), own))
     files = {}
     for path, lines, content in made:
         files[path] = lines
         files[path.with_suffix(".json")] = json_lines(content)
-    return files
+    images = parcellated(paths, one.regions, names, rows, matrix, made[0][2])
+    content_of = {path: content for path, _, content in made}
+    for kind, path in paths.items():
+        if kind in TABLES:
+            files[sidecar_path(path)] = json_lines(content_of[paths[TABLES[kind]]])
+    return files | images
 
 
 def metadata_of(
@@ -132,25 +149,25 @@ def figure(
     result: Result,
     matrix: np.ndarray,
     names: list[str],
-    mean: np.ndarray,
+    mean: np.ndarray | None,
     t_r: float | None,
     kept: np.ndarray | None,
     fd_threshold: float | None,
 ) -> bytes:
     """Figure of an atlas's signals (PNG) and their correlations, `matrix`.
 
-    Below the regions it shows the run's `mean` volume, shape (x, y, z).
+    Below the regions it shows the run's `mean` volume, shape (x, y, z); without one, it doesn't show regions.
     """
     from gpumask.reports.figures import run_figure, to_png
 
     confounds = read_table(Path(run.confounds)) if run.confounds else {}
-    labels = one.regions.parcels
+    labels = None if mean is None else one.regions.parcels
     drawn = run_figure(
         result.signals,
         matrix,
-        np.asanyarray(labels.dataobj),
+        None if labels is None else np.asanyarray(labels.dataobj),
         mean,
-        labels.affine,
+        None if labels is None else labels.affine,
         background_label=atlas.options.get("background_label", 0),
         title=name.removesuffix(".png"),
         names=names,
@@ -169,25 +186,3 @@ def versions(*, cupy: bool = False) -> dict[str, str]:
     cupys = metadata.packages_distributions().get("cupy", []) if cupy else []
     names = ("gpumask", "numpy", "scipy", "nibabel", *cupys)
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
-
-
-def correlations(signals: np.ndarray) -> np.ndarray:
-    """Pearson correlations of the columns; NaN for those with NaN or without variance.
-
-    Parameters
-    ----------
-    signals : ndarray, shape (n_volumes, n_regions)
-
-    Returns
-    -------
-    ndarray of float32, shape (n_regions, n_regions)
-        Symmetric to the bit, with a diagonal of 1.
-    """
-    centred = signals - signals.mean(axis=0, dtype=np.float64)
-    norms = np.sqrt((centred**2).sum(axis=0))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        unit = centred / np.where(norms > 1e-12 * np.abs(signals).max(axis=0, initial=0), norms, np.nan)
-    matrix = np.clip(unit.T @ unit, -1, 1).astype(np.float32)
-    upper = np.triu(matrix, 1)
-    diagonal = np.where(np.isnan(np.diagonal(matrix)), np.float32("nan"), np.float32(1))
-    return upper + upper.T + np.diag(diagonal)

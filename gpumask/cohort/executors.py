@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import logging
 import multiprocessing
 import os
 import signal
@@ -27,6 +28,8 @@ from gpumask.cohort.writer import process
 from gpumask.files import locked, make_folder
 from gpumask.process import every_warning, n_cores, one_blas_thread
 
+_log = logging.getLogger(__name__)
+_INTERVAL = 0.5  # s between two looks at how far processes are
 _STARTS = 3  # times that processes are started while one is killed before any works
 
 
@@ -35,6 +38,7 @@ def run_cohort(
     runs: Iterable[Run],
     *,
     n_procs: int = 1,
+    n_threads: int | None = None,
     executor: Executor | None = None,
     in_flight: int | None = None,
     progress: Callable[[Run, float], object] | None = None,
@@ -49,17 +53,19 @@ def run_cohort(
     configuration : Configuration
     runs : iterable of Run
     n_procs : int, default=1
-        Processes. With 1, threads of this process share the runs, one thread per core. With more, new processes do,
-        each with one run at a time. A killed process is replaced, and its run is retried once, alone. If the
+        Processes. With 1, threads of this process share the runs. With more, new processes do, each with one run at a
+        time. A killed process is replaced, and its run is retried once, alone. If the
         configuration has several GPUs, threads use them in turn, run by run, and each process uses one of them.
+    n_threads : int, optional
+        Threads that share the runs if there is one process. If None, one per core.
     executor : concurrent.futures.Executor, optional
         Processes the runs instead, such as ``client.get_executor(pure=False)`` of dask.distributed. Only paths and
         records are sent through it. It isn't shut down.
     in_flight : int, optional
         Maximum number of runs submitted at a time. If None, two per thread or process; 64 for an `executor`.
     progress : callable, optional
-        Called with a run and the share of its volumes that are done, from the thread that reads it. Processes and
-        executors don't call it.
+        Called with a run and the share of its volumes that are done: from the thread that reads it, or for processes
+        twice a second. An `executor` doesn't call it.
 
     Returns
     -------
@@ -87,10 +93,13 @@ def run_cohort(
     _remove_left_locks(out / "logs")
     write_dataset_description(out, source, configuration=configuration.hash)
     if executor is not None:
+        _log.debug("%d runs, on an executor: %r", len(runs), executor)
         return _spread(configuration, runs, _CallersExecutor(executor), in_flight or 64)
-    n_workers = n_procs if n_procs > 1 else n_cores()
-    pool = _Processes(n_procs) if n_procs > 1 else _Threads(min(n_workers, in_flight or n_workers), progress)
-    return _spread(configuration, runs, pool, in_flight or 2 * n_workers)
+    n_workers = min(n_procs if n_procs > 1 else n_threads or n_cores(), max(len(runs), 1))
+    in_flight = in_flight or 2 * n_workers
+    _log.debug("%d runs, in %d %s", len(runs), n_workers, "processes" if n_procs > 1 else "threads")
+    pool = _Processes(n_workers, in_flight, progress) if n_procs > 1 else _Threads(min(n_workers, in_flight), progress)
+    return _spread(configuration, runs, pool, in_flight)
 
 
 def _remove_left_locks(logs):
@@ -105,7 +114,8 @@ def _spread(configuration, runs, pool, in_flight):
     waiting = {}
 
     def finished():
-        done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+        while not (done := wait(waiting, pool.interval, FIRST_COMPLETED).done):
+            pool.report()
         if any(_broken(future) for future in done):
             done, _ = wait(waiting)  # all futures end with the pool
         suspects = []
@@ -120,6 +130,7 @@ def _spread(configuration, runs, pool, in_flight):
                 record = logged(configuration, failed(run, error))
             yield record
         if suspects:  # any of them may have killed the process: retry each alone
+            _log.warning("A process died. The runs in work then (%d) are retried, each alone.", len(suspects))
             pool.restart(1)
             for suspect in suspects:
                 yield _alone(configuration, suspect, pool)
@@ -158,6 +169,8 @@ def _alone(configuration, run, pool):
 class _CallersExecutor:
     """An executor that belongs to the caller."""
 
+    interval = None
+
     def __init__(self, executor):
         self._executor, self._turns = executor, itertools.count()
 
@@ -175,6 +188,8 @@ class _CallersExecutor:
 
 class _Threads:
     """Threads of this process: decompression and sums release the GIL."""
+
+    interval = None  # threads report by themselves
 
     def __init__(self, n, progress):
         self._stop, self._progress, self._turns = threading.Event(), progress, itertools.count()
@@ -204,18 +219,30 @@ class _Context(SpawnContext):
 
 
 class _Processes:
-    """New processes, each with one run at a time."""
+    """New processes, each with one run at a time.
 
-    def __init__(self, n):
-        self._n = n
-        self._stop = SpawnContext().RawValue("b", 0)  # without a lock, which a killed process could keep
+    Parameters
+    ----------
+    n : int
+    in_flight : int
+        Runs that are submitted at a time.
+    progress : callable or None
+    """
+
+    def __init__(self, n, in_flight, progress):
+        self._n, self._progress = n, progress
+        self.interval = progress and _INTERVAL
+        # Without locks, which a killed process could keep.
+        self._stop = SpawnContext().RawValue("b", 0)
+        self._shares = SpawnContext().RawArray("d", in_flight)
+        self._places = {}
         self._start(n)
 
     def _start(self, n):
         """Start processes until one works, anew if one is killed before."""
         for left in reversed(range(_STARTS)):
             context = _Context()
-            self._executor = ProcessPoolExecutor(n, context, _begin_worker, (self._stop,))
+            self._executor = ProcessPoolExecutor(n, context, _begin_worker, (self._stop, self._shares))
             try:
                 with _signals_blocked():
                     started = [self._executor.submit(os.getpid) for _ in range(n)]
@@ -235,12 +262,22 @@ class _Processes:
         self._start(n or self._n)
 
     def submit(self, configuration, run):
+        self._places = {place: old for place, old in self._places.items() if not old[1].done()}
+        place = next(place for place in range(len(self._shares)) if place not in self._places)
+        self._shares[place] = 0
         try:
-            return self._executor.submit(_process_in_worker, configuration, run)
+            future = self._executor.submit(_process_in_worker, configuration, run, place)
         except BrokenProcessPool as error:
             future = Future()
             future.set_exception(error)
-            return future
+        self._places[place] = run, future
+        return future
+
+    def report(self):
+        """Tell how far the runs in work are."""
+        for place, (run, future) in self._places.items():
+            if (share := self._shares[place]) and not future.done():
+                self._progress(run, share)
 
     def close(self):
         self._stop.value = 1
@@ -269,17 +306,21 @@ def _unable(codes):
 
 
 _stop = None  # in a worker process: nonzero when it must stop
+_shares = None  # of the volumes of the runs in work that are done
 _turn = 0  # its number: one device for all its runs, since each process takes memory on each GPU that it uses
 
 
-def _process_in_worker(configuration, run):
-    return process(configuration, run, lambda: bool(_stop.value), None, _turn)
+def _process_in_worker(configuration, run, place):
+    def report(done, total):
+        _shares[place] = done / max(total, 1)
+
+    return process(configuration, run, lambda: bool(_stop.value), report, _turn)
 
 
-def _begin_worker(stop):
+def _begin_worker(stop, shares):
     """Make this worker process stop only at its parent's request, and end with its parent."""
-    global _stop, _turn
-    _stop, _turn = stop, int(multiprocessing.current_process().name.rpartition("-")[2])
+    global _stop, _shares, _turn
+    _stop, _shares, _turn = stop, shares, int(multiprocessing.current_process().name.rpartition("-")[2])
     for number in (signal.SIGINT, signal.SIGTERM):  # a terminal or job sends them to all processes: the parent decides
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

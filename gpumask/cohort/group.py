@@ -1,19 +1,22 @@
 """Tables of a whole cohort, made from its records: the quality of every run, and how motion shows in connectivity."""
 
-import contextlib
 import heapq
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from gpumask.cohort.matrices import Group, Matrices, Mean, MeanSums, Reading
+from gpumask.cohort.page import read_cohort, write_page
+from gpumask.cohort.page.connectivity import MOST_PICTURES, MOST_REGIONS
 from gpumask.cohort.qcfc import COLUMNS as OF_COHORT
-from gpumask.cohort.qcfc import Matrices, qc_fc
+from gpumask.cohort.qcfc import MotionSums, summary
 from gpumask.cohort.quality import OF_ATLAS, OF_RECORD, OF_RUN, Column, rows
-from gpumask.cohort.stored import read_record
+from gpumask.cohort.tangent import TangentSpaces
+from gpumask.connectivity import CORRELATIONS
 from gpumask.files import replacing, write
-from gpumask.tables import json_lines, text_cell
+from gpumask.tables import json_lines, table_lines, text_cell
 
 _ATLASES = 50  # most with columns of their own, so that a row has a bounded size
 _KEYS = (
@@ -27,50 +30,128 @@ _KEYS = (
 )
 
 
-def write_tables(out_dir: Path) -> list[Path]:
-    """Write ``group_quality.tsv`` and ``group_qcfc.tsv`` of a cohort's output folder, and JSON files on their columns.
+class GroupTables:
+    """The tables of a cohort. Memory: a line of text per run, and the sums of one kind of matrices."""
 
-    The first has a row for each finished run and denoising, sorted by the names of the runs: see
-    `gpumask.cohort.quality.rows`. Each atlas has columns of its own, ``tsnr_<atlas>``, since the first atlas's alone
-    would hide what another one lost; at most 50 have them. The second has a row for each kind of correlation matrix:
-    see `gpumask.cohort.qcfc.qc_fc`. Memory: a line of text per run. Unreadable records are skipped; the page counts
-    them.
+    def __init__(self) -> None:
+        self._matrices = Matrices()
+        self._lines: list[tuple[str, dict[str, str]]] = []  # of a run, and of its atlases
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Add a finished run, by its record as `gpumask.cohort.stored.read_record` returns it, in their order."""
+        self._matrices.add(record)
+        for row in rows([record]):
+            own = _cells(row, (*_KEYS, *OF_RUN, *OF_RECORD))
+            first = heapq.nsmallest(_ATLASES, row["atlases"])
+            self._lines.append((own, {name: _cells(row["atlases"][name], OF_ATLAS) for name in first}))
+
+    def write(self, out_dir: Path) -> tuple[list[Path], list[Mean]]:
+        """Write the tables, and JSON files on their contents, to the cohort's output folder.
+
+        ``group_quality.tsv`` has a row for each finished run and denoising, sorted by the names of the runs: see
+        `gpumask.cohort.quality.rows`. Each atlas has columns of its own, ``tsnr_<atlas>``, since the first atlas's
+        alone would hide what another one lost; at most 50 have them. ``group_qcfc.tsv`` has a row for each kind of
+        connectivity matrices: see `gpumask.cohort.qcfc.summary`. Each kind has its mean over runs in
+        ``group_atlas-<atlas>_stat-<stat>[_desc-<denoising>]_relmat.tsv``, and the number of runs of each edge in
+        ``..._runs.tsv``. Matrices are read once, one by one.
+
+        Returns
+        -------
+        paths : list of Path
+            The written tables.
+        means : list of Mean
+            The first mean matrices, small enough for pictures.
+        """
+        paths, found = [self._write_quality(out_dir)], []
+        means: list[Mean] = []
+        for group in self._matrices.groups():
+            reading, motion, sums = Reading(out_dir, group), MotionSums(), MeanSums(group.kind.stat)
+            for edges in reading:
+                motion.add(edges)
+                sums.add(edges)
+            remarks = reading.remarks()
+            found.append(_cells(summary(group, motion, remarks), OF_COHORT) + "\n")
+            if sums.n_used:
+                mean = sums.mean(group, " ".join(remarks))
+                paths.append(_write_mean(out_dir, group, mean))
+                means += [mean.thinned(MOST_REGIONS)] * (len(means) < MOST_PICTURES)
+        paths.insert(1, _write(out_dir / "group_qcfc.tsv", OF_COHORT, found))
+        return paths, means
+
+    def _write_quality(self, out_dir):
+        atlases = sorted({name for _, of_atlases in self._lines for name in of_atlases})[:_ATLASES]
+        of_atlases = [
+            replace(column, name=f"{column.name}_{name}", long_name=f"{column.long_name}, atlas {name}")
+            for name in atlases
+            for column in OF_ATLAS
+        ]
+        columns = [*_KEYS, *OF_RUN, *OF_RECORD, *of_atlases]
+        missing = "\t".join(["n/a"] * len(OF_ATLAS))
+        body = ("\t".join([own, *(of.get(name, missing) for name in atlases)]) + "\n" for own, of in self._lines)
+        return _write(out_dir / "group_quality.tsv", columns, body)
+
+
+def summarize(out_dir: Path, n_runs: int | None = None, *, tangent: bool = False) -> tuple[list[Path], list[str]]:
+    """Write the page and the tables of a cohort, reading each record once.
 
     Parameters
     ----------
     out_dir : Path
+        Folder with the records of finished runs in ``logs``. Unreadable ones are skipped; the page counts them.
+    n_runs : int, optional
+        As of `gpumask.cohort.page.write_page`.
+    tangent : bool, default=False
+        Whether tangent spaces are written too, see `gpumask.cohort.tangent.TangentSpaces`.
 
     Returns
     -------
-    list of Path
-        The written tables.
+    paths : list of Path
+        The page, then the tables.
+    refused : list of str
+        A message for each tangent space that couldn't be made.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder doesn't exist.
     """
-    matrices = Matrices()
-    lines: list[tuple[str, dict[str, str]]] = []  # of a run, and of its atlases
-    for row in rows(matrices.noting(_records(out_dir / "logs"))):
-        own = _cells(row, (*_KEYS, *OF_RUN, *OF_RECORD))
-        first = heapq.nsmallest(_ATLASES, row["atlases"])
-        lines.append((own, {name: _cells(row["atlases"][name], OF_ATLAS) for name in first}))
-    atlases = sorted({name for _, of_atlases in lines for name in of_atlases})[:_ATLASES]
-    of_atlases = [
-        replace(column, name=f"{column.name}_{name}", long_name=f"{column.long_name}, atlas {name}")
-        for name in atlases
-        for column in OF_ATLAS
-    ]
-    columns = [*_KEYS, *OF_RUN, *OF_RECORD, *of_atlases]
-    missing = "\t".join(["n/a"] * len(OF_ATLAS))
-    body = ("\t".join([own, *(of.get(name, missing) for name in atlases)]) + "\n" for own, of in lines)
-    found = (_cells(row, OF_COHORT) + "\n" for row in qc_fc(out_dir, matrices))
-    return [
-        _write(out_dir / "group_quality.tsv", columns, body),
-        _write(out_dir / "group_qcfc.tsv", OF_COHORT, found),
-    ]
+    tables, spaces = GroupTables(), TangentSpaces()
+
+    def note(record):
+        tables.add(record)
+        if tangent:
+            spaces.add(record)
+
+    cohort = read_cohort(out_dir, note)
+    paths, means = tables.write(out_dir)
+    page = write_page(out_dir, n_runs, cohort, means)
+    of_spaces, refused = spaces.write(out_dir)
+    return [page, *paths, *of_spaces], refused
 
 
-def _records(logs: Path) -> Iterator[dict[str, Any]]:
-    for path in sorted(logs.glob("*.json")):
-        with contextlib.suppress(OSError, ValueError):
-            yield read_record(path)
+def _write_mean(out_dir: Path, group: Group, mean: Mean) -> Path:
+    """Write a mean matrix, the number of runs of each edge, and a JSON file on each; returns the matrix's path."""
+    is_correlation = group.kind.stat in CORRELATIONS
+    facts = {
+        "NumberOfRuns": mean.n_runs,
+        "NumberOfRunsUsed": mean.n_used,
+        "Remark": mean.remark or None,
+        "ConfigurationHash": group.kind.made,
+    }
+    facts = {key: value for key, value in facts.items() if value is not None}
+    how = "By Fisher's z: the hyperbolic tangent of the mean inverse hyperbolic tangent." if is_correlation else None
+    tables = {
+        "runs": (mean.counts, "Number of runs that the mean of each element is of.", None),
+        "relmat": (mean.matrix, "Mean over runs of each element; n/a counts for none.", how),
+    }
+    for suffix, (values, *texts) in tables.items():
+        path = out_dir / f"{group.stem}_{suffix}.tsv"
+        content = {"Description": " ".join(filter(None, texts)), **facts}
+        rows = table_lines(["Node", *mean.regions], values, mean.regions)
+        for file, lines in ((path.with_suffix(".json"), json_lines(content)), (path, rows)):
+            with replacing(file) as part:
+                write(part, lines)
+    return path
 
 
 def _cells(row: Mapping[str, Any], columns: Iterable[Column]) -> str:

@@ -1,4 +1,4 @@
-"""What a process has loaded of an atlas: names and regions of a label image, of maps, or of seeds."""
+"""What a process has loaded of an atlas: names and regions of labels or maps, of volumes or grayordinates, or seeds."""
 
 from collections import Counter
 from dataclasses import replace
@@ -7,10 +7,14 @@ from typing import Protocol
 
 import numpy as np
 
-from gpumask.cohort.configuration import AtlasFile, OwnAtlas
+from gpumask.cohort.atlas_file import AtlasFile
+from gpumask.cohort.own_atlases import OwnAtlas, load_file
+from gpumask.engine.dense_regions import DenseLabelRegions, DenseMapRegions
 from gpumask.engine.maps import MapRegions
 from gpumask.engine.regions import LabelRegions, Regions
 from gpumask.engine.spheres import SphereRegions
+from gpumask.images.dense_atlas import DenseAtlas, load_dense_atlas, load_dense_maps
+from gpumask.images.grayordinates import open_dense
 from gpumask.images.grid import Grid
 from gpumask.images.labels import load_atlas
 from gpumask.images.lookup import UNKNOWN, disagreement, distinct_names, read_lookup_table, region_names
@@ -42,7 +46,10 @@ class LoadedAtlas(Protocol):
         """Label (or number) and column's name of each region, or of those of `ids`."""
 
     def within(self, mask: np.ndarray | None, mask_grid: Grid | None, grid: Grid | None) -> Regions:
-        """The regions within a mask, for runs of a grid; without a grid, nothing is resampled to it in advance."""
+        """The regions within a mask, for runs of a grid; without a grid, nothing is resampled to it in advance.
+
+        Grayordinates have neither.
+        """
 
 
 def load_kind(file: AtlasFile, maps_strategy: str) -> LoadedAtlas:
@@ -55,18 +62,20 @@ def load_kind(file: AtlasFile, maps_strategy: str) -> LoadedAtlas:
     """
     if file.kind == "seeds":
         return _Seeds(file)
+    if file.grayordinates:
+        return _DenseMaps(file, maps_strategy) if file.kind == "maps" else _DenseLabels(file)
     return _Maps(file, maps_strategy) if file.kind == "maps" else _Labels(file)
 
 
 class OwnLabels:
-    """A run's own label image, with the columns of all runs."""
+    """A run's own labels, with the columns of all runs."""
 
     kept_masks = 64
 
     def __init__(self, file: AtlasFile, own: OwnAtlas):
         self._columns = np.array([label for label, _ in own.columns])
         self._names = column_names(own)
-        self._atlas = load_atlas(file.path, file.background)
+        self._atlas = load_file(file)
         values = self._atlas.values
         others = [label for label in values.tolist() if label != file.background and label not in self._names]
         self.notes = []
@@ -84,6 +93,8 @@ class OwnLabels:
 
     def within(self, mask, mask_grid, grid):
         """See `LoadedAtlas`."""
+        if isinstance(self._atlas, DenseAtlas):
+            return DenseLabelRegions(self._atlas, self._columns)
         masked = replace(self._atlas, mask=mask, mask_grid=mask_grid)
         return LabelRegions(masked, masked, self._columns)
 
@@ -98,25 +109,32 @@ class _Labels:
     kept_masks = 64
 
     def __init__(self, file):
-        self._atlas = load_atlas(file.path, file.background)
-        self._table = read_lookup_table(file.lut) if file.lut else None
+        self._atlas = self._load(file)
+        self._table = read_lookup_table(file.lut) if file.lut else self._own_table()
         values = self._atlas.values
         self._own = values[values != file.background]
         self.notes = _without_table(file, "regions are named by their labels") if self._table is None else []
         if self._table is not None:
             self.notes = [*self._disagreement(file), *_shared(file, *self._distinct(self._own))]
 
+    def _load(self, file):
+        return load_atlas(file.path, file.background)
+
+    def _own_table(self):
+        """Names that the image itself has, or None."""
+        return
+
     def _disagreement(self, file):
         """Messages about image and table; ValueError if no row of the table matches a label."""
         values, table = self._atlas.values, self._table
-        found = disagreement(values, file.background, table, image=str(file.path), table=str(file.lut))
+        found = disagreement(values, file.background, table, image=str(file.path), table=_table_of(file))
         if found and found.nothing_matches:
             raise ValueError(found.message)
         notes = [found.message] if found else []
         rows = zip(table["index"], table["name"], strict=True)
         shifted = [n for n, name in rows if name.lower() == "background" and n in values]
         if wrong := [label for label in shifted if label != file.background]:
-            notes.append(f"{file.lut} calls label {wrong[0]} of {file.path} Background. Are its rows shifted?")
+            notes.append(f"{_table_of(file)} calls label {wrong[0]} of {file.path} Background. Are its rows shifted?")
         return notes
 
     def _distinct(self, ids):
@@ -132,6 +150,17 @@ class _Labels:
     def within(self, mask, mask_grid, grid):
         masked = replace(self._atlas, mask=mask, mask_grid=mask_grid)
         return LabelRegions(masked, masked)
+
+
+class _DenseLabels(_Labels):
+    def _load(self, file):
+        return load_dense_atlas(file.path, file.background, file.label_map)
+
+    def _own_table(self):
+        return self._atlas.named_table
+
+    def within(self, mask, mask_grid, grid):
+        return DenseLabelRegions(self._atlas)
 
 
 class _Numbered:
@@ -155,9 +184,7 @@ class _Maps(_Numbered):
         super().__init__(_names_of_maps(file, len(self._maps)) if file.lut else list(map(str, range(len(self._maps)))))
         without = _without_table(file, "maps are named by their numbers, from 0")
         self.notes = _shared(file, self._given, self._names) if file.lut else without
-        if volumes.t_r is not None:
-            timed = f"{file.path} has a repetition time of {volumes.t_r:g} s in its header"
-            self.notes.append(f"{timed}. Is it a run, and not the maps of an atlas?")
+        self.notes += _timed(file, volumes.t_r)
 
     def within(self, mask, mask_grid, grid):
         of_mask = {"mask": mask, "mask_grid": mask_grid}
@@ -173,6 +200,20 @@ class _Maps(_Numbered):
         maps = self._maps.resampled(grid, n_threads=n_cores())
         self._resampled = [maps, *self._resampled][:_KEPT_GRIDS]
         return maps
+
+
+class _DenseMaps(_Numbered):
+    kept_masks = 2  # as of _Maps
+
+    def __init__(self, file, strategy):
+        image = open_dense(file.path, ("scalars", "series"))
+        maps = load_dense_maps(image)
+        super().__init__(_names_of_maps(file, len(maps)) if file.lut else maps.names)
+        self._regions = DenseMapRegions(maps, strategy == "least_squares")
+        self.notes = [*_shared(file, self._given, self._names), *_timed(file, image.t_r)]
+
+    def within(self, mask, mask_grid, grid):
+        return self._regions
 
 
 class _Seeds(_Numbered):
@@ -206,6 +247,19 @@ def _names_of_maps(file, n):
     return table["name"]
 
 
+def _timed(file, t_r):
+    """Message about a repetition time in the header of maps."""
+    if t_r is None:
+        return []
+    timed = f"{file.path} has a repetition time of {t_r:g} s in its header"
+    return [f"{timed}. Is it a run, and not the maps of an atlas?"]
+
+
+def _table_of(file):
+    """Where names are from, for messages: a look-up table, or the file of grayordinates."""
+    return str(file.lut or f"The label table of {file.path}")
+
+
 def _without_table(file, consequence):
     return [f"{file.path}: no look-up table found: {consequence}."] * file.find_lut
 
@@ -216,5 +270,5 @@ def _shared(file, names, distinct):
     shared = [name for name, count in counts.items() if count > 1 and name != UNKNOWN]
     if not shared:
         return []
-    what = f"{file.lut} has several regions called {listed(shared)}"
+    what = f"{file.lut or file.path} has several regions called {listed(shared)}"
     return [f"{what}. Their columns have the label too: '{distinct[names.index(shared[0])]}'."]

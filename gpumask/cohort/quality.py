@@ -150,7 +150,7 @@ def quality_of(
     n_regressors : int
         Number of confounds that are regressed out.
     degrees_of_freedom : float or None
-        See `gpumask.signal.Cleaner.degrees_of_freedom`.
+        See `gpumask.cleaner.Cleaner.degrees_of_freedom`.
     atlases : dict of dict
         Numbers of each atlas, from `atlas_quality`.
 

@@ -12,14 +12,15 @@ import numpy as np
 
 from gpumask.bids.content import check_content
 from gpumask.bids.metadata import repetition_time
-from gpumask.bids.names import run_name
+from gpumask.bids.names import run_name, sidecar_path
 from gpumask.bids.runs import Run
 from gpumask.bids.spaces import space_contradiction, stated_space
 from gpumask.cohort import contents
 from gpumask.cohort.atlases import load
 from gpumask.cohort.cleanings import cleanings_of, reasons
-from gpumask.cohort.configuration import Configuration, OwnAtlas, check_spaces
-from gpumask.cohort.own_atlases import file_of
+from gpumask.cohort.configuration import Configuration, check_spaces
+from gpumask.cohort.grayordinates import check_runs
+from gpumask.cohort.own_atlases import OwnAtlas, file_of
 from gpumask.cohort.quality import atlas_quality, joined_qualities, quality_of
 from gpumask.cohort.record import (
     Output,
@@ -35,8 +36,10 @@ from gpumask.cohort.record import (
     unfinished,
 )
 from gpumask.cohort.stored import shortened_warnings, unit_key
+from gpumask.connectivity import correlations
 from gpumask.extraction import extract, prepare
 from gpumask.files import appearing_together, locked, make_folder, write
+from gpumask.images.runs import blank_volumes, open_run
 from gpumask.images.volumes import open_volumes
 from gpumask.inputs import check_file
 from gpumask.process import collect_warnings, several_runs, warn
@@ -134,6 +137,9 @@ def _process(configuration, run, progress, turn, messages):
             msg = f"{run.path}, or a file that goes with it, was changed while it was read. Run it again."
             raise OSError(msg)
 
+        if not configuration.overwrite:  # those that are there stay untouched
+            there = {(configuration.out_dir / output.path, output.made) for output in earlier.outputs}
+            files = {path: own for path, own in files.items() if (path, configuration.made[own[0]]) not in there}
         record = replace(record, warnings=tuple(messages))
         made = {configuration.made[unit.name]: configuration.described(unit) for unit in todo}
 
@@ -170,7 +176,7 @@ def _with_earlier(record, made, earlier):
 def _write_run(configuration, run, progress):
     started = time.perf_counter()
     tables = [path for unit in configuration.units for path in configuration.outputs(run, unit).values()]
-    for path in (path for table in tables for path in (table, table.with_suffix(".json"))):
+    for path in (path for table in tables for path in (table, sidecar_path(table))):
         if os.path.lexists(path) and not configuration.overwrite:  # also a link of git-annex without content
             msg = f"{path} already exists. To replace it: overwrite=True (--overwrite)."
             raise FileExistsError(msg)
@@ -211,8 +217,9 @@ def _extract(configuration, run, units, progress, *, n_threads, turn):
         check_file(run.confounds)  # it is read several times, so a pipe won't do
     for message in check_spaces(configuration, [run]):
         warn(message)
-    volumes = open_volumes(run.path)
-    if volumes.is_3d and configuration.relmat:
+    check_runs(configuration.atlases, [run])
+    volumes = open_run(run.path)
+    if volumes.is_3d and configuration.relmats:
         msg = f"{run.path} is a 3D image, expected a run: a 4D image."
         raise ValueError(msg)
     if run.mask and not (grid := open_volumes(run.mask).grid).matches(volumes.grid):
@@ -224,6 +231,12 @@ def _extract(configuration, run, units, progress, *, n_threads, turn):
     t_r = repetition_time(run, volumes.t_r, needed=any(configuration.settings_of(unit).filters for unit in units))
     for message in t_r.messages:
         warn(message)
+    if configuration.cifti and t_r.seconds is None:
+        msg = (
+            f"{run.path} has no repetition time, but .ptseries.nii needs one. Give it (--t-r, or the column t_r of a "
+            "list of runs), or leave out --cifti."
+        )
+        raise ValueError(msg)
     report = functools.partial(_report, progress, volumes.n_volumes)
     report(0)
     atlases = loaded.of_run(run)
@@ -251,14 +264,14 @@ def _extract(configuration, run, units, progress, *, n_threads, turn):
         _check_volumes(volumes, cleanings)
     omitting = [result for one, result in zip(prepared, results, strict=True) if one.settings.nan_policy == "omit"]
     if any(result.non_finite for result in omitting):
-        warn("NaN or infinite voxels were excluded from the regions' statistics.")
-    mean = _mean(volumes, report) if configuration.figures else None
+        warn(f"NaN or infinite {volumes.grid.elements} were excluded from the regions' statistics.")
+    mean = _mean(volumes, report) if configuration.figures and not configuration.grayordinates else None
     files, summary, of_atlases = {}, {}, {name: {} for name in cleanings}
     for unit, one, result in zip(of_signals, prepared, results, strict=True):
         atlas, cleaning = _file_of(unit.atlas, run), cleanings[unit.denoising.name]
         _, names = atlases[atlas.name].names(one.regions.ids)
         described = functools.partial(contents.metadata_of, configuration, run, unit, atlas, t_r, cleaning, one)
-        matrix = contents.correlations(result.signals) if configuration.relmat or configuration.figures else None
+        matrix = correlations(result.signals) if configuration.relmats or configuration.figures else None
         signals = one, result, matrix, names
         tables = contents.tables(configuration, run, unit, atlas, *signals, cleaning.censoring, described)
         if configuration.figures:
@@ -314,12 +327,7 @@ def _mean(volumes, progress):
 def _check_volumes(volumes, cleanings):
     """Raise ValueError if a volume that a denoising keeps has only NaN, infinite values and 0; reads the run again."""
     dropped = set.intersection(*(set(cleaning.censoring.dropped.tolist()) for cleaning in cleanings.values()))
-    empty = []
-    for chunk in volumes.chunks(8):
-        values = chunk.scaled()
-        some = (np.isfinite(values) & (values != 0)).any(axis=1)
-        empty += (chunk.start + np.flatnonzero(~some)).tolist()
-    empty = [str(volume) for volume in empty if volume not in dropped]
+    empty = [str(volume) for volume in blank_volumes(volumes).tolist() if volume not in dropped]
     if empty:
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
         msg = f"{volumes.name}: only NaN, infinite values and 0 in volume {', '.join(empty[:5])}{more}."

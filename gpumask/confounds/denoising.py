@@ -1,7 +1,6 @@
 """Named ways to clean a run: presets of the literature, and files that describe others."""
 
 import os
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 from gpumask.bids.names import alphanumeric
 from gpumask.choices import OUTPUT_TYPES, STANDARDIZE, check_choice
 from gpumask.confounds.fmriprep import check_options
-from gpumask.inputs import MOST_JSON, read_bytes, read_json, shortened
+from gpumask.inputs import read_json, read_toml, shortened
 
 _MOTION = tuple(f"{kind}_{axis}" for kind in ("trans", "rot") for axis in "xyz")
 _TISSUES = ("csf", "white_matter", "global_signal")
@@ -200,13 +199,7 @@ def denoising_of(text: str, given: Mapping[str, Any]) -> Denoising:
 
 
 def _read(path):
-    if Path(path).suffix.lower() == ".json":
-        return read_json(path)
-    try:
-        return tomllib.loads(read_bytes(path, most=MOST_JSON).decode())
-    except ValueError as error:  # tomllib's and the decoder's are ones
-        msg = f"{path} isn't TOML: {error}. Expected lines such as high_pass = 0.01."
-        raise ValueError(msg) from error
+    return read_json(path) if Path(path).suffix.lower() == ".json" else read_toml(path)
 
 
 def _is_positive(value):

@@ -13,7 +13,7 @@ def high_variance_confounds(
     """Principal components of a run's most variable voxels; equals ``nilearn.image.high_variance_confounds``.
 
     The run is read twice: for each voxel's mean square, then for the series of the chosen voxels, which alone are held
-    in memory. Of a run on a GPU, only the mean squares and these series are downloaded.
+    in memory. A run on a GPU isn't downloaded, only its mean squares and these series.
 
     Parameters
     ----------

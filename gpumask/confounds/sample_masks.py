@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gpumask.confounds.tables import on_host
-from gpumask.dlpack import has_dlpack
+from gpumask.dlpack import has_dlpack, on_host
 
 
 class AllVolumesRemovedError(ValueError):
@@ -56,7 +55,7 @@ def kept_volumes(sample_mask: Any, run_lengths: Sequence[int]) -> list[np.ndarra
         msg = f"Number of sample_mask ({len(masks)}) not matching number of runs ({n_runs})."
         raise ValueError(msg)
     return [
-        None if mask is None else _indices(on_host(mask), length, f"{i} of {n_runs}")
+        None if mask is None else _indices(on_host(mask, "sample_mask"), length, f"{i} of {n_runs}")
         for i, (mask, length) in enumerate(zip(masks, run_lengths, strict=True), start=1)
     ]
 

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpumask import backend
-from gpumask.dlpack import computable, has_dlpack
+from gpumask.dlpack import has_dlpack, on_host
 from gpumask.inputs import shortened
 from gpumask.text_tables import is_number, listed, read_text_table
 
@@ -87,7 +86,7 @@ def _checked_columns(confound, n_volumes, used):
         path = Path(confound).expanduser()
         table = read_table(path)
     elif _is_numbers(confound) or _is_confound(confound):
-        values = on_host(confound.to_numpy() if hasattr(confound, "to_numpy") else confound)
+        values = on_host(confound.to_numpy() if hasattr(confound, "to_numpy") else confound, "confounds")
         if values.ndim not in (1, 2):
             msg = f"confound array has an incorrect number of dimensions: {values.ndim}"
             raise ValueError(msg)
@@ -136,13 +135,6 @@ def _places(table, found):
     columns = np.flatnonzero(found.any(0))
     names = table.columns.tolist()  # numbers of Python, if there are no names
     return listed(f"{names[j]!r} (volume {listed(np.flatnonzero(found[:, j]))})" for j in columns)
-
-
-def on_host(array: object) -> np.ndarray:
-    """Array of any library, or array-like, as a NumPy array."""
-    if backend.is_numpy(array) or not has_dlpack(array):
-        return np.asarray(array)
-    return backend.to_host(computable(array, "array"))
 
 
 def read_table(path: Path) -> "pd.DataFrame":

@@ -20,7 +20,7 @@ from gpumask.process import n_cores, one_blas_thread, versions
 if TYPE_CHECKING:
     import joblib
 
-_OVERLAP = (
+OVERLAP = (
     "Overlap detected in the maps. The overlap may be due to the atlas itself or possibly introduced by resampling."
 )
 
@@ -51,11 +51,7 @@ class MapsOnGrid(RegionsOnGrid):
     @property
     def explanation(self) -> list[str]:
         """How the sums are turned into amplitudes; see `RegionsOnGrid.explanation`."""
-        if (solution := self.solution) is None:
-            return []
-        over = "the maps" if solution.basis is None else "a dense basis of the maps"
-        rank = f"rank {len(solution.singular_values)} of {len(self.ids)}, condition {solution.condition:.2g}"
-        return [f"least squares: one matrix after sums over {over}; {rank}"]
+        return [] if self.solution is None else [explained(self.solution, len(self.ids))]
 
     @property
     def maps_dtype(self) -> np.dtype:
@@ -182,7 +178,7 @@ class MapRegions:
         if maps.mask_grid is not None and not maps.mask_grid.matches(meeting):
             maps = maps.with_mask_resampled(meeting)
         if not self.allow_overlap and maps.overlap():
-            raise ValueError(_OVERLAP)
+            raise ValueError(OVERLAP)
         masked = maps.masked
         notes: list[tuple[str, type[Warning]]] = []
         ids = np.arange(len(maps))
@@ -242,6 +238,13 @@ def _check_weights(maps, ids):
                 f"{weights.min()}. Use strategy='least_squares', or set them to 0."
             )
             raise ValueError(msg)
+
+
+def explained(solution: Solution, n_maps: int) -> str:
+    """Describe how sums are turned into the amplitudes of maps."""
+    over = "the maps" if solution.basis is None else "a dense basis of the maps"
+    rank = f"rank {len(solution.singular_values)} of {n_maps}, condition {solution.condition:.2g}"
+    return f"least squares: one matrix after sums over {over}; {rank}"
 
 
 def as_image(maps: Maps) -> nib.Nifti1Image:

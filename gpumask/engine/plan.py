@@ -17,6 +17,7 @@ from gpumask.backend import Array
 from gpumask.choices import LINEAR, NAN_POLICIES, VOXEL
 from gpumask.engine.overshoots import Overshoot
 from gpumask.engine.steps import Resampling, Smoothing, check_axes, few_at_a_time, smoothing_matrices
+from gpumask.images.brain_models import BrainModels
 from gpumask.images.grid import Grid
 from gpumask.kernels.segments import FoldedSegments, Segments, reduce
 from gpumask.kernels.smoothing import fwhm_to_sigma, gaussian_kernel
@@ -58,8 +59,8 @@ class Plan:
 
     Attributes
     ----------
-    grid : Grid
-        Grid of the volumes that the plan reduces.
+    grid : Grid or BrainModels
+        Of the run that the plan reduces.
     strategy : str
         One of `gpumask.choices.STRATEGIES`, or "voxel".
     nan_policy : {"zero", "omit"}
@@ -83,7 +84,7 @@ class Plan:
         Why there; empty before a choice.
     """
 
-    grid: Grid
+    grid: Grid | BrainModels
     strategy: str
     nan_policy: str
     segments: Segments
@@ -281,15 +282,14 @@ class Plan:
 
     def explain(self) -> str:
         """Describe the steps for each volume, and why they were chosen, in a few lines."""
-        x, y, z = self.grid.shape
         regions = "" if self.strategy == VOXEL else f"{len(self.counts)} regions, "
-        lines = [f"{regions}{int(self.counts.sum()):,} voxels of a {x} x {y} x {z} grid"]
+        lines = [f"{regions}{int(self.counts.sum()):,} {self.grid.elements} of {self.grid.description}"]
         if self.resampling is not None:
             how = "one matrix per axis" if self.resampling.cubic.points is not None else "at the needed voxels only"
             lines.append(f"cubic resampling to the regions' grid, {how}")
         if self.way == "direct":
             what = "value" if self.strategy == VOXEL else self.strategy
-            lines.append(f"direct: {what} of the stored voxels")
+            lines.append(f"direct: {what} of the stored {self.grid.elements}")
         elif self.way == "folded":
             n_weights = self.segments.indices.shape[0]
             lines.append(f"folded: smoothing folded into {n_weights:,} weights; no volume is smoothed")
@@ -318,7 +318,7 @@ def _falses(data):
 
 def compile_plan(
     segments: Segments,
-    region_grid: Grid,
+    region_grid: Grid | BrainModels,
     *,
     grid: Grid | None = None,
     smoothing_fwhm: float | None = None,
@@ -332,7 +332,8 @@ def compile_plan(
     ----------
     segments : Segments
         Voxels of each region, flat in Fortran order on `region_grid`.
-    region_grid : Grid
+    region_grid : Grid or BrainModels
+        Grayordinates are neither smoothed nor resampled.
     grid : Grid, optional
         Grid of the volumes. If it is given and differs from `region_grid`, volumes are resampled to `region_grid` with
         cubic splines.
@@ -360,6 +361,7 @@ def compile_plan(
     smoothing: Smoothing | None = None
     estimate: dict[str, float] = {}
     if smoothing_fwhm:
+        assert isinstance(region_grid, Grid)
         matrices = smoothing_matrices(region_grid, smoothing_fwhm)
         shape = region_grid.shape[::-1]
         kernels = [gaussian_kernel(s) for s in fwhm_to_sigma(smoothing_fwhm, region_grid.voxel_sizes)[::-1]]
@@ -375,7 +377,7 @@ def compile_plan(
     else:
         estimate["direct"] = len(segments.indices) * (_NS_PER_WEIGHT + _NS_PER_GATHER) * 1e-6
     resampling = None
-    if grid is not None and not grid.matches(region_grid):
+    if grid is not None and isinstance(region_grid, Grid) and not grid.matches(region_grid):
         if smoothing is not None:
             smoothing, points = smoothing.cropped()
         else:  # only at the points that the regions use

@@ -3,11 +3,12 @@
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import nibabel as nib
 import numpy as np
 
+from gpumask.images.brain_models import BrainModels
 from gpumask.images.grid import Grid, resample_nearest
 from gpumask.images.labels import Atlas, covered_voxels
 from gpumask.kernels.segments import Segments
@@ -17,18 +18,22 @@ class Regions(Protocol):
     """The interface of a kind of regions for the engine."""
 
     @property
+    def grid(self) -> Grid | BrainModels | None:
+        """Where the regions are; None for seeds."""
+
+    @property
     def identity(self) -> str:
         """Hash of everything that defines the regions, for cache keys."""
 
-    def on(self, grid: Grid, target: str | None, keep: str) -> "RegionsOnGrid":
+    def on(self, grid: Any, target: str | None, keep: str) -> "RegionsOnGrid":
         """Return the regions on the grid on which volumes of the grid `grid` are reduced.
 
         Kinds of regions ignore what they have no choice of.
 
         Parameters
         ----------
-        grid : Grid
-            Grid of the runs.
+        grid : Grid or BrainModels
+            Of the runs; of the kind of the regions.
         target : {"data", "labels", None}
             The grid to resample to: that of the runs or that of the regions. None: different grids are an error.
         keep : {"found", "masked", "all"}
@@ -42,12 +47,12 @@ class RegionsOnGrid:
 
     Attributes
     ----------
-    run_grid : Grid
+    run_grid : Grid or BrainModels
         Grid of the runs.
-    grid : Grid
+    grid : Grid or BrainModels
         Grid on which volumes are reduced: that of the runs, or that of the regions.
     segments : Segments
-        Voxels of each region, flat in Fortran order on `grid`.
+        Voxels of each region, flat in Fortran order on `grid`; or its grayordinates.
     ids : ndarray, shape (n_regions,)
         Label of each column; of regions without labels, their index.
     resampled : tuple of str
@@ -56,8 +61,8 @@ class RegionsOnGrid:
         Warnings about lost regions.
     """
 
-    run_grid: Grid
-    grid: Grid
+    run_grid: Any
+    grid: Any
     segments: Segments
     ids: np.ndarray
     resampled: tuple[str, ...]
@@ -97,12 +102,12 @@ class RegionsOnGrid:
         return self.segments.counts
 
     @property
-    def image(self) -> nib.Nifti1Image:
-        """The regions as applied to the runs, for figures and reports."""
+    def image(self) -> Any:
+        """The regions as applied to the runs, for figures and reports: a NIfTI image, or a CIFTI-2 one."""
         raise NotImplementedError
 
     @property
-    def parcels(self) -> nib.Nifti1Image:
+    def parcels(self) -> Any:
         """The regions as a 3D image, with a number per voxel."""
         return self.image
 

@@ -136,6 +136,11 @@ class SphereRegions:
             digest.update(self.mask_grid.affine.tobytes())
         return digest.hexdigest()
 
+    @property
+    def grid(self) -> None:
+        """None: spheres are made on the grid of a run."""
+        return
+
     def on(self, grid: Grid, target: str | None, keep: str) -> SpheresOnGrid:
         """Return the spheres on the grid of a run, to which the mask is resampled (nearest voxel).
 

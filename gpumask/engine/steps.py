@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import scipy.ndimage
 
-from gpumask import backend
+from gpumask import backend, cuda_runtime
 from gpumask.backend import Array
 from gpumask.images.grid import Grid, resample_nearest, voxel_mapping
 from gpumask.kernels.resampling import CubicResampling, resample_cubic
@@ -136,7 +136,7 @@ class Resampling:
         shape = self.source.shape[::-1]
         neighbours = _sum_of_neighbours
         if backend.is_cupy(values):  # one launch instead of 13
-            neighbours = partial(backend.correlate, weights=self.faces, mode="constant")
+            neighbours = partial(cuda_runtime.correlate, weights=self.faces, mode="constant")
         few = few_at_a_time(values, 1)
         filled = xp.concat([_filled(values[rows, :], missing[rows, :], shape, neighbours) for rows in few])
         holes = xp.take(missing, xp.maximum(self.nearest - 1, 0), axis=1) & (self.nearest > 0)

@@ -5,7 +5,7 @@ from typing import Any, NoReturn
 import nibabel as nib
 import numpy as np
 
-from gpumask import backend, dlpack
+from gpumask import backend, cuda_runtime, dlpack
 from gpumask.images.errors import ImageError
 from gpumask.images.readers import Blocks, Stored, Take, check_dimensions, stored
 
@@ -66,7 +66,7 @@ def _affine(given):
     return host.astype(np.float64)
 
 
-def lies_on(imgs: object) -> str:
+def device_of_image(imgs: object) -> str:
     """Return where the data of one image lie, "cpu" or "cuda:N", without opening it."""
     if is_pair(imgs):
         return dlpack.lies_on(imgs[0])  # type: ignore[index]
@@ -85,7 +85,7 @@ class OnDevice(Stored):
     def _bind(self, dataobj):
         array = dlpack.imported(dataobj, self.name)
         self.device = dlpack.lies_on(dataobj)
-        backend.await_current_stream(self.device)
+        cuda_runtime.await_current_stream(self.device)
         self._array = array[..., np.newaxis] if self.ndim == 3 else array
         self.dtype = self._array.dtype
 

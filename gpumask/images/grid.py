@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 from scipy import linalg, ndimage
@@ -27,12 +28,19 @@ class Grid:
     name : str, optional
         Name of the image in messages.
 
+    Attributes
+    ----------
+    elements : str
+        What has a position, for messages.
+
     Raises
     ------
     ImageError
         If the affine isn't 4 x 4, isn't finite, doesn't end in 0, 0, 0, 1, is singular, holds values beyond 1e9 mm or
         has voxels below 1e-9 mm.
     """
+
+    elements: ClassVar[str] = "voxels"
 
     shape: tuple[int, int, int]
     affine: np.ndarray
@@ -60,6 +68,16 @@ class Grid:
         affine.flags.writeable = False
         object.__setattr__(self, "affine", affine)
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+
+    @property
+    def key(self) -> tuple[tuple[int, ...], bytes]:
+        """Hashable value that grids with the same positions share."""
+        return self.shape, self.affine.tobytes()
+
+    @property
+    def description(self) -> str:
+        """Where the voxels are, in words."""
+        return "a {} x {} x {} grid".format(*self.shape)
 
     @property
     def n_voxels(self) -> int:

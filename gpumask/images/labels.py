@@ -12,7 +12,8 @@ import numpy as np
 
 from gpumask import process
 from gpumask.images.grid import Grid, resample_nearest
-from gpumask.images.volumes import ImageLike, check_3d, load_volume, open_volumes
+from gpumask.images.opening import ImageLike
+from gpumask.images.volumes import check_3d, load_volume, open_volumes
 
 _HUGE = 4 << 20  # bytes from which on NumPy requests huge pages
 

@@ -13,7 +13,8 @@ from scipy import ndimage
 from gpumask import process
 from gpumask.images.grid import Grid, resample_nearest, voxel_mapping
 from gpumask.images.labels import covered_part, resample_mask
-from gpumask.images.volumes import ImageLike, open_volumes
+from gpumask.images.opening import ImageLike
+from gpumask.images.volumes import open_volumes
 
 _NON_FINITE = "Non-finite values detected. These values will be replaced with zeros."
 _NO_MAP_IN_MASK = "No map left after applying mask to the maps image."

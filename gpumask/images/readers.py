@@ -4,6 +4,7 @@ import hashlib
 import math
 import mmap
 from collections.abc import Callable, Generator, Hashable
+from io import FileIO
 from pathlib import Path
 
 import nibabel as nib
@@ -187,6 +188,39 @@ class Stored:
         return take() if take else np.empty((min(n, self.n_volumes), self.n_voxels), self.dtype)
 
 
+def mapped_rows(file: FileIO, path: str, dtype: np.dtype, start: int, shape: tuple[int, int]) -> np.ndarray:
+    """Map rows of an uncompressed file, in a mapping of their own.
+
+    Parameters
+    ----------
+    file : FileIO
+        Of `open_file`. It may be closed afterwards.
+    path : str
+        Its path, for messages.
+    dtype : numpy.dtype
+    start : int
+        First byte.
+    shape : tuple of 2 int
+        Rows and columns.
+
+    Returns
+    -------
+    ndarray of `dtype` and `shape`
+        Read-only view of the file.
+
+    Raises
+    ------
+    ImageError
+        If the file is too short: it may have been truncated since it was opened.
+    """
+    n_values = shape[0] * shape[1]
+    check_size(path, start + n_values * dtype.itemsize)
+    lead = start % mmap.ALLOCATIONGRANULARITY
+    length = lead + n_values * dtype.itemsize
+    mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=start - lead)
+    return np.frombuffer(mapped, dtype, n_values, lead).reshape(shape)
+
+
 class _OnFile(Stored):
     def _bind(self, dataobj):
         self.dtype, self.slope, self.inter = dataobj.dtype, float(dataobj.slope), float(dataobj.inter)
@@ -210,13 +244,8 @@ class _Mapped(_OnFile):
     def blocks(self, n: int, take: Take | None = None) -> Blocks:
         with open_file(self._path) as file:
             for start in range(0, self.n_volumes, n):
-                k = min(n, self.n_volumes - start)
-                first = self._offset + start * self._volume_bytes
-                lead = first % mmap.ALLOCATIONGRANULARITY
-                length = lead + k * self._volume_bytes
-                check_size(self._path, first + k * self._volume_bytes)  # it may have been truncated since it was opened
-                mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=first - lead)
-                yield np.frombuffer(mapped, self.dtype, k * self.n_voxels, lead).reshape(k, -1)
+                shape = min(n, self.n_volumes - start), self.n_voxels
+                yield mapped_rows(file, self._path, self.dtype, self._offset + start * self._volume_bytes, shape)
 
 
 class _Compressed(_OnFile):

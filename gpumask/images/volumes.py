@@ -1,28 +1,21 @@
 """A stream of the stored volumes of an image: a file, files that match a pattern, an image in memory, or a list."""
 
 import contextlib
-import glob
 import mmap
-import os
-import re
 import tempfile
 from collections.abc import Generator, Hashable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
 
 from gpumask import backend, dlpack, process
 from gpumask.files import reserve
-from gpumask.images.decoding import check_extensions, require_decoder
-from gpumask.images.device_arrays import OnDevice, image_of, is_pair, lies_on
 from gpumask.images.errors import DimensionError, ImageError
 from gpumask.images.grid import Grid
-from gpumask.images.readers import Stored, Take, stored
-from gpumask.inputs import irregularity
-
-ImageLike = str | os.PathLike | nib.spatialimages.SpatialImage | tuple[Any, Any]
+from gpumask.images.opening import ImageLike, opened, resolved
+from gpumask.images.readers import Stored, Take
 
 
 class Chunk(NamedTuple):
@@ -47,8 +40,8 @@ class Chunk(NamedTuple):
     def rows(self, chosen: slice = slice(None)) -> backend.Array:
         """Return the stored values of some of the volumes where they lie: array, shape (k, n_voxels), C-contiguous.
 
-        On a GPU this copies volumes that aren't in Fortran order, in the current stream. Each thread then reads a
-        value of another 32-byte sector, so that of C-ordered int16 a copy reads up to 16 times the bytes.
+        On a GPU this copies volumes that aren't in Fortran order, in the current stream. Such a copy is slow: each
+        value lies in another 32-byte sector, so from C-ordered int16 it reads up to 16 times the bytes.
         """
         part = self.data[chosen]
         return part.reshape(len(part), -1)
@@ -106,34 +99,8 @@ def open_volumes(imgs: "ImageLike | Iterable[ImageLike] | Volumes") -> "Volumes"
     """
     if isinstance(imgs, Volumes):
         return imgs
-    single = is_single(imgs)
-    if not single and (dlpack.has_dlpack(imgs) or not hasattr(imgs, "__iter__")):
-        raise _not_an_image(imgs)
-    given: Any = [imgs] if single else imgs
-    items = [one for item in given for one in _resolve(item)]
-    if not items:
-        msg = "Cannot concatenate empty objects: the list of images is empty."
-        raise TypeError(msg)
-    return Volumes([_open(item) for item in items], is_list=not single or len(items) > 1)
-
-
-def is_single(imgs: object) -> bool:
-    """Whether `imgs` is one image (a path, a nibabel image or a pair), and not a list of them."""
-    return isinstance(imgs, (str, os.PathLike, nib.spatialimages.SpatialImage)) or is_pair(imgs)
-
-
-def image_files(path: str | os.PathLike) -> list[str]:
-    """Files that an image consists of, by their names: its own first, and others that exist, such as a pair's header.
-
-    None is opened. Where formats share a name, the files of all of them are listed.
-    """
-    others = set()
-    for kind in nib.imageclasses.all_image_classes:
-        if len(kind.files_types) > 1:
-            with contextlib.suppress(nib.filebasedimages.ImageFileError):  # not of this kind, by its name
-                files = kind.filespec_to_file_map(path).values()
-                others |= {os.fspath(file.filename) for file in files if file.filename}
-    return [os.fspath(path), *sorted(file for file in others - {os.fspath(path)} if os.path.exists(file))]  # noqa: PTH110
+    items, is_list = resolved(imgs)
+    return Volumes([opened(item) for item in items], is_list=is_list)
 
 
 def load_volume(img: "ImageLike | Volumes") -> Volume:
@@ -349,85 +316,21 @@ def _scaled(chunk, out):
     return out
 
 
-def _not_an_image(item):
-    msg = (
-        "input should be a NiftiLike object or an iterable of NiftiLike object. "
-        f"Got: {type(item).__name__}. Pass a path, a nibabel image or a list of these."
-    )
-    if dlpack.has_dlpack(item):
-        msg += " An array needs its affine: pass the tuple (array, affine)."
-    return TypeError(msg)
-
-
-def _resolve(item):
-    """Resolve an image, a path or a pattern to a list of images and existing paths."""
-    if is_pair(item):
-        return [image_of(item)]
-    if isinstance(item, nib.spatialimages.SpatialImage):
-        return [item]
-    if not isinstance(item, (str, os.PathLike)):
-        raise _not_an_image(item)
-    path = Path(item).expanduser()
-    if path.exists():
-        return [path]
-    if not glob.has_magic(str(path)):
-        msg = f"File not found: '{item}'"
-        raise ValueError(msg)
-    found = [Path(match) for match in sorted(glob.glob(str(path)))]  # noqa: PTH207 - `Path.glob` matches hidden files
-    if not found:
-        msg = f"No files matching the entered niimg expression: '{item}'."
-        raise ValueError(msg)
-    return found
-
-
-def _open(item):
-    if not isinstance(item, Path):
-        read = stored if lies_on(item) == "cpu" else OnDevice
-        return read(item, item.get_filename() or "in-memory image")
-    if item.is_dir():
-        msg = f"{item} is a directory, expected an image file."
-        raise ImageError(msg)
-    for file in image_files(item):
-        if reason := irregularity(file):
-            msg = f"{file} {reason}: an image is read more than once. Save it in a file."
-            raise ImageError(msg)
-    if item.stat().st_size == 0:
-        msg = f"{item} is empty (0 bytes), expected an image file. Copy or create the file again."
-        raise ImageError(msg)
-    require_decoder(item)
-    check_extensions(header if (header := _header_of(item)).is_file() else item)
-    try:
-        with np.errstate(all="ignore"):  # of infinite values in the header, which `Grid` refuses
-            img = nib.load(item)
-    except Exception as error:  # nibabel and the decoders raise many classes
-        msg = f"{item} can't be read as an image: {type(error).__name__}: {error}. Expected NIfTI, Analyze or MGH."
-        raise ImageError(msg) from error
-    if not isinstance(img, nib.spatialimages.SpatialImage):
-        msg = f"{item} is a {type(img).__name__}, expected an image of volumes (NIfTI, Analyze or MGH)."
-        raise ImageError(msg)
-    return stored(img, str(item))
-
-
-def _header_of(item):
-    """The header's file of an image like run.img or run.img.gz; `item` itself for others."""
-    return item.with_name(re.sub(r"\.img(\.\w+)?$", r".hdr\1", item.name))
-
-
 def _check_list(images):
     first = images[0]
     for i, image in enumerate(images):
-        if image.device != "cpu" and len(images) > 1:
-            msg = (
-                f"Image #{i} of the list lies on {image.device}: lists are read on the host. Stack the arrays along a "
-                "fourth axis, and pass one pair (array, affine)."
-            )
-            raise ImageError(msg)
         if image.n_volumes != 1:
             msg = (
                 "Input data has incompatible dimensionality: Expected dimension is 4D and you provided a list of 4D "
                 f"images (5D). Image #{i} ({image.name}) has {image.n_volumes} volumes: pass it alone."
             )
             raise DimensionError(msg)
+        if image.device != "cpu" and len(images) > 1:
+            msg = (
+                f"Image #{i} of the list lies on {image.device}: lists are read on the host. Stack the arrays along a "
+                "fourth axis, and pass one pair (array, affine)."
+            )
+            raise ImageError(msg)
         if not image.grid.matches(first.grid):
             msg = (
                 f"Field of view of image #{i} ({image.name}) is different from reference FOV ({first.name}).\n"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 extension: Any = None
-"""The extension module, with `blocks`, `decimals`, `fold`, `interpolate`, `multiply`, `statistics`, `sums`; or None."""
+"""The extension module (its functions: c/module.c), or None."""
 problem: ImportError | None = None
 """Why it is None."""
 try:

@@ -6,7 +6,7 @@ intervals the middle one lies, which is then divided again, until the integers l
 ranked there. Counts and minima of integers are the same in any order, so atomics on them leave no trace in the result.
 """
 
-from gpumask import backend
+from gpumask import cuda_runtime
 from gpumask.kernels import scaling_cuda
 
 _THREADS, _MANY_THREADS = 128, 512
@@ -176,7 +176,7 @@ def medians(data, segments, slope, inter, non_finite, signals, found):
     """
     n_volumes, n_regions = signals.shape
     n_threads = _MANY_THREADS if segments.counts.max() > _MANY else _THREADS
-    kernel = backend.cuda_kernel(
+    kernel = cuda_runtime.cuda_kernel(
         _SOURCE,
         f"select_medians<{scaling_cuda.types(data, segments)}, {scaling_cuda.NON_FINITE[non_finite]}>",
         (f"-DTHREADS={n_threads}",),

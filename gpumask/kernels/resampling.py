@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import scipy.ndimage
 
-from gpumask import backend
+from gpumask import backend, cuda_runtime
 from gpumask.dlpack import across_libraries, computable
 from gpumask.kernels import compiled
 from gpumask.kernels.smoothing import multiply_axes
@@ -158,7 +158,7 @@ def resample_cubic(data: backend.Array, resampling: CubicResampling) -> backend.
         if resampling.points is not None:
             volumes.append(xp.take(xp.reshape(volume, (-1,)), resampling.points))
         elif sampled is not None:
-            backend.evaluate_spline(volume, resampling.coordinates, sampled[index, :])
+            cuda_runtime.evaluate_spline(volume, resampling.coordinates, sampled[index, :])
         elif resampling.taps is not None:
             volumes.append(_evaluate(xp, volume, *resampling.taps))
         else:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpumask import backend
+from gpumask import backend, cuda_runtime
 from gpumask.kernels import median_cuda, scaling_cuda
 
 _WARP = 32
@@ -221,12 +221,12 @@ def _launch(data, segments, slope, inter, non_finite, strategy, centers, signals
     block = (_WARPS * _WARP,)
     if n_parts:
         types = scaling_cuda.types(data, segments)
-        kernel = backend.cuda_kernel(_SOURCE, f"reduce_parts<{types}, {_COLLECTED[strategy]}, {policy}>", _OPTIONS)
+        kernel = cuda_runtime.cuda_kernel(_SOURCE, f"reduce_parts<{types}, {_COLLECTED[strategy]}, {policy}>", _OPTIONS)
         arguments = (data, n_volumes, data.shape[1], *layout, n_parts, n_regions)
         arguments += (centers, slope, inter, partials, shares, found)
         grid = (-(-n_parts // _WARPS), min(-(-n_volumes // _VOLUMES), scaling_cuda.GRID_HEIGHT))
         kernel(grid, block, _pointers(arguments))
-    kernel = backend.cuda_kernel(_SOURCE, f"combine_parts<{strategy.upper()}, {policy}>", _OPTIONS)
+    kernel = cuda_runtime.cuda_kernel(_SOURCE, f"combine_parts<{strategy.upper()}, {policy}>", _OPTIONS)
     arguments = (partials, shares, segments.totals, layout.first, n_parts, n_volumes, n_regions, signals)
     kernel((-(-n_regions // _WARPS), min(n_volumes, scaling_cuda.GRID_HEIGHT)), block, _pointers(arguments))
 

@@ -50,11 +50,22 @@ def statistic(data, segments, strategy):
     if strategy == "sum":
         return _sums(data, segments)
     if strategy == "mean":
-        totals = segments.totals
-        return np.where(totals == 0, np.nan, _sums(data, segments) / np.where(totals == 0, 1.0, totals))
+        return _means(_sums(data, segments), segments)
     if strategy == "standard_deviation":
         return np.sqrt(_unweighted("variance", data, segments))
     return _unweighted(strategy, data, segments)
+
+
+def from_sums(sums, segments, strategy, slope=1.0, inter=0.0):
+    """Sums or means of scaled volumes, from the sums of stored ones: arrays of shape (n_volumes, n_regions)."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = sums if strategy == "sum" else _means(sums, segments)
+        return _rescaled(strategy, values, slope, inter, segments)
+
+
+def _means(sums, segments):
+    totals = segments.totals
+    return np.where(totals == 0, np.nan, sums / np.where(totals == 0, 1.0, totals))
 
 
 def _scaled(data, slope, inter):

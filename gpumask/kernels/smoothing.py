@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gpumask import backend
+from gpumask import backend, cuda_runtime
 from gpumask.dlpack import across_libraries
 from gpumask.kernels import compiled
 
@@ -164,7 +164,7 @@ def correlate_axes(kernels: Sequence[backend.Array], volumes: backend.Array, kee
     for axis, (kernel, kept) in enumerate(zip(kernels, keep, strict=True), volumes.ndim - len(kernels)):
         if len(kernel) > 1:
             along = (1,) * axis + (-1,) + (1,) * (volumes.ndim - axis - 1)
-            smooth = backend.correlate(smooth, xp.reshape(kernel, along), "reflect")
+            smooth = cuda_runtime.correlate(smooth, xp.reshape(kernel, along), "reflect")
         smooth = smooth[(slice(None),) * axis + (kept,)]
     return xp.ascontiguousarray(smooth)
 

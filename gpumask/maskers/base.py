@@ -17,11 +17,16 @@ from sklearn.utils._set_output import _get_output_config, _wrap_data_with_contai
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from gpumask import backend, process
+from gpumask.dlpack import has_dlpack, on_host
 from gpumask.extraction import Plans, Prepared, Result, Settings, asked_dtype, extract, prepare
-from gpumask.images.device_arrays import is_pair, lies_on
+from gpumask.images.brain_models import BrainModels
+from gpumask.images.cifti_images import dense_values
+from gpumask.images.device_arrays import device_of_image, is_pair
+from gpumask.images.grayordinates import DenseImage
 from gpumask.images.grid import Grid
 from gpumask.images.labels import load_mask
-from gpumask.images.volumes import Volumes, open_volumes
+from gpumask.images.runs import Run, open_run
+from gpumask.images.volumes import open_volumes
 from gpumask.maskers.parameters import check_parameters
 
 _AT_TRANSFORM_TIME = (
@@ -51,6 +56,9 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
     `_region_parameters`, `_settings`, `_extracted`, `_of_resampled` and `_nilearn_parameters`.
     """
 
+    _has_grayordinates = False
+    """Whether there are such regions of grayordinates."""
+
     def _settings(self) -> Settings:
         """Return the settings of the extraction, checked."""
         return Settings.of(self.get_params(deep=False))
@@ -63,7 +71,7 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         volumes = None
         if imgs is not None:
             self._log(f"Loading data from {described(imgs)}", "fit")
-            volumes = open_volumes(imgs)
+            volumes = open_run(imgs) if self._has_grayordinates else open_volumes(imgs)
         self._forget_run()
         self._plans = Plans()
         self._report_run = imgs if self.reports else None
@@ -80,7 +88,7 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         return backend.resolve_device(self.device)
 
     def _forget_run(self):
-        for name in {"plan_", "seconds_", "_on_grid", "_cleaning", "_lut_"} & set(vars(self)):
+        for name in {"plan_", "seconds_", "_on_grid", "_cleaning", "_lut_", "_run_t_r"} & set(vars(self)):
             delattr(self, name)
 
     def transform(self, imgs: Any, confounds: Any = None, sample_mask: Any = None) -> np.ndarray:
@@ -94,7 +102,8 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
             - a pair (array, affine), a tuple: of shape (x, y, z) or (x, y, z, t), of NumPy, CuPy, PyTorch, JAX or
               another library that supports DLPack, of integers or floats of 32 bits or more; and (4, 4), to mm.
             - a list of 3D images in files or host memory: these are its volumes.
-            - what `gpumask.images.volumes.open_volumes` returns.
+            - a dense series (`.dtseries.nii`), a path or a nibabel `Cifti2Image`, for regions of grayordinates.
+            - what `gpumask.images.volumes.open_volumes` or `gpumask.images.grayordinates.open_dense` returns.
 
             Arrays aren't copied, except on a GPU a few volumes at a time where they aren't in Fortran order. A run on
             a GPU is reduced there (``device="auto"`` or that GPU), and only signals leave it. It isn't kept in
@@ -139,7 +148,7 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         started = time.perf_counter()
         self._log(f"Loading data from {described(imgs)}", "transform")
-        volumes = open_volumes(imgs)
+        volumes = open_run(imgs)
         self._report_run = imgs if self.reports else None
         return self._extracted(self.prepare(volumes, confounds, sample_mask), volumes, progress, started)
 
@@ -150,7 +159,7 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         result.seconds["total"] = time.perf_counter() - started
         return self.finish(prepared, result, volumes)
 
-    def prepare(self, volumes: Volumes, confounds: Any = None, sample_mask: Any = None) -> Prepared:
+    def prepare(self, volumes: Run, confounds: Any = None, sample_mask: Any = None) -> Prepared:
         """Check the arguments and compile the plan, before a volume is read; see `gpumask.extraction.prepare`."""
         parameters = self.get_params(deep=False)
         check_parameters(parameters)
@@ -186,9 +195,10 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         """Return the warning that "images", or something of the masker's, are resampled."""
         return _IMAGES_AT_TRANSFORM_TIME if name == "images" else _AT_TRANSFORM_TIME.format(name)
 
-    def finish(self, prepared: Prepared, result: Result, volumes: Volumes) -> np.ndarray:
+    def finish(self, prepared: Prepared, result: Result, volumes: Run) -> np.ndarray:
         """Set the attributes that describe the run, and return the signals in their final shape."""
         self.plan_, self.seconds_, self._on_grid = prepared.plan, result.seconds, prepared.regions
+        self._run_t_r = volumes.t_r if isinstance(volumes, DenseImage) else None
         self._cleaning = prepared.cleaner.explain(result.signals.shape[1])
         shares = ", ".join(f"{step} {seconds:.3f} s" for step, seconds in self.seconds_.items())
         self._log(f"{volumes.n_volumes} volumes: {shares} (reading and reducing overlap)", "transform")
@@ -221,6 +231,7 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
             If a parameter, other than `device`, has a value that nilearn doesn't support.
         """
         check_is_fitted(self)
+        self._require_volumes("to_nilearn")
         try:
             from nilearn import maskers
         except ImportError as error:
@@ -312,8 +323,8 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         self._log("Computing image from signals", "inverse_transform")
-        if backend.is_cupy(signals):  # from `transform` with output="device"; the image lies on the host
-            signals = backend.to_host(signals)
+        if has_dlpack(signals):
+            signals = on_host(signals, "signals")
         if hasattr(signals, "to_numpy"):
             signals = signals.to_numpy()
             signals = signals[0] if len(signals) == 1 else signals
@@ -334,9 +345,20 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
             signals = signals.astype(np.int32)
         return signals
 
+    def _dense_image(self, regions, values):
+        """Values of the grayordinates of an atlas or maps as an image."""
+        return dense_values(regions.xml, values, self.t_r or getattr(self, "_run_t_r", None) or 1.0)
+
+    def _require_volumes(self, method):
+        grid = self._fitted.grid
+        if isinstance(grid, BrainModels):
+            msg = f"{method} doesn't support grayordinates, which {grid.name} has. Use regions of volumes for it."
+            raise ValueError(msg)
+
     def _check_report(self, engine):
         """Raise an error unless the masker is fitted and can make a report."""
         check_is_fitted(self)
+        self._require_volumes("generate_report")
         if not self.reports:
             msg = "generate_report needs reports=True, but the masker has reports=False."
             raise ValueError(msg)
@@ -394,7 +416,7 @@ def described(imgs: Any) -> str:
     if isinstance(imgs, (str, Path)):
         return f"'{imgs}'"
     if is_pair(imgs):
-        return f"an array on {lies_on(imgs)}"
+        return f"an array on {device_of_image(imgs)}"
     if isinstance(imgs, (list, tuple)):
         return f"{len(imgs)} images"
     return repr(imgs)

@@ -10,7 +10,7 @@ from typing import Any
 import nibabel as nib
 
 from gpumask import process
-from gpumask.images.device_arrays import image_of, is_pair, lies_on
+from gpumask.images.device_arrays import device_of_image, image_of, is_pair
 from gpumask.images.errors import ImageError
 from gpumask.maskers.base import described
 
@@ -77,7 +77,7 @@ def for_nilearn(imgs: Any) -> Any:
     """Return a run, or a list, as nilearn accepts it: pairs as nibabel images; TypeError for a run on a GPU."""
     if isinstance(imgs, list):
         return [for_nilearn(one) for one in imgs]
-    if (device := lies_on(imgs)) != "cpu":
+    if (device := device_of_image(imgs)) != "cpu":
         msg = f"The run lies on {device}, but masks are computed on the host: pass a mask as mask_img."
         raise TypeError(msg)
     return image_of(imgs) if is_pair(imgs) else imgs

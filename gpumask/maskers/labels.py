@@ -9,11 +9,15 @@ import pandas as pd
 from sklearn.utils.validation import check_is_fitted
 
 from gpumask import process
+from gpumask.engine.dense_regions import DenseLabelRegions
 from gpumask.engine.regions import LabelRegions, check_same_grids
-from gpumask.extraction import Prepared, Result
+from gpumask.extraction import Prepared, Result, check_kind, refuse_for_grayordinates
+from gpumask.images.cifti_images import dense_labels
+from gpumask.images.dense_atlas import load_dense_atlas
+from gpumask.images.grayordinates import is_dense
 from gpumask.images.labels import load_atlas
 from gpumask.images.lookup import disagreement, loaded_lookup_table, lookup_table, rows_of
-from gpumask.images.volumes import Volumes
+from gpumask.images.runs import Run
 from gpumask.maskers.base import VolumesMasker, described, mask_image
 from gpumask.maskers.parameters import checked_names
 
@@ -28,7 +32,7 @@ class NiftiLabelsMasker(VolumesMasker):
     Parameters
     ----------
     labels_img : path or nibabel image
-        3D label image: one number per region.
+        3D label image: one number per region. Or dense labels of grayordinates (.dlabel.nii); see the notes.
     background_label : int or float, default=0
         Label to ignore.
     mask_img : path, nibabel image, list of these or None, default=None
@@ -96,6 +100,8 @@ class NiftiLabelsMasker(VolumesMasker):
         so all runs have the same columns.
     nan_policy : {"zero", "omit"}, default="zero"
         "zero": NaN and infinite voxels count as 0, as in nilearn. "omit": they are excluded from a region's statistic.
+    label_map : str, int or None, default=None
+        Name, or index from 0, of the map of dense labels. If None, the file must have one map.
 
     Attributes
     ----------
@@ -110,6 +116,13 @@ class NiftiLabelsMasker(VolumesMasker):
 
     Notes
     -----
+    With dense labels (CIFTI-2, .dlabel.nii), runs are dense series (.dtseries.nii). Grayordinates are matched by
+    structure and vertex number, and by the indices of voxels; those that a run lacks count in ``coverage_``. Names and
+    colours come from the file's label table unless `labels` or `lut` is given. `labels_img_` and ``region_atlas_`` are
+    then CIFTI-2 images. `mask_img`, `smoothing_fwhm`, `high_variance_confounds`, `keep_masked_labels` and
+    ``resampling_target="labels"`` have no meaning there, and are errors. One class serves both kinds because all else
+    is the same: cleaning, censoring, coverage, output; only the files change, so code for volumes needs no change.
+
     `transform` adds attributes that describe the last run: ``region_atlas_``, the labels that were applied; ``plan_``,
     how each volume was reduced (``plan_.explain()`` describes it, ``plan_.device`` says where, "cpu" or "cuda:N", and
     ``plan_.counts`` has the voxels of each region); and
@@ -117,6 +130,8 @@ class NiftiLabelsMasker(VolumesMasker):
     own clock measures "upload" and "reduce", and "launch" is the time of the thread that submits work to it.
     ``device_`` is the device that may be used, "cpu" or "cuda:N".
     """
+
+    _has_grayordinates = True
 
     def __init__(
         self,
@@ -149,6 +164,7 @@ class NiftiLabelsMasker(VolumesMasker):
         min_coverage=None,
         keep_all_regions=False,
         nan_policy="zero",
+        label_map=None,
     ):
         self.labels_img = labels_img
         self.background_label = background_label
@@ -178,6 +194,7 @@ class NiftiLabelsMasker(VolumesMasker):
         self.min_coverage = min_coverage
         self.keep_all_regions = keep_all_regions
         self.nan_policy = nan_policy
+        self.label_map = label_map
 
     def fit(self, imgs: Any = None, y: None = None) -> "NiftiLabelsMasker":
         """Load labels and mask, and check the device.
@@ -194,9 +211,16 @@ class NiftiLabelsMasker(VolumesMasker):
         self
         """
         volumes = self._begin_fit(imgs)
+        if is_dense(self.labels_img):
+            return self._fit_grayordinates(volumes)
+        if self.label_map is not None:
+            msg = f"label_map={self.label_map!r} is for dense labels (.dlabel.nii), but `labels_img` has one volume."
+            raise ValueError(msg)
         mask, mask_grid = self._loaded_mask()
         self._log(f"Loading regions from {described(self.labels_img)}", "fit")
         given = atlas = replace(load_atlas(self.labels_img, self.background_label), mask=mask, mask_grid=mask_grid)
+        if volumes is not None:
+            check_kind(volumes, atlas.grid)
         names = checked_names(self.labels, self.lut)
         lut = None if self.lut is None else loaded_lookup_table(self.lut)
         if lut is not None and (found := disagreement(atlas.values, self.background_label, lut)):
@@ -225,8 +249,36 @@ class NiftiLabelsMasker(VolumesMasker):
         self._log("Finished fit", "fit")
         return self
 
-    def inverse_transform(self, signals: Any) -> nib.Nifti1Image:
-        """Paint region signals into volumes.
+    def _fit_grayordinates(self, run):
+        if self.mask_img is not None:
+            refuse_for_grayordinates({"mask_img": self.mask_img})
+        self._log(f"Loading regions from {described(self.labels_img)}", "fit")
+        atlas = load_dense_atlas(self.labels_img, self.background_label, self.label_map)
+        if run is not None:
+            check_kind(run, atlas.grid)
+        names = checked_names(self.labels, self.lut)
+        given = self.lut is not None
+        table = loaded_lookup_table(self.lut) if given else pd.DataFrame(atlas.named_table)
+        found = (
+            None
+            if names
+            else disagreement(
+                atlas.values,
+                self.background_label,
+                table,
+                table="`lut`" if given else f"The label table of {atlas.grid.name}",
+            )
+        )
+        if found is not None:
+            process.warn(found.message)
+        self.lut_ = lookup_table(atlas.values, self.background_label, names=names, lut=None if names else table)
+        self._fitted = DenseLabelRegions(atlas)
+        self.labels_img_, self.mask_img_ = dense_labels(atlas, atlas.labels), None
+        self._log("Finished fit", "fit")
+        return self
+
+    def inverse_transform(self, signals: Any) -> nib.Nifti1Image | nib.Cifti2Image:
+        """Paint region signals into volumes, or grayordinates.
 
         Parameters
         ----------
@@ -235,9 +287,11 @@ class NiftiLabelsMasker(VolumesMasker):
 
         Returns
         -------
-        nibabel.nifti1.Nifti1Image
+        nibabel.nifti1.Nifti1Image or nibabel.cifti2.Cifti2Image
             3D or 4D, on the grid of `labels_img_`; 0 outside the regions and the mask. Its dtype is `dtype` if that is
-            set, else that of the signals. Booleans, and 64-bit integers that fit, become int32, with a warning.
+            set, else that of the signals. Booleans, and 64-bit integers that fit, become int32, with a warning. For
+            dense labels, scalars (.dscalar.nii) or a series (.dtseries.nii) of the grayordinates of `labels_img_`; the
+            rows are `t_r` seconds apart, else as those of the last run, else 1 second.
 
         Raises
         ------
@@ -246,6 +300,8 @@ class NiftiLabelsMasker(VolumesMasker):
         """
         signals = self._checked_signals(signals)
         ids = [label for key, label in self.region_ids_.items() if key != "background"]
+        if isinstance(self._regions, DenseLabelRegions):
+            return self._dense_image(self._regions.atlas, self._regions.atlas.painted(ids, signals))
         data = self._regions.atlas.painted(ids, signals, n_threads=process.n_cores())
         return nib.Nifti1Image(data, self._regions.grid.affine, dtype=data.dtype)
 
@@ -300,7 +356,7 @@ class NiftiLabelsMasker(VolumesMasker):
         """Return the names of the columns, for ``set_output``."""
         return list(self.region_names_.values())
 
-    def finish(self, prepared: Prepared, result: Result, volumes: Volumes) -> np.ndarray:
+    def finish(self, prepared: Prepared, result: Result, volumes: Run) -> np.ndarray:
         """Also keep the rows of `lut_` for the columns and the background; see `VolumesMasker.finish`."""
         if getattr(self, "_on_grid", None) is not prepared.regions:
             atlas, ids = self._regions.atlas, prepared.regions.ids

@@ -9,9 +9,12 @@ import pandas as pd
 from sklearn.utils.validation import check_is_fitted
 
 from gpumask.choices import MAPS_STRATEGIES, check_choice
+from gpumask.engine.dense_regions import DenseMapRegions
 from gpumask.engine.maps import MapRegions, as_image
 from gpumask.engine.regions import check_same_grids
-from gpumask.extraction import Settings
+from gpumask.extraction import Settings, check_kind, refuse_for_grayordinates
+from gpumask.images.dense_atlas import load_dense_maps
+from gpumask.images.grayordinates import is_dense
 from gpumask.images.maps import load_maps
 from gpumask.maskers.base import VolumesMasker, described, mask_image
 
@@ -25,7 +28,8 @@ class NiftiMapsMasker(VolumesMasker):
     Parameters
     ----------
     maps_img : path, nibabel image or list of 3D images
-        4D image: one map per region. Values that aren't finite count as 0.
+        4D image: one map per region. Values that aren't finite count as 0. Or maps of grayordinates (.dscalar.nii,
+        .dtseries.nii), for runs that are dense series (.dtseries.nii); see `NiftiLabelsMasker`.
     mask_img : path, nibabel image, list of these or None, default=None
         Voxels that are 0 in the mask are ignored. If None, there is no mask.
     allow_overlap : bool, default=True
@@ -95,6 +99,8 @@ class NiftiMapsMasker(VolumesMasker):
     as `resampling_target` says. `transform` adds attributes that describe the last run, as in `NiftiLabelsMasker`:
     ``plan_``, ``seconds_`` and ``coverage_``.
     """
+
+    _has_grayordinates = True
 
     def __init__(
         self,
@@ -175,6 +181,8 @@ class NiftiMapsMasker(VolumesMasker):
         self
         """
         volumes = self._begin_fit(imgs)
+        if is_dense(self.maps_img):
+            return self._fit_grayordinates(volumes)
         if self.mask_img is None and self.resampling_target == "mask":
             msg = (
                 "resampling_target has been set to 'mask' but no mask has been provided.\n"
@@ -184,6 +192,8 @@ class NiftiMapsMasker(VolumesMasker):
         mask, mask_grid = self._loaded_mask()
         self._log(f"Loading regions from {described(self.maps_img)}", "fit")
         given = replace(load_maps(self.maps_img), mask=mask, mask_grid=mask_grid)
+        if volumes is not None:
+            check_kind(volumes, given.grid)
         memory = self.memory_ if self.memory_.location is not None else None
         regions = MapRegions(given, given, self.strategy == "least_squares", self.allow_overlap, memory)
         if self.resampling_target is None:
@@ -204,11 +214,27 @@ class NiftiMapsMasker(VolumesMasker):
         self._log("Finished fit", "fit")
         return self
 
+    def _fit_grayordinates(self, run):
+        refused = {
+            "mask_img": self.mask_img is not None,
+            "keep_masked_maps": self.keep_masked_maps,
+            "resampling_target": self.resampling_target in ("mask", "maps"),
+        }
+        refuse_for_grayordinates({name: getattr(self, name) for name, given in refused.items() if given})
+        self._log(f"Loading regions from {described(self.maps_img)}", "fit")
+        maps = load_dense_maps(self.maps_img)
+        if run is not None:
+            check_kind(run, maps.grid)
+        self._fitted = DenseMapRegions(maps, self.strategy == "least_squares", self.allow_overlap)
+        self.mask_img_ = None
+        self._log("Finished fit", "fit")
+        return self
+
     def _region_parameters(self):
         return {"solves": self.strategy == "least_squares", "allow_overlap": self.allow_overlap}
 
-    def inverse_transform(self, signals: Any) -> nib.Nifti1Image:
-        """Compute volumes from region signals: the sum of the maps, times their signals.
+    def inverse_transform(self, signals: Any) -> nib.Nifti1Image | nib.Cifti2Image:
+        """Compute volumes, or grayordinates, from region signals: the sum of the maps, times their signals.
 
         Parameters
         ----------
@@ -217,9 +243,10 @@ class NiftiMapsMasker(VolumesMasker):
 
         Returns
         -------
-        nibabel.nifti1.Nifti1Image
+        nibabel.nifti1.Nifti1Image or nibabel.cifti2.Cifti2Image
             3D or 4D, on the grid of `maps_img_`; 0 outside the maps and the mask. Its dtype is `dtype` if that is set,
-            else that of the signals. Booleans, and 64-bit integers that fit, become int32, with a warning.
+            else that of the signals. Booleans, and 64-bit integers that fit, become int32, with a warning. For maps of
+            grayordinates, scalars or a series, as in `NiftiLabelsMasker.inverse_transform`.
 
         Raises
         ------
@@ -228,6 +255,8 @@ class NiftiMapsMasker(VolumesMasker):
         """
         signals = self._checked_signals(signals)
         maps = self._regions.maps
+        if isinstance(self._regions, DenseMapRegions):
+            return self._dense_image(maps, maps.painted(signals))
         if maps.mask_grid is not None and not maps.mask_grid.matches(maps.grid):
             maps = maps.with_mask_resampled(maps.grid)
         data = maps.masked.chosen(self._columns).painted(signals)
@@ -274,6 +303,7 @@ class NiftiMapsMasker(VolumesMasker):
         if not hasattr(self, "_fitted"):
             msg = f"'{type(self).__name__}' object has no attribute 'maps_img_' before fit."
             raise AttributeError(msg)
+        self._require_volumes("maps_img_")
         return as_image(self._regions.maps)
 
     @property

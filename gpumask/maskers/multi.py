@@ -8,8 +8,8 @@ import numpy as np
 from joblib import Parallel, delayed, effective_n_jobs
 from sklearn.utils.validation import check_is_fitted
 
-from gpumask.images.device_arrays import lies_on
-from gpumask.images.volumes import is_single
+from gpumask.images.device_arrays import device_of_image
+from gpumask.images.opening import is_single
 from gpumask.maskers.base import VolumesMasker
 from gpumask.maskers.brain_masks import computed_mask, for_nilearn
 from gpumask.maskers.labels import NiftiLabelsMasker
@@ -111,10 +111,12 @@ class ManyRuns:
                 msg = f"number of {name} ({len(value)}) unequal to number of images ({len(runs)})."
                 raise ValueError(msg)
             each.append([None] * len(runs) if value is None else value)
-        if effective_n_jobs(n_jobs) > 1 and (found := [k for k, run in enumerate(runs) if lies_on(run) != "cpu"]):
+        on_gpus = [(k, device) for k, run in enumerate(runs) if (device := device_of_image(run)) != "cpu"]
+        if effective_n_jobs(n_jobs) > 1 and on_gpus:
+            number, device = on_gpus[0]
             msg = (
-                f"Run #{found[0]} lies on {lies_on(runs[found[0]])}: with n_jobs={n_jobs} it would be copied through "
-                "the host to another process. Use n_jobs=1."
+                f"Run #{number} lies on {device}: with n_jobs={n_jobs} it would be copied through the host to another "
+                "process. Use n_jobs=1."
             )
             raise ValueError(msg)
         one = delayed(VolumesMasker.transform)
@@ -129,7 +131,7 @@ class MultiNiftiLabelsMasker(ManyRuns, NiftiLabelsMasker):  # type: ignore[misc]
 
     Parameters
     ----------
-    labels_img, ..., nan_policy
+    labels_img, ..., label_map
         As in `NiftiLabelsMasker`.
     n_jobs : int, default=1
         Runs extracted at the same time, each in its own process (-1: one per core). A single run already uses all
@@ -167,6 +169,7 @@ class MultiNiftiLabelsMasker(ManyRuns, NiftiLabelsMasker):  # type: ignore[misc]
         min_coverage=None,
         keep_all_regions=False,
         nan_policy="zero",
+        label_map=None,
         n_jobs=1,
     ):
         super().__init__(
@@ -198,6 +201,7 @@ class MultiNiftiLabelsMasker(ManyRuns, NiftiLabelsMasker):  # type: ignore[misc]
             min_coverage=min_coverage,
             keep_all_regions=keep_all_regions,
             nan_policy=nan_policy,
+            label_map=label_map,
         )
         self.n_jobs = n_jobs
 

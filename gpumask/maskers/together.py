@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from gpumask.extraction import extract
-from gpumask.images.volumes import open_volumes
+from gpumask.images.runs import open_run
 from gpumask.maskers.base import VolumesMasker, check_masker, wrapped
 
 
@@ -61,7 +61,7 @@ def transform_together(
     if not maskers:
         msg = f"`maskers` must hold at least one masker, got {maskers!r}."
         raise ValueError(msg)
-    volumes = open_volumes(imgs)
+    volumes = open_run(imgs)
     prepared = [masker.prepare(volumes, confounds, sample_mask) for masker in maskers]
     results = extract(prepared, volumes, progress=progress, n_threads=n_threads)
     finished = zip(maskers, prepared, results, strict=True)

@@ -249,9 +249,9 @@ def _legend(figure, *, censored=False, missing=False):
 def run_figure(
     signals: np.ndarray,
     matrix: np.ndarray,
-    labels: np.ndarray,
-    image: np.ndarray,
-    affine: np.ndarray,
+    labels: np.ndarray | None,
+    image: np.ndarray | None,
+    affine: np.ndarray | None,
     *,
     title: str,
     names: Sequence[str] = (),
@@ -268,9 +268,9 @@ def run_figure(
     signals : ndarray, shape (n_kept_volumes, n_regions)
     matrix : ndarray, shape (n_regions, n_regions)
         Their correlations.
-    labels, image : ndarray, shape (x, y, z)
-        Regions, and the mean of the run's volumes.
-    affine : ndarray, shape (4, 4)
+    labels, image : ndarray, shape (x, y, z), or None
+        Regions, and the mean of the run's volumes. Without regions there are no cuts.
+    affine : ndarray, shape (4, 4), or None
         See `draw_cuts`.
     title : str
     names, background_label, t_r, displacement, kept, fd_threshold
@@ -288,11 +288,13 @@ def run_figure(
     ValueError
         If shapes don't match.
     """
-    figure = new_figure((10, 14))
+    heights = [4, 7] if labels is None else [3.2, 4, 7]
+    figure = new_figure((10, 11 if labels is None else 14))
     figure.suptitle(title.replace("$", r"\$"), fontsize=9)
-    cuts, carpet, connectivity = np.asarray(figure.subfigures(3, 1, height_ratios=[3.2, 4, 7]))
-    cuts.set_facecolor("black")
-    draw_cuts(cuts, labels, image, affine, background_label=background_label)
+    *above, carpet, connectivity = np.asarray(figure.subfigures(len(heights), 1, height_ratios=heights))
+    if labels is not None and affine is not None:
+        above[0].set_facecolor("black")
+        draw_cuts(above[0], labels, image, affine, background_label=background_label)
     draw_carpet(carpet, signals, t_r=t_r, displacement=displacement, kept=kept, fd_threshold=fd_threshold)
     draw_connectivity(connectivity, matrix, names)
     return figure

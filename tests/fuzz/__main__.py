@@ -1,4 +1,4 @@
-"""``python -m tests.fuzz SUBJECT N [SEED [FIRST]]``: draw N mutations of images, tables, records or options.
+"""``python -m tests.fuzz SUBJECT N [SEED [FIRST]]``: draw N mutations of a subject's files.
 
 Prints a JSON line for each fault, with the command that repeats it alone, and at the end one with the outcomes; exits
 with 1 after a fault. A mutation depends only on subject, seed and number; numbers start at FIRST (0).
@@ -15,13 +15,14 @@ import numpy as np
 
 from .. import cohorts
 from .bounded import bounded
+from .grayordinates import Grayordinates
 from .images import Images
 from .options import Options
 from .records import Records
 from .tables import Tables
 from .verdicts import run_cli
 
-_SUBJECTS = {"images": Images, "tables": Tables, "records": Records, "options": Options}
+_SUBJECTS = {"images": Images, "grayordinates": Grayordinates, "tables": Tables, "records": Records, "options": Options}
 
 
 def warm_up(folder):

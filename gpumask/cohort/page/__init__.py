@@ -6,11 +6,14 @@ import html
 import importlib.resources
 import os
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from gpumask import __version__
-from gpumask.cohort.page import citation, coverage, methods, runs, sections
-from gpumask.cohort.page.logs import read_logs
+from gpumask.cohort.matrices import Mean
+from gpumask.cohort.page import citation, connectivity, coverage, methods, runs, sections
+from gpumask.cohort.page.logs import Cohort, read_logs
 from gpumask.files import replacing, write
 
 # No page, image or script of another site; of scripts only this one, whatever else should ever be in the page.
@@ -21,7 +24,30 @@ _NAVIGATION = (
 )
 
 
-def write_page(out_dir: str | os.PathLike, n_runs: int | None = None) -> Path:
+def read_cohort(out_dir: str | os.PathLike, noting: Callable[[dict[str, Any]], object] = lambda record: None) -> Cohort:
+    """Read the logs and records of a cohort's output folder.
+
+    Parameters
+    ----------
+    out_dir : str or path-like
+    noting : callable, optional
+        Gets the record of each finished run, in the order of their names.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder doesn't exist.
+    """
+    out_dir = Path(out_dir)
+    if not out_dir.is_dir():
+        msg = f"No such folder: {out_dir}. Expected the output folder of a cohort."
+        raise FileNotFoundError(msg)
+    return read_logs(out_dir / "logs", noting)
+
+
+def write_page(
+    out_dir: str | os.PathLike, n_runs: int | None = None, cohort: Cohort | None = None, means: Sequence[Mean] = ()
+) -> Path:
     """Write the page of a cohort's output folder, ``cohort.html``, and ``logs/CITATION.md``.
 
     The page is self-contained, but for the runs' figures, which are loaded when they are opened.
@@ -37,6 +63,10 @@ def write_page(out_dir: str | os.PathLike, n_runs: int | None = None) -> Path:
         tables that the records name.
     n_runs : int, optional
         Number of runs of the whole cohort. If None, the page doesn't show how many are left.
+    cohort : Cohort, optional
+        The folder's, if it has been read.
+    means : sequence of Mean
+        Mean matrices to show.
 
     Returns
     -------
@@ -47,11 +77,7 @@ def write_page(out_dir: str | os.PathLike, n_runs: int | None = None) -> Path:
     FileNotFoundError
         If the folder doesn't exist.
     """
-    out_dir = Path(out_dir)
-    if not out_dir.is_dir():
-        msg = f"No such folder: {out_dir}. Expected the output folder of a cohort."
-        raise FileNotFoundError(msg)
-    cohort = read_logs(out_dir / "logs")
+    cohort, out_dir = cohort or read_cohort(out_dir), Path(out_dir)
     title = f"Cohort {html.escape(out_dir.resolve().name)}"
     now = html.escape(time.strftime("%Y-%m-%d %H:%M:%S %z"))
     script = _part("script.js")
@@ -63,8 +89,8 @@ def write_page(out_dir: str | os.PathLike, n_runs: int | None = None) -> Path:
         f"<title>{title}</title><style>{_part('style.css')}</style></head><body><h1>{title}</h1>"
         f"<p><small>{html.escape(str(out_dir.resolve()))}<br>{now}, gpumask {__version__}</small></p>"
         f"{sections.totals(cohort, n_runs)}{_NAVIGATION}{sections.failures(cohort)}{runs.section(cohort)}"
-        f"{coverage.section(cohort, out_dir)}{methods.section(cohort.methods)}{sections.timings(cohort)}"
-        f"{sections.warnings(cohort)}<script>{script}</script></body></html>\n"
+        f"{coverage.section(cohort, out_dir)}{connectivity.section(means)}{methods.section(cohort.methods)}"
+        f"{sections.timings(cohort)}{sections.warnings(cohort)}<script>{script}</script></body></html>\n"
     )
     path = out_dir / "cohort.html"
     with replacing(path) as part:

@@ -6,6 +6,7 @@ from gpumask.cohort.page.processing import (
     Methods,
     expanded,
     is_number,
+    is_of_grayordinates,
     signal_words,
     standardized,
     text_of,
@@ -96,7 +97,7 @@ def _sentences(processing, cite):
         f"{text_of(atlas)}{'' if n is None else f' ({n} columns)'}" for atlas, (_, n) in processing.atlases.items()
     ]
     yield f"Regions are those of {'the atlas' if len(atlases) == 1 else 'the atlases'} {', '.join(atlases)}."
-    yield f"Each signal is {signal_words(settings).replace('each region', 'the region')}."
+    yield f"Each signal is {signal_words(how).replace('each region', 'the region')}."
     if settings.get("smoothing_fwhm") is not None:
         yield f"Volumes were smoothed with a Gaussian kernel of {text_of(settings['smoothing_fwhm'])} mm FWHM."
     dummies = how.get("dummy_scans")
@@ -115,7 +116,10 @@ def _sentences(processing, cite):
     yield from _cleaning(settings, confounds, cite)
     least = settings.get("min_coverage")
     if is_number(least) and least > 0:
-        yield f"Regions less than {least:.0%} within the field of view and the brain mask are missing values."
+        if is_of_grayordinates(how):
+            yield f"Regions of which a run has less than {least:.0%} of the grayordinates are missing values."
+        else:
+            yield f"Regions less than {least:.0%} within the field of view and the brain mask are missing values."
 
 
 def _cleaning(settings, confounds, cite):

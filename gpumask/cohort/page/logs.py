@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from pathlib import Path
@@ -55,8 +56,11 @@ class Cohort:
     example: dict = field(default_factory=dict)  # a whole message by such a message
 
 
-def read_logs(logs: Path) -> Cohort:
-    """Read the logs and records of a folder; memory grows with the runs, not with their messages."""
+def read_logs(logs: Path, noting: Callable[[dict[str, Any]], object] = lambda record: None) -> Cohort:
+    """Read the logs and records of a folder; memory grows with the runs, not with their messages.
+
+    `noting` gets each record that is readable, in the order of their names.
+    """
     cohort = Cohort()
     attempts, times_done = _last_attempts(logs, cohort.unreadable), {}
     _drop_usable(attempts, logs)
@@ -66,6 +70,7 @@ def read_logs(logs: Path) -> Cohort:
         except (OSError, ValueError):
             cohort.unreadable[path.name] += 1
             continue
+        noting(record)
         name = record["name"]
         last = attempts.pop(name, None)
         if last and last.status == "failed" and last.time > record["time"]:  # finished once, redone in vain

@@ -10,6 +10,7 @@ from gpumask.cohort.page.processing import (
     Methods,
     expanded,
     is_number,
+    is_of_grayordinates,
     signal_words,
     standardized,
     text_of,
@@ -52,10 +53,11 @@ def _words(processing):
         )
         size = "" if n_regions is None else f", {counted(n_regions, 'column')}"
         rows.append((f"Atlas {text_of(name)}", shortened(f"{_kind(described)}{size}: {files}", _LONGEST)))
-    rows.append(("Signal", signal_words(settings)))
+    rows.append(("Signal", signal_words(how)))
     if settings.get("smoothing_fwhm") is not None:
         rows.append(("Smoothing", f"Gaussian, FWHM {text_of(settings['smoothing_fwhm'])} mm"))
-    rows.append(("Grid", _grid(settings)))
+    matched = "grayordinates of atlas and run are matched by vertex and voxel"
+    rows.append(("Grid", matched if is_of_grayordinates(how) else _grid(settings)))
     rows.append(("First volumes", _dummies(how.get("dummy_scans"))))
     rows.append(("Censoring", _censoring(confounds)))
     if (words := OUTPUT_WORDS.get(text_of(how.get("output_type")))) is not None:

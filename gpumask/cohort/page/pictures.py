@@ -31,6 +31,26 @@ def heat_map(picture: np.ndarray, names: Sequence[str], nodes: Sequence[str]) ->
     return svg(draw, (11, 5.5), "coverage of regions (rows) in runs (columns)")
 
 
+def matrix_picture(matrix: np.ndarray, names: Sequence[str], label: str) -> str:
+    """Picture of a symmetric matrix; colours span its largest element off the diagonal, NaN is grey."""
+    others = np.abs(matrix[~np.eye(len(matrix), dtype=bool)])
+    most = max(others[np.isfinite(others)], default=1) or 1
+
+    def draw(figure):
+        axes = figure.subplots()
+        image = axes.imshow(
+            matrix, vmin=-most, vmax=most, cmap="RdBu_r", interpolation="none", extent=(0, len(names), len(names), 0)
+        )
+        _tick(axes.yaxis, names, 25, _short)
+        axes.set_xticks([])  # columns are the rows
+        axes.set_facecolor("#8888")
+        bar = figure.colorbar(image, pad=0.01)
+        for part in (axes, bar.ax):
+            _ink(part)
+
+    return svg(draw, (7, 6), label)
+
+
 def _tick(axis, names, n_ticks, label):
     chosen = sorted({int((i + 0.5) * len(names) / n_ticks) for i in range(n_ticks)})
     axis.set_ticks([i + 0.5 for i in chosen], [label(names[i]) for i in chosen])

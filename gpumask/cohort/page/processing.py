@@ -37,7 +37,7 @@ OUTPUT_WORDS = {
     "interpolated": "censored volumes are interpolated in the time series, and not used for correlations",
 }
 """What tables of signals have for censored volumes, unless these are dropped."""
-_COMMON = ("version", "denoising", "settings", "confounds", "dummy_scans", "output_type")  # of all atlases
+_COMMON = ("version", "elements", "denoising", "settings", "confounds", "dummy_scans", "output_type")  # of all atlases
 _EXPANSIONS = {
     ("", "_derivative1"): "with its derivative",
     ("", "_power2"): "with its square",
@@ -106,11 +106,16 @@ def is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < 1e9  # False for NaN
 
 
-def signal_words(settings: dict[str, Any]) -> str:
+def is_of_grayordinates(how: dict[str, Any]) -> bool:
+    """Whether outputs were made from grayordinates, by a description of how they were made."""
+    return how.get("elements") == "grayordinates"
+
+
+def signal_words(how: dict[str, Any]) -> str:
     """What a signal is, in words."""
-    strategy = text_of(settings.get("strategy", "unknown"))
+    strategy = text_of(how["settings"].get("strategy", "unknown"))
     if strategy in _STATISTICS:
-        return f"{_STATISTICS[strategy]} of each region's voxels"
+        return f"{_STATISTICS[strategy]} of each region's {'grayordinates' if is_of_grayordinates(how) else 'voxels'}"
     return {
         "least_squares": "least-squares fit of the maps to each volume",
         "weighted_mean": "weighted mean by each map",

@@ -36,6 +36,7 @@ int type_of(const Py_buffer *view);
 /* 0 if offsets start at 0, never decrease and end at `n_entries`; otherwise -1 with a ValueError. */
 int check_offsets(const int64_t *offsets, Py_ssize_t n_offsets, Py_ssize_t n_entries);
 
+PyObject *add_series(PyObject *module, PyObject *args);
 PyObject *blocks(PyObject *module, PyObject *args);
 PyObject *decimals(PyObject *module, PyObject *args);
 PyObject *fold(PyObject *module, PyObject *args);

@@ -3,6 +3,7 @@
 #include "arrays.h"
 
 static PyMethodDef methods[] = {
+    {"add_series", add_series, METH_VARARGS, "Add series to the sums of their segments."},
     {"blocks", blocks, METH_VARARGS, "Check blocks of voxels, for `sums`."},
     {"decimals", decimals, METH_VARARGS, "Cells of a row of float32 numbers, with tabs between them."},
     {"fold", fold, METH_VARARGS, "Smooth the indicators of segments."},

@@ -1,0 +1,373 @@
+"""Dense CIFTI-2 files: a value of each grayordinate for each time point, map of labels or map of scalars.
+
+The values of one grayordinate are contiguous in the file, so the reading goes over grayordinates: `DenseImage.rows`.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import threading
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+from nibabel.cifti2.parse_cifti2 import Cifti2Extension
+
+from gpumask.images.brain_models import BrainModels, parse_brain_models
+from gpumask.images.decoding import check_extensions, check_size
+from gpumask.images.errors import ImageError
+from gpumask.images.opening import check_image_file
+from gpumask.images.readers import mapped_rows
+from gpumask.inputs import irregularity, open_file
+
+
+class Kind(NamedTuple):
+    """A kind of dense files: how messages call it, its extension, NIfTI intent, and type of its columns in the XML."""
+
+    noun: str
+    extension: str
+    intent: int
+    columns: str
+
+
+KINDS = {
+    "series": Kind("dense series", ".dtseries.nii", 3002, "CIFTI_INDEX_TYPE_SERIES"),
+    "labels": Kind("dense labels", ".dlabel.nii", 3007, "CIFTI_INDEX_TYPE_LABELS"),
+    "scalars": Kind("dense scalars", ".dscalar.nii", 3006, "CIFTI_INDEX_TYPE_SCALARS"),
+}
+_NAMED_SO = re.compile(r"\.d(tseries|label|scalar)\.nii(\.\w+)?$", re.IGNORECASE)
+XML_CODE = 32  # of the NIfTI extension that holds the XML
+_HEADER_BYTES = 540
+_MAGIC = b"n+2\0\r\n\x1a\n", b"n+2\0\0\0\0\0"  # the second half, if set, shows a transfer as text
+_UNKNOWN = 3000  # intent of files that nibabel writes unless it is told one: the XML decides
+_OF_CIFTI = range(3000, 3100)  # NIfTI intents
+_N_PARSED = 8  # brain models that are kept, of about 10 MB each
+
+
+class Header(NamedTuple):
+    """A parsed header. Its brain models are shared by all files with equal ones: don't change them.
+
+    Attributes
+    ----------
+    xml : nibabel.cifti2.Cifti2Header
+    kind : str
+        Key of `KINDS`.
+    models : BrainModels
+    names : list of str
+        Of the maps; empty for a series.
+    n_columns : int
+        Time points or maps.
+    t_r : float or None
+        Seconds between time points; None if they aren't in seconds.
+    """
+
+    xml: nib.Cifti2Header
+    kind: str
+    models: BrainModels
+    names: list[str]
+    n_columns: int
+    t_r: float | None
+
+
+_parsed: dict[bytes, tuple[Any, BrainModels]] = {}
+_lock = threading.Lock()
+_START = re.compile(rb"<MatrixIndicesMap\b[^>]*CIFTI_INDEX_TYPE_BRAIN_MODELS")
+_END = b"</MatrixIndicesMap>"
+
+
+def _parse(content: bytes, name: str) -> Header:
+    """Parse the XML of a file; equal brain models only once: that takes longer than to reduce the file.
+
+    The headers of a study's runs differ in their metadata and time points, but seldom in their brain models.
+    """
+    found = [match.start() for match in _START.finditer(content)]
+    end = content.find(_END, found[0]) + len(_END) if found else 0
+    if len(found) != 1 or end < len(_END) or _is_quoted(content[: found[0]]):
+        return _checked(_xml(content, name), name)
+    text, rest = content[found[0] : end], content[: found[0]] + content[end:]
+    digest = hashlib.blake2b(text, digest_size=16).digest()
+    xml = _xml(rest, name)
+    with _lock:
+        if (parsed := _parsed.pop(digest, None)) is None:
+            with _parsing(name):
+                index_map = _xml(b'<CIFTI Version="2"><Matrix>' + text + b"</Matrix></CIFTI>", name).matrix[0]
+                parsed = index_map, parse_brain_models(index_map, name)
+        while len(_parsed) >= _N_PARSED:
+            _parsed.pop(next(iter(_parsed)))
+        _parsed[digest] = parsed  # the latest used is the last to go
+    index_map, models = parsed
+    with _parsing(name):
+        xml.matrix.append(index_map)
+    return _checked(xml, name, models)
+
+
+def _is_quoted(before):
+    """Whether a CDATA section or a comment is open at the end of a text."""
+    pairs = (b"<![CDATA[", b"]]>"), (b"<!--", b"-->")
+    return any(before.rfind(start) > before.rfind(stop) for start, stop in pairs)
+
+
+def _xml(content: bytes, name: str) -> nib.Cifti2Header:
+    with _parsing(name):
+        return Cifti2Extension.from_bytes(content).get_object()
+
+
+@contextlib.contextmanager
+def _parsing(name: str) -> Iterator[None]:
+    """Convert errors in the block to an ImageError: nibabel and expat raise many classes, and leave attributes None."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except Exception as error:
+        msg = (
+            f"The CIFTI-2 header of {name} can't be parsed: {type(error).__name__}: {error}. Copy or create the file "
+            "again."
+        )
+        raise ImageError(msg) from error
+
+
+def _checked(xml: nib.Cifti2Header, name: str, models: BrainModels | None = None) -> Header:
+    with _parsing(name):
+        columns, rows = (xml.matrix.get_index_map(dimension) for dimension in (0, 1))
+    kind = next((key for key, known in KINDS.items() if known.columns == columns.indices_map_to_data_type), None)
+    if kind is None or rows.indices_map_to_data_type != "CIFTI_INDEX_TYPE_BRAIN_MODELS":
+        msg = (
+            f"{name} maps {columns.indices_map_to_data_type} to {rows.indices_map_to_data_type}, expected series, "
+            "labels or scalars of brain models (.dtseries.nii, .dlabel.nii, .dscalar.nii)."
+        )
+        raise ImageError(msg)
+    with _parsing(name):
+        models = models or parse_brain_models(rows, name)
+        if kind == "series":
+            step = float(columns.series_step) * 10.0 ** int(columns.series_exponent or 0)
+            t_r = step if columns.series_unit == "SECOND" and 0 < step < np.inf else None
+            return Header(xml, kind, models, [], int(columns.number_of_series_points), t_r)
+        names = [str(one.map_name or "") for one in columns.named_maps]
+    return Header(xml, kind, models, names, len(names), None)
+
+
+class DenseImage:
+    """An opened dense file; created by `open_dense`. The counterpart of `Volumes`.
+
+    Attributes
+    ----------
+    header : Header
+    grid : BrainModels
+    n_volumes : int
+        Time points or maps.
+    is_3d : bool
+        False.
+    dtype : numpy.dtype
+        Dtype of the stored values, in their byte order.
+    slope, inter : float
+        Values are ``slope * stored + inter``.
+    name : str
+    device : str
+        Where the values lie: "cpu".
+    """
+
+    is_3d = False
+    device = "cpu"
+
+    def __init__(
+        self,
+        name: str,
+        header: Header,
+        values: "_OnDisk | np.ndarray",
+        dtype: np.dtype,
+        slope: float = 1.0,
+        inter: float = 0.0,
+    ) -> None:
+        self.name, self.header, self._values = name, header, values
+        self.dtype, self.slope, self.inter = dtype, slope, inter
+        self.grid = replace(header.models, name=name)
+        self.n_volumes, self.t_r = header.n_columns, header.t_r
+        if dtype.kind not in "biuf":
+            msg = f"{name} holds values of type {dtype}, expected integers or real floats."
+            raise ImageError(msg)
+
+    @property
+    def loaded_dtype(self) -> np.dtype:
+        """Dtype of the values as nibabel loads them: float64 if the header scales, else `dtype`."""
+        scaled = (self.slope, self.inter) != (1.0, 0.0)
+        return np.result_type(self.dtype, np.float64) if scaled else self.dtype
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Return the stored values of some grayordinates.
+
+        Parameters
+        ----------
+        start, stop : int
+            First grayordinate, and the one after the last.
+
+        Returns
+        -------
+        ndarray of `dtype`, shape (stop - start, n_volumes)
+            View of the file, which is mapped, or of the user's array. Not to be written to.
+
+        Raises
+        ------
+        ImageError
+            If the file has been truncated since it was opened.
+        """
+        if isinstance(self._values, np.ndarray):
+            return self._values[start:stop]
+        with open_file(self._values.path) as file:
+            first = self._values.offset + start * self.n_volumes * self.dtype.itemsize
+            return mapped_rows(file, self._values.path, self.dtype, first, (stop - start, self.n_volumes))
+
+    def column(self, number: int) -> np.ndarray:
+        """Return one map, scaled: ndarray of float64, shape (n_grayordinates,)."""
+        stored = self.rows(0, self.grid.n_grayordinates)[:, number]
+        return stored.astype(np.float64) * self.slope + self.inter
+
+    def identity(self) -> tuple[Hashable, ...]:
+        """Return a hashable value that identifies values and grayordinates in a cache key; see `Volumes.identity`."""
+        if isinstance(self._values, np.ndarray):
+            data: tuple[Hashable, ...] = (hashlib.blake2b(self._values.tobytes(), digest_size=16).hexdigest(),)
+        else:
+            file = Path(self._values.path).resolve()
+            data = str(file), file.stat().st_size, file.stat().st_mtime_ns
+        return self.grid.key, self.n_volumes, self.dtype.str, self.slope, self.inter, *data
+
+
+@dataclass(frozen=True)
+class _OnDisk:
+    path: str
+    offset: int
+
+
+def is_dense(img: Any) -> bool:
+    """Whether something is a dense CIFTI-2 image, or the path of one, by its NIfTI intent or its name."""
+    if isinstance(img, (DenseImage, nib.Cifti2Image)):
+        return True
+    if not isinstance(img, (str, os.PathLike)):
+        return False
+    path = Path(img).expanduser()
+    if _NAMED_SO.search(path.name):
+        return True
+    try:
+        if path.suffix.lower() != ".nii" or not path.exists() or irregularity(path):
+            return False
+        with open_file(path) as file:
+            block = file.read(_HEADER_BYTES) or b""
+    except OSError:  # whoever opens the image reports it
+        return False
+    if len(block) < _HEADER_BYTES or _HEADER_BYTES not in (int.from_bytes(block[:4], o) for o in ("little", "big")):
+        return False
+    return int(nib.Nifti2Header(block, check=False)["intent_code"]) in _OF_CIFTI
+
+
+def open_dense(img: Any, kinds: Sequence[str] = ("series",)) -> DenseImage:
+    """Open a dense CIFTI-2 file; reads its headers only.
+
+    Parameters
+    ----------
+    img : str, path-like, nibabel.cifti2.Cifti2Image or DenseImage
+        Files aren't compressed.
+    kinds : sequence of str
+        Keys of `KINDS` that are expected.
+
+    Raises
+    ------
+    ImageError
+        If the file is broken, compressed or of another kind, or its XML contradicts its matrix.
+    ValueError
+        If it isn't found.
+    """
+    if isinstance(img, DenseImage):
+        image = img
+    elif not isinstance(img, nib.Cifti2Image):
+        image = _open(Path(img).expanduser())
+    elif nib.is_proxy(img.dataobj) and (path := img.get_filename()):
+        image = _open(Path(path))
+    else:
+        name = img.get_filename() or "in-memory image"
+        values = np.asarray(img.dataobj)
+        image = DenseImage(name, _fitting(_checked(img.header, name), values.shape, name), values.T, values.dtype)
+    if image.header.kind not in kinds:
+        expected = " or ".join(f"{KINDS[key].noun} ({KINDS[key].extension})" for key in kinds)
+        found = KINDS[image.header.kind]
+        msg = f"{image.name} holds {found.noun} ({found.extension}), expected {expected}."
+        raise ImageError(msg)
+    return image
+
+
+def _open(path: Path) -> DenseImage:
+    name = str(path)
+    if not path.exists():
+        msg = f"File not found: '{name}'"
+        raise ValueError(msg)
+    check_image_file(path)
+    if not name.lower().endswith(".nii"):
+        msg = (
+            f"{name} isn't a .nii file: CIFTI-2 files aren't compressed, because their grayordinates are read where "
+            "they lie. Decompress it (gunzip), or save it with the extension .nii."
+        )
+        raise ImageError(msg)
+    _check_start(path)
+    check_extensions(path)
+    try:
+        with open_file(path) as file:
+            nifti = nib.Nifti2Header.from_fileobj(file, check=False)
+            dtype = nifti.get_data_dtype()
+            slope, inter = nifti.get_slope_inter()
+            offset = int(nifti.get_data_offset())
+    except Exception as error:  # nibabel raises many classes
+        msg = f"{name} can't be read as CIFTI-2: {type(error).__name__}: {error}. Copy or create the file again."
+        raise ImageError(msg) from error
+    intent = int(nifti["intent_code"])
+    kind = next((known for known in KINDS.values() if known.intent == intent), None)
+    if kind is None and intent != _UNKNOWN:
+        known = ", ".join(f"{kind.intent} ({kind.extension})" for kind in KINDS.values())
+        msg = f"{name} has the NIfTI intent {intent}, expected one of dense CIFTI-2 files: {known}."
+        raise ImageError(msg)
+    extension = next((one for one in nifti.extensions if one.get_code() == XML_CODE), None)
+    if extension is None:
+        msg = f"{name} has no CIFTI-2 header (NIfTI extension {XML_CODE}). Copy or create the file again."
+        raise ImageError(msg)
+    header = _parse(extension.content, name)
+    if kind not in (None, KINDS[header.kind]):
+        msg = (
+            f"{name} contradicts itself: by its NIfTI intent ({intent}) it holds {kind.noun}, by its XML "
+            f"{KINDS[header.kind].noun}. Create the file again."
+        )
+        raise ImageError(msg)
+    shape = tuple(int(n) for n in nifti.get_data_shape())
+    if len(shape) != 6 or shape[:4] != (1, 1, 1, 1):
+        msg = f"{name} has the shape {shape}, expected (1, 1, 1, 1, {KINDS[header.kind].noun}, grayordinates)."
+        raise ImageError(msg)
+    _fitting(header, shape[4:], name)
+    check_size(path, offset + shape[4] * shape[5] * dtype.itemsize)
+    factors = (1.0 if slope is None else float(slope)), (0.0 if inter is None else float(inter))
+    return DenseImage(name, header, _OnDisk(name, offset), dtype, *factors)
+
+
+def _check_start(path):
+    """Raise ImageError unless a NIfTI-2 header starts the file; nibabel would read the size of extensions anywhere."""
+    with open_file(path) as file:
+        start = file.read(12) or b""
+    size, magic = start[:4], start[4:]
+    if _HEADER_BYTES not in (int.from_bytes(size, order) for order in ("little", "big")) or magic not in _MAGIC:
+        msg = f"{path} doesn't start with a NIfTI-2 header, expected a CIFTI-2 file. Copy or create the file again."
+        raise ImageError(msg)
+
+
+def _fitting(header: Header, shape: tuple[int, ...], name: str) -> Header:
+    """Return the header; ImageError unless its XML describes a matrix of this shape."""
+    expected = header.n_columns, header.models.n_grayordinates
+    if shape != expected:
+        msg = (
+            f"{name} contradicts itself: its matrix has the shape {shape}, its XML describes {expected} (time "
+            "points or maps, grayordinates). Create the file again."
+        )
+        raise ImageError(msg)
+    if min(expected) < 1:
+        msg = f"The image is empty. {name} has {expected[0]} time points or maps of {expected[1]} grayordinates."
+        raise ImageError(msg)
+    return header
