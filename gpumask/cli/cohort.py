@@ -96,6 +96,9 @@ def _plan_cohort(args):
     denoisings = denoisings_of(args)
     segmentations = segmentations_of(args)
     runs, problems = ([], []) if is_folder else read_manifest(args.source)
+    if problems and not runs and not args.atlas and not args.seeds:  # or else they are logged, as failed runs
+        msg = f"no run of {args.source} can be used: {problems[0].reason}"
+        raise ValueError(msg)
     own = tuple(map(OwnAtlas, segmentations)) if is_folder else own_atlases(runs)
     configuration = Configuration(
         (*atlases_of(args, own), *own),
@@ -156,7 +159,7 @@ def _renamed(loaded, configuration):
 
     for atlas in configuration.atlases:
         if isinstance(atlas, OwnAtlas):
-            ids, names = zip(*column_names_of(atlas).items(), strict=True)
+            ids, names = list(named := column_names_of(atlas)), list(named.values())
         else:
             ids, names = loaded.atlases[atlas.name].names()
         changed = [(name, new) for name, new in zip(names, column_names(names, ids), strict=True) if name != new]

@@ -66,21 +66,22 @@ def segmentations_of(args: argparse.Namespace) -> dict[str, tuple[str, Path | No
             msg = f"--atlas: expected derivatives:desc- followed by {' or '.join(SEGMENTATIONS)}, got {text}"
             raise ValueError(msg)
         if not args.source.is_dir():
-            msg = f"--atlas {text} needs a folder of derivatives. In a list of runs, use a column atlas"
+            msg = f"--atlas {text} requires a folder of derivatives. For a list of runs, add the column atlas_NAME"
             raise ValueError(msg)
         if label_map is not None:
             msg = f"--label-map: {text} is of volumes. Expected n/a, got {label_map}"
             raise ValueError(msg)
         name = given.removesuffix("=") or label
         if name in found:
-            msg = f"--atlas: several are called {name}. Give NAME=derivatives:..."
+            msg = f"--atlas: several are called {name}. Give NAME={text}"
             raise ValueError(msg)
         found[name] = label, lut
     return found
 
 
 def _is_segmentation(text):
-    return text.rpartition("=")[2].startswith("derivatives:") and not os.path.lexists(text)
+    path = text.rpartition("=")[2]
+    return path.startswith("derivatives:") and not any(map(os.path.lexists, (text, path)))
 
 
 def _given(args):
