@@ -6,6 +6,7 @@ from gpumask.cohort.page.processing import (
     Methods,
     expanded,
     is_number,
+    is_of_each_run,
     is_of_grayordinates,
     signal_words,
     standardized,
@@ -93,9 +94,11 @@ def _sentences(processing, cite):
         f"computes what the maskers of nilearn compute {cite('nilearn')}, and uses NumPy {cite('numpy')}, SciPy "
         f"{cite('scipy')} and NiBabel {cite('nibabel')}."
     )
-    atlases = [
-        f"{text_of(atlas)}{'' if n is None else f' ({n} columns)'}" for atlas, (_, n) in processing.atlases.items()
-    ]
+    atlases = []
+    for atlas, (described, n) in processing.atlases.items():
+        facts = [] if n is None else [f"{n} columns"]
+        facts += ["each run's own image"] * is_of_each_run(described)
+        atlases.append(f"{text_of(atlas)} ({', '.join(facts)})" if facts else text_of(atlas))
     yield f"Regions are those of {'the atlas' if len(atlases) == 1 else 'the atlases'} {', '.join(atlases)}."
     yield f"Each signal is {signal_words(how).replace('each region', 'the region')}."
     if settings.get("smoothing_fwhm") is not None:

@@ -10,6 +10,7 @@ from gpumask.cohort.page.processing import (
     Methods,
     expanded,
     is_number,
+    is_of_each_run,
     is_of_grayordinates,
     signal_words,
     standardized,
@@ -48,8 +49,12 @@ def _words(processing):
     how, settings, confounds = processing.how, processing.how["settings"], processing.how.get("confounds") or {}
     rows = [("gpumask", text_of(how.get("version", "unknown")))]
     for name, (described, n_regions) in processing.atlases.items():
-        files = ", ".join(
-            f"{Path(file).name} (SHA-256 {text_of(digest)[:12]}…)" for file, digest in described["files"].items()
+        files = (
+            "an image of each run"
+            if is_of_each_run(described)
+            else ", ".join(
+                f"{Path(file).name} (SHA-256 {text_of(digest)[:12]}…)" for file, digest in described["files"].items()
+            )
         )
         size = "" if n_regions is None else f", {counted(n_regions, 'column')}"
         rows.append((f"Atlas {text_of(name)}", shortened(f"{_kind(described)}{size}: {files}", _LONGEST)))

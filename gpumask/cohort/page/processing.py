@@ -106,6 +106,11 @@ def is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < 1e9  # False for NaN
 
 
+def is_of_each_run(how: dict[str, Any]) -> bool:
+    """Whether each run has an image of its own of the atlas; see `gpumask.cohort.own_atlases`."""
+    return "regions_of_all_runs" in how
+
+
 def is_of_grayordinates(how: dict[str, Any]) -> bool:
     """Whether outputs were made from grayordinates, by a description of how they were made."""
     return how.get("elements") == "grayordinates"
