@@ -254,7 +254,7 @@ def _run_cohort(args, configuration, runs, problems, listing, spread):
     finally:
         signal.signal(signal.SIGTERM, before)
         progress.close()
-    left = len(runs) + len(problems) - sum(counts.values())
+    counts["left"] = len(runs) + len(problems) - sum(counts.values())
     if stopped and not code:
         tell("gpumask cohort: stopped at the first failed run (--stop-on-first-crash). Repeat the command to continue.")
     if code:
@@ -268,7 +268,7 @@ def _run_cohort(args, configuration, runs, problems, listing, spread):
             tell(f"gpumask cohort: error: the runs could not be summarized: {error}", logging.ERROR)
             code = 1
     words = {"skipped": "skipped (done before)", "taken": "taken (by another process)"}
-    show(", ".join([*(f"{n} {words.get(name, name)}" for name, n in counts.items()), f"{left} left"]))
+    show(", ".join(f"{n} {words.get(name, name)}" for name, n in counts.items() if n or name in ("done", "failed")))
     return code or (1 if counts["failed"] else 0)
 
 

@@ -23,6 +23,7 @@ from gpumask.confounds.outliers import REASONS, Outliers
 from gpumask.confounds.tables import read_table
 from gpumask.connectivity import connectivity
 from gpumask.extraction import Prepared, Result
+from gpumask.images.lookup import plain_label
 from gpumask.process import warn
 from gpumask.tables import json_lines, table_lines
 
@@ -46,7 +47,7 @@ def tables(
     paths = configuration.outputs(run, unit)
     regions = list(zip(one.regions.ids.tolist(), names, one.regions.counts.tolist(), strict=True))
     of_each = one.regions.grid.elements
-    index = [{"index": int(i) if i == int(i) else i, "name": n, of_each: count} for i, n, count in regions]
+    index = [{"index": plain_label(i), "name": n, of_each: count} for i, n, count in regions]
     rows = censoring.rows(result.signals, unit.denoising.output_type)
     made = [(paths["timeseries"], table_lines(names, rows), described(Regions=index))]
     if "coverage" in paths:
