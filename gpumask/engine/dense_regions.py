@@ -14,7 +14,7 @@ from gpumask.images.cifti_images import dense_labels
 from gpumask.images.dense_atlas import DenseAtlas, DenseMaps
 from gpumask.kernels.least_squares import Solution, least_squares
 from gpumask.kernels.segments import Segments
-from gpumask.process import one_blas_thread
+from gpumask.process import one_blas_thread, one_linalg_thread
 from gpumask.text_tables import listed
 
 
@@ -220,7 +220,7 @@ class DenseMapRegions:
         offsets = np.concatenate([[0], np.cumsum(np.bincount(regions, minlength=len(weights)))])
         segments, solution = Segments(indices.astype(np.int32), offsets, weights[regions, indices]), None
         if self.solves:
-            with one_blas_thread:
+            with one_linalg_thread:
                 solution = least_squares(segments)
             segments = solution.basis or segments
         ids = np.arange(len(weights))
