@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from nibabel import cifti2
 
-from gpumask.images import grayordinates
+from gpumask.images import cifti_headers
 from gpumask.images.cifti_images import dense_labels
 from gpumask.images.dense_atlas import load_dense_atlas, load_dense_maps
 from gpumask.images.errors import ImageError
@@ -72,7 +72,7 @@ def test_equal_brain_models_are_parsed_once(series, tmp_path, monkeypatch):
     other.header.matrix.metadata = cifti2.Cifti2MetaData({"Provenance": "<MatrixIndicesMap> & more"})
     path = dense.save(other, tmp_path / "other.dtseries.nii")
     first, parsed = open_dense(series), []
-    monkeypatch.setattr(grayordinates, "parse_brain_models", lambda *args: parsed.append(args))
+    monkeypatch.setattr(cifti_headers, "parse_brain_models", lambda *args: parsed.append(args))
     image = open_dense(path)
     assert not parsed
     assert image.grid.surfaces is first.grid.surfaces
@@ -95,11 +95,11 @@ def test_brain_models_quoted_in_metadata(tmp_path):
 
 
 def test_parsed_brain_models_are_dropped(tmp_path, monkeypatch):
-    monkeypatch.setattr(grayordinates, "_N_PARSED", 2)
+    monkeypatch.setattr(cifti_headers, "_N_PARSED", 2)
     for n in range(5):
         path = dense.save(dense.series_image(np.ones((2, 1)), dense.surface([n])), tmp_path / "a.dtseries.nii")
         open_dense(path)
-    assert len(grayordinates._parsed) == 2
+    assert len(cifti_headers._parsed) == 2
 
 
 def test_volumes_in_metres(series):

@@ -17,8 +17,8 @@ import nibabel as nib
 import numpy as np
 from nibabel import cifti2
 
+from gpumask.images.cifti_headers import XML_CODE
 from gpumask.images.dense_atlas import DenseAtlas
-from gpumask.images.grayordinates import XML_CODE
 
 TABLE = "LabelTable"
 """Name of the metadata that hold keys and colours of parcels."""
@@ -47,9 +47,8 @@ class Parcels:
             msg = f"{len(names)} names of {len(ids)} parcels of {atlas.grid.name}, expected one for each."
             raise ValueError(msg)
         self.names = _unique(names, ids)
-        volume = atlas.xml.matrix.get_index_map(1).volume
         surfaces = [cifti2.Cifti2Surface(one.structure, one.n_vertices) for one in atlas.grid.surfaces]
-        parts = [part.to_xml() for part in ([] if volume is None else [volume]) + surfaces]
+        parts = [part.to_xml() for part in _volumes(atlas.grid.volume) + surfaces]
         self._xml = b"".join([*parts, *_parcels(atlas, ids, self.names)])
         self._metadata = cifti2.Cifti2MetaData({TABLE: _table(atlas, ids, self.names)}).to_xml()
 
@@ -147,6 +146,13 @@ def _unique(names, ids):
     return some if len(set(some)) == len(some) else labelled
 
 
+def _volumes(grid):
+    """The grid of voxels as CIFTI-2 describes it: a list of one element, or of none without voxels."""
+    if grid is None:
+        return []
+    return [cifti2.Cifti2Volume(grid.shape, cifti2.Cifti2TransformationMatrixVoxelIndicesIJKtoXYZ(-3, grid.affine))]
+
+
 def _parcels(atlas, ids, names):
     grid, labels = atlas.grid, atlas.labels
     order = np.argsort(labels, kind="stable")
@@ -198,10 +204,10 @@ def scalars_map(names: Sequence[str]) -> Any:
 
 def dense_labels(atlas: DenseAtlas, labels: np.ndarray) -> nib.Cifti2Image:
     """Return labels of the atlas's grayordinates as an image of one map, with the atlas's name and table."""
-    columns = atlas.xml.matrix.get_index_map(0)
+    columns = atlas.header.columns
     named = list(columns.named_maps)[atlas.number]
     only = cifti2.Cifti2MatrixIndicesMap([0], columns.indices_map_to_data_type, maps=[named])
-    rows = atlas.xml.matrix.get_index_map(1)
+    rows = atlas.header.xml.matrix.get_index_map(1)
     return cifti_image([only, rows], labels.astype(np.int32)[np.newaxis], "DENSE_LABELS", "ConnDenseLabel")
 
 
