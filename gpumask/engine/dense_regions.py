@@ -32,7 +32,7 @@ class DenseLabelsOnRun(RegionsOnGrid):
     @cached_property
     def coverage(self) -> tuple[np.ndarray, np.ndarray]:
         """Number of grayordinates of each region in the atlas, and in the run; see `RegionsOnGrid.coverage`."""
-        values, counts = np.unique(self.atlas.labels, return_counts=True)
+        values, counts = self.atlas.counted
         return counts[np.searchsorted(values, self.ids)], self.segments.counts
 
     @cached_property

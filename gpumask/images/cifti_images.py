@@ -5,6 +5,7 @@ has no colours of parcels there, so the keys and colours of the label table stan
 that `wb_command -cifti-label-import` reads.
 """
 
+import io
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -130,8 +131,12 @@ class CiftiFile:
         header.set_data_dtype(self.values.dtype)
         header.set_intent(self.intent, name=self.name)
         header.extensions.append(nib.nifti1.Nifti1Extension(XML_CODE, self.xml))
-        data = self.values.reshape((1, 1, 1, 1, *self.values.shape))
-        return nib.Nifti2Image(data, None, header).to_bytes()
+        header.set_data_shape((1, 1, 1, 1, *self.values.shape))
+        file = io.BytesIO()
+        header.write_to(file)  # with the extension
+        file.write(bytes(header.get_data_offset() - file.tell()))
+        file.write(self.values.tobytes(order="F"))
+        return file.getvalue()
 
     def to_filename(self, path: str | os.PathLike) -> None:
         """Write the file."""

@@ -42,10 +42,15 @@ class DenseAtlas:
     number: int
     header: Header
 
-    @cached_property
+    @property
     def values(self) -> np.ndarray:
         """Labels that occur, including the background, sorted."""
-        return np.unique(self.labels)
+        return self.counted[0]
+
+    @cached_property
+    def counted(self) -> tuple[np.ndarray, np.ndarray]:
+        """`values`, and the number of grayordinates of each."""
+        return np.unique(self.labels, return_counts=True)
 
     @property
     def named_table(self) -> dict[str, list]:
