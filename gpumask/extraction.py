@@ -6,6 +6,7 @@ of prepared extractions.
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from gpumask.images.grayordinates import DenseImage
 from gpumask.images.grid import Grid
 from gpumask.images.runs import Run
 from gpumask.plans import Plans, plan_key
-from gpumask.process import one_blas_thread, versions, warn
+from gpumask.process import one_linalg_thread, versions, warn
 from gpumask.settings import Settings, check_dense_settings
 
 if TYPE_CHECKING:
@@ -134,8 +135,7 @@ def prepare(
         check_dense_settings(settings)
     if settings.high_variance_confounds:
         confounds = _with_high_variance(volumes, confounds, memory)
-    with one_blas_thread:
-        cleaner = settings.cleaner(volumes.n_volumes, confounds, sample_mask)
+    cleaner = settings.cleaner(volumes.n_volumes, confounds, sample_mask)
     plans = plans or Plans()
     on_grid, plan = plans.get(regions, volumes.grid, settings, memory, device=device, data_on=volumes.device)
     for message, category in on_grid.notes:
@@ -347,7 +347,7 @@ def _of_regions(prepared, signals, *, keep):
         lost = np.zeros_like(lost)
     if settings.min_coverage is not None:
         lost = lost | (prepared.regions.covered_share < settings.min_coverage)
-    with one_blas_thread:
+    with one_linalg_thread if prepared.cleaner.changes else nullcontext():
         return _cleaned(signals, lost, prepared.cleaner, copy=keep)  # signals from `memory` may be a mapped file
 
 

@@ -24,6 +24,7 @@ from gpumask.confounds.tables import read_table
 from gpumask.connectivity import connectivity
 from gpumask.extraction import Prepared, Result
 from gpumask.images.lookup import plain_label
+from gpumask.process import versions as versions_of_numbers
 from gpumask.process import warn
 from gpumask.tables import json_lines, table_lines
 
@@ -185,5 +186,6 @@ def versions(*, cupy: bool = False) -> dict[str, str]:
     """Versions of Python and of the packages that decide the numbers; CuPy's if requested."""
     # One module, many distributions: cupy-cuda12x, cupy-cuda13x, ... Several at once are a broken installation.
     cupys = metadata.packages_distributions().get("cupy", []) if cupy else []
-    names = ("gpumask", "numpy", "scipy", "nibabel", *cupys)
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
+    own = dict(zip(("gpumask", "numpy", "scipy"), versions_of_numbers(), strict=True))
+    others = {name: metadata.version(name) for name in ("nibabel", *cupys)}
+    return {"python": platform.python_version(), **own, **others}

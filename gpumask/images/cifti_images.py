@@ -5,6 +5,7 @@ has no colours of parcels there, so the keys and colours of the label table stan
 that `wb_command -cifti-label-import` reads.
 """
 
+import io
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -17,8 +18,8 @@ import nibabel as nib
 import numpy as np
 from nibabel import cifti2
 
+from gpumask.images.cifti_headers import XML_CODE
 from gpumask.images.dense_atlas import DenseAtlas
-from gpumask.images.grayordinates import XML_CODE
 
 TABLE = "LabelTable"
 """Name of the metadata that hold keys and colours of parcels."""
@@ -47,9 +48,8 @@ class Parcels:
             msg = f"{len(names)} names of {len(ids)} parcels of {atlas.grid.name}, expected one for each."
             raise ValueError(msg)
         self.names = _unique(names, ids)
-        volume = atlas.xml.matrix.get_index_map(1).volume
         surfaces = [cifti2.Cifti2Surface(one.structure, one.n_vertices) for one in atlas.grid.surfaces]
-        parts = [part.to_xml() for part in ([] if volume is None else [volume]) + surfaces]
+        parts = [part.to_xml() for part in _volumes(atlas.grid.volume) + surfaces]
         self._xml = b"".join([*parts, *_parcels(atlas, ids, self.names)])
         self._metadata = cifti2.Cifti2MetaData({TABLE: _table(atlas, ids, self.names)}).to_xml()
 
@@ -131,8 +131,12 @@ class CiftiFile:
         header.set_data_dtype(self.values.dtype)
         header.set_intent(self.intent, name=self.name)
         header.extensions.append(nib.nifti1.Nifti1Extension(XML_CODE, self.xml))
-        data = self.values.reshape((1, 1, 1, 1, *self.values.shape))
-        return nib.Nifti2Image(data, None, header).to_bytes()
+        header.set_data_shape((1, 1, 1, 1, *self.values.shape))
+        file = io.BytesIO()
+        header.write_to(file)  # with the extension
+        file.write(bytes(header.get_data_offset() - file.tell()))
+        file.write(self.values.tobytes(order="F"))
+        return file.getvalue()
 
     def to_filename(self, path: str | os.PathLike) -> None:
         """Write the file."""
@@ -145,6 +149,13 @@ def _unique(names, ids):
     counts = Counter(names)
     some = [n if n and counts[n] == 1 else other for n, other in zip(names, labelled, strict=True)]
     return some if len(set(some)) == len(some) else labelled
+
+
+def _volumes(grid):
+    """The grid of voxels as CIFTI-2 describes it: a list of one element, or of none without voxels."""
+    if grid is None:
+        return []
+    return [cifti2.Cifti2Volume(grid.shape, cifti2.Cifti2TransformationMatrixVoxelIndicesIJKtoXYZ(-3, grid.affine))]
 
 
 def _parcels(atlas, ids, names):
@@ -198,10 +209,10 @@ def scalars_map(names: Sequence[str]) -> Any:
 
 def dense_labels(atlas: DenseAtlas, labels: np.ndarray) -> nib.Cifti2Image:
     """Return labels of the atlas's grayordinates as an image of one map, with the atlas's name and table."""
-    columns = atlas.xml.matrix.get_index_map(0)
+    columns = atlas.header.columns
     named = list(columns.named_maps)[atlas.number]
     only = cifti2.Cifti2MatrixIndicesMap([0], columns.indices_map_to_data_type, maps=[named])
-    rows = atlas.xml.matrix.get_index_map(1)
+    rows = atlas.header.xml.matrix.get_index_map(1)
     return cifti_image([only, rows], labels.astype(np.int32)[np.newaxis], "DENSE_LABELS", "ConnDenseLabel")
 
 

@@ -350,7 +350,7 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
 
     def _dense_image(self, regions, values):
         """Values of the grayordinates of an atlas or maps as an image."""
-        return dense_values(regions.xml, values, self.t_r or getattr(self, "_run_t_r", None) or 1.0)
+        return dense_values(regions.header.xml, values, self.t_r or getattr(self, "_run_t_r", None) or 1.0)
 
     def _require_volumes(self, method):
         grid = self._fitted.grid
