@@ -360,10 +360,6 @@ def test_bad_maps(maps):
         ),
         ({"keep_masked_labels": True}, "keep_masked_labels=True has no meaning for grayordinates: they have no mask."),
         (
-            {"high_variance_confounds": True},
-            "high_variance_confounds=True has no meaning for grayordinates: it is defined for voxels: pass confounds.",
-        ),
-        (
             {"mask_img": "mask.nii"},
             "mask_img='mask.nii' has no meaning for grayordinates: a mask of volumes doesn't apply to them: set labels "
             "outside it to the background.",

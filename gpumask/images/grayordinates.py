@@ -45,6 +45,7 @@ _HEADER_BYTES = 540
 _MAGIC = b"n+2\0\r\n\x1a\n", b"n+2\0\0\0\0\0"  # the second half, if set, shows a transfer as text
 _UNKNOWN = 3000  # intent of files that nibabel writes unless it is told one: the XML decides
 _OF_CIFTI = range(3000, 3100)  # NIfTI intents
+_BLOCK = 2**21  # values
 _N_PARSED = 8  # brain models that are kept, of about 10 MB each
 
 
@@ -220,6 +221,15 @@ class DenseImage:
         with open_file(self._values.path) as file:
             first = self._values.offset + start * self.n_volumes * self.dtype.itemsize
             return mapped_rows(file, self._values.path, self.dtype, first, (stop - start, self.n_volumes))
+
+    def blocks(self) -> list[slice]:
+        """Parts of the grayordinates of about two million values each, in order."""
+        n, step = self.grid.n_grayordinates, max(_BLOCK // self.n_volumes, 1)
+        return [slice(start, min(start + step, n)) for start in range(0, n, step)]
+
+    def scaled(self, part: slice) -> np.ndarray:
+        """Return the values of some grayordinates: ndarray of float64, shape (n, n_volumes)."""
+        return self.rows(part.start, part.stop).astype(np.float64) * self.slope + self.inter
 
     def column(self, number: int) -> np.ndarray:
         """Return one map, scaled: ndarray of float64, shape (n_grayordinates,)."""

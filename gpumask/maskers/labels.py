@@ -119,7 +119,7 @@ class NiftiLabelsMasker(VolumesMasker):
     With dense labels (CIFTI-2, .dlabel.nii), runs are dense series (.dtseries.nii). Grayordinates are matched by
     structure and vertex number, and by the indices of voxels; those that a run lacks count in ``coverage_``. Names and
     colours come from the file's label table unless `labels` or `lut` is given. `labels_img_` and ``region_atlas_`` are
-    then CIFTI-2 images. `mask_img`, `smoothing_fwhm`, `high_variance_confounds`, `keep_masked_labels` and
+    then CIFTI-2 images. `mask_img`, `smoothing_fwhm`, `keep_masked_labels` and
     ``resampling_target="labels"`` have no meaning there, and are errors. One class serves both kinds because all else
     is the same: cleaning, censoring, coverage, output; only the files change, so code for volumes needs no change.
 
