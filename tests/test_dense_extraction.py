@@ -430,12 +430,10 @@ def test_different_meshes_and_grids_are_named(made, tmp_path):
         NiftiLabelsMasker(other).fit_transform(run)
 
 
-@pytest.mark.parametrize("method", ["generate_report", "to_nilearn"])
-def test_methods_of_volumes(made, method):
+def test_nilearn_has_no_such_masker(made):
     _, atlas, *_ = made
-    masker = NiftiLabelsMasker(atlas).fit()
     with pytest.raises(ValueError) as error:
-        getattr(masker, method)()
+        NiftiLabelsMasker(atlas).fit().to_nilearn()
     assert str(error.value) == (
-        f"{method} doesn't support grayordinates, which {atlas} has. Use regions of volumes for it."
+        f"to_nilearn doesn't support grayordinates, which {atlas} has. Use regions of volumes for it."
     )

@@ -40,6 +40,9 @@ _IMAGES_AT_TRANSFORM_TIME = (
 )
 
 
+_OF_REPORTS = ("_report_run", "_report_signals")
+
+
 @dataclass
 class _ImageTags(InputTags):
     """Input tags with nilearn's two additions."""
@@ -88,7 +91,7 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         return backend.resolve_device(self.device)
 
     def _forget_run(self):
-        for name in {"plan_", "seconds_", "_on_grid", "_cleaning", "_lut_", "_run_t_r"} & set(vars(self)):
+        for name in {"plan_", "seconds_", "_on_grid", "_cleaning", "_lut_", "_run_t_r", *_OF_REPORTS} & set(vars(self)):
             delattr(self, name)
 
     def transform(self, imgs: Any, confounds: Any = None, sample_mask: Any = None) -> np.ndarray:
@@ -199,6 +202,8 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         """Set the attributes that describe the run, and return the signals in their final shape."""
         self.plan_, self.seconds_, self._on_grid = prepared.plan, result.seconds, prepared.regions
         self._run_t_r = volumes.t_r if isinstance(volumes, DenseImage) else None
+        if self.reports and isinstance(volumes, DenseImage):
+            self._report_signals = backend.to_host(result.signals).copy()
         self._cleaning = prepared.cleaner.explain(result.signals.shape[1])
         shares = ", ".join(f"{step} {seconds:.3f} s" for step, seconds in self.seconds_.items())
         self._log(f"{volumes.n_volumes} volumes: {shares} (reading and reducing overlap)", "transform")
@@ -228,7 +233,8 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         ImportError
             If nilearn isn't installed.
         ValueError
-            If a parameter, other than `device`, has a value that nilearn doesn't support.
+            If a parameter, other than `device`, has a value that nilearn doesn't support; or for grayordinates: the
+            surface maskers of nilearn need coordinates of vertices, which CIFTI-2 files lack, and support no voxels.
         """
         check_is_fitted(self)
         self._require_volumes("to_nilearn")
@@ -258,6 +264,8 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
 
     def generate_report(self, engine: str = "matplotlib", title: str | None = None) -> Any:
         """Create an HTML page with the regions on a volume of the run, and the parameters.
+
+        For grayordinates, the page has signals, brain models and a table of the regions instead of a picture.
 
         Parameters
         ----------
@@ -349,6 +357,14 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         """Values of the grayordinates of an atlas or maps as an image."""
         return dense_values(regions.xml, values, self.t_r or getattr(self, "_run_t_r", None) or 1.0)
 
+    def _dense_report(self, title):
+        """Return the report of a masker of grayordinates."""
+        from gpumask.reports.grayordinates import dense_report
+
+        regions = self._regions
+        on_grid = getattr(self, "_on_grid", None) or regions.on(regions.grid, None, "all")
+        return dense_report(self, regions.grid, on_grid, getattr(self, "_report_signals", None), title)
+
     def _require_volumes(self, method):
         grid = self._fitted.grid
         if isinstance(grid, BrainModels):
@@ -358,7 +374,6 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
     def _check_report(self, engine):
         """Raise an error unless the masker is fitted and can make a report."""
         check_is_fitted(self)
-        self._require_volumes("generate_report")
         if not self.reports:
             msg = "generate_report needs reports=True, but the masker has reports=False."
             raise ValueError(msg)
@@ -372,7 +387,7 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         return tags
 
     def __getstate__(self):
-        return {name: value for name, value in super().__getstate__().items() if name != "_report_run"}
+        return {name: value for name, value in super().__getstate__().items() if name not in _OF_REPORTS}
 
     def _make_memory(self):
         memory = self.memory

@@ -306,6 +306,8 @@ class NiftiLabelsMasker(VolumesMasker):
         return nib.Nifti1Image(data, self._regions.grid.affine, dtype=data.dtype)
 
     def _report(self, title):
+        if isinstance(self._regions, DenseLabelRegions):
+            return self._dense_report(title)
         from gpumask.reports.masker import labels_report
 
         return labels_report(self, getattr(self, "_report_run", None), title)

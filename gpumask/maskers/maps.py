@@ -272,7 +272,7 @@ class NiftiMapsMasker(VolumesMasker):
         title : str or None, default=None
             If None, the name of the class.
         displayed_maps : int, list or array of int, or "all", default=10
-            Number of maps to draw, or their columns.
+            Number of maps to draw, or their columns. Maps of grayordinates aren't drawn.
 
         Returns
         -------
@@ -287,6 +287,8 @@ class NiftiMapsMasker(VolumesMasker):
             If `displayed_maps` has another type.
         """
         self._check_report(engine)
+        if isinstance(self._regions, DenseMapRegions):
+            return self._dense_report(title)
         from gpumask.reports.maps import maps_report
 
         on_grid = getattr(self, "_on_grid", None)
