@@ -377,7 +377,8 @@ def test_volumes_and_grayordinates_cannot_be_mixed(made, tmp_path):
     run, atlas, *_ = made
     volumes = helpers.save(tmp_path / "bold.nii", np.random.default_rng(0).random((6, 7, 8, 3)))
     labels = helpers.save(tmp_path / "labels.nii", helpers.blocks())
-    to_volumes = f"{volumes} has voxels, the regions of {atlas} grayordinates. Pass a dense series (.dtseries.nii), or"
+    to_volumes = f"{volumes} has voxels, the regions of {atlas} grayordinates. Pass a dense series (.dtseries.nii, "
+    to_volumes += ".func.gii), or"
     to_series = f"{run} has grayordinates, the regions of {labels} voxels. Pass an image of volumes, or"
     for regions, img, message in [(atlas, volumes, to_volumes), (labels, run, to_series)]:
         masker = NiftiLabelsMasker(regions)
@@ -416,7 +417,8 @@ def test_different_meshes_and_grids_are_named(made, tmp_path):
         NiftiLabelsMasker(other).fit_transform(run)
     assert str(error.value) == (
         f"{run} and in-memory image have different meshes: the surface {dense.LEFT} has 60 vertices in the first file, "
-        "and 164 in the second. Resample one of them (wb_command -cifti-resample)."
+        "and 164 in the second. Resample one of them (wb_command -cifti-resample, or for GIFTI -metric-resample, "
+        "-label-resample)."
     )
     other = dense.labels_image([1], dense.voxels([[1, 1, 1]], affine=np.diag([3.0, 3, 3, 1])))
     with pytest.raises(

@@ -106,7 +106,7 @@ class BrainModels:
                 msg = (
                     f"{self.name} and {other.name} have different meshes: the surface {surface.structure} has "
                     f"{surface.n_vertices} vertices in the first file, and {there.n_vertices} in the second. Resample "
-                    "one of them (wb_command -cifti-resample)."
+                    "one of them (wb_command -cifti-resample, or for GIFTI -metric-resample, -label-resample)."
                 )
                 raise ValueError(msg)
             own = slice(surface.start, surface.start + len(surface.vertices))

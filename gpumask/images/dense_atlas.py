@@ -1,4 +1,4 @@
-"""Atlases of grayordinates: labels of `.dlabel.nii` files, and maps of `.dscalar.nii` or `.dtseries.nii` files."""
+"""Atlases of grayordinates: labels of `.dlabel.nii` or `.label.gii` files, and maps of dense scalars or series."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +35,8 @@ class DenseAtlas:
         Of the map in the file.
     xml : nibabel.cifti2.Cifti2Header
         Of the file; don't change it.
+    is_gifti : bool
+        Whether the file is GIFTI.
     """
 
     labels: np.ndarray
@@ -43,6 +45,7 @@ class DenseAtlas:
     table: dict[str, list]
     number: int
     xml: "nib.Cifti2Header"
+    is_gifti: bool
 
     @cached_property
     def values(self) -> np.ndarray:
@@ -82,7 +85,7 @@ def load_dense_atlas(labels_img: Any, background: float = 0, label_map: str | in
 
     Parameters
     ----------
-    labels_img : path, nibabel.cifti2.Cifti2Image or DenseImage
+    labels_img : path, nibabel.cifti2.Cifti2Image, nibabel.gifti.GiftiImage or DenseImage
         Dense labels.
     background : number
         Label to ignore.
@@ -123,7 +126,7 @@ def load_dense_atlas(labels_img: Any, background: float = 0, label_map: str | in
         "name": [str(entry.label or "") for entry in entries],
         "color": ["#" + "".join(map(_hexadecimal, (entry.red, entry.green, entry.blue))) for entry in entries],
     }
-    return DenseAtlas(labels, image.grid, background, table, number, image.header.xml)
+    return DenseAtlas(labels, image.grid, background, table, number, image.header.xml, image.header.is_gifti)
 
 
 def _hexadecimal(share):
@@ -176,12 +179,15 @@ class DenseMaps:
         Of the maps; their numbers if the file has none.
     xml : nibabel.cifti2.Cifti2Header
         Of the file; don't change it.
+    is_gifti : bool
+        Whether the file is GIFTI.
     """
 
     weights: np.ndarray
     grid: BrainModels
     names: list[str]
     xml: "nib.Cifti2Header"
+    is_gifti: bool
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -197,7 +203,7 @@ def load_dense_maps(maps_img: Any) -> DenseMaps:
 
     Parameters
     ----------
-    maps_img : path, nibabel.cifti2.Cifti2Image or DenseImage
+    maps_img : path, nibabel.cifti2.Cifti2Image, nibabel.gifti.GiftiImage or DenseImage
         Dense scalars, or a dense series. Values that aren't finite count as 0, with a warning.
 
     Raises
@@ -220,4 +226,4 @@ def load_dense_maps(maps_img: Any) -> DenseMaps:
         msg = f"{image.name} has maps that are 0 everywhere: {listed(empty)}. Remove them."
         raise ValueError(msg)
     names = image.header.names or [str(k) for k in range(len(weights))]
-    return DenseMaps(weights, image.grid, names, image.header.xml)
+    return DenseMaps(weights, image.grid, names, image.header.xml, image.header.is_gifti)

@@ -1,4 +1,4 @@
-"""Dense CIFTI-2 files: a value of each grayordinate for each time point, map of labels or map of scalars.
+"""Dense CIFTI-2 files: a value of each grayordinate for each time point, map of labels or map of scalars; and GIFTI.
 
 The values of one grayordinate are contiguous in the file, so the reading goes over grayordinates: `DenseImage.rows`.
 """
@@ -20,24 +20,31 @@ from nibabel.cifti2.parse_cifti2 import Cifti2Extension
 from gpumask.images.brain_models import BrainModels, parse_brain_models
 from gpumask.images.decoding import check_extensions, check_size
 from gpumask.images.errors import ImageError
+from gpumask.images.gifti import Surface, is_gifti, read_gifti
 from gpumask.images.opening import check_image_file
 from gpumask.images.readers import mapped_rows
 from gpumask.inputs import irregularity, open_file
 
 
 class Kind(NamedTuple):
-    """A kind of dense files: how messages call it, its extension, NIfTI intent, and type of its columns in the XML."""
+    """A kind of dense files: how messages call it, extensions, NIfTI intent, and type of its columns in the XML."""
 
     noun: str
     extension: str
+    of_gifti: str
     intent: int
     columns: str
 
+    @property
+    def extensions(self) -> str:
+        """Of CIFTI-2 and GIFTI."""
+        return f"{self.extension}, {self.of_gifti}"
+
 
 KINDS = {
-    "series": Kind("dense series", ".dtseries.nii", 3002, "CIFTI_INDEX_TYPE_SERIES"),
-    "labels": Kind("dense labels", ".dlabel.nii", 3007, "CIFTI_INDEX_TYPE_LABELS"),
-    "scalars": Kind("dense scalars", ".dscalar.nii", 3006, "CIFTI_INDEX_TYPE_SCALARS"),
+    "series": Kind("dense series", ".dtseries.nii", ".func.gii", 3002, "CIFTI_INDEX_TYPE_SERIES"),
+    "labels": Kind("dense labels", ".dlabel.nii", ".label.gii", 3007, "CIFTI_INDEX_TYPE_LABELS"),
+    "scalars": Kind("dense scalars", ".dscalar.nii", ".func.gii", 3006, "CIFTI_INDEX_TYPE_SCALARS"),
 }
 _NAMED_SO = re.compile(r"\.d(tseries|label|scalar)\.nii(\.\w+)?$", re.IGNORECASE)
 XML_CODE = 32  # of the NIfTI extension that holds the XML
@@ -64,6 +71,8 @@ class Header(NamedTuple):
         Time points or maps.
     t_r : float or None
         Seconds between time points; None if they aren't in seconds.
+    is_gifti : bool
+        Whether the file is GIFTI; `xml` then describes the same content.
     """
 
     xml: nib.Cifti2Header
@@ -72,6 +81,7 @@ class Header(NamedTuple):
     names: list[str]
     n_columns: int
     t_r: float | None
+    is_gifti: bool = False
 
 
 _parsed: dict[bytes, tuple[Any, BrainModels]] = {}
@@ -253,8 +263,8 @@ class _OnDisk:
 
 
 def is_dense(img: Any) -> bool:
-    """Whether something is a dense CIFTI-2 image, or the path of one, by its NIfTI intent or its name."""
-    if isinstance(img, (DenseImage, nib.Cifti2Image)):
+    """Whether something is a dense CIFTI-2 or GIFTI image, or the path of one, by its NIfTI intent or its name."""
+    if isinstance(img, (DenseImage, nib.Cifti2Image)) or is_gifti(img):
         return True
     if not isinstance(img, (str, os.PathLike)):
         return False
@@ -274,12 +284,12 @@ def is_dense(img: Any) -> bool:
 
 
 def open_dense(img: Any, kinds: Sequence[str] = ("series",)) -> DenseImage:
-    """Open a dense CIFTI-2 file; reads its headers only.
+    """Open a dense CIFTI-2 file, reading its headers only; or a GIFTI file, which is read as a whole.
 
     Parameters
     ----------
-    img : str, path-like, nibabel.cifti2.Cifti2Image or DenseImage
-        Files aren't compressed.
+    img : str, path-like, nibabel.cifti2.Cifti2Image, nibabel.gifti.GiftiImage or DenseImage
+        Files aren't compressed as a whole.
     kinds : sequence of str
         Keys of `KINDS` that are expected.
 
@@ -292,6 +302,8 @@ def open_dense(img: Any, kinds: Sequence[str] = ("series",)) -> DenseImage:
     """
     if isinstance(img, DenseImage):
         image = img
+    elif is_gifti(img):
+        image = _of_surface(read_gifti(img))
     elif not isinstance(img, nib.Cifti2Image):
         image = _open(Path(img).expanduser())
     elif nib.is_proxy(img.dataobj) and (path := img.get_filename()):
@@ -301,11 +313,18 @@ def open_dense(img: Any, kinds: Sequence[str] = ("series",)) -> DenseImage:
         values = np.asarray(img.dataobj)
         image = DenseImage(name, _fitting(_checked(img.header, name), values.shape, name), values.T, values.dtype)
     if image.header.kind not in kinds:
-        expected = " or ".join(f"{KINDS[key].noun} ({KINDS[key].extension})" for key in kinds)
+        expected = " or ".join(f"{KINDS[key].noun} ({KINDS[key].extensions})" for key in kinds)
         found = KINDS[image.header.kind]
-        msg = f"{image.name} holds {found.noun} ({found.extension}), expected {expected}."
+        msg = f"{image.name} holds {found.noun} ({found.extensions}), expected {expected}."
         raise ImageError(msg)
     return image
+
+
+def _of_surface(surface: Surface) -> DenseImage:
+    header = Header(
+        surface.xml, surface.kind, surface.models, surface.names, surface.values.shape[1], None, is_gifti=True
+    )
+    return DenseImage(surface.name, header, surface.values, surface.values.dtype)
 
 
 def _open(path: Path) -> DenseImage:

@@ -105,7 +105,8 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
             - a pair (array, affine), a tuple: of shape (x, y, z) or (x, y, z, t), of NumPy, CuPy, PyTorch, JAX or
               another library that supports DLPack, of integers or floats of 32 bits or more; and (4, 4), to mm.
             - a list of 3D images in files or host memory: these are its volumes.
-            - a dense series (`.dtseries.nii`), a path or a nibabel `Cifti2Image`, for regions of grayordinates.
+            - a dense series (`.dtseries.nii`, `.func.gii`), a path, a nibabel `Cifti2Image` or `GiftiImage`, for
+              regions of grayordinates.
             - what `gpumask.images.volumes.open_volumes` or `gpumask.images.grayordinates.open_dense` returns.
 
             Arrays aren't copied, except on a GPU a few volumes at a time where they aren't in Fortran order. A run on
@@ -355,7 +356,7 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
 
     def _dense_image(self, regions, values):
         """Values of the grayordinates of an atlas or maps as an image."""
-        return dense_values(regions.xml, values, self.t_r or getattr(self, "_run_t_r", None) or 1.0)
+        return dense_values(regions, values, self.t_r or getattr(self, "_run_t_r", None) or 1.0)
 
     def _dense_report(self, title):
         """Return the report of a masker of grayordinates."""

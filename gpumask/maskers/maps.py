@@ -233,7 +233,7 @@ class NiftiMapsMasker(VolumesMasker):
     def _region_parameters(self):
         return {"solves": self.strategy == "least_squares", "allow_overlap": self.allow_overlap}
 
-    def inverse_transform(self, signals: Any) -> nib.Nifti1Image | nib.Cifti2Image:
+    def inverse_transform(self, signals: Any) -> nib.Nifti1Image | nib.Cifti2Image | nib.GiftiImage:
         """Compute volumes, or grayordinates, from region signals: the sum of the maps, times their signals.
 
         Parameters
@@ -243,7 +243,7 @@ class NiftiMapsMasker(VolumesMasker):
 
         Returns
         -------
-        nibabel.nifti1.Nifti1Image or nibabel.cifti2.Cifti2Image
+        nibabel.nifti1.Nifti1Image, nibabel.cifti2.Cifti2Image or nibabel.gifti.GiftiImage
             3D or 4D, on the grid of `maps_img_`; 0 outside the maps and the mask. Its dtype is `dtype` if that is set,
             else that of the signals. Booleans, and 64-bit integers that fit, become int32, with a warning. For maps of
             grayordinates, scalars or a series, as in `NiftiLabelsMasker.inverse_transform`.
