@@ -10,7 +10,8 @@ from typing import NamedTuple
 from gpumask.bids.runs import Run
 
 _IMAGE_EXTENSION = re.compile(
-    r"(\.(d(tseries|label|scalar)|p(tseries|conn|scalar))(?=\.nii))?\.(nii|img|hdr|mgh|mgz|mnc|head|brik|par|rec)(\.(gz|bz2|zst))?$",
+    r"((\.(d(tseries|label|scalar)|p(tseries|conn|scalar))(?=\.nii))?\.(nii|img|hdr|mgh|mgz|mnc|head|brik|par|rec)"
+    r"|(\.(func|label|shape|time))?\.gii)(\.(gz|bz2|zst))?$",
     re.IGNORECASE,
 )
 _NAME = re.compile(r"(?P<entities>(?:[a-zA-Z]+-[a-zA-Z0-9+]+_)*)(?P<suffix>[a-zA-Z0-9]+)(?P<extension>(?:\..*)?)")
