@@ -2,14 +2,13 @@
 
 import gzip
 import re
-import sys
 import warnings
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from gpumask import NiftiLabelsMasker, NiftiMapsMasker, NiftiMasker, transform_together
+from gpumask import MultiNiftiLabelsMasker, NiftiLabelsMasker, NiftiMapsMasker, NiftiMasker, transform_together
 from gpumask.choices import STRATEGIES
 from gpumask.images.errors import ImageError
 from gpumask.images.gifti import is_gifti, read_gifti
@@ -136,8 +135,15 @@ def test_names_colours_and_images(tmp_path, made):
     np.testing.assert_allclose(masker.transform(tmp_path / "lh.inverse.func.gii"), signals, rtol=1e-6)
     (one,) = masker.inverse_transform(signals.iloc[0]).darrays
     np.testing.assert_array_equal(one.data, expected[0])
-    masker.transform(run)
-    assert "CIFTI_STRUCTURE_CORTEX_LEFT" in masker.generate_report().html if "matplotlib" in sys.modules else True
+
+
+def test_report_and_many_runs(made):
+    run, atlas, data, values = made
+    masker = MultiNiftiLabelsMasker(atlas).fit()
+    for signals in masker.transform([run, surfaces.in_memory(data)]):
+        np.testing.assert_allclose(signals, surfaces.by_definition(data, values), rtol=1e-6)
+    pytest.importorskip("matplotlib")
+    assert "<td>CIFTI_STRUCTURE_CORTEX_LEFT</td><td>surface of 50 vertices</td>" in masker.generate_report().html
 
 
 def test_structures_of_other_names(tmp_path, made):

@@ -59,7 +59,7 @@ def _plan_cohort(args):
     from gpumask.bids.sidecars import check_dataset_description
     from gpumask.cohort.atlases import load
     from gpumask.cohort.configuration import Configuration, check_names, check_spaces
-    from gpumask.cohort.grayordinates import check_runs
+    from gpumask.cohort.grayordinates import check_runs, hemisphere_of
     from gpumask.cohort.record import Listing, check_unchanged
     from gpumask.process import collect_warnings
 
@@ -114,6 +114,7 @@ def _plan_cohort(args):
     if is_folder:
         wanted = {"require_confounds": configuration.needs_confounds, "desc": configuration.images}
         wanted["grayordinates"] = configuration.grayordinates
+        wanted["hemisphere"] = hemisphere_of(configuration.atlases)
         runs, problems = find_runs(args.source, **chosen, filters=filters, **wanted)
     else:
         runs, problems = read_manifest(args.source)

@@ -5,13 +5,16 @@ from typing import TYPE_CHECKING
 
 from gpumask.bids.runs import Run
 from gpumask.extraction import Settings, check_dense_settings, refuse_for_grayordinates
-from gpumask.images.grayordinates import is_dense
+from gpumask.images.gifti import is_gifti
+from gpumask.images.grayordinates import KINDS, is_dense, open_dense
 from gpumask.text_tables import listed
 
 if TYPE_CHECKING:
     import os
 
     from gpumask.cohort.configuration import AtlasFile
+
+_SIDES = {"CIFTI_STRUCTURE_CORTEX_LEFT": "L", "CIFTI_STRUCTURE_CORTEX_RIGHT": "R"}
 
 
 def check_atlases(
@@ -57,6 +60,30 @@ def check_atlases(
             "another strategy for the confounds."
         )
         raise ValueError(msg)
+
+
+def hemisphere_of(atlases: "Sequence[AtlasFile]") -> str:
+    """Return "L" or "R" if all atlases are GIFTI files of this hemisphere's cortex, and "" if none is GIFTI.
+
+    Raises
+    ------
+    ValueError
+        If only some are, or their structures differ or aren't a hemisphere's cortex.
+    """
+    if not any(is_gifti(atlas.path) for atlas in atlases):
+        return ""
+    kinds = tuple(KINDS)
+    parts = {str(atlas.path): open_dense(atlas.path, kinds).grid.contents.split(" of ")[0] for atlas in atlases}
+    sides = {_SIDES.get(part) if is_gifti(path) else None for path, part in parts.items()}
+    if None in sides or len(sides) > 1:
+        has = "; ".join(f"{path}: {part}" for path, part in parts.items())
+        msg = (
+            "Atlases of surfaces (.label.gii) must all be of the same hemisphere, to find its runs in a folder: "
+            f"{has}. Give a command for each, or list the runs in a table."
+        )
+        raise ValueError(msg)
+    (side,) = sides
+    return str(side)
 
 
 def check_runs(atlases: "Sequence[AtlasFile]", runs: Sequence[Run]) -> None:
