@@ -156,7 +156,7 @@ def check_kind(run: Run, grid: Grid | BrainModels | None) -> None:
     of_regions = isinstance(grid, BrainModels)
     if isinstance(run, DenseImage) != of_regions:
         others = "the regions are spheres in volumes" if grid is None else f"the regions of {grid.name} {grid.elements}"
-        wanted = "a dense series (.dtseries.nii)" if of_regions else "an image of volumes"
+        wanted = "a dense series (.dtseries.nii, .func.gii)" if of_regions else "an image of volumes"
         msg = f"{run.name} has {run.grid.elements}, {others}. Pass {wanted}, or regions of the run's kind."
         raise ValueError(msg)
 

@@ -186,7 +186,7 @@ def test_intent_against_xml(series, labels):
         "Create the file again."
     )
     assert error_of(open_dense, labels) == (
-        f"{labels} holds dense labels (.dlabel.nii), expected dense series (.dtseries.nii)."
+        f"{labels} holds dense labels (.dlabel.nii, .label.gii), expected dense series (.dtseries.nii, .func.gii)."
     )
     edited_header(labels, intent_code=3000)  # as nibabel writes files: the XML decides
     assert open_dense(labels, ("labels",)).n_volumes == 2
@@ -412,7 +412,8 @@ def test_maps(tmp_path):
     empty = dense.scalars_image(np.array([[1.0, 0, 0], [0, 0, 0]]), axis)
     assert error_of(load_dense_maps, empty) == "in-memory image has maps that are 0 everywhere: 1. Remove them."
     with pytest.raises(
-        ImageError, match=r"holds dense labels \(.dlabel.nii\), expected dense scalars \(.dscalar.nii\) or"
+        ImageError,
+        match=r"holds dense labels \(\.dlabel\.nii, \.label\.gii\), expected dense scalars \(\.dscalar\.nii, ",
     ):
         load_dense_maps(dense.labels_image([1, 2, 3], axis))
 

@@ -62,7 +62,7 @@ def _plan_cohort(args):
     from gpumask.bids.sidecars import check_dataset_description
     from gpumask.cohort.atlases import load
     from gpumask.cohort.configuration import Configuration, check_names, check_spaces
-    from gpumask.cohort.grayordinates import check_runs
+    from gpumask.cohort.grayordinates import check_runs, hemisphere_of
     from gpumask.cohort.own_atlases import OwnAtlas, own_atlases, with_columns
     from gpumask.cohort.record import Listing, check_unchanged
     from gpumask.process import collect_warnings
@@ -123,6 +123,7 @@ def _plan_cohort(args):
     if is_folder:
         wanted = {"require_confounds": configuration.needs_confounds, "desc": configuration.images}
         wanted["grayordinates"] = configuration.grayordinates
+        wanted["hemisphere"] = hemisphere_of(configuration.atlases)
         runs, problems = find_runs(args.source, **chosen, filters=filters, **wanted)
         for name, (desc, lut) in segmentations.items():
             runs, without = with_segmentation(runs, args.source, desc, name, lut)

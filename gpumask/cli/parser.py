@@ -179,7 +179,11 @@ def _add_extract(commands):
     )
     add = extract.add_argument
     add(
-        "runs", nargs="+", metavar="RUN", type=Path, help="3D or 4D image (NIfTI, ...), or dense series (.dtseries.nii)"
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        type=Path,
+        help="3D or 4D image (NIfTI, ...), or dense series (.dtseries.nii, .func.gii)",
     )
     add(
         "--atlas",
@@ -187,8 +191,8 @@ def _add_extract(commands):
         default=[],
         metavar="[NAME=]IMAGE",
         type=named_path,
-        help="label image (a number per region), or 4D image of maps; or for dense series, .dlabel.nii or "
-        ".dscalar.nii; several are extracted together",
+        help="label image (a number per region), or 4D image of maps; or for dense series, .dlabel.nii, "
+        ".label.gii or .dscalar.nii; several are extracted together",
     )
     _add_label_map(add)
     _add_seeds(add)
@@ -284,7 +288,8 @@ def _add_cohort(commands):
         type=named_path,
         help="label images, or 4D images of maps; all are extracted in one read, and --seeds with them. "
         "derivatives:desc-aparcaseg or derivatives:desc-aseg is each run's own segmentation by fMRIPrep. With "
-        ".dlabel.nii or .dscalar.nii, fMRIPrep's *_bold.dtseries.nii are extracted instead of volumes",
+        ".dlabel.nii or .dscalar.nii, fMRIPrep's *_bold.dtseries.nii are extracted instead of volumes; with a "
+        "hemisphere's .label.gii, its *_hemi-L_*_bold.func.gii",
     )
     _add_label_map(add)
     _add_seeds(add)

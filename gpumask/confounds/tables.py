@@ -172,8 +172,15 @@ def _parsed(table):
 
 
 def has_names(first_row: Sequence[str]) -> bool:
-    """Whether the first row of confounds has the columns' names; above an index written by pandas is an empty one."""
-    return not is_number(first_row[0]) and first_row[0].lower() not in ("n/a", "na")
+    """Whether the first row of confounds has the columns' names; above an index written by pandas is an empty one.
+
+    Whole numbers can be names. Other numbers are values, also behind an empty first cell or a text such as "1.#IND":
+    else the first volume's values would be lost.
+    """
+    first, *others = first_row
+    if is_number(first) or first.lower() in ("n/a", "na"):
+        return False
+    return not any(is_number(cell) and not cell.isdecimal() for cell in others)
 
 
 def numeric_column(table: "pd.DataFrame", name: str, path: str | os.PathLike, expected: str) -> np.ndarray:

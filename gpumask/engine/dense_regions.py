@@ -37,7 +37,7 @@ class DenseLabelsOnRun(RegionsOnGrid):
         return np.where(values[there] == self.ids, counts[there], 0), self.segments.counts  # a run's atlas may lack ids
 
     @cached_property
-    def image(self) -> nib.Cifti2Image:
+    def image(self) -> nib.Cifti2Image | nib.GiftiImage:
         """The labels of the atlas that have a column; the background elsewhere."""
         labels = np.where(np.isin(self.atlas.labels, self.ids), self.atlas.labels, self.atlas.background)
         return dense_labels(self.atlas, labels)

@@ -110,7 +110,7 @@ class BrainModels:
                 msg = (
                     f"{self.name} and {other.name} have different meshes: the surface {surface.structure} has "
                     f"{surface.n_vertices} vertices in the first file, and {there.n_vertices} in the second. Resample "
-                    "one of them (wb_command -cifti-resample)."
+                    "one of them (wb_command -cifti-resample, or for GIFTI -metric-resample, -label-resample)."
                 )
                 raise ValueError(msg)
             own = slice(surface.start, surface.start + len(surface.vertices))
@@ -209,6 +209,13 @@ def parse_brain_models(element: Element, name: str) -> BrainModels:
         raise _error(name, "a voxel occurs twice")
     volume = volume if len(ijk) else None
     return BrainModels(end, tuple(surfaces), at, ijk, volume, _key(surfaces, at, ijk, volume), name)
+
+
+def surface_models(structure: str, n_vertices: int) -> BrainModels:
+    """Return the brain models of one surface, with all of its vertices."""
+    surfaces = (Surface(structure, n_vertices, 0, np.arange(n_vertices)),)
+    at, ijk = np.zeros(0, np.int64), np.zeros((0, 3), np.int64)
+    return BrainModels(n_vertices, surfaces, at, ijk, None, _key(surfaces, at, ijk, None))
 
 
 def _error(name: str, what: str) -> ImageError:

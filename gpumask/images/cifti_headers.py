@@ -1,4 +1,4 @@
-"""The XML of dense CIFTI-2 files: their kind, columns and brain models.
+"""Headers of dense files, and the XML of CIFTI-2: their kind, columns and brain models.
 
 Brain models are parsed here: nibabel takes 0.2 s for 91,282 grayordinates. The rest is small, and nibabel's.
 """
@@ -21,18 +21,24 @@ from gpumask.images.errors import ImageError
 
 
 class Kind(NamedTuple):
-    """A kind of dense files: how messages call it, its extension, NIfTI intent, and type of its columns in the XML."""
+    """A kind of dense files: how messages call it, extensions, NIfTI intent, and type of its columns in the XML."""
 
     noun: str
     extension: str
+    of_gifti: str
     intent: int
     columns: str
 
+    @property
+    def extensions(self) -> str:
+        """Of CIFTI-2 and GIFTI."""
+        return f"{self.extension}, {self.of_gifti}"
+
 
 KINDS = {
-    "series": Kind("dense series", ".dtseries.nii", 3002, "CIFTI_INDEX_TYPE_SERIES"),
-    "labels": Kind("dense labels", ".dlabel.nii", 3007, "CIFTI_INDEX_TYPE_LABELS"),
-    "scalars": Kind("dense scalars", ".dscalar.nii", 3006, "CIFTI_INDEX_TYPE_SCALARS"),
+    "series": Kind("dense series", ".dtseries.nii", ".func.gii", 3002, "CIFTI_INDEX_TYPE_SERIES"),
+    "labels": Kind("dense labels", ".dlabel.nii", ".label.gii", 3007, "CIFTI_INDEX_TYPE_LABELS"),
+    "scalars": Kind("dense scalars", ".dscalar.nii", ".func.gii", 3006, "CIFTI_INDEX_TYPE_SCALARS"),
 }
 XML_CODE = 32  # of the NIfTI extension that holds the XML
 _N_PARSED = 8  # brain models that are kept, of about 2 MB each
@@ -58,6 +64,8 @@ class Header:
         Time points or maps.
     t_r : float or None
         Seconds between time points; None if they aren't in seconds.
+    is_gifti : bool
+        Whether the file is GIFTI. It has no XML of CIFTI-2.
     """
 
     name: str
@@ -67,7 +75,8 @@ class Header:
     names: list[str]
     n_columns: int
     t_r: float | None
-    _content: bytes
+    is_gifti: bool = False
+    _content: bytes = b""
 
     @cached_property
     def xml(self) -> nib.Cifti2Header:
@@ -121,9 +130,9 @@ def parse_header(content: bytes, name: str) -> Header:
         if kind == "series":
             step = float(columns.series_step) * 10.0 ** int(columns.series_exponent or 0)
             t_r = step if columns.series_unit == "SECOND" and 0 < step < float("inf") else None
-            return Header(name, kind, models, columns, [], int(columns.number_of_series_points), t_r, content)
+            return Header(name, kind, models, columns, [], int(columns.number_of_series_points), t_r, _content=content)
         names = [str(one.map_name or "") for one in columns.named_maps]
-    return Header(name, kind, models, columns, names, len(names), None, content)
+    return Header(name, kind, models, columns, names, len(names), None, _content=content)
 
 
 def _split(content: bytes) -> tuple[bytes, bytes]:

@@ -19,7 +19,8 @@ import numpy as np
 from nibabel import cifti2
 
 from gpumask.images.cifti_headers import XML_CODE
-from gpumask.images.dense_atlas import DenseAtlas
+from gpumask.images.dense_atlas import DenseAtlas, DenseMaps
+from gpumask.images.gifti import surface_labels, surface_values
 
 TABLE = "LabelTable"
 """Name of the metadata that hold keys and colours of parcels."""
@@ -207,28 +208,32 @@ def scalars_map(names: Sequence[str]) -> Any:
     return cifti2.Cifti2MatrixIndicesMap([0], _SCALARS, maps=[cifti2.Cifti2NamedMap(name) for name in names])
 
 
-def dense_labels(atlas: DenseAtlas, labels: np.ndarray) -> nib.Cifti2Image:
-    """Return labels of the atlas's grayordinates as an image of one map, with the atlas's name and table."""
+def dense_labels(atlas: DenseAtlas, labels: np.ndarray) -> nib.Cifti2Image | nib.GiftiImage:
+    """Return labels of the atlas's grayordinates as an image of one map and its kind, with its name and table."""
     columns = atlas.header.columns
     named = list(columns.named_maps)[atlas.number]
+    if atlas.header.is_gifti:
+        return surface_labels(atlas.grid, labels, named.map_name, named.label_table)
     only = cifti2.Cifti2MatrixIndicesMap([0], columns.indices_map_to_data_type, maps=[named])
     rows = atlas.header.xml.matrix.get_index_map(1)
     return cifti_image([only, rows], labels.astype(np.int32)[np.newaxis], "DENSE_LABELS", "ConnDenseLabel")
 
 
-def dense_values(xml: nib.Cifti2Header, values: np.ndarray, t_r: float) -> nib.Cifti2Image:
-    """Return values of the grayordinates of a header as dense scalars, or as a dense series.
+def dense_values(atlas: DenseAtlas | DenseMaps, values: np.ndarray, t_r: float) -> nib.Cifti2Image | nib.GiftiImage:
+    """Return values of the grayordinates of an atlas as dense scalars, or as a dense series.
 
     Parameters
     ----------
-    xml : nibabel.cifti2.Cifti2Header
-        Of a dense file.
+    atlas : DenseAtlas or DenseMaps
+        Decides whether the image is CIFTI-2 or GIFTI.
     values : ndarray, shape (n_grayordinates,) or (n_times, n_grayordinates)
         Scalars of one map, or a series.
     t_r : float
-        Seconds between time points of a series; not used for scalars.
+        Seconds between time points of a series; not used for scalars, nor by GIFTI.
     """
-    rows = xml.matrix.get_index_map(1)  # without its axis, which takes 0.1 s to make
+    if atlas.header.is_gifti:
+        return surface_values(atlas.grid, values)
+    rows = atlas.header.xml.matrix.get_index_map(1)  # without its axis, which takes 0.1 s to make
     if values.ndim == 1:
         maps = [scalars_map(["signals"]), rows]
         return cifti_image(maps, values[np.newaxis], "DENSE_SCALARS", "ConnDenseScalar")

@@ -1,4 +1,4 @@
-"""Atlases of grayordinates: labels of `.dlabel.nii` files, and maps of `.dscalar.nii` or `.dtseries.nii` files."""
+"""Atlases of grayordinates: labels of `.dlabel.nii` or `.label.gii` files, and maps of dense scalars or series."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,7 +85,7 @@ def load_dense_atlas(labels_img: Any, background: float = 0, label_map: str | in
 
     Parameters
     ----------
-    labels_img : path, nibabel.cifti2.Cifti2Image or DenseImage
+    labels_img : path, nibabel.cifti2.Cifti2Image, nibabel.gifti.GiftiImage or DenseImage
         Dense labels.
     background : number
         Label to ignore.
@@ -200,7 +200,7 @@ def load_dense_maps(maps_img: Any) -> DenseMaps:
 
     Parameters
     ----------
-    maps_img : path, nibabel.cifti2.Cifti2Image or DenseImage
+    maps_img : path, nibabel.cifti2.Cifti2Image, nibabel.gifti.GiftiImage or DenseImage
         Dense scalars, or a dense series. Values that aren't finite count as 0, with a warning.
 
     Raises

@@ -1,4 +1,4 @@
-"""Dense CIFTI-2 files: a value of each grayordinate for each time point, map of labels or map of scalars.
+"""Dense CIFTI-2 files: a value of each grayordinate for each time point, map of labels or map of scalars; and GIFTI.
 
 The values of one grayordinate are contiguous in the file, so the reading goes over grayordinates: `DenseImage.rows`.
 """
@@ -17,6 +17,7 @@ import numpy as np
 from gpumask.images.cifti_headers import KINDS, XML_CODE, Header, header_of, parse_header
 from gpumask.images.decoding import check_extensions, check_size
 from gpumask.images.errors import ImageError
+from gpumask.images.gifti import Surface, is_gifti, read_gifti
 from gpumask.images.opening import check_image_file
 from gpumask.images.readers import mapped_rows
 from gpumask.inputs import irregularity, open_file
@@ -26,6 +27,7 @@ _HEADER_BYTES = 540
 _MAGIC = b"n+2\0\r\n\x1a\n", b"n+2\0\0\0\0\0"  # the second half, if set, shows a transfer as text
 _UNKNOWN = 3000  # intent of files that nibabel writes unless it is told one: the XML decides
 _OF_CIFTI = range(3000, 3100)  # NIfTI intents
+_BLOCK = 2**21  # values
 
 
 class DenseImage:
@@ -98,6 +100,15 @@ class DenseImage:
             first = self._values.offset + start * self.n_volumes * self.dtype.itemsize
             return mapped_rows(file, self._values.path, self.dtype, first, (stop - start, self.n_volumes))
 
+    def blocks(self) -> list[slice]:
+        """Parts of the grayordinates of about two million values each, in order."""
+        n, step = self.grid.n_grayordinates, max(_BLOCK // self.n_volumes, 1)
+        return [slice(start, min(start + step, n)) for start in range(0, n, step)]
+
+    def scaled(self, part: slice) -> np.ndarray:
+        """Return the values of some grayordinates: ndarray of float64, shape (n, n_volumes)."""
+        return self.rows(part.start, part.stop).astype(np.float64) * self.slope + self.inter
+
     def column(self, number: int) -> np.ndarray:
         """Return one map, scaled: ndarray of float64, shape (n_grayordinates,)."""
         stored = self.rows(0, self.grid.n_grayordinates)[:, number]
@@ -120,8 +131,8 @@ class _OnDisk:
 
 
 def is_dense(img: Any) -> bool:
-    """Whether something is a dense CIFTI-2 image, or the path of one, by its NIfTI intent or its name."""
-    if isinstance(img, (DenseImage, nib.Cifti2Image)):
+    """Whether something is a dense CIFTI-2 or GIFTI image, or the path of one, by its NIfTI intent or its name."""
+    if isinstance(img, (DenseImage, nib.Cifti2Image)) or is_gifti(img):
         return True
     if not isinstance(img, (str, os.PathLike)):
         return False
@@ -141,12 +152,12 @@ def is_dense(img: Any) -> bool:
 
 
 def open_dense(img: Any, kinds: Sequence[str] = ("series",)) -> DenseImage:
-    """Open a dense CIFTI-2 file; reads its headers only.
+    """Open a dense CIFTI-2 file, reading its headers only; or a GIFTI file, which is read as a whole.
 
     Parameters
     ----------
-    img : str, path-like, nibabel.cifti2.Cifti2Image or DenseImage
-        Files aren't compressed.
+    img : str, path-like, nibabel.cifti2.Cifti2Image, nibabel.gifti.GiftiImage or DenseImage
+        Files aren't compressed as a whole.
     kinds : sequence of str
         Keys of `KINDS` that are expected.
 
@@ -159,6 +170,8 @@ def open_dense(img: Any, kinds: Sequence[str] = ("series",)) -> DenseImage:
     """
     if isinstance(img, DenseImage):
         image = img
+    elif is_gifti(img):
+        image = _of_surface(read_gifti(img))
     elif not isinstance(img, nib.Cifti2Image):
         image = _open(Path(img).expanduser())
     elif nib.is_proxy(img.dataobj) and (path := img.get_filename()):
@@ -168,11 +181,17 @@ def open_dense(img: Any, kinds: Sequence[str] = ("series",)) -> DenseImage:
         values = np.asarray(img.dataobj)
         image = DenseImage(name, _fitting(header_of(img, name), values.shape, name), values.T, values.dtype)
     if image.header.kind not in kinds:
-        expected = " or ".join(f"{KINDS[key].noun} ({KINDS[key].extension})" for key in kinds)
+        expected = " or ".join(f"{KINDS[key].noun} ({KINDS[key].extensions})" for key in kinds)
         found = KINDS[image.header.kind]
-        msg = f"{image.name} holds {found.noun} ({found.extension}), expected {expected}."
+        msg = f"{image.name} holds {found.noun} ({found.extensions}), expected {expected}."
         raise ImageError(msg)
     return image
+
+
+def _of_surface(surface: Surface) -> DenseImage:
+    name, kind, columns, models, names, values = surface
+    header = Header(name, kind, models, columns, names, values.shape[1], None, is_gifti=True)
+    return DenseImage(name, header, values, values.dtype)
 
 
 def _open(path: Path) -> DenseImage:

@@ -234,7 +234,7 @@ class NiftiMapsMasker(VolumesMasker):
     def _region_parameters(self):
         return {"solves": self.strategy == "least_squares", "allow_overlap": self.allow_overlap}
 
-    def inverse_transform(self, signals: Any) -> nib.Nifti1Image | nib.Cifti2Image:
+    def inverse_transform(self, signals: Any) -> nib.Nifti1Image | nib.Cifti2Image | nib.GiftiImage:
         """Compute volumes, or grayordinates, from region signals: the sum of the maps, times their signals.
 
         Parameters
@@ -244,7 +244,7 @@ class NiftiMapsMasker(VolumesMasker):
 
         Returns
         -------
-        nibabel.nifti1.Nifti1Image or nibabel.cifti2.Cifti2Image
+        nibabel.nifti1.Nifti1Image, nibabel.cifti2.Cifti2Image or nibabel.gifti.GiftiImage
             3D or 4D, on the grid of `maps_img_`; 0 outside the maps and the mask. Its dtype is `dtype` if that is set,
             else that of the signals. Booleans, and 64-bit integers that fit, become int32, with a warning. For maps of
             grayordinates, scalars or a series, as in `NiftiLabelsMasker.inverse_transform`.
@@ -273,7 +273,7 @@ class NiftiMapsMasker(VolumesMasker):
         title : str or None, default=None
             If None, the name of the class.
         displayed_maps : int, list or array of int, or "all", default=10
-            Number of maps to draw, or their columns.
+            Number of maps to draw, or their columns. Maps of grayordinates aren't drawn.
 
         Returns
         -------
@@ -288,6 +288,8 @@ class NiftiMapsMasker(VolumesMasker):
             If `displayed_maps` has another type.
         """
         self._check_report(engine)
+        if isinstance(self._regions, DenseMapRegions):
+            return self._dense_report(title)
         from gpumask.reports.maps import maps_report
 
         on_grid = getattr(self, "_on_grid", None)

@@ -9,7 +9,7 @@ import numpy as np
 from gpumask.images.maps import Maps
 from gpumask.images.volumes import open_volumes
 from gpumask.reports.figures import mark_sides, new_figure
-from gpumask.reports.masker import Report, as_text, report_page
+from gpumask.reports.masker import Report, as_picture, report_page
 
 
 def maps_report(masker: Any, maps: Maps, run: Any = None, title: str | None = None, displayed: Any = 10) -> Report:
@@ -48,7 +48,7 @@ def maps_report(masker: Any, maps: Maps, run: Any = None, title: str | None = No
         for name, (voxels, weights) in zip(masker.get_feature_names_out(), maps, strict=True)
     )
     head = "<tr><th>name</th><th>voxels</th><th>mm<sup>3</sup></th><th>lowest</th><th>highest weight</th></tr>"
-    return report_page(masker, title, as_text(figure), f"<div class='wide'><table>{head}{rows}</table></div>")
+    return report_page(masker, title, as_picture(figure), f"<div class='wide'><table>{head}{rows}</table></div>")
 
 
 def _columns(displayed, n):

@@ -92,7 +92,15 @@ def labels_report(masker: Any, run: Any = None, title: str | None = None) -> Rep
     return report_page(masker, title, figure, _regions(masker, labels))
 
 
-def report_page(masker: Any, title: str | None, figure: str, regions: str, heading: str = "") -> Report:
+def report_page(
+    masker: Any,
+    title: str | None,
+    above: str,
+    regions: str,
+    heading: str = "",
+    *,
+    lost_because: str = "too little is inside the field of view and the mask",
+) -> Report:
     """Make the page that the reports of all maskers share.
 
     Parameters
@@ -101,12 +109,14 @@ def report_page(masker: Any, title: str | None, figure: str, regions: str, headi
         Fitted. After a `transform`, the page describes it.
     title : str or None
         If None, the class's name.
-    figure : str
-        Picture of the regions: PNG, in base64.
+    above : str
+        HTML above the regions, such as a picture of them (`as_picture`).
     regions : str
         Table of the regions: HTML.
     heading : str
         Of the regions; their number if it is empty.
+    lost_because : str
+        Why regions are lost, if any are.
     """
     title = html.escape(str(title or type(masker).__name__))
     parameters = "".join(
@@ -121,11 +131,11 @@ def report_page(masker: Any, title: str | None, figure: str, regions: str, headi
     if lost:
         more = f" and {len(lost) - _MOST_LOST} more" if len(lost) > _MOST_LOST else ""
         names = html.escape(", ".join(lost[:_MOST_LOST]))
-        done += f"<p>Lost, as too little is inside the field of view and the mask: {names}{more}.</p>"
+        done += f"<p>Lost, as {lost_because}: {names}{more}.</p>"
     return Report(
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
         f"<title>{title}</title><style>{_STYLE}</style></head><body>"
-        f"<h1>{title}</h1><img alt='regions on a volume' src='data:image/png;base64,{figure}'>"
+        f"<h1>{title}</h1>{above}"
         f"{done}<h2>{heading or f'Regions: {masker.n_elements_}'}</h2>{regions}"
         f"<h2>Parameters</h2><div class='wide'><table>{parameters}</table></div></body></html>"
     )
@@ -180,7 +190,7 @@ def regions_figure(
     Returns
     -------
     str
-        PNG, in base64.
+        HTML.
     """
     figure = new_figure((12, 4), facecolor="black")
     under = None
@@ -193,7 +203,7 @@ def regions_figure(
     draw_cuts(
         figure, data, under, labels.affine, background_label=background_label, cmap=cmap, mask=_on_grid(mask, labels)
     )
-    return as_text(figure)
+    return as_picture(figure)
 
 
 def _on_grid(mask, labels):
@@ -207,6 +217,7 @@ def _on_grid(mask, labels):
     return affine_transform(data, to_mask, output_shape=labels.shape, order=0)
 
 
-def as_text(figure: Any) -> str:
-    """Return a figure as PNG, in base64."""
-    return base64.b64encode(to_png(figure, dpi=80)).decode()
+def as_picture(figure: Any, description: str = "regions on a volume") -> str:
+    """Return a figure as an HTML element, a PNG image; `description` is for those who don't see it."""
+    content = base64.b64encode(to_png(figure, dpi=80)).decode()
+    return f"<img alt='{description}' src='data:image/png;base64,{content}'>"

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 
 from gpumask.reports.figures import new_figure
-from gpumask.reports.masker import Report, as_text, regions_figure, report_page
+from gpumask.reports.masker import Report, as_picture, regions_figure, report_page
 
 
 def spheres_report(
@@ -81,4 +81,4 @@ def _seeds_figure(seeds):
     for axes, (across, up) in zip(figure.subplots(1, 3), ((1, 2), (0, 2), (0, 1)), strict=True):
         axes.scatter(seeds[:, across], seeds[:, up], c=np.arange(len(seeds)), cmap="hsv")
         axes.set(xlabel=f"{'xyz'[across]} (mm)", ylabel=f"{'xyz'[up]} (mm)", aspect="equal")
-    return as_text(figure)
+    return as_picture(figure)
