@@ -184,7 +184,9 @@ def test_dense_labels_for_a_run_of_volumes(folder):
     dense.save(dense.labels_image(np.ones(len(axis)), axis), folder / "b.dlabel.nii")
     assert cohort(folder, [*rows()[:2], "sub-2_bold.nii\tb.dlabel.nii"]) == 1
     path, run = folder / "b.dlabel.nii", folder / "sub-2_bold.nii"
-    assert failures(folder) == {"sub-2": f"{path} has labels of grayordinates, but {run} needs an atlas of volumes."}
+    assert failures(folder) == {
+        "sub-2": f"{path} has labels of grayordinates, but {run} has volumes. Give an atlas of volumes."
+    }
 
 
 # Right tables

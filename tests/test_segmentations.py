@@ -184,3 +184,16 @@ def test_a_list_of_runs_has_no_derivatives(derived, capsys):
     assert (
         "--atlas derivatives:desc-aseg requires a folder of derivatives. For a list of runs, add the column atlas_NAME"
     ) in capsys.readouterr().err
+
+
+def test_content_that_is_not_here_fails_its_run_alone(derived, capsys):
+    path = derived / "sub-2/func/sub-2_task-rest_space-T1w_desc-aparcaseg_dseg.nii"
+    path.unlink()
+    path.symlink_to("../../.git/annex/objects/aa/bb/MD5E-s4--cc.nii/MD5E-s4--cc.nii")
+    assert cohort(derived, "--atlas", "derivatives:desc-aparcaseg") == 1
+    errors = {line["name"][:5]: line["error"] for line in cohorts.log_lines(derived.parent / "out")}
+    assert "datalad get" in errors["sub-2"]
+    assert str(path) in errors["sub-2"]
+    assert not errors["sub-1"]
+    assert list(series(derived, 1)) == ["Left-Hippocampus", "ctx-lh-bankssts"]
+    assert f"warning: aparcaseg: {errors['sub-2']} Its labels have no column.\n" in capsys.readouterr().err

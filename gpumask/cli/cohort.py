@@ -63,7 +63,7 @@ def _plan_cohort(args):
     from gpumask.cohort.atlases import load
     from gpumask.cohort.configuration import Configuration, check_names, check_spaces
     from gpumask.cohort.grayordinates import check_runs, hemisphere_of
-    from gpumask.cohort.own_atlases import OwnAtlas, own_atlases, with_columns
+    from gpumask.cohort.own_atlases import OwnAtlas, own_atlases
     from gpumask.cohort.record import Listing, check_unchanged
     from gpumask.process import collect_warnings
 
@@ -131,11 +131,7 @@ def _plan_cohort(args):
     else:
         check_runs(configuration.atlases, runs)
     if own and runs:
-        found = [with_columns(atlas, runs) for atlas in own]
-        of_all = configuration.atlases[: -len(own)]
-        configuration = replace(configuration, atlases=(*of_all, *(atlas for atlas, _ in found)))
-        for note in (f"{atlas.name}: {note}" for atlas, notes in found for note in notes):
-            tell(f"warning: {note}", logging.WARNING)
+        configuration = _with_columns(configuration, runs)
     check_names(configuration, runs)
     check_unchanged(configuration, runs)
     messages = check_spaces(configuration, runs)
@@ -149,6 +145,19 @@ def _plan_cohort(args):
     of_some = any(chosen[name] for name in CHOOSING if name != "space") or filters
     listing = Listing(f"{args.source.resolve()} {args.space or ''}".strip(), None if of_some else problems)
     return configuration, runs[first::n_shards], problems[first::n_shards], listing
+
+
+def _with_columns(configuration, runs):
+    """The configuration with the columns of the atlases of which each run has its own."""
+    from gpumask.cohort.own_atlases import OwnAtlas, with_columns
+
+    atlases = []
+    for atlas in configuration.atlases:
+        made, notes = with_columns(atlas, runs) if isinstance(atlas, OwnAtlas) else (atlas, [])
+        atlases.append(made)
+        for note in notes:
+            tell(f"warning: {atlas.name}: {note}", logging.WARNING)
+    return replace(configuration, atlases=tuple(atlases))
 
 
 def _renamed(loaded, configuration):

@@ -60,7 +60,7 @@ def segmentations_of(args: argparse.Namespace) -> dict[str, tuple[str, Path | No
     from gpumask.bids.segmentations import SEGMENTATIONS
 
     found: dict[str, tuple[str, Path | None]] = {}
-    for text, lut, label_map in (given for given in _given(args) if _is_segmentation(given[0])):
+    for text, lut, label_map in (one for one in _given(args) if _is_segmentation(one[0])):
         given, _, label = text.rpartition("derivatives:desc-")
         if label not in SEGMENTATIONS:
             msg = f"--atlas: expected derivatives:desc- followed by {' or '.join(SEGMENTATIONS)}, got {text}"
@@ -116,7 +116,7 @@ def atlases_of(args: argparse.Namespace, own: "Sequence[OwnAtlas] | None" = None
         if given and not args.seeds:
             msg = f"{option}: requires --seeds"
             raise ValueError(msg)
-    texts = [given for given in _given(args) if own is None or not _is_segmentation(given[0])]
+    texts = [one for one in _given(args) if own is None or not _is_segmentation(one[0])]
     images = [(*_named("--atlas", text), lut, label_map) for text, lut, label_map in texts]
     background = getattr(args, "background_label", None) or 0
     spheres = {"kind": "seeds", "radius": args.radius, "allow_overlap": args.allow_overlap}

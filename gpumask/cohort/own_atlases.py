@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gpumask.bids.content import check_content
 from gpumask.bids.runs import Run
 from gpumask.cohort.atlas_file import AtlasFile
 from gpumask.images.dense_atlas import DenseAtlas, load_dense_atlas
@@ -84,10 +85,8 @@ def file_of(atlas: OwnAtlas, run: Run) -> AtlasFile:
         raise ValueError(msg)
     file = AtlasFile(own.path, own.lut, atlas.name, atlas.background, kind="labels")
     if file.grayordinates != atlas.grayordinates:
-        of, expected = (
-            ("volumes", "dense labels (.dlabel.nii)") if atlas.grayordinates else ("grayordinates", "volumes")
-        )
-        msg = f"{file.path} has labels of {of}, but {run.path} needs an atlas of {expected}."
+        found, expected = ("volumes", "grayordinates")[:: 1 if atlas.grayordinates else -1]
+        msg = f"{file.path} has labels of {found}, but {run.path} has {expected}. Give an atlas of {expected}."
         raise ValueError(msg)
     return file
 
@@ -140,10 +139,11 @@ def with_columns(atlas: OwnAtlas, runs: Iterable[Run]) -> tuple[OwnAtlas, list[s
         msg = " ".join([f"No run has a label of the atlas {atlas.name}.", *notes[:1]])
         raise ValueError(msg)
     if not tables:
-        what = f"{len(names)} columns, one per label in the atlases of these {len(runs)} runs"
+        of_runs = "the atlas of this run" if len(runs) == 1 else f"the atlases of these {len(runs)} runs"
+        what = f"{len(names)} columns, one per label in {of_runs}"
         table = f"A look-up table (--lut, or the column lut_{atlas.name} in a list of runs)"
         notes.append(f"{what}. Other runs may get others. {table} makes them the same.")
-    return replace(atlas, columns=tuple(sorted(names.items()))), notes
+    return replace(atlas, columns=tuple(sorted(names.items()))), list(dict.fromkeys(notes))
 
 
 def _joined(named: Iterable[tuple[str, dict[float, str]]], background: float) -> dict[float, str]:
@@ -176,6 +176,7 @@ def _names_of_labels(atlas, runs, notes):
     for run in runs:
         try:
             file = file_of(atlas, run)
+            check_content(file.path)
             content = tuple(image_hashes(file.path).values())
             if content not in seen:
                 with collect_warnings():  # each run has them
