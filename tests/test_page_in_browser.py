@@ -15,6 +15,11 @@ from .browser import PROGRAM, Browser
 pytest.importorskip("matplotlib")
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium here: apt-get install chromium")
 ROWS = "[...document.querySelectorAll('#all tbody tr')]"
+LINES = """(cell) => {
+  const range = document.createRange();
+  range.selectNodeContents(cell);
+  return new Set([...range.getClientRects()].map((part) => part.top)).size;
+}"""
 NAMES = f"{ROWS}.map((row) => row.cells[0].textContent)"
 
 
@@ -182,7 +187,8 @@ def reports():
         labels[3 * k : 3 * k + 2, 2:7, 1:6] = k + 1
     maps = np.stack([labels == k for k in (1, 2, 3)], axis=-1).astype("f4")
     yield NiftiLabelsMasker(helpers.image(labels, data.affine)), data
-    yield NiftiMapsMasker(helpers.image(maps, data.affine)), data
+    mask = helpers.image(np.ones((9, 10, 8), "u1"), data.affine)
+    yield NiftiMapsMasker(helpers.image(maps, data.affine), mask_img=mask), data
     yield NiftiSpheresMasker([(-4.0, 6.0, 9.0), (-10.0, 10.0, 9.0)], radius=4), data
 
 
@@ -198,4 +204,8 @@ def test_reports(browser, tmp_path, dark):
             assert browser.value("document.images[0].naturalWidth") > 300
             assert browser.value("document.documentElement.scrollWidth <= innerWidth")
             assert (browser.value("getComputedStyle(document.body).color") == "rgb(255, 255, 255)") == dark
+            # Numbers and names of parameters aren't broken into lines of a few characters.
+            cells = "[...document.querySelectorAll('td.n:not(:empty), th:first-child')]"
+            assert set(browser.value(f"{cells}.map({LINES})")) == {1}
+        assert browser.printed().startswith(b"%PDF")
     assert browser.problems == []

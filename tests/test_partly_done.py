@@ -1,10 +1,12 @@
 """Runs of which some denoisings can't be used: what was written is on the page, in the tables and in the store."""
 
+import json
 import re
 
 import pandas as pd
 import pytest
 
+from gpumask import cli
 from gpumask.bids import find_runs
 from gpumask.cohort.configuration import AtlasFile, Configuration
 from gpumask.cohort.executors import run_cohort
@@ -45,7 +47,7 @@ def test_what_was_written_is_shown_next_to_the_failure(made):
         page = page_of(out, 2)
         text = (out / "cohort.html").read_text("utf-8")
         skipped = [("1", "of these skipped, as done before")] * attempt
-        assert totals(text) == [("1", "done"), *skipped, ("1", "failed"), ("1", "of these partly done"), ("0", "left")]
+        assert totals(text) == [("1", "done"), *skipped, ("1", "failed"), ("1", "of these partly done")]
         assert "1 of them is partly done: outputs of other denoisings, or of an earlier attempt, exist." in page.text
         (failure,) = rows_below(page, "Run", "Error")[:1]
         assert failure[0] == f"{RUNS[1]}partly done"
@@ -87,6 +89,17 @@ def test_tables_and_store_have_what_was_written(made, tmp_path):
     assert refused == []
     names = {path.name.partition("desc-")[2]: sorted(pd.read_parquet(path)["name"].unique()) for path in paths}
     assert names == {"motion.parquet": RUNS, "tissue.parquet": RUNS[:1]}
+
+
+def test_last_line_of_the_command(made, tmp_path, capsys):
+    """Also if nothing is written any more: what was written before is still there."""
+    for name, column in (("motion", "trans_x"), ("tissue", "csf")):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"columns": [column]}))
+    words = ["cohort", tmp_path / "d", tmp_path / "o", "participant", "--atlas", tmp_path / "atlas-Toy_dseg.nii.gz"]
+    words += ["--denoise", tmp_path / "motion.json", tmp_path / "tissue.json", "--min-time=0", "--device=cpu"]
+    for done in ("1 done", "0 done, 1 skipped (done before)"):
+        assert cli.main(list(map(str, words))) == 1
+        assert capsys.readouterr().out.splitlines()[-1] == f"{done}, 1 failed (1 partly done)"
 
 
 def test_warnings_of_a_run_are_counted_once(tmp_path):

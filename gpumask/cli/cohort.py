@@ -229,9 +229,9 @@ def _run_cohort(args, configuration, runs, problems, listing, spread):
     from gpumask.bids.names import run_name
     from gpumask.cli.progress import CohortProgress
     from gpumask.cohort.executors import run_cohort
-    from gpumask.cohort.record import log_problems
+    from gpumask.cohort.record import log_problems, record_path
 
-    counts = {"done": 0, "skipped": 0, "failed": len(problems), "taken": 0}
+    counts, n_partly = {"done": 0, "skipped": 0, "failed": len(problems), "taken": 0}, 0
     progress, code, stopped = CohortProgress(len(runs)), 0, False
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -245,6 +245,7 @@ def _run_cohort(args, configuration, runs, problems, listing, spread):
             with contextlib.closing(records):
                 for record in records:
                     counts[record.status] += 1
+                    n_partly += record.status == "failed" and record_path(configuration, record.run).exists()
                     progress.finish(record)
                     name = run_name(record.run)
                     show_messages(record, name)
@@ -278,6 +279,7 @@ def _run_cohort(args, configuration, runs, problems, listing, spread):
             tell(f"gpumask cohort: error: the runs could not be summarized: {error}", logging.ERROR)
             code = 1
     words = {"skipped": "skipped (done before)", "taken": "taken (by another process)"}
+    words |= {"failed": f"failed ({n_partly} partly done)"} if n_partly else {}
     show(", ".join(f"{n} {words.get(name, name)}" for name, n in counts.items() if n or name in ("done", "failed")))
     return code or (1 if counts["failed"] else 0)
 

@@ -294,7 +294,8 @@ class NiftiMapsMasker(VolumesMasker):
 
         on_grid = getattr(self, "_on_grid", None)
         maps = self._regions.maps if on_grid is None else on_grid.maps.masked.chosen(on_grid.ids)
-        return maps_report(self, maps, getattr(self, "_report_run", None), title, displayed_maps)
+        removed = [self._name(k) for k in range(len(self._regions.maps)) if k not in self._columns]
+        return maps_report(self, maps, getattr(self, "_report_run", None), title, displayed_maps, removed)
 
     def explain(self) -> str:
         """Describe how signals were computed, and why; see `VolumesMasker.explain`."""
@@ -328,7 +329,10 @@ class NiftiMapsMasker(VolumesMasker):
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Return the names of the columns, for ``set_output``: the class's name and the map's index."""
         check_is_fitted(self)
-        return np.array([f"{type(self).__name__.lower()}{k}" for k in self._columns], dtype=object)
+        return np.array([self._name(k) for k in self._columns], dtype=object)
+
+    def _name(self, k):
+        return f"{type(self).__name__.lower()}{k}"
 
     @property
     def _columns(self):

@@ -4,6 +4,7 @@ import base64
 import html
 import os
 import webbrowser
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -23,7 +24,9 @@ _STYLE = (
     "img{max-width:100%}.wide{overflow-x:auto}@media print{:root{color-scheme:light}}"
     "table{border-collapse:collapse;font-size:90%}"
     "td,th{border-bottom:1px solid #8884;padding:.2em .8em;text-align:left}"
-    "td.n{text-align:right}pre{background:#8882;padding:1em;white-space:pre-wrap}"
+    ".n{text-align:right}th,td.n{overflow-wrap:normal}td:not(.n){min-width:8em}"
+    "pre{background:#8882;padding:1em;white-space:pre-wrap}"
+    "@media print{h2{break-after:avoid}tr,img{break-inside:avoid}}"
 )
 
 
@@ -99,6 +102,7 @@ def report_page(
     regions: str,
     heading: str = "",
     *,
+    removed: Sequence[str] = (),
     lost_because: str = "too little is inside the field of view and the mask",
 ) -> Report:
     """Make the page that the reports of all maskers share.
@@ -115,6 +119,8 @@ def report_page(
         Table of the regions: HTML.
     heading : str
         Of the regions; their number if it is empty.
+    removed : sequence of str
+        Regions without a column that the masker's own tables don't name.
     lost_because : str
         Why regions are lost, if any are.
     """
@@ -127,7 +133,7 @@ def report_page(
     if hasattr(masker, "plan_"):
         seconds = ", ".join(f"{name} {value:.2f} s" for name, value in masker.seconds_.items())
         done = f"<h2>Last run</h2><pre>{html.escape(masker.plan_.explain())}\n{seconds}</pre>"
-    lost = _lost(masker)
+    lost = [*removed, *_lost(masker)]
     if lost:
         more = f" and {len(lost) - _MOST_LOST} more" if len(lost) > _MOST_LOST else ""
         names = html.escape(", ".join(lost[:_MOST_LOST]))
@@ -168,7 +174,7 @@ def _regions(masker, labels):
         f"<td class=n>{voxels.get(label, 0)}</td><td class=n>{voxels.get(label, 0) * size:.0f}</td></tr>"
         for label, name in zip(regions, masker.region_names_.values(), strict=True)
     )
-    heads = "<tr><th>label</th><th>name</th><th>voxels</th><th>mm<sup>3</sup></th></tr>"
+    heads = "<tr><th class=n>label</th><th>name</th><th class=n>voxels</th><th class=n>mm<sup>3</sup></th></tr>"
     return f"<div class='wide'><table>{heads}{rows}</table></div>"
 
 
@@ -201,20 +207,20 @@ def regions_figure(
             under = chunk.scaled_on_host().reshape(volumes.grid.shape, order="F")
     data = np.asanyarray(labels.dataobj)
     draw_cuts(
-        figure, data, under, labels.affine, background_label=background_label, cmap=cmap, mask=_on_grid(mask, labels)
+        figure, data, under, labels.affine, background_label=background_label, cmap=cmap, mask=mask_on(mask, labels)
     )
     return as_picture(figure)
 
 
-def _on_grid(mask, labels):
-    """The mask's values on the grid of the labels."""
+def mask_on(mask: Any, grid: Any) -> np.ndarray | None:
+    """Values (0 and 1) of a mask image, or None, on the grid of an image or a `Grid`, by the nearest voxels."""
     if mask is None:
         return None
     data = (np.asanyarray(mask.dataobj) != 0).astype(np.uint8)
-    if data.shape == labels.shape and np.allclose(mask.affine, labels.affine):
+    if data.shape == grid.shape and np.allclose(mask.affine, grid.affine):
         return data
-    to_mask = np.linalg.inv(mask.affine) @ labels.affine
-    return affine_transform(data, to_mask, output_shape=labels.shape, order=0)
+    to_mask = np.linalg.inv(mask.affine) @ grid.affine
+    return affine_transform(data, to_mask, output_shape=grid.shape, order=0)
 
 
 def as_picture(figure: Any, description: str = "regions on a volume") -> str:

@@ -23,8 +23,8 @@ def totals(cohort: Cohort, n_runs: int | None) -> str:
     tiles.append(("bad" * bool(failed), failed, "failed"))
     if cohort.partial:
         tiles.append(("", len(cohort.partial), "of these partly done"))
-    if n_runs is not None:
-        tiles.append(("", max(n_runs - done - failed, 0), "left"))
+    if n_runs is not None and n_runs > done + failed:
+        tiles.append(("", n_runs - done - failed, "left"))
     elif cohort.lost:
         tiles.append(("", len(cohort.lost), "to be done again"))
     if cohort.taken:
