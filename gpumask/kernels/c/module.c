@@ -8,6 +8,7 @@ static PyMethodDef methods[] = {
 #ifdef __SIZEOF_INT128__
     {"decimals", decimals, METH_VARARGS, "Cells of a row of numbers, with tabs between them."},
 #endif
+    {"extremes_of_series", extremes_of_series, METH_VARARGS, "Minimum or maximum of segments of series."},
     {"fold", fold, METH_VARARGS, "Smooth the indicators of segments."},
     {"interpolate", interpolate, METH_VARARGS, "Evaluate the cubic splines of volumes at points."},
     {"multiply", multiply, METH_VARARGS, "Multiply volumes with a banded matrix per axis."},
