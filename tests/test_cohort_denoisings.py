@@ -17,7 +17,6 @@ from gpumask.bids import find_runs
 from gpumask.cohort.configuration import AtlasFile, Configuration
 from gpumask.cohort.executors import run_cohort
 from gpumask.cohort.page import write_page
-from gpumask.cohort.parquet import write_store
 from gpumask.cohort.record import is_done
 from gpumask.cohort.stored import read_record
 from gpumask.confounds.denoising import PRESETS, Denoising
@@ -284,8 +283,8 @@ def test_page_and_store_have_a_part_per_denoising(runs, tmp_path):
     assert page.count("<h3>Toy</h3>") == page.count("<h3>Fine</h3>") == 1
     assert page.count("5 regions, 2 runs") + page.count("6 regions, 2 runs") == 1
 
-    paths, refused = write_store(out, tmp_path / "c.parquet")
-    assert refused == []
+    paths, refused = cohorts.write_store(out, tmp_path / "c.parquet")
+    assert refused == {}
     names = {f"c_atlas-{atlas}_stat-mean_desc-{d.name}.parquet" for atlas in ("Toy", "Fine") for d in SIX}
     assert {path.name for path in paths} == names
     for denoising in SIX:
