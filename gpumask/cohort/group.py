@@ -1,6 +1,7 @@
 """Tables of a whole cohort, made from its records: the quality of every run, and how motion shows in connectivity."""
 
 import heapq
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import chain
@@ -20,6 +21,7 @@ from gpumask.connectivity import CORRELATIONS
 from gpumask.files import replacing, write
 from gpumask.tables import json_lines, table_lines, text_cell
 
+_log = logging.getLogger(__name__)
 _ATLASES = 50  # most with columns of their own, so that a row has a bounded size
 _KEYS = (
     Column("participant_id", "Participant", "Label of the participant, with sub-."),
@@ -72,6 +74,7 @@ class GroupTables:
                 motion.add(edges)
                 sums.add(edges)
             remarks = reading.remarks()
+            _log.debug("%s: %d of %d matrices used", group.stem, sums.n_used, len(group.matrices))
             found.append(_cells(summary(group, motion, remarks), OF_COHORT) + "\n")
             if sums.n_used:
                 mean = sums.mean(group, " ".join(remarks))
@@ -143,6 +146,7 @@ def summarize(out_dir: Path, n_runs: int | None = None, *, tangent: bool = False
             stored.add(record)
 
     cohort = read_cohort(out_dir, note)
+    _log.debug("%s: %d records of finished runs", out_dir, len(cohort.done))
     paths, means = tables.write(out_dir, cohort.unused)
     page = write_page(out_dir, n_runs, cohort, means)
     of_spaces, refused = spaces.write(out_dir)
