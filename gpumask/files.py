@@ -12,6 +12,7 @@ import stat
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, islice
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
@@ -248,9 +249,9 @@ def inside(folder: Path, name: str | os.PathLike) -> Path:
         If the file is elsewhere: the name is absolute, has "..", or is or passes a link out of the folder.
     """
     path, names = folder / name, PurePath(name).parts
-    places = [folder.joinpath(*names[: k + 1]) for k in range(len(names))]
     is_below = bool(names) and not PurePath(name).is_absolute() and ".." not in names
-    if is_below and any(place.is_symlink() for place in places):  # else it is below: resolving takes longer
+    places = accumulate(names, os.path.join, initial=os.fspath(folder))
+    if is_below and any(map(os.path.islink, islice(places, 1, None))):  # else it is below: resolving takes longer
         root = Path(os.path.realpath(folder))
         target = Path(os.path.realpath(path))
         if "/annex/objects/" in target.as_posix():

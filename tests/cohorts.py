@@ -17,6 +17,9 @@ import numpy as np
 import pandas as pd
 
 from gpumask.cohort.group import GroupTables
+from gpumask.cohort.page.logs import read_logs
+from gpumask.cohort.parquet import Store
+from gpumask.cohort.recorded import Unused
 from gpumask.cohort.stored import read_record
 
 from .helpers import save
@@ -137,7 +140,14 @@ def write_tables(out):
     for path in sorted(out.glob("logs/*.json")):
         with contextlib.suppress(ValueError):
             tables.add(read_record(path))
-    return tables.write(out)[0]
+    return tables.write(out, Unused())[0]
+
+
+def write_store(out, path):
+    """Write the Parquet files of a cohort; returns them, and what wasn't used, by path."""
+    store = Store()
+    unused = read_logs(out / "logs", store.add).unused
+    return store.write(out, path, unused), unused.reasons
 
 
 def log_lines(out):

@@ -3,9 +3,11 @@
 import io
 import json
 import logging
+import os
 import re
 import shlex
 import sys
+import termios
 
 import nibabel as nib
 import numpy as np
@@ -321,6 +323,20 @@ def test_lines_without_a_terminal(capsys, monkeypatch):
     assert capsys.readouterr().err == "1/4 runs, 0 failed, 6 volumes/s [01:12<02:00]\n"  # it moves within runs
     progress.close()
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("columns", "start"), [(0, "0/4 runs [00:00<?]\r\n"), (60, "\r0/4 runs |      ")])
+def test_a_terminal_without_a_size_gets_lines(monkeypatch, columns, start):
+    """That of ``script`` without a terminal of its own: tqdm draws no bar there."""
+    master, slave = os.openpty()
+    termios.tcsetwinsize(slave, (24 * (columns > 0), columns))
+    with os.fdopen(slave, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        progress = CohortProgress(4)
+        terminal.flush()
+        assert os.read(master, 1000).decode().startswith(start)
+        progress.close()
+    os.close(master)
 
 
 def test_quiet_shows_errors_alone(folder, capsys, monkeypatch):

@@ -297,21 +297,16 @@ def _write_config(args):
 
 
 def _summarize(args, n_runs=None):
-    """Write the page, the group's tables and the store; returns 1 if something could not be made."""
+    """Write the page, the group's tables and the store; returns 1 if something could not be made or used."""
     from gpumask.cohort.group import summarize
 
-    paths, refused = summarize(args.out_dir, n_runs, tangent=args.tangent)
-    for path in paths:
+    summary = summarize(args.out_dir, n_runs, tangent=args.tangent, store=args.store)
+    for path in summary.paths:
         show(path)
-    for message in refused:
+    for message in summary.refused:
         tell(f"--tangent: refused: {message}", logging.ERROR)
-    if not args.store:
-        return 1 if refused else 0
-    from gpumask.cohort.parquet import write_store
-
-    paths, skipped = write_store(args.out_dir, args.store)
-    for path in paths:
-        show(path)
-    for message in skipped:
-        tell(f"--store: skipped: {message}", logging.ERROR)
-    return 1 if refused or skipped else 0
+    if reasons := summary.unused.reasons:
+        path, reason = next(iter(reasons.items()))
+        table = args.out_dir / "group_unused.tsv"
+        tell(f"Unusable files: {len(reasons)}, listed in {table}. The first: {path}: {reason}", logging.ERROR)
+    return 1 if summary.refused or reasons else 0

@@ -234,6 +234,7 @@ def _add_extract(commands):
     add("--out", metavar="DIR", type=Path, default=Path(), help="folder to write to (default: the current one)")
     _add_relmat(add, "default: none")
     add("--overwrite", action="store_true", help="replace existing files; without it, their runs fail")
+    _add_config(add)
 
 
 def _add_cohort(commands):
@@ -332,13 +333,7 @@ def _add_cohort(commands):
     _add_device(add, ", or several GPUs that share the runs: cuda:0,cuda:1 or cuda:all")
     add("--stop-on-first-crash", action="store_true", help="stop at the first run that fails; finished runs are kept")
     _add_verbosity(execution)
-    add(
-        "--config",
-        metavar="FILE.toml",
-        type=Path,
-        help="file of options, as detrend = true; those of the command line win. OUT_DIR/logs/config.toml repeats the "
-        "last command",
-    )
+    _add_config(add, ". OUT_DIR/logs/config.toml repeats the last command")
 
 
 def _add_signals(add):
@@ -464,6 +459,11 @@ def _add_verbosity(container):
     more = "show the stages and files of each run, and tracebacks"
     for short, name, what in (("-v", "verbose", more), ("-q", "quiet", "show errors only")):
         add(short, f"--{name}", dest="verbosity", action="store_const", const=name, help=what)
+
+
+def _add_config(add, more=""):
+    what = "file of options, as detrend = true; those of the command line win"
+    add("--config", metavar="FILE.toml", type=Path, help=f"{what}{more}")
 
 
 def _add_device(add, more=""):

@@ -12,6 +12,7 @@ from gpumask.bids.names import parse_output_name
 from gpumask.cohort.page.processing import Methods
 from gpumask.cohort.quality import rows
 from gpumask.cohort.record import unusable
+from gpumask.cohort.recorded import Unused
 from gpumask.cohort.stored import read_attempt, read_attempts, read_record, unit_key
 
 _KINDS = 10_000  # most different messages that are counted
@@ -46,6 +47,7 @@ class Cohort:
     lost: list = field(default_factory=list)  # logged as done, without a record
     skipped: int = 0  # finished runs whose last attempt found them finished
     unreadable: Counter = field(default_factory=Counter)  # by log file: lines or whole records
+    unused: Unused = field(default_factory=Unused)
     configurations: Counter = field(default_factory=Counter)
     coverage: dict = field(default_factory=lambda: defaultdict(list))  # atlas: (name, relative path, size)
     seconds: dict = field(default_factory=lambda: defaultdict(list))  # stage: one number per run
@@ -73,8 +75,9 @@ def read_logs(logs: Path, noting: Callable[[dict[str, Any]], object] = lambda re
     for path in sorted(logs.glob("*.json")):
         try:
             record = read_record(path)
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
             cohort.unreadable[path.name] += 1
+            cohort.unused.add(f"logs/{path.name}", str(error).removeprefix(f"{path} "))
             continue
         noting(record)
         name = record["name"]
@@ -94,6 +97,8 @@ def read_logs(logs: Path, noting: Callable[[dict[str, Any]], object] = lambda re
         cohort.runs += _quality(record)
         covered = set()  # a run's coverage is the same for all denoisings
         for output in record["outputs"]:
+            if not output["path"].endswith("_bold.tsv"):  # parsing takes longer
+                continue
             table = parse_output_name(Path(output["path"]).name)
             if table and (table.stat, table.suffix) == ("coverage", "bold") and table.atlas not in covered:
                 covered.add(table.atlas)

@@ -43,6 +43,7 @@ PyObject *extremes_of_series(PyObject *module, PyObject *args);
 PyObject *fold(PyObject *module, PyObject *args);
 PyObject *interpolate(PyObject *module, PyObject *args);
 PyObject *multiply(PyObject *module, PyObject *args);
+PyObject *numbers(PyObject *module, PyObject *args);
 PyObject *statistics(PyObject *module, PyObject *args);
 PyObject *sums(PyObject *module, PyObject *args);
 

@@ -12,6 +12,7 @@ static PyMethodDef methods[] = {
     {"fold", fold, METH_VARARGS, "Smooth the indicators of segments."},
     {"interpolate", interpolate, METH_VARARGS, "Evaluate the cubic splines of volumes at points."},
     {"multiply", multiply, METH_VARARGS, "Multiply volumes with a banded matrix per axis."},
+    {"numbers", numbers, METH_VARARGS, "Read the numbers of a table's lines."},
     {"statistics", statistics, METH_VARARGS, "Compute a statistic of segments of volumes."},
     {"sums", sums, METH_VARARGS, "Sum segments of volumes, in blocks of voxels."},
     {NULL, NULL, 0, NULL},
