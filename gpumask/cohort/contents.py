@@ -20,7 +20,6 @@ from gpumask.cohort.configuration import Configuration, Unit
 from gpumask.cohort.parcellated import TABLES, parcellated
 from gpumask.confounds.censoring import Censoring
 from gpumask.confounds.outliers import REASONS, Outliers
-from gpumask.confounds.tables import read_table
 from gpumask.connectivity import connectivity
 from gpumask.extraction import Prepared, Result
 from gpumask.images.lookup import plain_label
@@ -144,7 +143,6 @@ def outliers(configuration: Configuration, run: Run, unit: Unit, found: Outliers
 
 
 def figure(
-    run: Run,
     name: str,
     atlas: AtlasFile,
     one: Prepared,
@@ -153,16 +151,16 @@ def figure(
     names: list[str],
     mean: np.ndarray | None,
     t_r: float | None,
+    displacement: np.ndarray | None,
     kept: np.ndarray | None,
     fd_threshold: float | None,
 ) -> bytes:
-    """Figure of an atlas's signals (PNG) and their correlations, `matrix`.
+    """Figure of an atlas's signals (PNG), their correlations (`matrix`), and the run's framewise displacement.
 
     Below the regions it shows the run's `mean` volume, shape (x, y, z); without one, it doesn't show regions.
     """
     from gpumask.reports.figures import run_figure, to_png
 
-    confounds = read_table(Path(run.confounds)) if run.confounds else {}
     labels = None if mean is None else one.regions.parcels
     drawn = run_figure(
         result.signals,
@@ -174,7 +172,7 @@ def figure(
         title=name.removesuffix(".png"),
         names=names,
         t_r=t_r,
-        displacement=confounds.get("framewise_displacement"),
+        displacement=displacement,
         kept=kept,
         fd_threshold=fd_threshold,
     )

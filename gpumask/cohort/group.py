@@ -120,8 +120,8 @@ def summarize(out_dir: Path, n_runs: int | None = None, *, tangent: bool = False
     Parameters
     ----------
     out_dir : Path
-        Folder with the records of runs in ``logs``, also of partly finished ones. ``group_unused.tsv`` lists the records,
-        and the tables that they name, that can't be used, with the reasons.
+        Folder with the records of runs in ``logs``, also of partly finished ones. ``group_unused.tsv`` lists the
+        records, and the tables that they name, that can't be used, with the reasons.
     n_runs : int, optional
         As of `gpumask.cohort.page.write_page`.
     tangent : bool, default=False
