@@ -17,7 +17,8 @@ import pytest
 from gpumask import files as outputs
 from gpumask.bids import find_runs
 from gpumask.cohort import writer
-from gpumask.cohort.configuration import AtlasFile, Configuration
+from gpumask.cohort.atlas_file import AtlasFile
+from gpumask.cohort.configuration import Configuration
 from gpumask.cohort.executors import run_cohort
 from gpumask.cohort.writer import process
 from gpumask.confounds.denoising import Denoising
@@ -70,7 +71,8 @@ FORKING = """
 import os, sys
 from pathlib import Path
 from gpumask.bids import find_runs
-from gpumask.cohort.configuration import AtlasFile, Configuration
+from gpumask.cohort.atlas_file import AtlasFile
+from gpumask.cohort.configuration import Configuration
 from gpumask.cohort.executors import run_cohort
 from gpumask.confounds.denoising import Denoising
 

@@ -15,7 +15,8 @@ import pytest
 
 from gpumask import NiftiLabelsMasker, NiftiMapsMasker, cli
 from gpumask.bids.runs import Run
-from gpumask.cohort.configuration import AtlasFile, Configuration
+from gpumask.cohort.atlas_file import AtlasFile
+from gpumask.cohort.configuration import Configuration
 from gpumask.cohort.writer import write_run
 
 from . import cohorts, dense

@@ -12,7 +12,8 @@ import pytest
 from gpumask import NiftiLabelsMasker, __version__, extraction
 from gpumask.bids.runs import Run
 from gpumask.cohort import contents, writer
-from gpumask.cohort.configuration import AtlasFile, Configuration, check_names
+from gpumask.cohort.atlas_file import AtlasFile
+from gpumask.cohort.configuration import Configuration, check_names
 from gpumask.cohort.writer import write_run
 from gpumask.kernels import compiled
 from gpumask.tables import shortest, table_lines

@@ -16,7 +16,8 @@ import gpumask.extraction
 import gpumask.kernels.segments
 from gpumask import MultiNiftiLabelsMasker, NiftiLabelsMasker, transform_together
 from gpumask.bids import Run
-from gpumask.cohort.configuration import AtlasFile, Configuration
+from gpumask.cohort.atlas_file import AtlasFile
+from gpumask.cohort.configuration import Configuration
 from gpumask.cohort.executors import run_cohort
 from gpumask.cohort.writer import write_run as extract_run
 from gpumask.images.decoding import Decoder

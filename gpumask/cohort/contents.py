@@ -14,8 +14,9 @@ from gpumask.bids.metadata import RepetitionTime
 from gpumask.bids.names import sidecar_path
 from gpumask.bids.runs import Run
 from gpumask.bids.sidecars import sidecar, uri
+from gpumask.cohort.atlas_file import AtlasFile
 from gpumask.cohort.cleanings import Cleaning
-from gpumask.cohort.configuration import AtlasFile, Configuration, Unit
+from gpumask.cohort.configuration import Configuration, Unit
 from gpumask.cohort.parcellated import TABLES, parcellated
 from gpumask.confounds.censoring import Censoring
 from gpumask.confounds.outliers import REASONS, Outliers

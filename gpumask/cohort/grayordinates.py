@@ -11,17 +11,18 @@ from gpumask.text_tables import listed
 if TYPE_CHECKING:
     import os
 
-    from gpumask.cohort.configuration import AtlasFile
+    from gpumask.cohort.atlas_file import AtlasFile
+    from gpumask.cohort.own_atlases import OwnAtlas
 
 
 def check_atlases(
-    atlases: "Sequence[AtlasFile]", settings: Settings, mask: "str | os.PathLike | None", images: str
+    atlases: "Sequence[AtlasFile | OwnAtlas]", settings: Settings, mask: "str | os.PathLike | None", images: str
 ) -> None:
     """Check that atlases can be extracted together, and with these settings.
 
     Parameters
     ----------
-    atlases : sequence of AtlasFile
+    atlases : sequence of AtlasFile or OwnAtlas
     settings : Settings
     mask : str, path-like or None
         Mask for runs without one.
@@ -34,8 +35,8 @@ def check_atlases(
         If some are of grayordinates and others of volumes; or if those of grayordinates have a mask, or settings that
         have no meaning for them.
     """
-    dense = [atlas.path for atlas in atlases if atlas.grayordinates]
-    others = [atlas.path for atlas in atlases if not atlas.grayordinates]
+    dense = [atlas.origin for atlas in atlases if atlas.grayordinates]
+    others = [atlas.origin for atlas in atlases if not atlas.grayordinates]
     if not dense:
         return
     if others:
@@ -59,7 +60,7 @@ def check_atlases(
         raise ValueError(msg)
 
 
-def check_runs(atlases: "Sequence[AtlasFile]", runs: Sequence[Run]) -> None:
+def check_runs(atlases: "Sequence[AtlasFile | OwnAtlas]", runs: Sequence[Run]) -> None:
     """Check by names and headers that runs are of the atlases' kind.
 
     Raises
@@ -69,7 +70,7 @@ def check_runs(atlases: "Sequence[AtlasFile]", runs: Sequence[Run]) -> None:
     """
     of_grayordinates = atlases[0].grayordinates
     others = [run.path for run in runs if is_dense(run.path) != of_grayordinates]
-    paths = listed(atlas.path for atlas in atlases)
+    paths = listed(atlas.origin for atlas in atlases)
     if others and of_grayordinates:
         msg = (
             f"Atlases of grayordinates ({paths}) don't apply to volumes: {listed(others)}. Give dense series "

@@ -7,12 +7,13 @@ from typing import Protocol
 
 import numpy as np
 
-from gpumask.cohort.configuration import AtlasFile
+from gpumask.cohort.atlas_file import AtlasFile
+from gpumask.cohort.own_atlases import OwnAtlas, load_file
 from gpumask.engine.dense_regions import DenseLabelRegions, DenseMapRegions
 from gpumask.engine.maps import MapRegions
 from gpumask.engine.regions import LabelRegions, Regions
 from gpumask.engine.spheres import SphereRegions
-from gpumask.images.dense_atlas import load_dense_atlas, load_dense_maps
+from gpumask.images.dense_atlas import DenseAtlas, load_dense_atlas, load_dense_maps
 from gpumask.images.grayordinates import open_dense
 from gpumask.images.grid import Grid
 from gpumask.images.labels import load_atlas
@@ -64,6 +65,44 @@ def load_kind(file: AtlasFile, maps_strategy: str) -> LoadedAtlas:
     if file.grayordinates:
         return _DenseMaps(file, maps_strategy) if file.kind == "maps" else _DenseLabels(file)
     return _Maps(file, maps_strategy) if file.kind == "maps" else _Labels(file)
+
+
+class OwnLabels:
+    """A run's own labels, with the columns of all runs."""
+
+    kept_masks = 64
+
+    def __init__(self, file: AtlasFile, own: OwnAtlas):
+        self._columns = np.array([label for label, _ in own.columns])
+        self._names = column_names(own)
+        self._atlas = load_file(file)
+        values = self._atlas.values
+        others = [label for label in values.tolist() if label != file.background and label not in self._names]
+        self.notes = []
+        if others:
+            what = f"{file.path} has {len(others)} label{'s' * (len(others) > 1)} without a row in the look-up table"
+            self.notes.append(f"{what}, which therefore have no column: {listed(map(str, others))}.")
+        if len(others) == len(values[values != file.background]):
+            msg = f"No label of {file.path} is among the columns of the atlas {own.name}, of {file.lut or 'all runs'}."
+            raise ValueError(msg)
+
+    def names(self, ids=None):
+        """See `LoadedAtlas`."""
+        labels = (self._columns if ids is None else ids).tolist()
+        return labels, [self._names[label] for label in labels]
+
+    def within(self, mask, mask_grid, grid):
+        """See `LoadedAtlas`."""
+        if isinstance(self._atlas, DenseAtlas):
+            return DenseLabelRegions(self._atlas, self._columns)
+        masked = replace(self._atlas, mask=mask, mask_grid=mask_grid)
+        return LabelRegions(masked, masked, self._columns)
+
+
+def column_names(own: OwnAtlas) -> dict[float, str]:
+    """Name of the column of each label."""
+    labels, names = zip(*own.columns, strict=True)
+    return dict(zip(labels, distinct_names(names, labels, _RESERVED), strict=True))
 
 
 class _Labels:

@@ -57,9 +57,12 @@ class DenseLabelRegions:
     Attributes
     ----------
     atlas : DenseAtlas
+    columns : ndarray, shape (n_regions,), or None
+        Labels that have a column, in this order, whether they occur or not. None: see `on`.
     """
 
     atlas: DenseAtlas
+    columns: np.ndarray | None = None
 
     @property
     def grid(self) -> BrainModels:
@@ -68,9 +71,10 @@ class DenseLabelRegions:
 
     @cached_property
     def identity(self) -> str:
-        """Hash of labels, grayordinates and background."""
+        """Hash of labels, grayordinates, background and chosen columns."""
         digest = hashlib.blake2b(self.atlas.labels.tobytes(), digest_size=16)
-        digest.update(repr((self.grid.key, self.atlas.background)).encode())
+        columns = None if self.columns is None else self.columns.tolist()
+        digest.update(repr((self.grid.key, self.atlas.background, columns)).encode())
         return digest.hexdigest()
 
     def on(self, grid: BrainModels, target: str | None, keep: str) -> DenseLabelsOnRun:
@@ -92,10 +96,11 @@ class DenseLabelRegions:
         """
         place = _positions(grid, self.grid, target)
         labels = np.where(place >= 0, self.atlas.labels[place], self.atlas.background)
-        ids = self.atlas.values[self.atlas.values != self.atlas.background]
+        found = self.atlas.values[self.atlas.values != self.atlas.background]
+        ids = found if self.columns is None else self.columns
         segments = Segments.from_labels(labels, ids)
         notes: list[tuple[str, type[Warning]]] = []
-        if keep != "all" and not segments.counts.all():
+        if keep != "all" and self.columns is None and not segments.counts.all():
             full = segments.counts > 0
             what = f"{(~full).sum()} of {len(ids)} labels of {self.grid.name}: {listed(ids[~full].tolist())}"
             message = f"{grid.name} has no grayordinate of {what}. They have no column; keep_all_regions=True keeps it."
