@@ -12,17 +12,21 @@ if TYPE_CHECKING:
     import os
 
     from gpumask.cohort.atlas_file import AtlasFile
+    from gpumask.cohort.combined_atlas import CombinedAtlasFile
     from gpumask.cohort.own_atlases import OwnAtlas
 
 
 def check_atlases(
-    atlases: "Sequence[AtlasFile | OwnAtlas]", settings: Settings, mask: "str | os.PathLike | None", images: str
+    atlases: "Sequence[AtlasFile | CombinedAtlasFile | OwnAtlas]",
+    settings: Settings,
+    mask: "str | os.PathLike | None",
+    images: str,
 ) -> None:
     """Check that atlases can be extracted together, and with these settings.
 
     Parameters
     ----------
-    atlases : sequence of AtlasFile or OwnAtlas
+    atlases : sequence of AtlasFile, CombinedAtlasFile or OwnAtlas
     settings : Settings
     mask : str, path-like or None
         Mask for runs without one.
@@ -60,7 +64,7 @@ def check_atlases(
         raise ValueError(msg)
 
 
-def check_runs(atlases: "Sequence[AtlasFile | OwnAtlas]", runs: Sequence[Run]) -> None:
+def check_runs(atlases: "Sequence[AtlasFile | CombinedAtlasFile | OwnAtlas]", runs: Sequence[Run]) -> None:
     """Check by names and headers that runs are of the atlases' kind.
 
     Raises

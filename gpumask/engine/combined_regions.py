@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -41,6 +42,16 @@ class CombinedOnGrid(RegionsOnGrid):
         names = [part.grid.name for part in self.combined.parts]
         lost = [(name, n) for name, n in zip(names, self.lost, strict=True) if n]
         return [f"{n} {self.grid.elements} of {name}: left to regions of atlases named before" for name, n in lost]
+
+    @property
+    def origins(self) -> list[dict[str, Any]]:
+        """The image of each region ("atlas"), by the name of its file, and its label there ("label")."""
+        names = [Path(part.grid.name).name for part in self.combined.parts]
+        return [
+            {"atlas": name, "label": label}
+            for name, labels in zip(names, self.labels, strict=True)
+            for label in labels.tolist()
+        ]
 
     @cached_property
     def image(self) -> nib.Nifti1Image:

@@ -102,6 +102,11 @@ class RegionsOnGrid:
         return self.segments.counts
 
     @property
+    def origins(self) -> list[dict[str, Any]]:
+        """What tells regions of several images apart, for JSON: empty, unless a kind combines images."""
+        return [{} for _ in self.ids]
+
+    @property
     def image(self) -> Any:
         """The regions as applied to the runs, for figures and reports: a NIfTI image, or a CIFTI-2 one."""
         raise NotImplementedError

@@ -68,9 +68,9 @@ class CombinedAtlas:
         return tuple(offsets)
 
     @cached_property
-    def ids(self) -> np.ndarray:
-        """Id of each region, part after part."""
-        return np.concatenate([numbered(*one) for one in zip(self.labels, self.offsets, strict=True)])
+    def ids(self) -> tuple[np.ndarray, ...]:
+        """Ids of each part's regions, in the order of `labels`."""
+        return tuple(numbered(labels, offset) for labels, offset in zip(self.labels, self.offsets, strict=True))
 
     @cached_property
     def claimed(self) -> tuple[np.ndarray, ...]:
@@ -97,9 +97,8 @@ class CombinedAtlas:
     def notes(self) -> list[str]:
         """Messages about ids that aren't labels, and about overlaps: counted on the grid of the part that loses."""
         notes = []
-        for k, (part, labels, offset, claimed) in enumerate(
-            zip(self.parts, self.labels, self.offsets, self.claimed, strict=True)
-        ):
+        each = zip(self.parts, self.labels, self.offsets, self.claimed, strict=True)
+        for k, (part, labels, offset, claimed) in enumerate(each):
             name, earlier = part.grid.name, _earlier(self.parts[:k])
             if offset:
                 ids = numbered(labels, offset)

@@ -4,6 +4,7 @@ from gpumask.cohort.page.markup import counted
 from gpumask.cohort.page.processing import (
     OUTPUT_WORDS,
     Methods,
+    combined_words,
     expanded,
     is_number,
     is_of_grayordinates,
@@ -82,6 +83,13 @@ def paragraphs(methods: Methods) -> tuple[list[str], list[str]]:
     return texts, [REFERENCES[key] for key in cite.keys]
 
 
+def _atlas_words(name, described, n):
+    facts = [f"{n} columns"] * (n is not None)
+    if combined := combined_words(described):
+        facts.append(combined)
+    return text_of(name) + (f" ({'; '.join(facts)})" if facts else "")
+
+
 def _sentences(processing, cite):
     how, settings, confounds = processing.how, processing.how["settings"], processing.how.get("confounds") or {}
     confounds = confounds if isinstance(confounds, dict) else {}
@@ -93,9 +101,7 @@ def _sentences(processing, cite):
         f"computes what the maskers of nilearn compute {cite('nilearn')}, and uses NumPy {cite('numpy')}, SciPy "
         f"{cite('scipy')} and NiBabel {cite('nibabel')}."
     )
-    atlases = [
-        f"{text_of(atlas)}{'' if n is None else f' ({n} columns)'}" for atlas, (_, n) in processing.atlases.items()
-    ]
+    atlases = [_atlas_words(name, *facts) for name, facts in processing.atlases.items()]
     yield f"Regions are those of {'the atlas' if len(atlases) == 1 else 'the atlases'} {', '.join(atlases)}."
     yield f"Each signal is {signal_words(how).replace('each region', 'the region')}."
     if settings.get("smoothing_fwhm") is not None:
