@@ -1,6 +1,7 @@
 """Several label images as one atlas in the commands: --atlas NAME=IMAGE+IMAGE."""
 
 import json
+import pickle
 import re
 import shlex
 from pathlib import Path
@@ -157,6 +158,21 @@ def test_config_repeats_the_command_from_anywhere(tmp_path, monkeypatch, capsys)
     assert cohorts.outputs(Path("../out")) == before
 
 
+def test_dry_run_lists_the_images(folder, capsys):
+    assert run(f"{COHORT} --dry-run") == 0
+    at = f"{folder}/cortex"
+    line = f"atlas both: {at}.nii.gz + {folder}/sub.nii.gz, names by {at}.tsv, {folder}/sub.tsv"
+    assert line in capsys.readouterr().out
+
+
+def test_configurations_can_be_sent_to_workers():
+    parts = tuple(AtlasFile(f"{name}.nii.gz") for name in ROWS)
+    configuration = Configuration((CombinedAtlasFile(parts),), "out")
+    sent = pickle.loads(pickle.dumps(configuration))
+    assert sent == configuration
+    assert atlases.load(sent) is atlases.load(configuration)
+
+
 def made(*names, **options):
     parts = [AtlasFile(name, **options) for name in names]
     return Configuration((CombinedAtlasFile(tuple(parts), "both"),), "out").made["both"]
@@ -209,7 +225,7 @@ def test_parts_without_tables_are_named_by_ids(capsys):
     assert run("extract " + bold() + " --atlas cortex.nii.gz+sub.nii.gz --out x") == 0
     assert [*table("_timeseries", "x")][3:] == ["8", "9", "10"]
     assert "_atlas-cortexsub_" in next(Path("x").rglob("*.tsv")).name
-    assert "sub.nii.gz: no look-up table found: regions are named by their labels." in capsys.readouterr().err
+    assert "sub.nii.gz: no look-up table found: regions are named by their ids." in capsys.readouterr().err
 
 
 def test_extract_resamples_runs_to_parts_on_one_grid(refused):
@@ -228,6 +244,18 @@ def test_three_parts_and_another_atlas_in_one_read():
     assert [*table("atlas-cortex_stat-mean")] == ["Vis", "Mot", "Node [7]"]
     same = table("atlas-cortex_stat-mean", dtype=str).to_numpy()
     assert (table("atlas-both_stat-mean", dtype=str).to_numpy()[:, :3] == same).all()
+
+
+def test_little_overlap_of_one_part_is_said_unless_all_state_the_space(capsys):
+    space = "tpl-MNI152NLin2009cAsym_atlas-{}_dseg.nii.gz".format
+    away = AFFINE.copy()
+    away[0, 3] = 18
+    save(space("A"), boxes(SHAPE, 0, [1]), AFFINE)
+    for name in (space("B"), "b.nii.gz"):
+        save(name, np.full((9, 5, 5), 2, "i2"), away)
+        assert run(f"extract {bold()} --atlas {space('A')}+{name} --out x --overwrite") == 0
+        is_said = f"covers only 33% of the atlas {Path(name).absolute()}. Are they" in capsys.readouterr().err
+        assert is_said == (name == "b.nii.gz")
 
 
 @pytest.mark.parametrize(

@@ -219,8 +219,8 @@ def test_notes_count_the_overlap_and_say_what_is_left():
     others[1], others[2], others[1, 0, 0] = 1, 2, 3
     assert two(labels, others).notes == [
         "b has labels that a has too. Its regions have the ids 2 to 4: label + 1.",
-        "16 of the 32 voxels with a label in b lie inside regions of a, which come first and keep them. Nothing is "
-        "left of the labels 1, 3.",
+        "16 of the 32 voxels with a label in b lie inside regions of a, which come first and keep them. Less than half "
+        "is left of the labels 1, 3.",
     ]
     assert two(labels, np.roll(others, 1, axis=0) * 5).notes == []
 
@@ -250,6 +250,30 @@ def test_only_regions_with_voxels_are_found_if_not_all_are_kept():
     numbers = np.asarray(on_grid.image.dataobj)
     assert np.bincount(numbers.ravel()).tolist() == [320, 240, 80, 80]
     assert (numbers[3] == 2).all()
+
+
+def test_notes_and_errors_of_parts_name_them():
+    labels, thin = np.zeros(SHAPE, int), np.zeros((36, 10, 8), int)
+    labels[:3], thin[24:], thin[17] = 1, 2, 3
+    fine = atlas(thin, np.diag([0.75, 3, 3, 1]), name="sub.nii")
+    on_grid = combined(atlas(labels), fine).on(run_of().grid, "data", "found")
+    assert on_grid.ids.tolist() == [1, 2]
+    [(note, _)] = on_grid.notes
+    assert note.startswith(
+        "sub.nii: After resampling the label image to the data image, the following labels were removed: "
+    )
+    mask = np.zeros(SHAPE, bool)
+    mask[:5] = True
+    for keep in ("found", "all"):
+        with pytest.raises(ValueError, match=r"^sub\.nii: No label left after applying mask to the labels image\.$"):
+            combined(atlas(labels), fine, mask=mask, mask_grid=run_of().grid).on(run_of().grid, "data", keep)
+    away = AFFINE.copy()
+    away[0, 3] = 500
+    far = atlas(labels + 4, away)
+    with pytest.raises(
+        ValueError, match=r"^No label left after resampling the labels image\. a and in-memory image may lie in"
+    ):
+        combined(atlas(labels), far).on(run_of().grid, "data", "all")
 
 
 def test_a_background_that_is_not_0_makes_no_region_outside_the_image():
@@ -328,3 +352,10 @@ def test_dense_parts_equal_the_definition_without_what_the_first_has(in_common):
     assert on_grid.coverage[1].tolist() == [*counts[:, 1], *lesser[:, 1]]
     assert any(on_grid.lost) == in_common
     assert any("grayordinates with a label" in note for note in regions.combined.notes) == in_common
+
+
+def test_gpu_equals_cpu(gpu):
+    parts, volumes = three(), run_of()
+    on_cpu, _ = signals(volumes, combined(*parts))
+    on_gpu, _ = signals(volumes, combined(*parts), device=gpu)
+    np.testing.assert_allclose(on_gpu, on_cpu, rtol=1e-10)

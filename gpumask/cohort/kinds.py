@@ -183,8 +183,10 @@ class _CombinedLabels:
         ids = np.concatenate(self._combined.ids).tolist()
         names = distinct_names(given, ids, _RESERVED)
         self._names = dict(zip(ids, names, strict=True))
-        of_tables = [note for part in parts for note in part._of_table]
-        self.notes = [*of_tables, *self._combined.notes, *_shared(file.origin, given, names)]
+        self.notes = []
+        for part, own in zip(parts, file.parts, strict=True):
+            self.notes += part._of_table if part._table else _without_table(own, "regions are named by their ids")
+        self.notes += [*self._combined.notes, *_shared(file.origin, given, names)]
 
     def names(self, ids=None):
         labels = list(self._names) if ids is None else ids.tolist()

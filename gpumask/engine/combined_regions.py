@@ -98,8 +98,7 @@ class CombinedRegions:
     @cached_property
     def identity(self) -> str:
         """Hash of everything that defines the regions."""
-        described = repr([(part.identity, part.grid.key) for part in self.parts])
-        return hashlib.blake2b(described.encode(), digest_size=16).hexdigest()
+        return hashlib.blake2b("".join(part.identity for part in self.parts).encode(), digest_size=16).hexdigest()
 
     def on(self, grid: Any, target: str | None, keep: str) -> CombinedOnGrid:
         """Return the regions on the grid on which the runs are reduced.
@@ -120,13 +119,12 @@ class CombinedRegions:
         """
         if target == "labels":
             self.combined.check_one_grid()
-        parts = [part.on(grid, target, keep) for part in self.parts]
         names = [atlas.grid.name for atlas in self.combined.parts]
+        parts = [_placed(part, name, grid, target, keep) for part, name in zip(self.parts, names, strict=True)]
         notes = [
             (f"{name}: {note}", kind) for name, part in zip(names, parts, strict=True) for note, kind in part.notes
         ]
-        size = max(part.segments.n_needed for part in parts)
-        taken = np.zeros(size, bool)
+        taken = np.zeros(max(part.segments.n_needed for part in parts), bool)
         all_labels, ids, indices, counts, lost = [], [], [], [], []
         known = zip(names, parts, self.combined.labels, self.combined.offsets, strict=True)
         for name, part, labels, offset in known:
@@ -159,3 +157,14 @@ class CombinedRegions:
             tuple(all_labels),
             tuple(lost),
         )
+
+
+def _placed(part, name, *options):
+    """A part on the grid; its errors name it."""
+    try:
+        return part.on(*options)
+    except ValueError as error:
+        if name in str(error):
+            raise
+        msg = f"{name}: {error}"
+        raise ValueError(msg) from error

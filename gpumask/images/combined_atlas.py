@@ -9,7 +9,7 @@ import numpy as np
 
 from gpumask.images.dense_atlas import DenseAtlas
 from gpumask.images.grid import resample_nearest
-from gpumask.images.labels import Atlas
+from gpumask.images.labels import Atlas, label_counts
 from gpumask.text_tables import listed
 
 _LARGEST = 2**53  # up to which float64 has all whole numbers
@@ -107,11 +107,12 @@ class CombinedAtlas:
             labelled = part.labels != part.background
             if not (n := int((labelled & claimed).sum())):
                 continue
-            left = np.isin(labels, part.labels[labelled & ~claimed])
-            nothing_left = f" Nothing is left of the labels {listed(labels[~left].tolist())}." if not left.all() else ""
+            voxels, left = (label_counts(part.labels[of], labels) for of in (labelled, labelled & ~claimed))
+            few = labels[2 * left < voxels].tolist()
+            few_left = f" Less than half is left of the labels {listed(few)}." if few else ""
             notes.append(
                 f"{n} of the {int(labelled.sum())} {part.grid.elements} with a label in {name} lie inside regions of "
-                f"{earlier}, which come first and keep them.{nothing_left}"
+                f"{earlier}, which come first and keep them.{few_left}"
             )
         return notes
 
