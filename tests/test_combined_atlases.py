@@ -144,7 +144,7 @@ def test_regions_without_overlap_have_the_numbers_of_their_part_alone(cleaning):
 def test_page_and_paragraph_name_the_images():
     assert run(COHORT) == 0
     words = "cortex.nii.gz + sub.nii.gz as one atlas, where voxels that several label belong to the first"
-    assert f"Regions are those of the atlas both (6 columns; {words})." in Path("out/logs/CITATION.md").read_text()
+    assert f"Regions are those of the atlas both (6 columns, {words})." in Path("out/logs/CITATION.md").read_text()
     assert f"labels of {words}, 6 columns: cortex.nii.gz (SHA-256 " in Path("out/cohort.html").read_text()
 
 

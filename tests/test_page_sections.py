@@ -88,6 +88,25 @@ def test_each_denoising_is_described(tmp_path):
     assert [row[1] for row in page.rows if row[0] == "Confounds"][1] == "none are removed"
 
 
+def test_other_atlases_of_the_same_name_are_described_apart(tmp_path):
+    own = {**HOW, "files": {}, "atlas": "Own"}
+    for number, n_columns in enumerate((84, 85, 85)):
+        regions = f"{n_columns} (SHA-256 ab...)"
+        made = {"a": HOW, f"own{n_columns}": {**own, "regions_of_all_runs": regions}}
+        put(tmp_path, f"sub-{number}", made=made, atlases={"A": {"regions": 3}, "Own": {"regions": n_columns}})
+    page = page_of(tmp_path)
+    assert [row for row in page.rows if row[0].startswith("Atlas ")] == [
+        ["Atlas A", "labels, 3 columns: a.nii (SHA-256 abababababab…)"],
+        ["Atlas Own", "labels, 84 columns: an image of each run"],
+        ["Atlas Own", "labels, 85 columns: an image of each run"],
+    ]
+    assert "the atlases A (3 columns), Own (84 columns, each run's own image)." in " ".join(page.texts)
+    assert [text for text in page.texts if text.endswith((": 2 runs", ": 3 runs"))] == [
+        "Settings: 3 runs",
+        "Settings: 2 runs",
+    ]
+
+
 def test_a_bare_description_claims_nothing(tmp_path):
     put(tmp_path, "sub-1", {"atlas": "A", "files": {}, "settings": {}})
     page_of(tmp_path)

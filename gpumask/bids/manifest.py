@@ -26,8 +26,8 @@ def read_manifest(path: str | os.PathLike) -> tuple[list[Run], list[Problem]]:
         Tab-separated text (see `gpumask.text_tables`). The first line names the columns: "bold" (images), and any of
         "confounds", "mask", "t_r" (s) and "name" (beginning of the outputs' names; default: from the image's). Files
         are relative to the table's folder; empty cells and "n/a" are missing. "atlas" is a label image of each run's
-        own, called by its file name, and "lut" its look-up table; several are "atlas_NAME" and "lut_NAME". Their cells
-        can't be missing.
+        own, called by its file name, and "lut" a look-up table, whose rows are the columns of all runs; several are
+        "atlas_NAME" and "lut_NAME". Their cells can't be missing.
 
     Returns
     -------

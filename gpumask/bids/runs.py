@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class RunAtlas:
-    """A label image that belongs to one run.
+    """A label image, or a file of dense labels, that belongs to one run.
 
     Attributes
     ----------
@@ -14,7 +14,8 @@ class RunAtlas:
         The same for all runs.
     path : str
     lut : str or None
-        Look-up table. None: the one next to the image, if any.
+        Look-up table, whose rows are the columns of all runs. None: the labels of all runs are the columns, named by
+        the table that is found for the image, if any.
     """
 
     name: str

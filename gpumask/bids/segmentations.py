@@ -28,7 +28,7 @@ def with_segmentation(
     name : str
         Name of the atlas.
     lut : str, path-like or None
-        Look-up table. None: ``desc-<desc>_dseg.tsv`` in the folder of the derivatives, if it exists.
+        Look-up table of all.
 
     Returns
     -------
@@ -36,8 +36,7 @@ def with_segmentation(
     problems : list of Problem
         Runs without one; the reason lists the files that were looked for.
     """
-    table = Path(lut or Path(root) / f"desc-{desc}_dseg.tsv").absolute()
-    own_lut = str(table) if lut or table.exists() else None
+    own_lut = str(Path(lut).absolute()) if lut else None
     found, problems = [], []
     for run in runs:
         wanted = _candidates(run, Path(root).absolute(), desc)

@@ -63,7 +63,7 @@ def _plan_cohort(args):
     from gpumask.cohort.atlases import load
     from gpumask.cohort.configuration import Configuration, check_names, check_spaces
     from gpumask.cohort.grayordinates import check_runs
-    from gpumask.cohort.own_atlases import OwnAtlas, own_atlases, with_columns
+    from gpumask.cohort.own_atlases import OwnAtlas, own_atlases
     from gpumask.cohort.record import Listing, check_unchanged
     from gpumask.process import collect_warnings
 
@@ -96,6 +96,9 @@ def _plan_cohort(args):
     denoisings = denoisings_of(args)
     segmentations = segmentations_of(args)
     runs, problems = ([], []) if is_folder else read_manifest(args.source)
+    if problems and not runs and not args.atlas and not args.seeds:  # or else they are logged, as failed runs
+        msg = f"no run of {args.source} can be used: {problems[0].reason}"
+        raise ValueError(msg)
     own = tuple(map(OwnAtlas, segmentations)) if is_folder else own_atlases(runs)
     configuration = Configuration(
         (*atlases_of(args, own), *own),
@@ -127,11 +130,7 @@ def _plan_cohort(args):
     else:
         check_runs(configuration.atlases, runs)
     if own and runs:
-        found = [with_columns(atlas, runs) for atlas in own]
-        of_all = configuration.atlases[: -len(own)]
-        configuration = replace(configuration, atlases=(*of_all, *(atlas for atlas, _ in found)))
-        for note in (f"{atlas.name}: {note}" for atlas, notes in found for note in notes):
-            tell(f"warning: {note}", logging.WARNING)
+        configuration = _with_columns(configuration, runs)
     check_names(configuration, runs)
     check_unchanged(configuration, runs)
     messages = check_spaces(configuration, runs)
@@ -147,6 +146,19 @@ def _plan_cohort(args):
     return configuration, runs[first::n_shards], problems[first::n_shards], listing
 
 
+def _with_columns(configuration, runs):
+    """The configuration with the columns of the atlases of which each run has its own."""
+    from gpumask.cohort.own_atlases import OwnAtlas, with_columns
+
+    atlases = []
+    for atlas in configuration.atlases:
+        made, notes = with_columns(atlas, runs) if isinstance(atlas, OwnAtlas) else (atlas, [])
+        atlases.append(made)
+        for note in notes:
+            tell(f"warning: {atlas.name}: {note}", logging.WARNING)
+    return replace(configuration, atlases=tuple(atlases))
+
+
 def _renamed(loaded, configuration):
     """Messages about regions that --store will rename."""
     from gpumask.cohort.kinds import column_names as column_names_of
@@ -156,7 +168,7 @@ def _renamed(loaded, configuration):
 
     for atlas in configuration.atlases:
         if isinstance(atlas, OwnAtlas):
-            ids, names = zip(*column_names_of(atlas).items(), strict=True)
+            ids, names = list(named := column_names_of(atlas)), list(named.values())
         else:
             ids, names = loaded.atlases[atlas.name].names()
         changed = [(name, new) for name, new in zip(names, column_names(names, ids), strict=True) if name != new]

@@ -62,20 +62,20 @@ def segmentations_of(args: argparse.Namespace) -> dict[str, tuple[str, Path | No
     from gpumask.bids.segmentations import SEGMENTATIONS
 
     found: dict[str, tuple[str, Path | None]] = {}
-    for text, luts, label_map in (given for given in _given(args) if _is_segmentation(given[0])):
+    for text, luts, label_map in (one for one in _given(args) if _is_segmentation(one[0])):
         given, _, label = text.rpartition("derivatives:desc-")
         if label not in SEGMENTATIONS:
             msg = f"--atlas: expected derivatives:desc- followed by {' or '.join(SEGMENTATIONS)}, got {text}"
             raise ValueError(msg)
         if not args.source.is_dir():
-            msg = f"--atlas {text} needs a folder of derivatives. In a list of runs, use a column atlas"
+            msg = f"--atlas {text} requires a folder of derivatives. For a list of runs, add the column atlas_NAME"
             raise ValueError(msg)
         if label_map is not None:
             msg = f"--label-map: {text} is of volumes. Expected n/a, got {label_map}"
             raise ValueError(msg)
         name = given.removesuffix("=") or label
         if name in found:
-            msg = f"--atlas: several are called {name}. Give NAME=derivatives:..."
+            msg = f"--atlas: several are called {name}. Give NAME={text}"
             raise ValueError(msg)
         if len(luts) > 1:
             msg = f"--lut: expected one for {text}, got {len(luts)}"
@@ -85,7 +85,8 @@ def segmentations_of(args: argparse.Namespace) -> dict[str, tuple[str, Path | No
 
 
 def _is_segmentation(text):
-    return text.rpartition("=")[2].startswith("derivatives:") and not os.path.lexists(text)
+    path = text.rpartition("=")[2]
+    return path.startswith("derivatives:") and not any(map(os.path.lexists, (text, path)))
 
 
 def _given(args):
@@ -124,7 +125,7 @@ def atlases_of(
         if given and not args.seeds:
             msg = f"{option}: requires --seeds"
             raise ValueError(msg)
-    images = [given for given in _given(args) if own is None or not _is_segmentation(given[0])]
+    images = [one for one in _given(args) if own is None or not _is_segmentation(one[0])]
     background = getattr(args, "background_label", None) or 0
     spheres = {"kind": "seeds", "radius": args.radius, "allow_overlap": args.allow_overlap}
     return (

@@ -81,15 +81,17 @@ class OwnLabels:
         self._columns = np.array([label for label, _ in own.columns])
         self._names = column_names(own)
         self._atlas = load_file(file)
-        values = self._atlas.values
-        others = [label for label in values.tolist() if label != file.background and label not in self._names]
-        self.notes = []
-        if others:
-            what = f"{file.path} has {len(others)} label{'s' * (len(others) > 1)} without a row in the look-up table"
-            self.notes.append(f"{what}, which therefore have no column: {listed(map(str, others))}.")
-        if len(others) == len(values[values != file.background]):
-            msg = f"No label of {file.path} is among the columns of the atlas {own.name}, of {file.lut or 'all runs'}."
+        labels = [label for label in self._atlas.values.tolist() if label != file.background]
+        others = [label for label in labels if label not in self._names]
+        if len(others) == len(labels):
+            msg = (
+                f"{file.path} has no label that has a column. Its labels: {listed(map(str, others))}. Columns of the "
+                f"atlas {own.name}: {listed(map(str, self._names))}. Give the table of this atlas."
+            )
             raise ValueError(msg)
+        without = f"{file.path} has {len(others)} label{'s' * (len(others) > 1)} without a column"
+        rows = "The columns are the rows of the look-up table, or else the labels that the atlases had at the start."
+        self.notes = [f"{without}: {listed(map(str, others))}. {rows}"] if others else []
 
     def names(self, ids=None):
         """See `LoadedAtlas`."""
@@ -106,7 +108,7 @@ class OwnLabels:
 
 def column_names(own: OwnAtlas) -> dict[float, str]:
     """Name of the column of each label."""
-    labels, names = zip(*own.columns, strict=True)
+    labels, names = [label for label, _ in own.columns], [name for _, name in own.columns]
     return dict(zip(labels, distinct_names(names, labels, _RESERVED), strict=True))
 
 

@@ -3,19 +3,21 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gpumask.bids.content import check_content
 from gpumask.bids.runs import Run
 from gpumask.cohort.atlas_file import AtlasFile
 from gpumask.images.dense_atlas import DenseAtlas, load_dense_atlas
 from gpumask.images.grayordinates import is_dense
 from gpumask.images.labels import Atlas, load_atlas
-from gpumask.images.lookup import read_lookup_table
+from gpumask.images.lookup import UNKNOWN, read_lookup_table
 from gpumask.images.opening import image_hashes
 from gpumask.inputs import sha256
 from gpumask.process import collect_warnings
+from gpumask.text_tables import listed
 
 
 @dataclass(frozen=True)
@@ -49,19 +51,20 @@ class OwnAtlas:
     @property
     def origin(self) -> str:
         """How messages call its files."""
-        return f"{self.name} (a file of each run)"
+        return f"{self.name}, a file of each run"
 
     @property
     def options(self) -> dict[str, Any]:
         """See `AtlasFile`."""
-        regions = hashlib.sha256(json.dumps(self.columns).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps(self.columns).encode()).hexdigest()[:12]
         of_dense = {"elements": "grayordinates"} if self.grayordinates else {}
-        return {"background_label": self.background, "regions": regions, **of_dense}
+        regions = f"{len(self.columns)} (SHA-256 {digest}...)"
+        return {"background_label": self.background, "regions_of_all_runs": regions, **of_dense}
 
     @property
     def named_by(self) -> str:
         """Where the names of the columns are from."""
-        return f"{len(self.columns)} regions of all runs"
+        return f"the tables or labels of all runs ({len(self.columns)} columns)"
 
     def with_kind(self) -> "OwnAtlas":
         """See `AtlasFile`."""
@@ -71,32 +74,47 @@ class OwnAtlas:
 def own_atlases(runs: Iterable[Run]) -> tuple[OwnAtlas, ...]:
     """The atlases of runs, which all have some of the same names; without columns, see `with_columns`."""
     first = next(iter(runs), None)
-    return tuple(OwnAtlas(own.name, grayordinates=is_dense(own.path)) for own in (first.atlases if first else ()))
+    return tuple(OwnAtlas(own.name, grayordinates=is_dense(first.path)) for own in first.atlases) if first else ()
 
 
 def file_of(atlas: OwnAtlas, run: Run) -> AtlasFile:
-    """A run's file of an atlas; ValueError if it has none, or one of another kind than the other runs."""
+    """A run's file of an atlas; ValueError if it has none, or labels of grayordinates for volumes or vice versa."""
     own = next((own for own in run.atlases if own.name == atlas.name), None)
     if own is None:
         msg = f"{run.path} has no atlas of its own called {atlas.name}."
         raise ValueError(msg)
     file = AtlasFile(own.path, own.lut, atlas.name, atlas.background, kind="labels")
     if file.grayordinates != atlas.grayordinates:
-        kinds = ("a label image of volumes", "dense labels (.dlabel.nii)")
-        msg = f"{file.path} isn't {kinds[atlas.grayordinates]}, expected the same kind of file for all runs."
+        found, expected = ("volumes", "grayordinates")[:: 1 if atlas.grayordinates else -1]
+        msg = f"{file.path} has labels of {found}, but {run.path} has {expected}. Give an atlas of {expected}."
         raise ValueError(msg)
     return file
 
 
 def load_file(file: AtlasFile) -> Atlas | DenseAtlas:
-    """Load a run's file."""
-    return (load_dense_atlas if file.grayordinates else load_atlas)(file.path, file.background)
+    """Load a run's file.
+
+    Raises
+    ------
+    ValueError, OSError, TypeError
+        If it is unusable, or has labels that aren't whole numbers: they would be columns of all runs.
+    """
+    atlas = (load_dense_atlas if file.grayordinates else load_atlas)(file.path, file.background)
+    if others := [label for label in atlas.values.tolist() if label != int(label)]:
+        msg = (
+            f"{file.path} has {len(others)} labels that aren't whole numbers: {listed(map(str, others))}. Save labels "
+            "as integers; if they were resampled, resample them again to the nearest voxel."
+        )
+        raise ValueError(msg)
+    return atlas
 
 
 def with_columns(atlas: OwnAtlas, runs: Iterable[Run]) -> tuple[OwnAtlas, list[str]]:
-    """The atlas with the columns that all runs get: the rows of the look-up tables, or else all labels of the images.
+    """The atlas with the columns that all runs get.
 
-    Files of the same content are read once; one image at a time is in memory.
+    They are the rows of the look-up tables that the runs are given. Without these, they are the labels that occur in
+    any image; tables that are found next to the images, or the label tables of grayordinates, name them. Files of the
+    same content are read once; one image at a time is in memory.
 
     Returns
     -------
@@ -107,44 +125,40 @@ def with_columns(atlas: OwnAtlas, runs: Iterable[Run]) -> tuple[OwnAtlas, list[s
     Raises
     ------
     ValueError
-        If only some runs have a look-up table, tables name a label differently or aren't tables, or no label is left.
+        If only some runs are given a look-up table, tables name a label differently or aren't tables, or no label is
+        left.
     """
-    files, notes = [], []
-    for run in runs:
-        try:
-            files.append(file_of(atlas, run))
-        except ValueError as error:
-            notes.append(f"{error} Its labels have no column.")
-    tables = list(dict.fromkeys(os.fspath(file.lut) for file in files if file.lut))
-    if tables and (without := [file.path for file in files if not file.lut]):
-        msg = f"{without[0]} has no look-up table, but other runs have one: {tables[0]}. Give all one."
+    runs, notes = list(runs), list[str]()
+    given = {run.path: own.lut for run in runs for own in run.atlases if own.name == atlas.name}
+    tables = list(dict.fromkeys(os.path.abspath(lut) for lut in given.values() if lut))  # noqa: PTH100
+    if tables and (without := [path for path, lut in given.items() if not lut]):
+        msg = f"{without[0]} has no look-up table of the atlas {atlas.name}, others have {tables[0]}. Give all one."
         raise ValueError(msg)
-    names = _joined(_rows_of_tables(tables) if tables else _labels_of_images(files, notes), atlas.background)
+    names = _joined(_rows_of_tables(tables), atlas.background) if tables else _names_of_labels(atlas, runs, notes)
     if not names:
         msg = " ".join([f"No run has a label of the atlas {atlas.name}.", *notes[:1]])
         raise ValueError(msg)
     if not tables:
-        what = f"{len(names)} columns, one per label in the atlases of these {len(files)} runs"
+        of_runs = "the atlas of this run" if len(runs) == 1 else f"the atlases of these {len(runs)} runs"
+        what = f"{len(names)} columns, one per label in {of_runs}"
         table = f"A look-up table (--lut, or the column lut_{atlas.name} in a list of runs)"
         notes.append(f"{what}. Other runs may get others. {table} makes them the same.")
-    return replace(atlas, columns=tuple(sorted(names.items()))), notes
+    return replace(atlas, columns=tuple(sorted(names.items()))), list(dict.fromkeys(notes))
 
 
-def _joined(named: Iterable[tuple[str, Mapping[float, str]]], background: float) -> dict[float, str]:
+def _joined(named: Iterable[tuple[str, dict[float, str]]], background: float) -> dict[float, str]:
     """The name of each label by files, each with its path and names; ValueError if two name a label differently."""
     names: dict[float, tuple[str, str]] = {}
     for path, own in named:
         for label, name in own.items():
-            if label == background:
-                continue
             before, other = names.setdefault(label, (name, path))
-            if before != name:
+            if before != name and label != background:
                 msg = (
                     f"{path} calls the region {label} {name!r}, but {other} calls it {before!r}. Expected the same "
                     "names for all runs."
                 )
                 raise ValueError(msg)
-    return {label: name for label, (name, _) in names.items()}
+    return {label: name for label, (name, _) in names.items() if label != background}
 
 
 def _rows_of_tables(paths: Iterable[str]) -> Iterator[tuple[str, dict[float, str]]]:
@@ -156,21 +170,28 @@ def _rows_of_tables(paths: Iterable[str]) -> Iterator[tuple[str, dict[float, str
         yield path, dict(zip(table["index"], table["name"], strict=True))
 
 
-def _labels_of_images(files: Iterable[AtlasFile], notes: list[str]) -> Iterator[tuple[str, dict[float, str]]]:
-    """Names of the labels that occur in each image: grayordinates have them; a volume's are the labels."""
-    seen = set()
-    for file in {file.path: file for file in files}.values():
+def _names_of_labels(atlas, runs, notes):
+    """Name of each label that occurs in an image; adds to `notes` why an image can't be read."""
+    labels, seen, named, tables = set(), set(), [], {}
+    for run in runs:
         try:
+            file = file_of(atlas, run)
+            check_content(file.path)
             content = tuple(image_hashes(file.path).values())
-            if content in seen:
-                continue
-            with collect_warnings():  # each run has them
-                atlas = load_file(file)
+            if content not in seen:
+                with collect_warnings():  # each run has them
+                    image = load_file(file)
+                labels.update(image.values.tolist())
+                if isinstance(image, DenseAtlas):
+                    names = image.named_table
+                    named.append((os.fspath(file.path), dict(zip(names["index"], names["name"], strict=True))))
+                seen.add(content)
         except (OSError, ValueError, TypeError) as error:
             notes.append(f"{error} Its labels have no column.")
             continue
-        seen.add(content)
-        table = atlas.named_table if isinstance(atlas, DenseAtlas) else {"index": [], "name": []}
-        given = dict(zip(table["index"], table["name"], strict=True))
-        labels = (int(label) if label == int(label) else label for label in atlas.values.tolist())
-        yield os.fspath(file.path), {label: given.get(label, str(label)) for label in labels}
+        if file.lut:
+            tables[os.fspath(file.lut)] = None
+    named += [(path, {label: rows[label] for label in labels & rows.keys()}) for path, rows in _rows_of_tables(tables)]
+    known = _joined(named, atlas.background)
+    nameless = {label: UNKNOWN if known else str(int(label)) for label in labels if label != atlas.background}
+    return {int(label): name for label, name in {**nameless, **known}.items()}

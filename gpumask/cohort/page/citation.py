@@ -7,6 +7,7 @@ from gpumask.cohort.page.processing import (
     combined_words,
     expanded,
     is_number,
+    is_of_each_run,
     is_of_grayordinates,
     signal_words,
     standardized,
@@ -85,9 +86,10 @@ def paragraphs(methods: Methods) -> tuple[list[str], list[str]]:
 
 def _atlas_words(name, described, n):
     facts = [f"{n} columns"] * (n is not None)
+    facts += ["each run's own image"] * is_of_each_run(described)
     if combined := combined_words(described):
         facts.append(combined)
-    return text_of(name) + (f" ({'; '.join(facts)})" if facts else "")
+    return text_of(name) + (f" ({', '.join(facts)})" if facts else "")
 
 
 def _sentences(processing, cite):

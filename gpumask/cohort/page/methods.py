@@ -11,6 +11,7 @@ from gpumask.cohort.page.processing import (
     combined_words,
     expanded,
     is_number,
+    is_of_each_run,
     is_of_grayordinates,
     signal_words,
     standardized,
@@ -49,8 +50,12 @@ def _words(processing):
     how, settings, confounds = processing.how, processing.how["settings"], processing.how.get("confounds") or {}
     rows = [("gpumask", text_of(how.get("version", "unknown")))]
     for name, (described, n_regions) in processing.atlases.items():
-        files = ", ".join(
-            f"{Path(file).name} (SHA-256 {text_of(digest)[:12]}…)" for file, digest in described["files"].items()
+        files = (
+            "an image of each run"
+            if is_of_each_run(described)
+            else ", ".join(
+                f"{Path(file).name} (SHA-256 {text_of(digest)[:12]}…)" for file, digest in described["files"].items()
+            )
         )
         size = "" if n_regions is None else f", {counted(n_regions, 'column')}"
         combined = combined_words(described)

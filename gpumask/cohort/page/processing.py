@@ -4,6 +4,7 @@ Everything is from the records' descriptions of how outputs were made. Others ma
 type than gpumask's is shown as it is, and never interpreted.
 """
 
+import itertools
 import json
 import re
 from collections import Counter, defaultdict
@@ -56,6 +57,8 @@ class Processing:
         Description of the first output that was made so; see ``Configuration.described``.
     atlases : dict
         For each atlas how it was described, and its number of regions (None: unknown).
+    made : dict of str
+        For each atlas the hash of its description.
     runs : Counter
         Runs of each atlas.
     has_dummies : bool
@@ -64,6 +67,7 @@ class Processing:
 
     how: dict[str, Any]
     atlases: dict[str, tuple[dict[str, Any], int | None]] = field(default_factory=dict)
+    made: dict[str, str] = field(default_factory=dict)
     runs: Counter[str] = field(default_factory=Counter)
     has_dummies: bool = False
 
@@ -77,12 +81,12 @@ class Methods:
 
     def add(self, record: dict[str, Any]) -> None:
         """Add the descriptions of a record, as `gpumask.cohort.stored.read_record` returns it."""
-        for how in record["made"].values():
+        for made, how in record["made"].items():
             atlas, denoising = unit_key(how)
             if not atlas:
                 continue
             common = [how.get(key) for key in _COMMON]
-            key = json.dumps(common, sort_keys=True)
+            key = self._key(json.dumps(common, sort_keys=True), atlas, made)
             if key not in self.processings and len(self.processings) >= MOST_SHOWN:
                 self.n_more += 1
                 continue
@@ -91,7 +95,14 @@ class Methods:
             if atlas in processing.atlases or len(processing.atlases) < MOST_SHOWN:
                 n_regions = record["atlases"][atlas].get("regions")
                 processing.atlases.setdefault(atlas, (how, n_regions if type(n_regions) is int else None))
+                processing.made[atlas] = made
                 processing.runs[atlas] += 1
+
+    def _key(self, common, atlas, made):
+        """A key for what has these settings in common: another one if its atlas is another of the same name."""
+        known = self.processings
+        keys = (f"{common} {number}" for number in itertools.count())
+        return next(key for key in keys if key not in known or known[key].made.get(atlas, made) == made)
 
 
 def text_of(value: Any) -> str:
@@ -105,6 +116,11 @@ def text_of(value: Any) -> str:
 def is_number(value: Any) -> bool:
     """Whether a value is a number of a usual size."""
     return type(value) in (int, float) and abs(value) < 1e9  # False for NaN
+
+
+def is_of_each_run(how: dict[str, Any]) -> bool:
+    """Whether each run has an image of its own of the atlas; see `gpumask.cohort.own_atlases`."""
+    return "regions_of_all_runs" in how
 
 
 def is_of_grayordinates(how: dict[str, Any]) -> bool:
