@@ -10,12 +10,13 @@ import pytest
 from gpumask.engine.combined_regions import CombinedRegions
 from gpumask.engine.dense_regions import DenseLabelRegions
 from gpumask.engine.regions import LabelRegions
-from gpumask.extraction import Settings, extract, prepare
+from gpumask.extraction import extract, prepare
 from gpumask.images.combined_atlas import CombinedAtlas
 from gpumask.images.dense_atlas import load_dense_atlas
 from gpumask.images.grid import Grid
 from gpumask.images.labels import Atlas, load_atlas
 from gpumask.images.runs import open_run
+from gpumask.settings import Settings
 
 from . import dense
 from .helpers import image

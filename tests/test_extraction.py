@@ -11,7 +11,7 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import gpumask
-from gpumask import NiftiLabelsMasker, backend, extraction, process, transform_together
+from gpumask import NiftiLabelsMasker, devices, extraction, plans, process, transform_together
 from gpumask.images.volumes import open_volumes
 
 from . import helpers
@@ -78,10 +78,10 @@ def extract(memory, imgs, **parameters):
 def work(monkeypatch):
     """What is done, in order: "compile" and "read"."""
     done = []
-    for name, what in (("compile_plan", "compile"), ("run_plans", "read")):
-        function = getattr(extraction, name)
+    for module, name, what in ((plans, "compile_plan", "compile"), (extraction, "run_plans", "read")):
+        function = getattr(module, name)
         recorded = lambda *a, function=function, what=what, **k: done.append(what) or function(*a, **k)  # noqa: E731
-        monkeypatch.setattr(extraction, name, recorded)
+        monkeypatch.setattr(module, name, recorded)
     return done
 
 
@@ -111,19 +111,19 @@ def test_memory_misses_another_version(tmp_path, work, monkeypatch, module):
 
 
 def test_memory_misses_another_device(tmp_path, monkeypatch):
-    devices, run_plans = [], extraction.run_plans
+    used, run_plans = [], extraction.run_plans
 
     def on_cpu(plans, *arguments, **options):
-        devices.append(plans[0].device)
+        used.append(plans[0].device)
         return run_plans([replace(plan, device="cpu") for plan in plans], *arguments, **options)
 
     monkeypatch.setattr(extraction, "run_plans", on_cpu)
-    monkeypatch.setattr(backend, "resolve_device", lambda device, data_on="cpu": device)
+    monkeypatch.setattr(devices, "resolve_device", lambda device, data_on="cpu": device)
     masker = NiftiLabelsMasker(image(blocks()), memory=tmp_path, device="cpu").fit()
     for device in ("cpu", "cuda:0", "cpu", "cuda:0", "cuda:1"):
         masker.set_params(device=device)
         quietly(masker.transform, volumes())
-    assert devices == ["cpu", "cuda:0", "cuda:1"]
+    assert used == ["cpu", "cuda:0", "cuda:1"]
 
 
 @pytest.mark.parametrize(

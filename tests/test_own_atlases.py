@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from nilearn.signal import clean
 
-import gpumask.extraction
+import gpumask.plans
 from gpumask.bids import read_manifest
 from gpumask.cli import main
 from gpumask.cohort.configuration import Configuration
@@ -211,13 +211,13 @@ def test_killed_and_resumed_by_processes_as_undisturbed(listed):
 @pytest.fixture
 def compiled(monkeypatch):
     """The plans that are compiled."""
-    plans, compile_plan = [], gpumask.extraction.compile_plan
+    plans, compile_plan = [], gpumask.plans.compile_plan
 
     def counted(*args, **options):
         plans.append(compile_plan(*args, **options))
         return plans[-1]
 
-    monkeypatch.setattr(gpumask.extraction, "compile_plan", counted)
+    monkeypatch.setattr(gpumask.plans, "compile_plan", counted)
     return plans
 
 

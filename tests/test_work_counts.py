@@ -89,8 +89,8 @@ def events(monkeypatch):
         return call
 
     monkeypatch.setattr(Volumes, "chunks", read)
-    monkeypatch.setattr(gpumask.extraction, "compile_plan", recorded("compile", gpumask.extraction.compile_plan))
-    monkeypatch.setattr(gpumask.extraction, "Cleaner", recorded("confounds", gpumask.extraction.Cleaner))
+    monkeypatch.setattr(gpumask.plans, "compile_plan", recorded("compile", gpumask.plans.compile_plan))
+    monkeypatch.setattr(gpumask.settings, "Cleaner", recorded("confounds", gpumask.settings.Cleaner))
     return happened
 
 

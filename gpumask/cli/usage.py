@@ -273,15 +273,15 @@ def check_devices(device: str, *, several: bool = False, here: bool = True) -> N
     here : bool
         Whether this machine uses the device. Another machine's isn't probed.
     """
-    from gpumask import backend
+    from gpumask import devices
 
     if not here and device == "cuda:all":
         return
-    for one in backend.split_devices(device) if several else [device]:
+    for one in devices.split_devices(device) if several else [device]:
         if here and one != "auto":
-            backend.resolve_device(one)
+            devices.resolve_device(one)
         else:
-            backend.check_device(one)
+            devices.check_device(one)
 
 
 def check_workers(args: argparse.Namespace) -> None:

@@ -4,18 +4,18 @@ import contextlib
 import os
 import threading
 
-from gpumask import backend
+from gpumask import devices
 from gpumask.bids.runs import Run
 from gpumask.cohort.configuration import Configuration
 from gpumask.cohort.kinds import LoadedAtlas, OwnLabels, load_kind
 from gpumask.cohort.own_atlases import OwnAtlas, file_of
 from gpumask.engine.regions import Regions
-from gpumask.extraction import Plans
 from gpumask.images.brain_models import BrainModels
 from gpumask.images.grid import Grid
 from gpumask.images.labels import load_mask
 from gpumask.images.opening import image_hashes
 from gpumask.inputs import sha256
+from gpumask.plans import Plans
 
 _KEPT_OWN = 8  # runs of one subject follow each other, and threads are at different subjects
 
@@ -51,9 +51,9 @@ class LoadedAtlases:
         self._regions, self._lock = {}, threading.Lock()
 
     def device(self, turn: int) -> str:
-        """Return the device whose turn it is, for `gpumask.backend.resolve_device`."""
-        devices = backend.split_devices(self._devices)
-        return devices[turn % len(devices)]
+        """Return the device whose turn it is, for `gpumask.devices.resolve_device`."""
+        split = devices.split_devices(self._devices)
+        return split[turn % len(split)]
 
     @contextlib.contextmanager
     def _as_hashed(self, path):

@@ -20,9 +20,9 @@ from gpumask.cohort.own_atlases import OwnAtlas
 from gpumask.cohort.parcellated import parcellated_paths
 from gpumask.confounds.denoising import Denoising
 from gpumask.confounds.fmriprep import image_desc
-from gpumask.extraction import Settings
 from gpumask.images.opening import image_hashes
 from gpumask.inputs import sha256
+from gpumask.settings import Settings
 
 _DEFAULTS = {"keep_all_regions": True, "min_coverage": 0.5, "nan_policy": "omit"}
 
@@ -55,7 +55,7 @@ class Configuration:
         All are extracted in one pass over a run. Each has its kind.
     out_dir : Path
     parameters : dict
-        Fields of `gpumask.extraction.Settings`. Here ``keep_all_regions`` is True, so all runs have the same columns,
+        Fields of `gpumask.settings.Settings`. Here ``keep_all_regions`` is True, so all runs have the same columns,
         ``min_coverage`` 0.5 and ``nan_policy`` "omit", unless they say otherwise. (Smoothed volumes support "omit" only
         for mean and sum; other statistics default to "zero".) Maps have a strategy of their own, and always "zero".
     confounds : dict

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gpumask.bids.runs import Run
-from gpumask.extraction import Settings, check_dense_settings, refuse_for_grayordinates
 from gpumask.images.grayordinates import is_dense
+from gpumask.settings import Settings, check_dense_settings, refuse_for_grayordinates
 from gpumask.text_tables import listed
 
 if TYPE_CHECKING:

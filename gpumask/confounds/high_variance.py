@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gpumask import backend
+from gpumask import backend, devices
 from gpumask.images.volumes import Volumes
 from gpumask.kernels import cleaning
 
@@ -33,7 +33,7 @@ def high_variance_confounds(
     n = volumes.n_volumes
     time = (np.arange(n) - (n - 1) / 2).tolist()
     first = None
-    with np.errstate(invalid="ignore"), backend.device_errors(volumes.device), backend.using(volumes.device):
+    with np.errstate(invalid="ignore"), devices.device_errors(volumes.device), backend.using(volumes.device):
         # Non-finite voxels are never chosen.
         sums, squares, slopes = (backend.to_device(np.zeros(volumes.grid.n_voxels), volumes.device) for _ in range(3))
         for chunk in volumes.chunks(8):
