@@ -32,7 +32,9 @@ class DenseLabelsOnRun(RegionsOnGrid):
     @cached_property
     def coverage(self) -> tuple[np.ndarray, np.ndarray]:
         """Number of grayordinates of each region in the atlas, and in the run; see `RegionsOnGrid.coverage`."""
-        return Segments.from_labels(self.atlas.labels, self.ids).counts, self.segments.counts
+        values, counts = np.unique(self.atlas.labels, return_counts=True)
+        place = np.minimum(np.searchsorted(values, self.ids), len(values) - 1)
+        return np.where(values[place] == self.ids, counts[place], 0), self.segments.counts
 
     @cached_property
     def image(self) -> nib.Cifti2Image:
