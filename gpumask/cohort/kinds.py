@@ -85,8 +85,8 @@ class OwnLabels:
         others = [label for label in labels if label not in self._names]
         if len(others) == len(labels):
             msg = (
-                f"{file.path} has no label that has a column. Its labels: {listed(map(str, others))}. Columns of the "
-                f"atlas {own.name}: {listed(map(str, self._names))}. Give the table of this atlas."
+                f"No label of {file.path} has a column. Its labels: {listed(map(str, others))}. Columns of the atlas "
+                f"{own.name}: {listed(map(str, self._names))}. Give the look-up table of these labels."
             )
             raise ValueError(msg)
         without = f"{file.path} has {len(others)} label{'s' * (len(others) > 1)} without a column"

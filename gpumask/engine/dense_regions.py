@@ -33,14 +33,14 @@ class DenseLabelsOnRun(RegionsOnGrid):
     @cached_property
     def coverage(self) -> tuple[np.ndarray, np.ndarray]:
         """Number of grayordinates of each region in the atlas, and in the run; see `RegionsOnGrid.coverage`."""
-        return self.coverage_without(None, self.ids)
+        return label_counts(self.atlas.labels, self.ids), self.segments.counts
 
-    def coverage_without(self, claimed: np.ndarray | None, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def coverage_without(self, claimed: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The coverage of labels if `claimed` grayordinates of the atlas (ndarray of bool) don't count as covered."""
-        inside = _covered(self.grid.positions_in(self.atlas.grid), self.atlas.grid)
-        if claimed is not None:
-            inside &= ~claimed
-        labels = self.atlas.labels
+        inside, labels = (
+            _covered(self.grid.positions_in(self.atlas.grid), self.atlas.grid) & ~claimed,
+            self.atlas.labels,
+        )
         return label_counts(labels, ids), label_counts(labels[inside], ids)
 
     @cached_property

@@ -177,9 +177,9 @@ class LabelsOnGrid(RegionsOnGrid):
     @cached_property
     def coverage(self) -> tuple[np.ndarray, np.ndarray]:
         """See `RegionsOnGrid`."""
-        return self.coverage_without(None, self.ids)
+        return covered_voxels(self.given, self.atlas, self.run_grid, self.ids)
 
-    def coverage_without(self, claimed: np.ndarray | None, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def coverage_without(self, claimed: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The coverage of labels if `claimed` voxels of the user's atlas (ndarray of bool) don't count as covered."""
         return covered_voxels(self.given, self.atlas, self.run_grid, ids, claimed)
 
