@@ -721,7 +721,7 @@ def test_sidecar(root, tmp_path):
         confounds=["trans_x", "csf"],
         high_pass=0.01,
         low_pass=0.1,
-        atlas=tmp_path / "my atlas.nii",
+        atlas=[tmp_path / "my atlas.nii"],
         configuration="c0ffee",
         Volumes=[0, 2],
     )

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from gpumask import __version__, cli
-from gpumask.cli.config import lines_of, named_path, read_config
+from gpumask.cli.config import lines_of, read_config
 from gpumask.cli.parser import options_of, parse
+from gpumask.cli.paths import joined_paths, named_path
 
 from . import cohorts
 
@@ -43,7 +44,7 @@ def values_of(name, command="cohort"):
         return [True]
     if action.choices:
         return [action.choices[-1]]
-    if action.type in (None, str, Path, named_path):
+    if action.type in (None, str, Path, named_path, joined_paths):
         return [["a", "b c"]] if action.nargs == "+" else ["some/where = #1.x"]
     return [7, 0.125]
 
@@ -111,12 +112,16 @@ def test_what_is_written_repeats_the_command(tmp_path, monkeypatch, name, value)
 
 def test_paths_are_written_so_that_the_folder_doesnt_matter(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("a.nii", "b=c.nii", "list.toml"):
+    for name in ("a.nii", "b=c.nii", "d+e.nii", "l.tsv", "list.toml"):
         Path(name).touch()
-    args = cohort("--atlas", "A=a.nii", "b=c.nii", "--lut", "no.tsv", "--seeds", "S=list.toml", "--space", "a.nii")
+    atlases = ["A=a.nii", "b=c.nii", "d+e.nii", "C=a.nii+d+e.nii+b=c.nii", "derivatives:desc-aseg"]
+    luts = ["l.tsv", "n/a", "n/a", "l.tsv+n/a+l.tsv", "n/a"]
+    args = cohort("--atlas", *atlases, "--lut", *luts, "--seeds", "S=list.toml", "--space", "a.nii")
     written = tomllib.loads("".join(lines_of(args, OPTIONS, [])))
-    assert written["atlas"] == [f"A={tmp_path}/a.nii", f"{tmp_path}/b=c.nii"]
-    assert written["lut"] == [f"{tmp_path}/no.tsv"]
+    at = tmp_path
+    combined = f"C={at}/a.nii+{at}/d+e.nii+{at}/b=c.nii"
+    assert written["atlas"] == [f"A={at}/a.nii", f"{at}/b=c.nii", f"{at}/d+e.nii", combined, "derivatives:desc-aseg"]
+    assert written["lut"] == [f"{at}/l.tsv", "n/a", "n/a", f"{at}/l.tsv+n/a+{at}/l.tsv", "n/a"]
     assert written["seeds"] == [f"S={tmp_path}/list.toml"]
     assert written["space"] == "a.nii"
 

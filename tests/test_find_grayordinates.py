@@ -152,6 +152,8 @@ def test_names_of_runs(name, expected):
             "Q1Q6RelatedValidation210CorticalAreas32kfsLR",
         ),
         ("ICA_d25.dscalar.nii", "ICAd25"),
+        ("tpl-fsaverage_hemi-L_den-10k_atlas-Yeo_seg-7n_dseg.label.gii", "Yeo7nL"),
+        ("lh.aparc.label.gii", "lhaparc"),
     ],
 )
 def test_names_of_atlases(name, expected):

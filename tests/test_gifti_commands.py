@@ -57,7 +57,7 @@ def expected(made, k, side):
 
 
 def output(k, side, kind="timeseries.tsv"):
-    return f"{RUNS[k][:6]}/func/{RUNS[k]}_hemi-{side}_space-fsaverage5_atlas-Toy_stat-mean_{kind}"
+    return f"{RUNS[k][:6]}/func/{RUNS[k]}_hemi-{side}_space-fsaverage5_atlas-Toy{side}_stat-mean_{kind}"
 
 
 def test_a_cohort_finds_the_runs_of_each_hemisphere(made):

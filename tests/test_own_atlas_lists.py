@@ -166,10 +166,11 @@ def test_a_bad_atlas_fails_its_run_alone(folder, capsys, what):
 def test_labels_that_no_row_names(folder, capsys):
     (folder / "lut.tsv").write_text("index\tname\n3\tA\n")
     assert cohort(folder, rows(f"{FIRST}\tlut_Own", "lut.tsv")) == 1
-    assert failures(folder) == {
-        "sub-2": f"{folder / 'sub-2_seg.nii'} has no label that has a column. Its labels: 7, 11. Columns of the atlas "
-        "Own: 3. Give the table of this atlas."
-    }
+    message = (
+        f"No label of {folder / 'sub-2_seg.nii'} has a column. Its labels: 7, 11. Columns of the atlas Own: 3. Give "
+        "the look-up table of these labels."
+    )
+    assert failures(folder) == {"sub-2": message}
 
 
 def test_a_missing_table(folder):

@@ -299,6 +299,8 @@ def test_each_run_has_its_own_dense_labels(tmp_path):
         assert list(table) == ["Parcel 1", "Parcel 2", "Parcel 5"]
         _, means, _ = dense.by_definition(data[k][0], axis, data[k][1], axis, nan_policy="omit")
         np.testing.assert_allclose(table[[f"Parcel {key}" for key in own]], means, rtol=1e-6)
+        coverage = series(tmp_path / "runs.tsv", k, end="stat-coverage_bold.tsv")
+        assert coverage["coverage"].tolist() == [float(key in own) for key in (1, 2, 5)]
         assert table.columns[table.isna().all()].tolist() == [f"Parcel {key}" for key in {1, 2, 5} - set(own)]
         parcels = nib.load(next((tmp_path / "out").rglob(f"sub-{k}_*.ptseries.nii")))
         assert parcels.header.get_axis(1).name.tolist() == list(table)

@@ -181,6 +181,8 @@ def test_descriptions_of_any_type(tmp_path, value):
     put(tmp_path, "sub-1", {**wrong, "kind": value, "settings": hostile, "confounds": value})
     put(tmp_path, "sub-2", {**wrong, "confounds": {"columns": value, "strategy": value, "fd_threshold": value}})
     put(tmp_path, "sub-3", {**wrong, "confounds": {"columns": [value], "scrub": value, "std_dvars_threshold": value}})
+    put(tmp_path, "sub-5", {**HOW, "parts": value})
+    put(tmp_path, "sub-6", {**HOW, "parts": [value, value]})
     put(tmp_path, "sub-4", {**HOW, "files": {"x": value}}, atlases={"A": {"regions": value, "coverage_median": value}})
     page_of(tmp_path)
 

@@ -19,6 +19,7 @@ _OUTPUT = re.compile(r"(.+)_stat-([a-zA-Z0-9]+)(?:_desc-([a-zA-Z0-9]+))?_([a-zA-
 _PAIR = re.compile(r"([a-zA-Z0-9]+)-([a-zA-Z0-9+]+)")
 _OWNERS = re.compile(r"(sub-[a-zA-Z0-9]+)(?:_(ses-[a-zA-Z0-9]+))?(?=_|$)")
 _OF_AN_ATLAS = re.compile(r"(?:^|_)(?:atlas|seg|scale|desc)-([a-zA-Z0-9+]+)")
+_HEMISPHERE = re.compile(r"(?:^|_)hemi-([a-zA-Z]+)")
 _AFTER_ATLAS = ("res", "den", "label", "desc")  # in BIDS's order of entities
 _SPACE = ("space", "cohort", "res", "den")
 _NATIVE = "func"  # fMRIPrep's name for the space of images whose names have none
@@ -171,10 +172,14 @@ def is_run_name(name: str) -> bool:
 def atlas_name(path: str | os.PathLike | None) -> str:
     """Label of an atlas, from its file name; "atlas" without one.
 
-    It joins the labels of the entities "atlas", "seg", "scale" and "desc", or else all letters and digits of the name.
+    It joins the labels of the entities "atlas", "seg", "scale", "desc" and "hemi" (the hemispheres of an atlas have
+    different regions), or else all letters and digits of the name.
     """
     stem = image_stem(path or "atlas")
-    return alphanumeric("".join(_OF_AN_ATLAS.findall(stem)) or stem) or "atlas"
+    labels = _OF_AN_ATLAS.findall(stem)
+    if labels:
+        labels += _HEMISPHERE.findall(stem)
+    return alphanumeric("".join(labels) or stem) or "atlas"
 
 
 def lookup_table_of(image: str, names: Iterable[str]) -> str | None:

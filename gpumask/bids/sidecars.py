@@ -26,8 +26,7 @@ def sidecar(
     confounds: Sequence[str] = (),
     low_pass: float | None = None,
     high_pass: float | None = None,
-    atlas: str | os.PathLike | None = None,
-    lut: str | os.PathLike | None = None,
+    atlas: Sequence[str | os.PathLike] = (),
     sources: Sequence[str | os.PathLike] | None = None,
     configuration: str | None = None,
     out_dir: str | os.PathLike | None = None,
@@ -45,9 +44,10 @@ def sidecar(
         Names of the confounds that were removed.
     low_pass, high_pass : float, optional
         Cut-offs in Hz of the Butterworth filter.
-    atlas, lut : str or path-like, optional
+    atlas : sequence of str or path-like
+        Its files, such as image and look-up table.
     sources : sequence of str or path-like, optional
-        Files that the table was made from. If None: the run's image, mask and confounds, `atlas` and `lut`.
+        Files that the table was made from. If None: the run's image, mask and confounds, and `atlas`.
     configuration : str, optional
         Hash of all parameters.
     out_dir : str or path-like, optional
@@ -65,7 +65,7 @@ def sidecar(
     cutoffs = {"High-pass cutoff (Hz)": high_pass, "Low-pass cutoff (Hz)": low_pass}
     cutoffs = {key: value for key, value in cutoffs.items() if value is not None}
     if sources is None:
-        sources = [path for path in (run.path, run.mask, run.confounds, atlas, lut) if path is not None]
+        sources = [path for path in (run.path, run.mask, run.confounds, *atlas) if path is not None]
     times = metadata.get("VolumeTiming") if t_r is None else None
     if isinstance(times, list):
         censored = set(more.get("CensoredVolumes") or ()) if more.get("OutputType") is None else ()

@@ -8,14 +8,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from gpumask.cli.paths import absolute_paths, joined_paths, named_path
 from gpumask.inputs import read_toml, shortened
 
 _NOT_KEPT = ("shard", "dry-run")  # of a part of the runs, or of none: the file is to repeat the whole command
-
-
-def named_path(text: str) -> str:
-    """Text "[NAME=]PATH" as it is; the type of such options, for `lines_of`."""
-    return text
 
 
 def read_config(path: str | os.PathLike, options: Mapping[str, argparse.Action]) -> dict[str, Any]:
@@ -83,7 +79,7 @@ def _converted(action, value):
 
 
 def _one(action, value):
-    if action.type in (None, Path, named_path):
+    if action.type in (None, Path, named_path, joined_paths):
         if not isinstance(value, str):
             msg = "expected text in quotes"
             raise ValueError(msg)
@@ -137,10 +133,7 @@ def _absolute(action, value):
         return [_absolute(action, one) for one in value]
     if isinstance(value, Path):
         return os.path.abspath(value)  # noqa: PTH100 - links are kept
-    if action.type is named_path and not os.path.lexists(value):
-        name, equals, path = value.rpartition("=")
-        return f"{name}{equals}{os.path.abspath(path)}" if os.path.lexists(path) else value  # noqa: PTH100
-    return os.path.abspath(value) if action.type is named_path else value  # noqa: PTH100
+    return absolute_paths(value, action.type) if action.type in (named_path, joined_paths) else value
 
 
 def _one_line(text):

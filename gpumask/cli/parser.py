@@ -9,7 +9,8 @@ from pathlib import Path
 from gpumask import __version__
 from gpumask.bids.content import check_content
 from gpumask.choices import MAPS_STRATEGIES, MAX_FWHM, OUTPUT_TYPES, RELMATS, STANDARDIZE, STRATEGIES, TARGETS
-from gpumask.cli.config import named_path, read_config
+from gpumask.cli.config import read_config
+from gpumask.cli.paths import joined_paths, named_path
 from gpumask.inputs import irregularity
 
 _LEVELS = ("participant", "group")
@@ -190,9 +191,10 @@ def _add_extract(commands):
         nargs="+",
         default=[],
         metavar="[NAME=]IMAGE",
-        type=named_path,
+        type=joined_paths,
         help="label image (a number per region), or 4D image of maps; or for dense series, .dlabel.nii, "
-        ".label.gii or .dscalar.nii; several are extracted together",
+        ".label.gii or .dscalar.nii; several are extracted together. NAME=IMAGE+IMAGE combines label images into one "
+        "atlas: what several label belongs to the first",
     )
     _add_label_map(add)
     _add_seeds(add)
@@ -200,9 +202,10 @@ def _add_extract(commands):
         "--lut",
         nargs="+",
         metavar="TSV",
-        type=Path,
-        help="look-up table of the regions, with the columns index and name; one per --atlas, in order; for "
-        "maps, with a row per map (default: the table next to the atlas, or inherited as in BIDS)",
+        type=joined_paths,
+        help="look-up table of the regions, with the columns index and name; one per --atlas, in order (TSV+TSV for "
+        "IMAGE+IMAGE); for maps, with a row per map (default, or n/a: the table next to the atlas, or inherited as in "
+        "BIDS)",
     )
     add("--mask", metavar="IMAGE", type=Path, help="brain mask; voxels that are 0 are excluded")
     add("--background-label", metavar="N", type=number, help="label to ignore (default: 0)")
@@ -286,8 +289,9 @@ def _add_cohort(commands):
         nargs="+",
         default=[],
         metavar="[NAME=]IMAGE",
-        type=named_path,
+        type=joined_paths,
         help="label images, or 4D images of maps; all are extracted in one read, and --seeds with them. "
+        "NAME=IMAGE+IMAGE combines label images into one atlas: what several label belongs to the first. "
         "derivatives:desc-aparcaseg or derivatives:desc-aseg is each run's own segmentation by fMRIPrep. With "
         ".dlabel.nii or .dscalar.nii, fMRIPrep's *_bold.dtseries.nii are extracted instead of volumes; with a "
         "hemisphere's .label.gii, its *_hemi-L_*_bold.func.gii",
@@ -297,11 +301,11 @@ def _add_cohort(commands):
     add(
         "--lut",
         nargs="+",
-        type=Path,
+        type=joined_paths,
         metavar="TSV",
-        help="look-up table with the columns index and name, one per --atlas, in order; for maps, with a row per "
-        "map (default: the TSV file of the same name, or with fewer BIDS entities, next to the atlas or above it in "
-        "its data set)",
+        help="look-up table with the columns index and name, one per --atlas, in order (TSV+TSV for IMAGE+IMAGE); for "
+        "maps, with a row per map (default, or n/a: the TSV file of the same name, or with fewer BIDS entities, next "
+        "to the atlas or above it in its data set)",
     )
     add("--min-coverage", metavar="SHARE", type=float, default=0.5, help="less covered regions are n/a (default: 0.5)")
     _add_signals(add)
@@ -357,7 +361,7 @@ def _add_label_map(add):
         nargs="+",
         metavar="NAME|N",
         help="map of a .dlabel.nii that has several, by its name or its index from 0; one per --atlas, in order (n/a "
-        "for other files)",
+        "for other files; MAP+MAP for IMAGE+IMAGE)",
     )
 
 

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from gpumask.bids.content import absence, check_content
 from gpumask.cli.parser import check_file
+from gpumask.cli.paths import split_name, split_paths
 
 if TYPE_CHECKING:
     from gpumask.cohort.atlas_file import AtlasFile
+    from gpumask.cohort.combined_atlas import CombinedAtlasFile
     from gpumask.cohort.own_atlases import OwnAtlas
     from gpumask.confounds.denoising import Denoising
 
@@ -60,7 +62,7 @@ def segmentations_of(args: argparse.Namespace) -> dict[str, tuple[str, Path | No
     from gpumask.bids.segmentations import SEGMENTATIONS
 
     found: dict[str, tuple[str, Path | None]] = {}
-    for text, lut, label_map in (one for one in _given(args) if _is_segmentation(one[0])):
+    for text, luts, label_map in (one for one in _given(args) if _is_segmentation(one[0])):
         given, _, label = text.rpartition("derivatives:desc-")
         if label not in SEGMENTATIONS:
             msg = f"--atlas: expected derivatives:desc- followed by {' or '.join(SEGMENTATIONS)}, got {text}"
@@ -75,7 +77,10 @@ def segmentations_of(args: argparse.Namespace) -> dict[str, tuple[str, Path | No
         if name in found:
             msg = f"--atlas: several are called {name}. Give NAME={text}"
             raise ValueError(msg)
-        found[name] = label, lut
+        if len(luts) > 1:
+            msg = f"--lut: expected one for {text}, got {len(luts)}"
+            raise ValueError(msg)
+        found[name] = label, luts[0]
     return found
 
 
@@ -85,16 +90,20 @@ def _is_segmentation(text):
 
 
 def _given(args):
-    """Each ``--atlas`` with its look-up table and label map."""
-    luts = _one_each("--lut", args.lut, args.atlas)
-    maps = [None if text == "n/a" else text for text in _one_each("--label-map", args.label_map, args.atlas)]
-    for lut in luts:
+    """Each ``--atlas`` with its look-up tables (None: the default) and the text of its label maps."""
+    luts = [
+        [None if text in (None, "n/a") else Path(text) for text in (split_paths(lut)[1] if lut else [None])]
+        for lut in _one_each("--lut", args.lut, args.atlas)
+    ]
+    for lut in (lut for of_atlas in luts for lut in of_atlas):
         check_file("--lut", lut)
-    maps = [int(text) if text and text.isdecimal() else text for text in maps]
+    maps = [None if text == "n/a" else text for text in _one_each("--label-map", args.label_map, args.atlas)]
     return list(zip(args.atlas, luts, maps, strict=True))
 
 
-def atlases_of(args: argparse.Namespace, own: "Sequence[OwnAtlas] | None" = None) -> "tuple[AtlasFile, ...]":
+def atlases_of(
+    args: argparse.Namespace, own: "Sequence[OwnAtlas] | None" = None
+) -> "tuple[AtlasFile | CombinedAtlasFile, ...]":
     """The atlases of ``--atlas``, and then those of ``--seeds``.
 
     `own` are those of which each run has its own, which aren't among them; None if runs can't have any.
@@ -116,14 +125,59 @@ def atlases_of(args: argparse.Namespace, own: "Sequence[OwnAtlas] | None" = None
         if given and not args.seeds:
             msg = f"{option}: requires --seeds"
             raise ValueError(msg)
-    texts = [one for one in _given(args) if own is None or not _is_segmentation(one[0])]
-    images = [(*_named("--atlas", text), lut, label_map) for text, lut, label_map in texts]
+    images = [one for one in _given(args) if own is None or not _is_segmentation(one[0])]
     background = getattr(args, "background_label", None) or 0
     spheres = {"kind": "seeds", "radius": args.radius, "allow_overlap": args.allow_overlap}
     return (
-        *(AtlasFile(path, lut, name, background, label_map=label_map) for path, name, lut, label_map in images),
-        *(AtlasFile(path, name=name, **spheres) for path, name in (_named("--seeds", text) for text in args.seeds)),
+        *(_atlas_of(text, luts, label_maps, background) for text, luts, label_maps in images),
+        *(AtlasFile(path, name=name, **spheres) for path, name in map(_seeds_of, args.seeds)),
     )
+
+
+def _atlas_of(text, luts, label_maps, background):
+    """The atlas of "[NAME=]IMAGE[+IMAGE ...]"."""
+    from gpumask.cohort.atlas_file import AtlasFile
+    from gpumask.cohort.combined_atlas import CombinedAtlasFile
+
+    name, paths = split_paths(text)
+    if len(paths) > 1 and any(path.startswith("derivatives:") for path in paths):
+        msg = f"--atlas: segmentations of each run (derivatives:) can't be combined with others, got {text}"
+        raise ValueError(msg)
+    if len(paths) > 1 and "" in paths:
+        msg = f"--atlas: expected an image before and after each +, got {text}"
+        raise ValueError(msg)
+    for path in paths:
+        if len(paths) > 1 and not os.path.lexists(path):
+            msg = f"--atlas: no such file: {path} (in {text})"
+            raise FileNotFoundError(msg)
+        check_file("--atlas", Path(path))
+    maps = [label_maps]
+    if len(paths) > 1:
+        luts = [None] * len(paths) if luts == [None] else luts
+        maps = [None] * len(paths) if label_maps is None else label_maps.split("+")
+    for option, given in (("--lut", luts), ("--label-map", maps)):
+        if len(given) != len(paths):
+            images = f"for {text}" if len(paths) == 1 else f"for each of the {len(paths)} images of {text}, joined by +"
+            msg = f"{option}: expected one {images}; got {len(given)}"
+            raise ValueError(msg)
+    if len(paths) == 1:
+        return AtlasFile(paths[0], luts[0], name, background, label_map=_label_map(label_maps))
+    parts = zip(paths, luts, map(_label_map, maps), strict=True)
+    return CombinedAtlasFile(
+        tuple(AtlasFile(path, lut, "", background, label_map=label_map) for path, lut, label_map in parts), name
+    )
+
+
+def _label_map(text):
+    """A label map by its name or index; None for the default."""
+    return None if text in (None, "n/a") else int(text) if text.isdecimal() else text
+
+
+def _seeds_of(text):
+    """Path and name of "[NAME=]TSV"."""
+    name, path = split_name(text)
+    check_file("--seeds", Path(path))
+    return path, name
 
 
 def _one_each(option, given, atlases):
@@ -134,14 +188,7 @@ def _one_each(option, given, atlases):
     return given or [None] * len(atlases)
 
 
-def _named(option, text):
-    """Path and name of "[NAME=]PATH"."""
-    name, _, path = text.rpartition("=") if not os.path.lexists(text) else ("", "", text)
-    check_file(option, Path(path))
-    return path, name
-
-
-def check_kinds(args: argparse.Namespace, atlases: "Iterable[AtlasFile | OwnAtlas]") -> None:
+def check_kinds(args: argparse.Namespace, atlases: "Iterable[AtlasFile | CombinedAtlasFile | OwnAtlas]") -> None:
     """Raise a ValueError for an option of a kind of atlas that isn't among the atlases of a configuration."""
     kinds = {atlas.kind for atlas in atlases}
     needs = {

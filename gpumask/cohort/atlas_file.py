@@ -103,6 +103,16 @@ class AtlasFile:
         return os.fspath(self.lut or (self.path if itself else {"maps": "numbers"}.get(self.kind, "labels")))
 
     @property
+    def images(self) -> tuple[str, ...]:
+        """Paths of the images (or of the table of seeds), without look-up tables."""
+        return (os.fspath(self.path),)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Paths of the images, each followed by its look-up table."""
+        return (os.fspath(self.path), *([os.fspath(self.lut)] if self.lut else []))
+
+    @property
     def origin(self) -> str:
         """How messages call its file."""
         return os.fspath(self.path)

@@ -6,7 +6,6 @@ import threading
 
 from gpumask import devices
 from gpumask.bids.runs import Run
-from gpumask.cohort.atlas_file import AtlasFile
 from gpumask.cohort.configuration import Configuration
 from gpumask.cohort.kinds import LoadedAtlas, OwnLabels, load_kind
 from gpumask.cohort.own_atlases import OwnAtlas, file_of
@@ -39,9 +38,13 @@ class LoadedAtlases:
         self.atlases: dict[str, LoadedAtlas] = {}
         self._own = [atlas for atlas in configuration.atlases if isinstance(atlas, OwnAtlas)]
         self._loaded_own: dict[tuple, OwnLabels] = {}
-        for atlas in (atlas for atlas in configuration.atlases if isinstance(atlas, AtlasFile)):
-            with self._as_hashed(atlas.path), self._as_hashed(atlas.lut):
-                self.atlases[atlas.name] = load_kind(atlas, configuration.maps_strategy)
+        for atlas in (atlas for atlas in configuration.atlases if not isinstance(atlas, OwnAtlas)):
+            with contextlib.ExitStack() as stack:
+                for file in atlas.files:
+                    stack.enter_context(self._as_hashed(file))
+                self.atlases[atlas.name] = load_kind(
+                    atlas, configuration.maps_strategy, configuration.settings.resampling_target
+                )
         self.notes = [note for atlas in self.atlases.values() for note in atlas.notes]
         self._n_kept = min([atlas.kept_masks for atlas in self.atlases.values()], default=OwnLabels.kept_masks)
         self.plans = Plans(n_kept=self._n_kept * len(configuration.atlases))

@@ -14,6 +14,7 @@ from gpumask.bids.runs import Run
 from gpumask.bids.spaces import Space, space_contradiction, stated_space
 from gpumask.choices import LINEAR, MAPS_STRATEGIES, RELMATS, check_choice
 from gpumask.cohort.atlas_file import AtlasFile
+from gpumask.cohort.combined_atlas import CombinedAtlasFile
 from gpumask.cohort.grayordinates import check_atlases
 from gpumask.cohort.own_atlases import OwnAtlas
 from gpumask.cohort.parcellated import parcellated_paths
@@ -30,7 +31,7 @@ _DEFAULTS = {"keep_all_regions": True, "min_coverage": 0.5, "nan_policy": "omit"
 class Unit:
     """What a run has outputs of its own for: an atlas and a denoising, or a denoising alone."""
 
-    atlas: AtlasFile | OwnAtlas | None
+    atlas: AtlasFile | CombinedAtlasFile | OwnAtlas | None
     denoising: Denoising
 
     @property
@@ -50,7 +51,7 @@ class Configuration:
 
     Attributes
     ----------
-    atlases : tuple of AtlasFile or OwnAtlas
+    atlases : tuple of AtlasFile, CombinedAtlasFile or OwnAtlas
         All are extracted in one pass over a run. Each has its kind.
     out_dir : Path
     parameters : dict
@@ -110,7 +111,7 @@ class Configuration:
         If an atlas can't be read.
     """
 
-    atlases: tuple[AtlasFile | OwnAtlas, ...]
+    atlases: tuple[AtlasFile | CombinedAtlasFile | OwnAtlas, ...]
     out_dir: Path
     parameters: dict[str, Any] = field(default_factory=dict)
     confounds: dict[str, Any] = field(default_factory=dict)
@@ -154,16 +155,20 @@ class Configuration:
             raise ValueError(msg)
         smoothed = self.parameters.get("smoothing_fwhm") and self.parameters.get("strategy", "mean") not in LINEAR
         fix("settings", Settings(**(_DEFAULTS | ({"nan_policy": "zero"} if smoothed else {}) | self.parameters)))
-        given = [atlas for atlas in self.atlases if isinstance(atlas, AtlasFile)]
-        images = [*(atlas.path for atlas in given), *([self.mask] if self.mask else [])]
+        given = [atlas for atlas in self.atlases if not isinstance(atlas, OwnAtlas)]
+        images = [*(image for atlas in given for image in atlas.images), *([self.mask] if self.mask else [])]
         files = {path: image_hashes(path) for path in map(os.fspath, images)}
-        tables = [os.fspath(atlas.lut) for atlas in given if atlas.lut]
+        tables = [file for atlas in given for file in atlas.files if file not in files]
         fix("files", files | {table: {table: sha256(table)} for table in tables})
         fix("atlases", tuple(atlas.with_kind() for atlas in self.atlases))
+        combined = [atlas.origin for atlas in given if isinstance(atlas, CombinedAtlasFile)]
+        if self.cifti and combined:
+            msg = f"CIFTI-2 files (--cifti) can't be made of a combined atlas: {combined[0]}. Drop one of the two."
+            raise ValueError(msg)
         if self.cifti and not any(atlas.is_dense_labels for atlas in self.atlases):
             msg = f"CIFTI-2 files (--cifti) are made of dense labels (.dlabel.nii), got {self.atlases[0].origin}."
             raise ValueError(msg)
-        seeds, target = [atlas.path for atlas in given if atlas.kind == "seeds"], self.settings.resampling_target
+        seeds, target = [atlas.origin for atlas in given if atlas.kind == "seeds"], self.settings.resampling_target
         if seeds and target != "data":
             msg = f"Seeds ({seeds[0]}) need resampling_target='data' (--resampling-target), got {target!r}."
             raise ValueError(msg)
@@ -197,7 +202,7 @@ class Configuration:
             return settings
         return replace(settings, strategy=MAPS_STRATEGIES[self.maps_strategy], nan_policy="zero")
 
-    def strategy_of(self, atlas: AtlasFile | OwnAtlas) -> str:
+    def strategy_of(self, atlas: AtlasFile | CombinedAtlasFile | OwnAtlas) -> str:
         """What the signals of an atlas are, by the parameter ``strategy`` of its masker."""
         return self.maps_strategy if atlas.kind == "maps" else self.settings.strategy
 
@@ -211,17 +216,21 @@ class Configuration:
     def described(self, unit: Unit) -> dict[str, Any]:
         """How the outputs of a unit are made; for JSON."""
         atlas = unit.atlas
-        own = (atlas.path, atlas.lut) if isinstance(atlas, AtlasFile) else ()
-        images = (*own, self.mask) if atlas else ()
-        paths = [os.fspath(path) for path in images if path]
+        own = () if atlas is None or isinstance(atlas, OwnAtlas) else atlas.files
+        paths = [*own, *([os.fspath(self.mask)] if atlas and self.mask else [])]
+        parts = atlas.parts if isinstance(atlas, CombinedAtlasFile) else ()
         return {
             "version": __version__,
             "atlas": unit.key[0],
             **(atlas.options if atlas else {}),
-            "files": {file: digest for path in paths for file, digest in self.files[path].items()},
+            "files": self._hashes(paths),
+            **({"parts": [self._hashes(part.files) for part in parts]} if parts else {}),
             "settings": self.described_settings(unit),
             **unit.denoising.options,
         }
+
+    def _hashes(self, paths):
+        return {file: digest for path in paths for file, digest in self.files[path].items()}
 
     def outputs(self, run: Run, unit: Unit) -> dict[str, Path]:
         """Paths of a run's outputs for a unit.
@@ -271,6 +280,8 @@ def _images(denoising):
 def _hash(content):
     if isinstance(content, dict):  # only contents of files count, not their paths
         content = {**content, "files": list(content["files"].values())}
+        if "parts" in content:
+            content["parts"] = [list(part.values()) for part in content["parts"]]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -306,8 +317,9 @@ def check_spaces(configuration: Configuration, runs: list[Run]) -> list[str]:
     """
     messages: dict[tuple[str | os.PathLike, Space | None], str] = {}
     for run in runs:
-        given = [atlas.path for atlas in configuration.atlases if isinstance(atlas, AtlasFile)]
-        files = [*given, *(atlas.path for atlas in run.atlases), run.mask or configuration.mask]
+        given = [atlas for atlas in configuration.atlases if not isinstance(atlas, OwnAtlas)]
+        images = [image for atlas in given for image in atlas.images]
+        files = [*images, *(atlas.path for atlas in run.atlases), run.mask or configuration.mask]
         for path in [file for file in files if file]:
             if (found := space_contradiction(path, run.path)) is None:
                 continue

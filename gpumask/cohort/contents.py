@@ -16,6 +16,7 @@ from gpumask.bids.runs import Run
 from gpumask.bids.sidecars import sidecar, uri
 from gpumask.cohort.atlas_file import AtlasFile
 from gpumask.cohort.cleanings import Cleaning
+from gpumask.cohort.combined_atlas import CombinedAtlasFile
 from gpumask.cohort.configuration import Configuration, Unit
 from gpumask.cohort.parcellated import TABLES, parcellated
 from gpumask.confounds.censoring import Censoring
@@ -32,7 +33,7 @@ def tables(
     configuration: Configuration,
     run: Run,
     unit: Unit,
-    atlas: AtlasFile,
+    atlas: AtlasFile | CombinedAtlasFile,
     one: Prepared,
     result: Result,
     matrix: np.ndarray | None,
@@ -45,15 +46,15 @@ def tables(
     It may be None if the configuration has no matrices.
     """
     paths = configuration.outputs(run, unit)
-    regions = list(zip(one.regions.ids.tolist(), names, one.regions.counts.tolist(), strict=True))
-    of_each = one.regions.grid.elements
-    index = [{"index": plain_label(i), "name": n, of_each: count} for i, n, count in regions]
+    ids, counts, of_each = one.regions.ids.tolist(), one.regions.counts.tolist(), one.regions.grid.elements
+    regions = zip(ids, names, counts, one.regions.origins, strict=True)
+    index = [{"index": plain_label(i), "name": n, of_each: count, **origin} for i, n, count, origin in regions]
     rows = censoring.rows(result.signals, unit.denoising.output_type)
     made = [(paths["timeseries"], table_lines(names, rows), described(Regions=index))]
     if "coverage" in paths:
         shares = one.regions.covered_share[:, None].astype(np.float32)
         mask = run.mask or configuration.mask
-        sources = [path for path in (run.path, mask, atlas.path, atlas.lut) if path]
+        sources = [path for path in (run.path, mask, *atlas.files) if path]
         lines = table_lines(["Node", "coverage"], shares, names)
         made.append((paths["coverage"], lines, described(sources=sources, Regions=index)))
     for kind in configuration.relmats:
@@ -78,7 +79,7 @@ def metadata_of(
     configuration: Configuration,
     run: Run,
     unit: Unit,
-    atlas: AtlasFile,
+    atlas: AtlasFile | CombinedAtlasFile,
     t_r: RepetitionTime,
     cleaning: Cleaning,
     one: Prepared,
@@ -93,8 +94,7 @@ def metadata_of(
         confounds=() if cleaning.confounds is None else list(cleaning.confounds),
         low_pass=settings["low_pass"],
         high_pass=settings["high_pass"],
-        atlas=atlas.path,
-        lut=atlas.lut,
+        atlas=atlas.files,
         configuration=configuration.made[unit.name],
         out_dir=configuration.out_dir,
         RepetitionTimeSource=t_r.source,
@@ -144,7 +144,7 @@ def outliers(configuration: Configuration, run: Run, unit: Unit, found: Outliers
 
 def figure(
     name: str,
-    atlas: AtlasFile,
+    atlas: AtlasFile | CombinedAtlasFile,
     one: Prepared,
     result: Result,
     matrix: np.ndarray,

@@ -14,19 +14,23 @@ if TYPE_CHECKING:
     import os
 
     from gpumask.cohort.atlas_file import AtlasFile
+    from gpumask.cohort.combined_atlas import CombinedAtlasFile
     from gpumask.cohort.own_atlases import OwnAtlas
 
 _SIDES = {"CIFTI_STRUCTURE_CORTEX_LEFT": "L", "CIFTI_STRUCTURE_CORTEX_RIGHT": "R"}
 
 
 def check_atlases(
-    atlases: "Sequence[AtlasFile | OwnAtlas]", settings: Settings, mask: "str | os.PathLike | None", images: str
+    atlases: "Sequence[AtlasFile | CombinedAtlasFile | OwnAtlas]",
+    settings: Settings,
+    mask: "str | os.PathLike | None",
+    images: str,
 ) -> None:
     """Check that atlases can be extracted together, and with these settings.
 
     Parameters
     ----------
-    atlases : sequence of AtlasFile or OwnAtlas
+    atlases : sequence of AtlasFile, CombinedAtlasFile or OwnAtlas
     settings : Settings
     mask : str, path-like or None
         Mask for runs without one.
@@ -64,7 +68,7 @@ def check_atlases(
         raise ValueError(msg)
 
 
-def hemisphere_of(atlases: "Sequence[AtlasFile | OwnAtlas]") -> str:
+def hemisphere_of(atlases: "Sequence[AtlasFile | CombinedAtlasFile | OwnAtlas]") -> str:
     """Return "L" or "R" if all atlases are GIFTI files of this hemisphere's cortex, and "" if none is GIFTI.
 
     Raises
@@ -88,7 +92,7 @@ def hemisphere_of(atlases: "Sequence[AtlasFile | OwnAtlas]") -> str:
     return str(side)
 
 
-def check_runs(atlases: "Sequence[AtlasFile | OwnAtlas]", runs: Sequence[Run]) -> None:
+def check_runs(atlases: "Sequence[AtlasFile | CombinedAtlasFile | OwnAtlas]", runs: Sequence[Run]) -> None:
     """Check by names and headers that runs are of the atlases' kind.
 
     Raises

@@ -8,11 +8,14 @@ from typing import Protocol
 import numpy as np
 
 from gpumask.cohort.atlas_file import AtlasFile
+from gpumask.cohort.combined_atlas import CombinedAtlasFile
 from gpumask.cohort.own_atlases import OwnAtlas, load_file
+from gpumask.engine.combined_regions import CombinedRegions
 from gpumask.engine.dense_regions import DenseLabelRegions, DenseMapRegions
 from gpumask.engine.maps import MapRegions
 from gpumask.engine.regions import LabelRegions, Regions
 from gpumask.engine.spheres import SphereRegions
+from gpumask.images.combined_atlas import CombinedAtlas
 from gpumask.images.dense_atlas import DenseAtlas, load_dense_atlas, load_dense_maps
 from gpumask.images.grayordinates import open_dense
 from gpumask.images.grid import Grid
@@ -52,14 +55,16 @@ class LoadedAtlas(Protocol):
         """
 
 
-def load_kind(file: AtlasFile, maps_strategy: str) -> LoadedAtlas:
-    """Load an atlas of any kind.
+def load_kind(file: AtlasFile | CombinedAtlasFile, maps_strategy: str, target: str | None = "data") -> LoadedAtlas:
+    """Load an atlas of any kind, for runs that are resampled as `target` says.
 
     Raises
     ------
     ValueError, TypeError, OSError
-        If a file is unusable, or image and look-up table don't fit.
+        If a file is unusable, image and look-up table don't fit, or parts neither together nor with the target.
     """
+    if isinstance(file, CombinedAtlasFile):
+        return _CombinedLabels(file, target)
     if file.kind == "seeds":
         return _Seeds(file)
     if file.grayordinates:
@@ -80,8 +85,8 @@ class OwnLabels:
         others = [label for label in labels if label not in self._names]
         if len(others) == len(labels):
             msg = (
-                f"{file.path} has no label that has a column. Its labels: {listed(map(str, others))}. Columns of the "
-                f"atlas {own.name}: {listed(map(str, self._names))}. Give the table of this atlas."
+                f"No label of {file.path} has a column. Its labels: {listed(map(str, others))}. Columns of the atlas "
+                f"{own.name}: {listed(map(str, self._names))}. Give the look-up table of these labels."
             )
             raise ValueError(msg)
         without = f"{file.path} has {len(others)} label{'s' * (len(others) > 1)} without a column"
@@ -115,9 +120,10 @@ class _Labels:
         self._table = read_lookup_table(file.lut) if file.lut else self._own_table()
         values = self._atlas.values
         self._own = values[values != file.background]
-        self.notes = _without_table(file, "regions are named by their labels") if self._table is None else []
+        self._of_table = _without_table(file, "regions are named by their labels")
         if self._table is not None:
-            self.notes = [*self._disagreement(file), *_shared(file, *self._distinct(self._own))]
+            self._of_table = self._disagreement(file)
+        self.notes = [*self._of_table, *_shared(file.lut or file.path, *self._distinct(self._own))]
 
     def _load(self, file):
         return load_atlas(file.path, file.background)
@@ -165,6 +171,33 @@ class _DenseLabels(_Labels):
         return DenseLabelRegions(self._atlas)
 
 
+class _CombinedLabels:
+    kept_masks = 64
+
+    def __init__(self, file, target):
+        parts = [_DenseLabels(part) if part.grayordinates else _Labels(part) for part in file.parts]
+        self._parts, self._combined = parts, CombinedAtlas([part._atlas for part in parts])
+        if target == "labels":
+            self._combined.check_one_grid()
+        given = []
+        for part, labels, ids in zip(parts, self._combined.labels, self._combined.ids, strict=True):
+            given += region_names(labels if part._table else ids, part._table)
+        ids = np.concatenate(self._combined.ids).tolist()
+        names = distinct_names(given, ids, _RESERVED)
+        self._names = dict(zip(ids, names, strict=True))
+        self.notes = []
+        for part, own in zip(parts, file.parts, strict=True):
+            self.notes += part._of_table if part._table else _without_table(own, "regions are named by their ids")
+        self.notes += [*self._combined.notes, *_shared(file.origin, given, names)]
+
+    def names(self, ids=None):
+        labels = list(self._names) if ids is None else ids.tolist()
+        return labels, [self._names[label] for label in labels]
+
+    def within(self, mask, mask_grid, grid):
+        return CombinedRegions([part.within(mask, mask_grid, grid) for part in self._parts], self._combined)
+
+
 class _Numbered:
     """Regions numbered from 0, with a list of names."""
 
@@ -185,7 +218,7 @@ class _Maps(_Numbered):
         self._maps, self._solves, self._resampled = load_maps(volumes), strategy == "least_squares", []
         super().__init__(_names_of_maps(file, len(self._maps)) if file.lut else list(map(str, range(len(self._maps)))))
         without = _without_table(file, "maps are named by their numbers, from 0")
-        self.notes = _shared(file, self._given, self._names) if file.lut else without
+        self.notes = _shared(file.lut or file.path, self._given, self._names) if file.lut else without
         self.notes += _timed(file, volumes.t_r)
 
     def within(self, mask, mask_grid, grid):
@@ -212,7 +245,7 @@ class _DenseMaps(_Numbered):
         maps = load_dense_maps(image)
         super().__init__(_names_of_maps(file, len(maps)) if file.lut else maps.names)
         self._regions = DenseMapRegions(maps, strategy == "least_squares")
-        self.notes = [*_shared(file, self._given, self._names), *_timed(file, image.t_r)]
+        self.notes = [*_shared(file.lut or file.path, self._given, self._names), *_timed(file, image.t_r)]
 
     def within(self, mask, mask_grid, grid):
         return self._regions
@@ -266,11 +299,11 @@ def _without_table(file, consequence):
     return [f"{file.path}: no look-up table found: {consequence}."] * file.find_lut
 
 
-def _shared(file, names, distinct):
+def _shared(where, names, distinct):
     """Message about regions that share a name, which their columns therefore aren't called."""
     counts = Counter(names)
     shared = [name for name, count in counts.items() if count > 1 and name != UNKNOWN]
     if not shared:
         return []
-    what = f"{file.lut or file.path} has several regions called {listed(shared)}"
+    what = f"{where} has several regions called {listed(shared)}"
     return [f"{what}. Their columns have the label too: '{distinct[names.index(shared[0])]}'."]

@@ -205,10 +205,8 @@ def _difference(configuration, run):
 
 def _changes(old, new):
     """What differs between two descriptions of outputs, in words; nothing for the version."""
-    own = (
-        *("kind", "radius", "background_label", "regions_of_all_runs", "label_map"),
-        *("confounds", "dummy_scans", "output_type"),
-    )
+    of_atlas = ("kind", "radius", "background_label", "regions_of_all_runs", "label_map", "combined")
+    own = (*of_atlas, "confounds", "dummy_scans", "output_type")
     olds, news = ({key: how.get(key) for key in own} | how["settings"] for how in (old, new))
     is_other = list(old["files"].values()) != list(new["files"].values())
     return (["another atlas, look-up table or mask"] if is_other else []) + [

@@ -308,7 +308,9 @@ def _file_of(atlas, run):
 
 def _same_space(atlas, run):
     """Whether names state one space: then a small overlap is that of a slab, or of a brain that is cut off."""
-    return stated_space(atlas.path) and stated_space(run.path) and not space_contradiction(atlas.path, run.path)
+    return stated_space(run.path) and all(
+        stated_space(image) and not space_contradiction(image, run.path) for image in atlas.images
+    )
 
 
 def _report(progress, n_volumes, done):

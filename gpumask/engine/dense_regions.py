@@ -12,6 +12,7 @@ from gpumask.engine.regions import RegionsOnGrid
 from gpumask.images.brain_models import BrainModels
 from gpumask.images.cifti_images import dense_labels
 from gpumask.images.dense_atlas import DenseAtlas, DenseMaps
+from gpumask.images.labels import label_counts
 from gpumask.kernels.least_squares import Solution, least_squares
 from gpumask.kernels.segments import Segments
 from gpumask.process import one_blas_thread, one_linalg_thread
@@ -35,6 +36,14 @@ class DenseLabelsOnRun(RegionsOnGrid):
         values, counts = self.atlas.counted
         there = np.minimum(np.searchsorted(values, self.ids), values.size - 1)
         return np.where(values[there] == self.ids, counts[there], 0), self.segments.counts  # a run's atlas may lack ids
+
+    def coverage_without(self, claimed: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The coverage of labels if `claimed` grayordinates of the atlas (ndarray of bool) don't count as covered."""
+        inside, labels = (
+            _covered(self.grid.positions_in(self.atlas.grid), self.atlas.grid) & ~claimed,
+            self.atlas.labels,
+        )
+        return label_counts(labels, ids), label_counts(labels[inside], ids)
 
     @cached_property
     def image(self) -> nib.Cifti2Image | nib.GiftiImage:
@@ -107,6 +116,12 @@ class DenseLabelRegions:
 
 def _positions(run: BrainModels, atlas: BrainModels, target):
     place = run.positions_in(atlas)
+    if (place < 0).all():
+        msg = (
+            f"{run.name} and {atlas.name} have no grayordinate in common: {run.contents} in the first file, "
+            f"{atlas.contents} in the second. Use files of the same space."
+        )
+        raise ValueError(msg)
     if target is None and not np.array_equal(place, np.arange(atlas.n_grayordinates)):
         msg = (
             f"{run.name} and {atlas.name} have different grayordinates: {run.contents} in the first file, "
@@ -114,6 +129,13 @@ def _positions(run: BrainModels, atlas: BrainModels, target):
         )
         raise ValueError(msg)
     return place
+
+
+def _covered(place: np.ndarray, atlas: BrainModels) -> np.ndarray:
+    """Which grayordinates of an atlas are among those at `place`, see `BrainModels.positions_in`: ndarray of bool."""
+    covered = np.zeros(atlas.n_grayordinates, bool)
+    covered[place[place >= 0]] = True
+    return covered
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,8 +227,7 @@ class DenseMapRegions:
         allowed.
         """
         place = _positions(grid, self.grid, target)
-        covered = np.zeros(self.grid.n_grayordinates, bool)
-        covered[place[place >= 0]] = True
+        covered = _covered(place, self.grid)
         weights = np.where(place >= 0, self.maps.weights[:, place], 0.0)
         if not self.allow_overlap and ((weights > 0).sum(axis=0) > 1).any():
             raise ValueError(OVERLAP)

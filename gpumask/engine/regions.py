@@ -102,6 +102,11 @@ class RegionsOnGrid:
         return self.segments.counts
 
     @property
+    def origins(self) -> list[dict[str, Any]]:
+        """What tells regions of several images apart, for JSON: empty, unless a kind combines images."""
+        return [{} for _ in self.ids]
+
+    @property
     def image(self) -> Any:
         """The regions as applied to the runs, for figures and reports: a NIfTI image, or a CIFTI-2 one."""
         raise NotImplementedError
@@ -146,12 +151,22 @@ _LEAST_EXTENT = 0.5  # a field of view that cuts off the cerebellum has more, an
 
 
 @dataclass(frozen=True, eq=False)
-class _LabelsOnGrid(RegionsOnGrid):
-    atlas: Atlas  # as applied to the runs
+class LabelsOnGrid(RegionsOnGrid):
+    """The regions of a label image on the grid of the runs.
+
+    Attributes
+    ----------
+    atlas : Atlas
+        As applied to the runs.
+    given : Atlas
+        The user's atlas.
+    """
+
+    atlas: Atlas
     given: Atlas
 
     @cached_property
-    def image(self):
+    def image(self) -> nib.Nifti1Image:
         """The labels as applied, masked: int32, or their own dtype if int32 can't hold them."""
         masked = self.atlas.masked_labels
         fits = masked.min() >= -(2**31) and masked.max() < 2**31
@@ -160,11 +175,16 @@ class _LabelsOnGrid(RegionsOnGrid):
         return nib.Nifti1Image(masked, self.atlas.grid.affine, dtype=masked.dtype)
 
     @cached_property
-    def coverage(self):
+    def coverage(self) -> tuple[np.ndarray, np.ndarray]:
+        """See `RegionsOnGrid`."""
         return covered_voxels(self.given, self.atlas, self.run_grid, self.ids)
 
+    def coverage_without(self, claimed: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The coverage of labels if `claimed` voxels of the user's atlas (ndarray of bool) don't count as covered."""
+        return covered_voxels(self.given, self.atlas, self.run_grid, ids, claimed)
+
     @cached_property
-    def extent(self):
+    def extent(self) -> tuple[float, str]:
         """See `RegionsOnGrid`."""
         share = 1.0 if self.given.grid.matches(self.run_grid) else self.given.share_inside(self.run_grid)
         return share, f"the atlas {self.given.grid.name}"
@@ -204,7 +224,7 @@ class LabelRegions:
         digest.update(b"" if atlas.mask_grid is None else atlas.mask_grid.affine.tobytes())
         return digest.hexdigest()
 
-    def on(self, grid: Grid, target: str | None, keep: str) -> RegionsOnGrid:
+    def on(self, grid: Grid, target: str | None, keep: str) -> LabelsOnGrid:
         """Return the regions with labels and mask on the grid on which the runs are reduced.
 
         Parameters
@@ -254,7 +274,7 @@ class LabelRegions:
         segments = _segments(atlas, ids)
         if resampled == ["images"]:
             check_overlap(grid, atlas.grid, segments.indices)
-        return _LabelsOnGrid(
+        return LabelsOnGrid(
             grid,
             # If both grids match, the run's voxel sizes are used for smoothing.
             grid if atlas.grid.matches(grid) else atlas.grid,

@@ -97,7 +97,7 @@ class BrainModels:
         Raises
         ------
         ValueError
-            If a structure has another mesh there, the voxels have another grid, or no grayordinate is there.
+            If a structure has another mesh there, or the voxels have another grid.
         """
         if self.matches(other):
             return np.arange(self.n_grayordinates)
@@ -125,12 +125,6 @@ class BrainModels:
                 raise ValueError(msg)
             flat, there_flat = (np.ravel_multi_index(models.voxels.T, self.volume.shape) for models in (self, other))
             found[self.positions] = _places(flat, there_flat, other.positions)
-        if (found < 0).all():
-            msg = (
-                f"{self.name} and {other.name} have no grayordinate in common: {self.contents} in the first file, "
-                f"{other.contents} in the second. Use files of the same space."
-            )
-            raise ValueError(msg)
         return found
 
     @property

@@ -201,7 +201,9 @@ def _zeros(shape, dtype):
     return np.zeros(shape, dtype)
 
 
-def covered_voxels(given: Atlas, placed: Atlas, grid: Grid, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def covered_voxels(
+    given: Atlas, placed: Atlas, grid: Grid, ids: np.ndarray, claimed: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Count the voxels of each region, and those inside the run's field of view and the mask.
 
     Parameters
@@ -213,19 +215,24 @@ def covered_voxels(given: Atlas, placed: Atlas, grid: Grid, ids: np.ndarray) -> 
     grid : Grid
         Field of view of the run.
     ids : ndarray, shape (n_regions,)
+    claimed : ndarray of bool, shape `given.grid.shape`, optional
+        Voxels that count as outside, as they belong to regions of another atlas.
 
     Returns
     -------
     voxels, covered : ndarray of int64, shape (n_regions,)
     """
     inside = covered_part(given.grid, grid, placed.mask, placed.mask_grid)
+    if claimed is not None:
+        inside &= ~claimed
+    return label_counts(given.labels, ids), label_counts(given.labels[inside], ids)
 
-    def count(labels):
-        found, counts = np.unique(labels, return_counts=True)
-        counts = dict(zip(found.tolist(), counts.tolist(), strict=True))
-        return np.array([counts.get(label, 0) for label in ids.tolist()], dtype=np.int64)
 
-    return count(given.labels), count(given.labels[inside])
+def label_counts(labels: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Count how often each of `ids` occurs among labels: int64, shape (n_regions,)."""
+    found, counts = np.unique(labels, return_counts=True)
+    numbers = dict(zip(found.tolist(), counts.tolist(), strict=True))
+    return np.array([numbers.get(label, 0) for label in ids.tolist()], dtype=np.int64)
 
 
 def covered_part(grid: Grid, view: Grid, mask: np.ndarray | None = None, mask_grid: Grid | None = None) -> np.ndarray:

@@ -7,6 +7,7 @@ from gpumask.cohort.page.markup import counted
 from gpumask.cohort.page.processing import (
     OUTPUT_WORDS,
     Methods,
+    combined_words,
     expanded,
     is_number,
     is_of_each_run,
@@ -130,15 +131,19 @@ def _extraction(processing, of_runs=""):
     )
 
 
+def _atlas_words(name, described, n):
+    facts = [f"{n} columns"] * (n is not None)
+    facts += ["each run's own image"] * is_of_each_run(described)
+    if combined := combined_words(described):
+        facts.append(combined)
+    return text_of(name) + (f" ({', '.join(facts)})" if facts else "")
+
+
 def _sentences(processing):
     """What was done after the extraction. Each can stand without those before it, as others may share only some."""
     how, settings, confounds = processing.how, processing.how["settings"], processing.how.get("confounds") or {}
     confounds = confounds if isinstance(confounds, dict) else {}
-    atlases = []
-    for atlas, (described, n) in processing.atlases.items():
-        facts = [] if n is None else [f"{n} columns"]
-        facts += ["each run's own image"] * is_of_each_run(described)
-        atlases.append(f"{text_of(atlas)} ({', '.join(facts)})" if facts else text_of(atlas))
+    atlases = [_atlas_words(name, *facts) for name, facts in processing.atlases.items()]
     these = "the atlas" if len(atlases) == 1 else "the atlases"
     yield _Sentence(f"Regions are those of {these} {{atlases}}.", {"atlases": ", ".join(atlases)})
     yield _Sentence("Each signal is {signal}.", {"signal": signal_words(how).replace("each region", "the region")})

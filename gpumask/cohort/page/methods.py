@@ -8,6 +8,7 @@ from gpumask.cohort.page.markup import counted, html_table
 from gpumask.cohort.page.processing import (
     OUTPUT_WORDS,
     Methods,
+    combined_words,
     expanded,
     is_number,
     is_of_each_run,
@@ -66,7 +67,9 @@ def _words(processing):
             )
         )
         size = "" if n_regions is None else f", {counted(n_regions, 'column')}"
-        rows.append((f"Atlas {text_of(name)}", shortened(f"{_kind(described)}{size}: {files}", _LONGEST)))
+        combined = combined_words(described)
+        what = f"{_kind(described)}{f' of {combined}' if combined else ''}{size}: {files}"
+        rows.append((f"Atlas {text_of(name)}", shortened(what, _LONGEST)))
     rows.append(("Signal", signal_words(how)))
     if settings.get("smoothing_fwhm") is not None:
         rows.append(("Smoothing", f"Gaussian, FWHM {text_of(settings['smoothing_fwhm'])} mm"))

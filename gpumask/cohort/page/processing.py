@@ -10,6 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from gpumask.cohort.stored import unit_key
@@ -134,6 +135,16 @@ def is_of_each_run(how: dict[str, Any]) -> bool:
 def is_of_grayordinates(how: dict[str, Any]) -> bool:
     """Whether outputs were made from grayordinates, by a description of how they were made."""
     return how.get("elements") == "grayordinates"
+
+
+def combined_words(how: dict[str, Any]) -> str | None:
+    """The images that an atlas is combined from, in words; None if it is one image."""
+    parts = how.get("parts")
+    if not (isinstance(parts, list) and len(parts) > 1 and all(isinstance(part, dict) and part for part in parts)):
+        return None
+    names = [text_of(Path(next(iter(part))).name) for part in parts[:MOST_SHOWN]]
+    elements = "grayordinates" if is_of_grayordinates(how) else "voxels"
+    return f"{' + '.join(names)} as one atlas, where {elements} that several label belong to the first"
 
 
 def signal_words(how: dict[str, Any]) -> str:
