@@ -238,8 +238,9 @@ def _table(img, name):
 
 
 def _colour(label):
+    """Red, green, blue and alpha from 0 to 1; 1 where the table has none, and the nearest of others."""
     shares = (label.red, label.green, label.blue, label.alpha)
-    return tuple(1.0 if share is None else float(share) for share in shares)
+    return tuple(1.0 if share is None or share != share else min(max(float(share), 0.0), 1.0) for share in shares)
 
 
 def surface_values(models: BrainModels, values: np.ndarray) -> gifti.GiftiImage:
