@@ -91,7 +91,8 @@ def one_by_nilearn(folder, image, out):
 def by_gpumask(folder, out, n_procs, denoisings=()):
     """A cohort as by ``gpumask cohort``."""
     from gpumask.bids import find_runs
-    from gpumask.cohort.configuration import AtlasFile, Configuration
+    from gpumask.cohort.atlas_file import AtlasFile
+    from gpumask.cohort.configuration import Configuration
     from gpumask.cohort.executors import run_cohort
 
     atlases = tuple(AtlasFile(folder / f"atlas-P{n_regions}_dseg.nii.gz") for n_regions in N_REGIONS)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 import array_api_compat
 import numpy as np
 
-from gpumask import backend
+from gpumask import backend, devices
 from gpumask.backend import Array
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -90,7 +90,7 @@ def on_host(array: Any, name: str) -> np.ndarray:
 def _shared(array, name):
     device = lies_on(array)
     try:
-        return np.from_dlpack(array) if device == "cpu" else backend.cupy_from_dlpack(array, device)
+        return np.from_dlpack(array) if device == "cpu" else _on_gpu(array, device)
     except backend.DeviceError:
         raise
     except Exception as error:  # each library raises its own classes
@@ -100,6 +100,18 @@ def _shared(array, name):
             "Convert it to float32 or another type of NumPy, or pass a copy (of PyTorch: array.detach())."
         )
         raise TypeError(msg) from error
+
+
+def _on_gpu(array, device):
+    """The array as CuPy's; DeviceError if CuPy can't use its GPU."""
+    try:
+        return backend.cupy_from_dlpack(array, device)
+    except Exception as error:
+        status = devices.cuda_status(int(device.partition(":")[2]))
+        if not status.problem:
+            raise  # the array is the problem
+        msg = f"An array lies on {device}, but CuPy can't use this GPU: {status.problem}. {status.remedy}"
+        raise backend.DeviceError(msg) from error
 
 
 def kind_of(value: object) -> str:

@@ -4,21 +4,22 @@
 of prepared extractions.
 """
 
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpumask import backend, cuda_runtime
+from gpumask import backend, cuda_runtime, devices
 from gpumask.backend import Array
-from gpumask.choices import MAX_FWHM, NAN_POLICIES, STANDARDIZE, STRATEGIES, TARGETS, VOXEL, check_choice, check_type
+from gpumask.choices import VOXEL
 from gpumask.cleaner import Cleaner
 from gpumask.confounds.high_variance import high_variance_confounds
-from gpumask.engine.plan import Plan, compile_plan
+from gpumask.dtypes import signal_dtype, voxel_dtype
+from gpumask.engine.plan import Plan
 from gpumask.engine.regions import Regions, RegionsOnGrid
 from gpumask.engine.series import run_series
 from gpumask.engine.staging import Staging, blank_volumes
@@ -28,128 +29,12 @@ from gpumask.images.errors import DimensionError
 from gpumask.images.grayordinates import DenseImage
 from gpumask.images.grid import Grid
 from gpumask.images.runs import Run
-from gpumask.process import one_blas_thread, versions, warn
+from gpumask.plans import Plans, plan_key
+from gpumask.process import one_linalg_thread, versions, warn
+from gpumask.settings import Settings, check_dense_settings
 
 if TYPE_CHECKING:
     import joblib
-
-_REAL = float | np.floating | int | np.integer
-_TYPES = {
-    "smoothing_fwhm": _REAL | None,
-    "standardize_confounds": bool,
-    "detrend": bool,
-    "low_pass": _REAL | None,
-    "high_pass": _REAL | None,
-    "t_r": _REAL | None,
-    "keep_masked_labels": bool,
-    "clean_args": dict | None,
-    "min_coverage": _REAL | None,
-    "keep_all_regions": bool,
-}
-_CHOICES = {
-    "standardize": (*STANDARDIZE, True, False, None),
-    "strategy": STRATEGIES,
-    "resampling_target": TARGETS,
-    "nan_policy": NAN_POLICIES,
-}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How signals are extracted and cleaned. `gpumask.NiftiLabelsMasker` documents them; `NiftiMasker`, `runs`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For the first parameter with a wrong type or value; with nilearn's message where nilearn has the parameter.
-    """
-
-    smoothing_fwhm: float | None = None
-    strategy: str = "mean"
-    resampling_target: str | None = "data"
-    keep_masked_labels: bool = False
-    keep_all_regions: bool = False
-    min_coverage: float | None = None
-    nan_policy: str = "zero"
-    dtype: Any = None
-    high_variance_confounds: bool = False
-    standardize: str | bool | None = False
-    standardize_confounds: bool = True
-    detrend: bool = False
-    low_pass: float | bool | None = None
-    high_pass: float | bool | None = None
-    t_r: float | None = None
-    clean_args: Mapping[str, Any] | None = None
-    runs: Any = None
-
-    def __post_init__(self):
-        for name in (setting.name for setting in fields(self) if setting.init):
-            value = getattr(self, name)
-            if name in _TYPES and not (name in ("low_pass", "high_pass") and value is False):
-                check_type(name, value, _TYPES[name])
-            if name in _CHOICES:
-                check_choice(name, value, _CHOICES[name])
-        try:
-            is_bool = asked_dtype(self.dtype, np.dtype(float)) == np.dtype(bool)
-        except TypeError as error:
-            msg = f"'dtype' must be a NumPy dtype, 'auto' or None.\nGot: {self.dtype!r}"
-            raise TypeError(msg) from error
-        if is_bool:
-            msg = "'dtype' cannot be bool"
-            raise TypeError(msg)
-        if self.smoothing_fwhm is not None and not 0 <= self.smoothing_fwhm <= MAX_FWHM:
-            msg = f"`smoothing_fwhm` must be a width in mm from 0 to {MAX_FWHM}, got {self.smoothing_fwhm}."
-            raise ValueError(msg)
-        if self.min_coverage is not None and not 0 <= self.min_coverage <= 1:
-            msg = f"`min_coverage` must be a share of a region's voxels between 0 and 1, got {self.min_coverage}."
-            raise ValueError(msg)
-
-    @classmethod
-    def of(cls, parameters: Mapping[str, Any]) -> "Settings":
-        """Choose the settings among the parameters of a masker."""
-        return cls(**{setting.name: parameters[setting.name] for setting in fields(cls) if setting.name in parameters})
-
-    @property
-    def filters(self) -> bool:
-        """Whether a cut-off frequency is set. Filtering needs `t_r`."""
-        return any(cutoff not in (None, False) for cutoff in (self.low_pass, self.high_pass))
-
-    @property
-    def can_return_nan(self) -> bool:
-        """Whether signals are NaN where there are no data, or few."""
-        return self.keep_all_regions or self.min_coverage is not None or self.nan_policy == "omit"
-
-    @property
-    def in_space(self) -> dict[str, Any]:
-        """The settings that a plan depends on. Apart from them it depends only on the regions and the grid."""
-        keep = "all" if self.keep_all_regions else "masked" if self.keep_masked_labels else "found"
-        own = ("smoothing_fwhm", "strategy", "nan_policy")
-        return {"target": self.resampling_target, "keep": keep} | {name: getattr(self, name) for name in own}
-
-    def cleaner(self, n_volumes: int, confounds: Any = None, sample_mask: Any = None) -> Cleaner:
-        """Prepare the cleaning of a run; raises the errors of `gpumask.cleaner.Cleaner`."""
-        runs = {} if self.runs is None else {"runs": self.runs}  # which `clean_args` may have instead
-        return Cleaner(
-            n_volumes,
-            detrend=self.detrend,
-            standardize=self.standardize,
-            standardize_confounds=self.standardize_confounds,
-            t_r=self.t_r,
-            low_pass=None if self.low_pass is False else self.low_pass,
-            high_pass=None if self.high_pass is False else self.high_pass,
-            confounds=confounds,
-            sample_mask=sample_mask,
-            **runs,
-            **(self.clean_args or {}),
-        )
-
-
-@dataclass(frozen=True)
-class VoxelSettings(Settings):
-    """Settings for the voxels of a mask: their values, with runs resampled to the mask."""
-
-    strategy: str = field(default=VOXEL, init=False)
-    resampling_target: str | None = field(default="labels", init=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,94 +93,6 @@ class Result:
     snr: np.ndarray | None = None
 
 
-def _plan_key(regions, grid, settings):
-    """Everything that a plan depends on: versions, regions, grid of the runs, settings."""
-    return versions(), regions.identity, grid.key, tuple(settings.in_space.items())
-
-
-class Plans:
-    """Regions on grids and their plans, compiled once and kept for the next run. Safe to share between threads.
-
-    Parameters
-    ----------
-    n_kept : int
-        Number of plans to keep. The oldest one is dropped first.
-    """
-
-    def __init__(self, n_kept: int = 4):
-        self._n_kept, self._lock = n_kept, threading.Lock()
-        # For each key also the plan as it is run, by the requested device and that of the run.
-        self._kept: dict[tuple, tuple[RegionsOnGrid, Plan, dict[tuple[str, str], Plan]]] = {}
-
-    def get(
-        self,
-        regions: Regions,
-        grid: Grid | BrainModels,
-        settings: Settings,
-        memory: "joblib.Memory | None" = None,
-        *,
-        device: str = "cpu",
-        data_on: str = "cpu",
-    ) -> tuple[RegionsOnGrid, Plan]:
-        """Return the regions on the grid of a run and the plan for them, compiling it if necessary.
-
-        Parameters
-        ----------
-        regions : Regions
-        grid : Grid or BrainModels
-            Of the run, and of the kind of the regions.
-        settings : Settings
-        memory : joblib.Memory, optional
-            Cache of compiled plans on disk.
-        device : {"auto", "cpu", "cuda", "cuda:N"}
-        data_on : str
-            Device of the run. For both see `gpumask.engine.plan.Plan.on`.
-
-        Raises
-        ------
-        ValueError
-            If no region is left, the grids differ and `resampling_target` is None, or `nan_policy` or the two devices
-            don't fit.
-        DeviceError
-            If a requested GPU is unusable.
-        """
-        key = regions, grid.key, tuple(settings.in_space.items())
-        with self._lock:  # waiting threads would compile the same plan
-            if key not in self._kept:
-                made = *_place(regions, grid, settings, memory), {}
-                while len(self._kept) >= self._n_kept:
-                    self._kept.pop(next(iter(self._kept)))
-                self._kept[key] = made
-            on_grid, plan, on_devices = self._kept[key]
-            if (device, data_on) not in on_devices:
-                on_devices[device, data_on] = plan.on(device, data_on)
-            return on_grid, on_devices[device, data_on]
-
-    def __reduce__(self):
-        return Plans, (self._n_kept,)
-
-
-def _place(regions, grid, settings, memory):
-    chosen = settings.in_space
-    on_grid = regions.on(grid, chosen["target"], chosen["keep"])
-    if memory is None:
-        return on_grid, _compile(None, on_grid=on_grid, settings=settings)
-    compiled = memory.cache(_compile, ignore=["on_grid", "settings"])
-    return on_grid, compiled(_plan_key(regions, grid, settings), on_grid=on_grid, settings=settings)
-
-
-def _compile(key, *, on_grid, settings):
-    """Compile a plan; cached by `key`."""
-    return compile_plan(
-        on_grid.segments,
-        on_grid.grid,
-        grid=on_grid.run_grid,
-        smoothing_fwhm=settings.smoothing_fwhm or None,
-        strategy=settings.strategy,
-        nan_policy=settings.nan_policy,
-    )
-
-
 def prepare(
     volumes: Run,
     regions: Regions,
@@ -338,13 +135,12 @@ def prepare(
         check_dense_settings(settings)
     if settings.high_variance_confounds:
         confounds = _with_high_variance(volumes, confounds, memory)
-    with one_blas_thread:
-        cleaner = settings.cleaner(volumes.n_volumes, confounds, sample_mask)
+    cleaner = settings.cleaner(volumes.n_volumes, confounds, sample_mask)
     plans = plans or Plans()
     on_grid, plan = plans.get(regions, volumes.grid, settings, memory, device=device, data_on=volumes.device)
     for message, category in on_grid.notes:
         warn(message, category)
-    key = _plan_key(regions, volumes.grid, settings) if memory else ()
+    key = plan_key(regions, volumes.grid, settings) if memory else ()
     prepared = Prepared(settings, on_grid, plan, cleaner, key, memory, output)
     if output == "device" and (dtype := _dtype(prepared, volumes)) != backend.device_dtype(dtype):
         msg = (
@@ -362,32 +158,6 @@ def check_kind(run: Run, grid: Grid | BrainModels | None) -> None:
         others = "the regions are spheres in volumes" if grid is None else f"the regions of {grid.name} {grid.elements}"
         wanted = "a dense series (.dtseries.nii, .func.gii)" if of_regions else "an image of volumes"
         msg = f"{run.name} has {run.grid.elements}, {others}. Pass {wanted}, or regions of the run's kind."
-        raise ValueError(msg)
-
-
-def check_dense_settings(settings: Settings) -> None:
-    """Raise ValueError for a setting that has no meaning for grayordinates."""
-    meaningless = {
-        "smoothing_fwhm": settings.smoothing_fwhm,  # 0 is none
-        "resampling_target": settings.resampling_target not in ("data", None),
-        "keep_masked_labels": settings.keep_masked_labels,
-    }
-    refuse_for_grayordinates({name: getattr(settings, name) for name, given in meaningless.items() if given})
-
-
-_WHY_NOT = {
-    "smoothing_fwhm": "smoothing needs the surfaces: wb_command -cifti-smoothing has them",
-    "resampling_target": "they are matched by vertex and voxel, not resampled: use 'data', or None for equal ones",
-    "keep_masked_labels": "they have no mask",
-    "keep_masked_maps": "they have no mask",
-    "mask_img": "a mask of volumes doesn't apply to them: set labels outside it to the background",
-}
-
-
-def refuse_for_grayordinates(given: Mapping[str, Any]) -> None:
-    """Raise ValueError, with the reason, for the first parameter that has no meaning for grayordinates."""
-    for name, value in given.items():
-        msg = f"{name}={value!r} has no meaning for grayordinates: {_WHY_NOT[name]}."
         raise ValueError(msg)
 
 
@@ -513,7 +283,7 @@ def _finished(prepared: Prepared, extraction: Extraction, volumes, started, *, k
     cleaning, ratios, xp = time.perf_counter(), None, backend.array_namespace(signals)
     if plan.strategy == VOXEL:
         signals = xp.array(signals) if keep else signals  # from `memory`, they may be a mapped file
-        with backend.device_errors(plan.device), backend.using(plan.device):
+        with devices.device_errors(plan.device), backend.using(plan.device):
             signals = prepared.cleaner.in_place(signals, extraction.base, device=plan.device)
             if not backend.is_numpy(signals):
                 # So that "clean" includes the GPU's time, and the next run may use this run's memory.
@@ -528,7 +298,7 @@ def _finished(prepared: Prepared, extraction: Extraction, volumes, started, *, k
     done = time.perf_counter()
     seconds = {**extraction.seconds, "clean": done - cleaning, "total": done - started}
     device = "cpu" if prepared.output == "host" else plan.device
-    with backend.device_errors(device), backend.using(device):
+    with devices.device_errors(device), backend.using(device):
         signals = _converted(signals, _dtype(prepared, volumes), settings, volumes)
         if prepared.output == "device":
             signals = backend.to_device(signals, device)
@@ -577,7 +347,7 @@ def _of_regions(prepared, signals, *, keep):
         lost = np.zeros_like(lost)
     if settings.min_coverage is not None:
         lost = lost | (prepared.regions.covered_share < settings.min_coverage)
-    with one_blas_thread:
+    with one_linalg_thread if prepared.cleaner.changes else nullcontext():
         return _cleaned(signals, lost, prepared.cleaner, copy=keep)  # signals from `memory` may be a mapped file
 
 
@@ -595,48 +365,3 @@ def _cleaned(signals, lost, cleaner, *, copy):
             # In C order, as without the other columns: the bits depend on the memory order.
             result[:, columns] = cleaner(np.ascontiguousarray(signals[:, columns]))
     return result
-
-
-def asked_dtype(asked: Any, source: np.dtype) -> np.dtype | None:
-    """Resolve the setting `dtype` for data of the dtype `source`; None if the setting is None."""
-    if isinstance(asked, str) and asked == "auto":
-        return np.dtype(np.int32 if source.kind == "i" else np.float32)
-    return None if asked is None else np.dtype(asked)
-
-
-def signal_dtype(
-    asked: Any, loaded: np.dtype, *, smoothed: bool, resampled: bool, maps: np.dtype | None = None
-) -> np.dtype:
-    """Return the dtype of the signals, by nilearn's rules.
-
-    Parameters
-    ----------
-    asked : dtype, "auto" or None
-        The setting `dtype`.
-    loaded : numpy.dtype
-        Dtype of the run's values as nibabel loads them.
-    smoothed, resampled : bool
-        Whether nilearn would smooth or resample the volumes. Smoothing turns integers into floats, resampling only
-        signed ones.
-    maps : numpy.dtype, optional
-        Dtype of maps, which nilearn computes with.
-    """
-    dtype = np.dtype(loaded)
-    if (chosen := asked_dtype(asked, dtype)) is not None:
-        return chosen
-    if (resampled and dtype.kind == "i") or (smoothed and dtype.kind in "iu"):
-        dtype = np.dtype(np.float64 if dtype.itemsize == 8 else np.float32)
-    if maps is not None:
-        dtype = np.result_type(dtype, maps)
-    return np.dtype(np.float32 if dtype == np.float32 and dtype.isnative else np.float64)
-
-
-def voxel_dtype(asked: Any, loaded: np.dtype, *, smoothed: bool, resampled: bool) -> np.dtype:
-    """Return the dtype of voxels' signals, by nilearn's rules; parameters as of `signal_dtype`."""
-    dtype = np.dtype(loaded)
-    if (chosen := asked_dtype(asked, dtype)) is not None:
-        return chosen
-    if dtype.kind == "f":
-        return np.dtype(np.float32 if dtype.newbyteorder("=") == np.float32 else np.float64)
-    promoted = (smoothed and dtype.kind in "iu") or (resampled and dtype.kind == "i")
-    return np.dtype(np.float64 if promoted and dtype.itemsize == 8 else np.float32)

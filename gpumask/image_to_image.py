@@ -8,7 +8,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from gpumask import backend
+from gpumask import backend, devices
 from gpumask.choices import MAX_FWHM
 from gpumask.cleaner import Cleaner
 from gpumask.dlpack import has_dlpack
@@ -112,10 +112,10 @@ def clean_img(
     inside = None if mask_img is None else _inside(mask_img, volumes)
     dtype = volumes.loaded_dtype.newbyteorder("=")
     dtype = cleaner.result_dtype(np.dtype(np.float32) if inside is not None and dtype.kind != "f" else dtype)
-    device = backend.resolve_device(device, volumes.device)
+    device = devices.resolve_device(device, volumes.device)
     where = backend.to_device(np.zeros(0), device)
     made = image_in_parts(volumes.template, volumes.grid, cleaner.n_kept, dtype, out)
-    with made as result, backend.device_errors(device), backend.using(volumes.device):
+    with made as result, devices.device_errors(device), backend.using(volumes.device):
         chunk = volumes.whole(None if out is None else Path(out).expanduser().absolute().parent)
         there = inside if inside is None or volumes.device == "cpu" else backend.like(inside, where)
         series = chunk.rows()  # on a GPU, a second copy of a run that isn't in Fortran order
@@ -179,7 +179,7 @@ def smooth_img(imgs: Any, fwhm: Any, *, out: str | os.PathLike | None = None) ->
     shape = volumes.grid.shape[::-1]
 
     def smooth(chunk):
-        with backend.device_errors(volumes.device), backend.using(volumes.device):
+        with devices.device_errors(volumes.device), backend.using(volumes.device):
             scaled = chunk.scaled()
             scaled[~backend.array_namespace(scaled).isfinite(scaled)] = 0.0
             if matrices:

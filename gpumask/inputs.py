@@ -1,5 +1,6 @@
 """Bounded reading of files that users or programs name: no devices, a stated size at most, a deadline for pipes."""
 
+import hashlib
 import json
 import os
 import select
@@ -77,6 +78,12 @@ def open_file(path: str | os.PathLike, *, pipes: bool = False) -> FileIO:
         file.close()
         raise ValueError(_refused(path, reason))
     return file
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file, in hexadecimal digits; ValueError if it isn't a regular one."""
+    with open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _without_waiting(path, flags):

@@ -28,9 +28,10 @@ def table_lines(names: Iterable[str], rows: np.ndarray, index: Sequence[str] | N
     """
     yield "\t".join(map(text_cell, names)) + "\n"
     singles, others = rows.dtype.char == "f", rows.dtype.char not in "fdbBhHiIlLqQ"
+    decimals = getattr(compiled.extension, "decimals", None) if compiled.is_compiled else None
     for k, row in enumerate(rows):
-        if singles and compiled.is_compiled:
-            line = compiled.extension.decimals(np.ascontiguousarray(row, np.float32))
+        if decimals and rows.dtype.char in "fd":
+            line = decimals(np.ascontiguousarray(row, rows.dtype.newbyteorder("=")))
         else:
             # Python finds the shortest digits of doubles in a tenth of NumPy's time for singles.
             cells = row.astype("U") if others else map(repr, (shortest(row) if singles else row).tolist())

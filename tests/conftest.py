@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpumask import backend
+from gpumask import backend, devices
 from gpumask.kernels import compiled, smoothing
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -35,9 +35,9 @@ def pytest_collection_modifyitems(config, items):
     reasons = []
     if not REQUIRED and importlib.util.find_spec("cupy") is None:
         reasons.append(("CuPy", lambda item: "nvrtc" in item.fixturenames))
-    if not REQUIRED and backend.cuda_status().problem:
+    if not REQUIRED and devices.cuda_status().problem:
         reasons.append(("a CUDA device", needs_gpu))
-    told, problem = [], backend.cuda_status().problem
+    told, problem = [], devices.cuda_status().problem
     are_requested = bool(config.option.markexpr)
     for missing, needed in reasons:
         without = [item for item in items if needed(item)]
@@ -71,7 +71,7 @@ def put(request):
 @pytest.fixture
 def gpu():
     """The first CUDA device that CuPy can compute on."""
-    status = backend.cuda_status()
+    status = devices.cuda_status()
     if status.problem:
         if REQUIRED:
             pytest.fail(f"GPUMASK_TEST_CUPY=require, but {status.problem}")

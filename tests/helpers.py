@@ -35,3 +35,11 @@ def blocks(ids=(1, 2, 5, 9), dtype="i2", shape=(6, 7, 8), *, wide=()):
     for i, (x, y) in zip(ids, itertools.product((0, 3), (1, 4)), strict=False):
         labels[x : x + 2 + (i in wide), y : y + 3, 1:6] = i
     return labels
+
+
+def slabs(labels, dtype="i2", shape=(6, 5, 4)):
+    """Label volume: one slice of background along x, then a slab per label."""
+    volume = np.zeros(shape, dtype)
+    for part, label in zip(np.array_split(np.arange(1, shape[0]), len(labels)), labels, strict=True):
+        volume[part] = label
+    return volume

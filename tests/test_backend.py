@@ -9,11 +9,13 @@ import subprocess
 import sys
 import types
 
+import array_api_strict
 import numpy as np
 import pytest
 
-from gpumask import backend, cuda_runtime
-from gpumask.backend import CudaStatus, DeviceError, cuda_status, resolve_device
+from gpumask import backend, cuda_runtime, devices
+from gpumask.backend import DeviceError
+from gpumask.devices import CudaStatus, cuda_status, resolve_device
 
 DRIVER = "Install an NVIDIA driver, then pip install 'gpumask[cuda13]' (driver 580 or newer) or 'gpumask[cuda12]' (525 "
 DRIVER += "or newer)."
@@ -22,13 +24,13 @@ DRIVER += "or newer)."
 @pytest.fixture
 def driver(monkeypatch):
     """Choose the CUDA version that the driver seems to support."""
-    return lambda version: monkeypatch.setattr(backend, "driver_cuda_version", lambda: version)
+    return lambda version: monkeypatch.setattr(devices, "driver_cuda_version", lambda: version)
 
 
 @pytest.fixture
 def packages(monkeypatch):
     """Choose the packages of CuPy that seem to be installed."""
-    return lambda *names: monkeypatch.setattr(backend, "_installed_cupy", lambda: list(names))
+    return lambda *names: monkeypatch.setattr(devices, "_installed_cupy", lambda: list(names))
 
 
 class OutOfMemoryError(MemoryError):
@@ -165,7 +167,7 @@ def test_installed_packages(monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    assert backend._installed_cupy() == ["cupy-cuda12x", "cupy-cuda13x"]
+    assert devices._installed_cupy() == ["cupy-cuda12x", "cupy-cuda13x"]
 
 
 MEMORY = "Stop other processes that use it: see nvidia-smi."
@@ -315,7 +317,7 @@ def test_a_bad_gpu_does_not_hide_good_ones(cupy, failure):
 
 
 def test_the_cpu_is_not_asked_for_gpus(monkeypatch):
-    monkeypatch.setattr(backend, "cuda_status", lambda *_: pytest.fail("probed"))
+    monkeypatch.setattr(devices, "cuda_status", lambda *_: pytest.fail("probed"))
     assert resolve_device("cpu") == "cpu"
 
 
@@ -324,7 +326,7 @@ def test_the_cpu_is_not_asked_for_gpus(monkeypatch):
     ["gpu", "CUDA", "cuda:", "cuda:-1", "cuda:01", "cuda:1 ", "cuda:1\n", " cpu", "", None, 0, b"cpu", ("cpu",)],
 )
 def test_refuses_other_values(monkeypatch, device):
-    monkeypatch.setattr(backend, "cuda_status", lambda *_: pytest.fail("probed"))
+    monkeypatch.setattr(devices, "cuda_status", lambda *_: pytest.fail("probed"))
     message = f"`device` must be 'auto', 'cpu', 'cuda' or 'cuda:N' with N a device number, got {device!r}."
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         resolve_device(device)
@@ -370,7 +372,7 @@ def library(version, status=0):
 )
 def test_driver_version(monkeypatch, reported, status, expected):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: library(reported, status))
-    assert backend.driver_cuda_version() == expected
+    assert devices.driver_cuda_version() == expected
 
 
 def test_no_driver(monkeypatch):
@@ -378,7 +380,7 @@ def test_no_driver(monkeypatch):
         raise OSError(name)
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
-    assert backend.driver_cuda_version() is None
+    assert devices.driver_cuda_version() is None
 
 
 # Moving arrays
@@ -395,6 +397,16 @@ def test_there_and_back(put, dtype):
     moved = backend.like(host, array)
     assert type(moved) is type(array)
     assert backend.device_of(moved) == backend.device_of(array)
+
+
+def test_namespace_of_numpy_is_numpy(tmp_path):
+    """array_api_compat's takes 0.1 s to import."""
+    mapped = np.memmap(tmp_path / "values", np.float32, "w+", shape=3)
+    assert backend.array_namespace(np.zeros(2), mapped) is np
+    foreign = array_api_strict.asarray([1.0])
+    assert backend.array_namespace(foreign) is array_api_strict
+    with pytest.raises(TypeError):
+        backend.array_namespace(np.zeros(2), foreign)
 
 
 def test_numpy_is_not_copied():

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gpumask import NiftiLabelsMasker, backend
+from gpumask import NiftiLabelsMasker, backend, devices
 from gpumask.confounds.sample_masks import AllVolumesRemovedError
 from gpumask.images.errors import DimensionError, ImageError
 
@@ -329,8 +329,8 @@ def test_unknown_devices(device):
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:0"])
 def test_gpu_that_is_not_there(device, monkeypatch):
-    status = backend.CudaStatus(problem="CuPy is not installed", remedy="pip install 'gpumask[cuda12]'")
-    monkeypatch.setattr(backend, "cuda_status", lambda _: status)
+    status = devices.CudaStatus(problem="CuPy is not installed", remedy="pip install 'gpumask[cuda12]'")
+    monkeypatch.setattr(devices, "cuda_status", lambda _: status)
     assert error_of(device=device) == (
         backend.DeviceError,
         f"device='{device}' was requested, but can't be used: CuPy is not installed. pip install "

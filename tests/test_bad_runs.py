@@ -15,7 +15,8 @@ import pytest
 from gpumask.bids import find_runs
 from gpumask.cli import main
 from gpumask.cohort import executors, writer
-from gpumask.cohort.configuration import AtlasFile, Configuration
+from gpumask.cohort.atlas_file import AtlasFile
+from gpumask.cohort.configuration import Configuration
 from gpumask.cohort.executors import run_cohort
 
 from . import cohorts

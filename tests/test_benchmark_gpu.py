@@ -17,7 +17,7 @@ from benchmarks.gpu.bench import Bench, DifferentResultsError, difference
 from benchmarks.gpu.rows import PREDICTED, Row, all_rows
 from benchmarks.gpu.timing import EMULATED, WAITS, Clock, Timed
 from benchmarks.inputs import Inputs
-from gpumask import backend
+from gpumask import backend, devices
 from gpumask.kernels.segments import Segments, reduce
 
 DEVICE_TIMES = ("device, ", "us/volume", "launching, ", "GB/s", "TFLOP/s", "share of", "GPU: upload", "GPU: reduce")
@@ -47,7 +47,7 @@ def test_every_row_is_measured(gpu, tmp_path, capsys):
     assert [(row["row"], row["error"]) for row in document["rows"] if "error" in row] == []
     assert status == 0
     about, rows = document["about"], {row["row"]: row for row in document["rows"]}
-    assert about["gpu"]["name"] == backend.cuda_status().devices[0]
+    assert about["gpu"]["name"] == devices.cuda_status().devices[0]
     assert about["commit"] == "abc"
     assert about["tiny"] is True
     assert list(rows) == [row.name for row in all_rows()]
@@ -101,7 +101,7 @@ def made_up(monkeypatch):
         rows = [Row(name, 5, function, needs_gpu=False) for name, function in functions.items()]
         monkeypatch.setattr(command, "all_rows", lambda: rows)
 
-    monkeypatch.setattr(backend, "cuda_status", lambda: backend.CudaStatus(problem="there is none", remedy="Buy one."))
+    monkeypatch.setattr(devices, "cuda_status", lambda: devices.CudaStatus(problem="there is none", remedy="Buy one."))
     return set_rows
 
 
@@ -159,7 +159,7 @@ def test_a_row_that_would_not_fit_the_budget_is_skipped(tmp_path, made_up, monke
 
 
 def test_refuses_without_a_gpu(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(backend, "cuda_status", lambda: backend.CudaStatus(problem="there is none", remedy="Buy one."))
+    monkeypatch.setattr(devices, "cuda_status", lambda: devices.CudaStatus(problem="there is none", remedy="Buy one."))
     assert command.main(["--tiny", "--out", str(tmp_path / "report.json")]) == 2
     assert capsys.readouterr().err == (
         "benchmarks.gpu needs a CUDA device: there is none. Buy one. Decoding alone needs none: --only decoding\n"

@@ -605,7 +605,7 @@ def test_first_line_of_a_manifest(tmp_path, first):
         read_manifest(manifest)
     assert str(caught.value) == (
         f"{manifest} begins with the line {first!r}. Expected the names of the columns, separated by tabs, each once: "
-        "bold, and any of confounds, mask, t_r, name."
+        "bold, and any of confounds, mask, t_r, name, atlas, lut, atlas_NAME, lut_NAME."
     )
 
 

@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gpumask import NiftiLabelsMasker, __version__, backend, choices, cli
+from gpumask import NiftiLabelsMasker, __version__, choices, cli, devices
 from gpumask.cli.output import configured, refuse
 from gpumask.cli.parser import build_parser, number, options_of, positive
-from gpumask.extraction import Settings
 from gpumask.images import gzip_decoders
 from gpumask.kernels import compiled
 from gpumask.kernels.segments import STRATEGIES
+from gpumask.settings import Settings
 
 BOLD = "sub-1_task-rest_desc-preproc_bold.nii.gz"
 TABLE = "sub-1_task-rest_atlas-Toy_stat-mean_timeseries.tsv"
@@ -210,8 +210,8 @@ def test_a_first_volume_without_derivatives_is_filled_as_in_a_cohort(folder):
     ],
 )
 def test_wrong_usage_is_2_before_anything_runs(folder, capsys, monkeypatch, options, message):
-    status = backend.CudaStatus(problem="none here", remedy="Buy one.")
-    monkeypatch.setattr(backend, "cuda_status", lambda _: status)
+    status = devices.CudaStatus(problem="none here", remedy="Buy one.")
+    monkeypatch.setattr(devices, "cuda_status", lambda _: status)
     atlas = "" if "--atlas" in options else "--atlas atlas-Toy_dseg.nii.gz"
     before = set(folder.iterdir())
     assert run(f"extract {options} {atlas}") == 2
@@ -348,8 +348,8 @@ def test_extract_imports_only_what_it_needs():
 
 
 def test_info_without_a_gpu(capsys, monkeypatch):
-    monkeypatch.setattr(backend, "cuda_status", lambda _: backend.CudaStatus(problem="none here", remedy="Buy one."))
-    monkeypatch.setattr(backend, "driver_cuda_version", lambda: None)
+    monkeypatch.setattr(devices, "cuda_status", lambda _: devices.CudaStatus(problem="none here", remedy="Buy one."))
+    monkeypatch.setattr(devices, "driver_cuda_version", lambda: None)
     monkeypatch.setattr(gzip_decoders, "igzip", gzip_decoders.gzip)
     monkeypatch.setattr(compiled, "problem", ImportError("no such symbol"))
     assert run("info") == 0
@@ -367,9 +367,9 @@ def test_info_without_a_gpu(capsys, monkeypatch):
 
 
 def test_info_with_a_gpu(capsys, monkeypatch):
-    status = backend.CudaStatus(devices=("H100", "A2"))
-    monkeypatch.setattr(backend, "cuda_status", lambda _: status)
-    monkeypatch.setattr(backend, "driver_cuda_version", lambda: (13, 1))
+    status = devices.CudaStatus(devices=("H100", "A2"))
+    monkeypatch.setattr(devices, "cuda_status", lambda _: status)
+    monkeypatch.setattr(devices, "driver_cuda_version", lambda: (13, 1))
     assert run("info") == 0
     out = capsys.readouterr().out
     assert re.search(r"^driver +CUDA 13\.1$", out, re.MULTILINE)
@@ -380,9 +380,9 @@ def test_info_with_a_gpu(capsys, monkeypatch):
 def test_info_with_a_good_gpu_and_a_bad_one(capsys, monkeypatch):
     def status(index):
         bad = ("CUDA device 0 computes wrong results", "Check it.") if index == 0 else ()
-        return backend.CudaStatus(("H100", "A2"), *bad)
+        return devices.CudaStatus(("H100", "A2"), *bad)
 
-    monkeypatch.setattr(backend, "cuda_status", status)
+    monkeypatch.setattr(devices, "cuda_status", status)
     assert run("info") == 0
     facts = dict(re.split("  +", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert facts["cuda:0"] == "H100, can't be used: CUDA device 0 computes wrong results"

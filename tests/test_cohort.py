@@ -19,7 +19,8 @@ from gpumask import NiftiLabelsMasker
 from gpumask.bids import Problem, Run, find_runs
 from gpumask.bids.names import labels_in, run_name
 from gpumask.cohort import writer
-from gpumask.cohort.configuration import AtlasFile, Configuration, lut_beside
+from gpumask.cohort.atlas_file import AtlasFile, lut_beside
+from gpumask.cohort.configuration import Configuration
 from gpumask.cohort.executors import run_cohort
 from gpumask.cohort.record import is_done, log_problems
 from gpumask.cohort.writer import process, write_run

@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from gpumask import backend
+from gpumask import backend, devices
 from gpumask.bids.finding import find_runs
 from gpumask.cli import main
 from gpumask.cohort import executors, writer
-from gpumask.cohort.configuration import AtlasFile, Configuration
+from gpumask.cohort.atlas_file import AtlasFile
+from gpumask.cohort.configuration import Configuration
 from gpumask.cohort.executors import run_cohort
 
 from . import cohorts
@@ -38,15 +39,15 @@ def configured(folder, out, device, **options):
 @pytest.fixture
 def used(monkeypatch):
     """Devices of the runs, which the CPU computes in truth; three GPUs seem to be there."""
-    devices, prepare = [], writer.prepare
+    used_devices, prepare = [], writer.prepare
 
     def on_cpu(*arguments, device, **options):
-        devices.append(device)
+        used_devices.append(device)
         return prepare(*arguments, device="cpu", **options)
 
     monkeypatch.setattr(writer, "prepare", on_cpu)
-    monkeypatch.setattr(backend, "cuda_status", lambda _: backend.CudaStatus(("H100", "H100", "H200")))
-    return devices
+    monkeypatch.setattr(devices, "cuda_status", lambda _: devices.CudaStatus(("H100", "H100", "H200")))
+    return used_devices
 
 
 @pytest.mark.parametrize(
@@ -108,24 +109,24 @@ def test_a_process_passes_its_number(made, used, tmp_path, monkeypatch):
 DIFFERENT = "Several devices must be different GPUs, such as 'cuda:0,cuda:1', got {!r}."
 
 
-@pytest.mark.parametrize("devices", ["cpu,cuda:0", "cuda:0,cuda:0", "cuda,cuda:0", "cuda:0,", "cuda:0, cuda:1", "a,b"])
-def test_several_devices_are_different_gpus(devices):
-    with pytest.raises(ValueError, match=f"^{re.escape(DIFFERENT.format(devices))}$"):
-        backend.split_devices(devices)
+@pytest.mark.parametrize("several", ["cpu,cuda:0", "cuda:0,cuda:0", "cuda,cuda:0", "cuda:0,", "cuda:0, cuda:1", "a,b"])
+def test_several_devices_are_different_gpus(several):
+    with pytest.raises(ValueError, match=f"^{re.escape(DIFFERENT.format(several))}$"):
+        devices.split_devices(several)
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:ALL", "", None, 0])
 def test_a_single_device_is_checked(device):
     message = f"`device` must be 'auto', 'cpu', 'cuda' or 'cuda:N' with N a device number, got {device!r}."
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        backend.split_devices(device)
+        devices.split_devices(device)
 
 
 def test_all_of_no_gpus(monkeypatch):
-    monkeypatch.setattr(backend, "cuda_status", lambda _: backend.CudaStatus(problem="none here", remedy="Buy one."))
+    monkeypatch.setattr(devices, "cuda_status", lambda _: devices.CudaStatus(problem="none here", remedy="Buy one."))
     start = "device='cuda:all' was requested, but can't be used: none here. Buy one. Or use device='cpu'"
     with pytest.raises(backend.DeviceError, match=f"^{re.escape(start)}"):
-        backend.split_devices("cuda:all")
+        devices.split_devices("cuda:all")
 
 
 def cohort_line(folder, out, *options):
@@ -138,9 +139,9 @@ def test_the_command_checks_every_gpu_first(made, tmp_path, monkeypatch, capsys,
     """Another GPU that is broken is none of its business."""
 
     def status(index):
-        return backend.CudaStatus(("H100",) * 2, *(("it is on fire", "Put it out.") if index == 1 else ()))
+        return devices.CudaStatus(("H100",) * 2, *(("it is on fire", "Put it out.") if index == 1 else ()))
 
-    monkeypatch.setattr(backend, "cuda_status", status)
+    monkeypatch.setattr(devices, "cuda_status", status)
     assert main(cohort_line(made[0], tmp_path / "out", "--device", device)) == 2
     message = "gpumask cohort: error: device='cuda:1' was requested, but can't be used: it is on fire. Put it out. "
     assert capsys.readouterr().err.startswith(message)
@@ -150,7 +151,7 @@ def test_the_command_checks_every_gpu_first(made, tmp_path, monkeypatch, capsys,
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:0,cuda:1", "cuda:all"])
 def test_gpus_of_a_dask_cluster_are_not_probed_here(made, tmp_path, monkeypatch, device):
-    monkeypatch.setattr(backend, "cuda_status", lambda _: pytest.fail("probed"))
+    monkeypatch.setattr(devices, "cuda_status", lambda _: pytest.fail("probed"))
     options = ("--device", device, "--dask-scheduler", "tcp://localhost:1", "--dry-run")
     assert main(cohort_line(made[0], tmp_path / "out", *options)) == 0
 

@@ -16,7 +16,8 @@ import pytest
 from gpumask import files as outputs
 from gpumask.bids import find_runs
 from gpumask.cohort import writer
-from gpumask.cohort.configuration import AtlasFile, Configuration
+from gpumask.cohort.atlas_file import AtlasFile
+from gpumask.cohort.configuration import Configuration
 from gpumask.cohort.executors import run_cohort
 from gpumask.cohort.writer import process
 from gpumask.confounds.denoising import Denoising

@@ -14,7 +14,8 @@ import pytest
 from gpumask import NiftiMapsMasker, cli
 from gpumask.bids import find_runs
 from gpumask.cohort import atlases
-from gpumask.cohort.configuration import AtlasFile, Configuration
+from gpumask.cohort.atlas_file import AtlasFile
+from gpumask.cohort.configuration import Configuration
 from gpumask.cohort.executors import run_cohort
 from gpumask.images.maps import Maps, load_maps
 

@@ -32,8 +32,9 @@ from gpumask.cleaner import Cleaner
 from gpumask.engine import gpu_run
 from gpumask.engine.staging import Staging, blank_volumes
 from gpumask.engine.stream import run_plans
-from gpumask.extraction import VoxelSettings, extract, prepare
+from gpumask.extraction import extract, prepare
 from gpumask.images.volumes import open_volumes
+from gpumask.settings import VoxelSettings
 
 from .helpers import AFFINE, image
 from .helpers import blocks as label_blocks

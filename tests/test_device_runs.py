@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import gpumask
-from gpumask import backend, cuda_runtime, dlpack
+from gpumask import backend, cuda_runtime, devices, dlpack
 from gpumask.engine.stream import run_plans
 from gpumask.images.errors import DimensionError, ImageError
 from gpumask.images.volumes import Chunk, open_volumes
@@ -363,7 +363,7 @@ def test_another_gpu_is_an_error(gpu, monkeypatch):
 
 @pytest.mark.parametrize(("device", "data_on"), [("auto", "cuda:1"), ("cuda:1", "cuda:1"), ("cuda", "cuda:0")])
 def test_the_device_of_the_run_is_chosen(device, data_on):
-    assert backend.resolve_device(device, data_on) == data_on
+    assert devices.resolve_device(device, data_on) == data_on
 
 
 def test_the_same_masker_serves_runs_on_host_and_gpu(gpu):

@@ -6,7 +6,7 @@ import pytest
 
 import gpumask
 from benchmarks import summary
-from gpumask import backend, extraction
+from gpumask import backend, devices, extraction
 from gpumask.engine import gpu_run
 from gpumask.engine.plan import compile_plan
 from gpumask.engine.stream import run_plans
@@ -39,11 +39,11 @@ def gpus(monkeypatch):
         def status(index=0):
             if index is not None:
                 probed.append(index)
-            return backend.CudaStatus(names, problem if index is not None else "", "Buy one." * bool(problem))
+            return devices.CudaStatus(names, problem if index is not None else "", "Buy one." * bool(problem))
 
         probed = []
-        monkeypatch.setattr(backend, "cuda_status", status)
-        monkeypatch.setattr(backend, "driver_cuda_version", lambda: (13, 1))
+        monkeypatch.setattr(devices, "cuda_status", status)
+        monkeypatch.setattr(devices, "driver_cuda_version", lambda: (13, 1))
         return probed
 
     return install
@@ -64,7 +64,7 @@ def test_auto_chooses_by_plan(gpus, kind):
     if work:
         assert (chosen.device, last) == ("cuda:0", f"on the GPU: {work} takes longer than copying a volume to it")
     else:
-        expected = "on the CPU: reducing a volume takes less time than copying it to a GPU"
+        expected = "on the CPU: reducing the run takes less time than copying it to a GPU"
         assert (chosen.device, last) == ("cpu", expected)
         assert probed == []
 
@@ -127,7 +127,7 @@ def test_a_masker_probes_a_gpu_only_where_it_would_use_one(gpus, capsys):
     masker = gpumask.NiftiLabelsMasker(LABELS, verbose=1).fit()
     masker.transform(run())
     assert probed == []
-    reason = "on the CPU: reducing a volume takes less time than copying it to a GPU"
+    reason = "on the CPU: reducing the run takes less time than copying it to a GPU"
     assert masker.plan_.device == "cpu"
     assert reason in masker.explain().splitlines()
     assert f"Extracting region signals {reason}" in capsys.readouterr().out

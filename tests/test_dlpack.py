@@ -10,7 +10,7 @@ import pytest
 import scipy.sparse
 
 import gpumask
-from gpumask import backend, dlpack, kernels, signal
+from gpumask import backend, devices, dlpack, kernels, signal
 from gpumask.images.errors import DimensionError, ImageError
 from gpumask.images.volumes import open_volumes
 from gpumask.kernels import Segments
@@ -242,8 +242,8 @@ def test_a_gpu_without_cupy(monkeypatch):
             return 2, 3
 
     missing = Path("no such library")
-    status = backend.CudaStatus(problem="CuPy is not installed", remedy="Install it.")
-    monkeypatch.setattr(backend, "cuda_status", lambda index: status if index == 3 else None)
+    status = devices.CudaStatus(problem="CuPy is not installed", remedy="Install it.")
+    monkeypatch.setattr(devices, "cuda_status", lambda index: status if index == 3 else None)
     monkeypatch.setattr(backend, "using", lambda device: missing.open())
     message = "An array lies on cuda:3, but CuPy can't use this GPU: CuPy is not installed. Install it."
     with pytest.raises(backend.DeviceError, match=f"^{re.escape(message)}$"):

@@ -1,5 +1,7 @@
 """Prepared extractions: what is kept between runs, under which key; and state that a process has one of."""
 
+import subprocess
+import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +13,7 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import gpumask
-from gpumask import NiftiLabelsMasker, backend, extraction, process, transform_together
+from gpumask import NiftiLabelsMasker, devices, extraction, plans, process, transform_together
 from gpumask.images.volumes import open_volumes
 
 from . import helpers
@@ -78,10 +80,10 @@ def extract(memory, imgs, **parameters):
 def work(monkeypatch):
     """What is done, in order: "compile" and "read"."""
     done = []
-    for name, what in (("compile_plan", "compile"), ("run_plans", "read")):
-        function = getattr(extraction, name)
+    for module, name, what in ((plans, "compile_plan", "compile"), (extraction, "run_plans", "read")):
+        function = getattr(module, name)
         recorded = lambda *a, function=function, what=what, **k: done.append(what) or function(*a, **k)  # noqa: E731
-        monkeypatch.setattr(extraction, name, recorded)
+        monkeypatch.setattr(module, name, recorded)
     return done
 
 
@@ -111,19 +113,19 @@ def test_memory_misses_another_version(tmp_path, work, monkeypatch, module):
 
 
 def test_memory_misses_another_device(tmp_path, monkeypatch):
-    devices, run_plans = [], extraction.run_plans
+    used, run_plans = [], extraction.run_plans
 
     def on_cpu(plans, *arguments, **options):
-        devices.append(plans[0].device)
+        used.append(plans[0].device)
         return run_plans([replace(plan, device="cpu") for plan in plans], *arguments, **options)
 
     monkeypatch.setattr(extraction, "run_plans", on_cpu)
-    monkeypatch.setattr(backend, "resolve_device", lambda device, data_on="cpu": device)
+    monkeypatch.setattr(devices, "resolve_device", lambda device, data_on="cpu": device)
     masker = NiftiLabelsMasker(image(blocks()), memory=tmp_path, device="cpu").fit()
     for device in ("cpu", "cuda:0", "cpu", "cuda:0", "cuda:1"):
         masker.set_params(device=device)
         quietly(masker.transform, volumes())
-    assert devices == ["cpu", "cuda:0", "cuda:1"]
+    assert used == ["cpu", "cuda:0", "cuda:1"]
 
 
 @pytest.mark.parametrize(
@@ -160,6 +162,34 @@ def test_an_opened_run(tmp_path):
 
 def blas_threads():
     return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+
+LATE = """
+import numpy as np
+from threadpoolctl import threadpool_info, threadpool_limits
+from gpumask import process
+def threads():
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+with threadpool_limits(2, user_api="blas"):
+    with process.one_blas_thread:
+        assert threads() == {1}
+        with process.one_linalg_thread:  # loads SciPy's BLAS
+            assert threads() == {1}
+        with process.one_linalg_thread:
+            assert threads() == {1}
+    assert 1 not in threads()
+    process.one_linalg_thread.__enter__()
+    process.one_blas_thread.__enter__()
+    assert threads() == {1}
+    process.one_linalg_thread.__exit__()
+    process.one_blas_thread.__exit__()
+    assert 1 not in threads()
+"""
+
+
+def test_blas_of_scipy_that_is_loaded_late():
+    """NumPy's BLAS is limited without loading SciPy's, which is limited as soon as it is loaded."""
+    subprocess.run([sys.executable, "-c", LATE], check=True)
 
 
 def test_blas_threads_come_back_after_threads_that_overlap():

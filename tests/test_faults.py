@@ -13,8 +13,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from gpumask import NiftiLabelsMasker, backend, cuda_runtime
-from gpumask.backend import DeviceError, cuda_status
+from gpumask import NiftiLabelsMasker, backend, cuda_runtime, devices
+from gpumask.backend import DeviceError
+from gpumask.devices import cuda_status
 from gpumask.engine.plan import Plan
 from gpumask.engine.stream import run_plans
 from gpumask.images.errors import ImageError
@@ -328,7 +329,7 @@ def test_a_lost_device(gpu, tmp_path, moment, which):
 
 
 def test_a_missing_library(gpu, tmp_path, monkeypatch):
-    monkeypatch.setattr(backend, "driver_cuda_version", lambda: (13, 1))
+    monkeypatch.setattr(devices, "driver_cuda_version", lambda: (13, 1))
 
     def missing(*arguments):
         msg = "libcublas.so.13: cannot open shared object file: No such file or directory"
@@ -386,7 +387,7 @@ if {emulated}:
 import multiprocessing, warnings
 import nibabel as nib, numpy as np
 import cupy
-from gpumask import NiftiLabelsMasker, backend, cuda_runtime
+from gpumask import NiftiLabelsMasker, backend, cuda_runtime, devices
 from gpumask.engine import cuda as pipeline_cuda
 
 labels = nib.Nifti1Image(np.arange(60).reshape(3, 4, 5).astype("i2") % 4, np.eye(4))
@@ -507,7 +508,7 @@ def test_a_kernel_cache_that_can_not_be_made(tmp_path):
         pytest.skip("CuPy is not installed")
     (tmp_path / "file").touch()
     environment = {**os.environ, "CUPY_CACHE_DIR": str(tmp_path / "file" / "cache"), "CUPY_CACHE_IN_MEMORY": "0"}
-    code = f"from gpumask import backend\nsignals = backend.resolve_device\n{ASK}"
+    code = f"from gpumask import devices\nsignals = devices.resolve_device\n{ASK}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert_tells_of_the_cache(done.stdout)
 
@@ -529,14 +530,14 @@ def test_what_cuda_reports(monkeypatch, code):
     def report():
         raise cupy.cuda.runtime.CUDARuntimeError(code)
 
-    monkeypatch.setattr(backend, "driver_cuda_version", lambda: (13, 1))
+    monkeypatch.setattr(devices, "driver_cuda_version", lambda: (13, 1))
     monkeypatch.setattr(cupy.cuda.runtime, "getDeviceCount", report)
     status = cuda_status()
     assert status.devices == ()
     assert status.problem.startswith(CODES[code])
     assert status.remedy
     with pytest.raises(DeviceError, match=re.escape(f"can't be used: {status.problem}. {status.remedy} ")):
-        backend.resolve_device("cuda")
+        devices.resolve_device("cuda")
 
 
 @pytest.mark.parametrize(
@@ -560,4 +561,4 @@ def test_a_device_that_is_there_but_can_not_compute(gpu, monkeypatch, error, pro
     status = cuda_status()
     assert status.problem.startswith(problem)
     with pytest.raises(DeviceError, match=re.escape(f"{status.problem}. {status.remedy} ")):
-        backend.resolve_device("cuda:0")
+        devices.resolve_device("cuda:0")

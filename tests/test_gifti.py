@@ -417,4 +417,4 @@ def test_warns_of_nothing(made):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         NiftiLabelsMasker(atlas).fit_transform(run)
-        assert read_gifti(str(run)).kind == "series"
+        assert read_gifti(str(run))[0].kind == "series"

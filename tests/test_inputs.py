@@ -25,7 +25,8 @@ from gpumask.bids.content import absence
 from gpumask.bids.metadata import repetition_time
 from gpumask.bids.names import label_of
 from gpumask.bids.sidecars import check_dataset_description, write_dataset_description
-from gpumask.cohort.configuration import AtlasFile, Configuration
+from gpumask.cohort.atlas_file import AtlasFile
+from gpumask.cohort.configuration import Configuration
 from gpumask.cohort.page import write_page
 from gpumask.cohort.writer import process, write_run
 from gpumask.confounds.censoring import non_steady_volumes

@@ -1,38 +1,21 @@
-"""NiftiMapsMasker against nilearn's: a seeded grid of small random images and parameters, and a real atlas.
+"""NiftiMapsMasker against nilearn's, for a seeded grid of small random images and parameters; see `draws`."""
 
-``GPUMASK_DRAWS`` sets the number of random draws (default 150).
-"""
-
-import os
 import warnings
 
 import nibabel as nib
 import nilearn.maskers
 import numpy as np
-import pandas as pd
 import pytest
 
 from gpumask import NiftiMapsMasker
 
-N_DRAWS = int(os.environ.get("GPUMASK_DRAWS", "150"))
+from .draws import ALL_EXPLAINED, BITWISE, N_DRAWS, UNSIGNED, Draw, both_failed, mask_on, not_compared
 
-# Where a draw is known to differ: (what is not compared, when, why).
+# Where a draw is known to differ; see `draws`.
 KNOWN = [
-    (
-        "all",
-        lambda f: f["butterworth"] and f["censored"],
-        "nilearn inverts the indices of the kept volumes bitwise, interpolates others and returns wrong volumes",
-    ),
-    (
-        "values",
-        lambda f: f["resampled"] and f["stored"].kind == "u",
-        "nilearn rounds resampled unsigned integers to integers",
-    ),
-    (
-        "values",
-        lambda f: f["n_kept"] < 2 + f["detrend"] + f["n_confounds"] + bool(f["standardize"]),
-        "a trend or confounds explain so few volumes in full; nilearn leaves, or scales to variance 1, rounding noise",
-    ),
+    BITWISE,
+    UNSIGNED,
+    ALL_EXPLAINED,
     (
         "values",
         lambda f: f["negative"] and not f["allow_overlap"],
@@ -69,17 +52,9 @@ def outcome(masker_class, case):
 
 def draw(seed, folder):
     """A random case: images, parameters and arguments of `transform`; `facts` says what is in it."""
-    rng = np.random.default_rng(seed)
-    pick = lambda *options: options[rng.integers(len(options))]  # noqa: E731
-    maybe = lambda p: bool(rng.random() < p)  # noqa: E731
-
-    affine = np.diag([*(pick(2.0, 2.5, 3.0) for _ in range(3)), 1.0])
-    orientation = pick("straight", "straight", "mirrored", "oblique")
-    if orientation == "mirrored":
-        affine[0, 0] *= -1
-    if orientation == "oblique":
-        affine[:2, :2] = np.array([[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]]) @ affine[:2, :2]
-    affine[:3, 3] = [-20, 10, 5]
+    random = Draw(seed)
+    rng, pick, maybe = random.rng, random.pick, random.maybe
+    affine, orientation = random.affine()
     shape = tuple(rng.integers(6, 10, 3).tolist())
     n_volumes = int(pick(1, 5, 12, 20, 40, 60))
     is_3d = n_volumes == 1 and maybe(0.5)
@@ -96,11 +71,7 @@ def draw(seed, folder):
 
     n_maps = int(rng.integers(1, 7))
     same_grid = maybe(0.5)
-    map_shape = shape if same_grid else tuple(rng.integers(5, 12, 3).tolist())
-    map_affine = affine.copy()
-    if not same_grid:
-        map_affine[:3, :3] *= np.array(shape) / np.array(map_shape)
-        map_affine[:3, 3] += rng.uniform(-1, 1, 3) * maybe(0.7)
+    map_shape, map_affine = (shape, affine) if same_grid else random.grid_near(shape, affine, shift=maybe(0.7))
     density = pick(0.2, 0.6, 1.0)
     maps = rng.random((*map_shape, n_maps)) * (rng.random((*map_shape, n_maps)) < density)
     if not_overlapping := maybe(0.2):
@@ -120,27 +91,10 @@ def draw(seed, folder):
     maps_img = nib.Nifti1Image(maps[..., 0] if n_maps == 1 and maybe(0.5) else maps, map_affine, dtype=map_dtype)
 
     mask_kind = pick("none", "none", "box", "no map 0", "4D", "other grid")
-    mask_img = None
-    if mask_kind != "none":
-        mask = np.zeros(map_shape, "u1")
-        mask[1:-1, :-1, 1:] = 1
-        if mask_kind == "no map 0":
-            mask[maps[..., 0] != 0] = 0
-        if mask_kind == "4D":
-            mask = np.stack([mask, np.ones_like(mask)], axis=-1)
-        mask_affine = map_affine.copy()
-        if mask_kind == "other grid":
-            mask_affine[:3, 3] += 0.5
-        mask_img = nib.Nifti1Image(mask, mask_affine)
+    mask_img = mask_on(map_shape, map_affine, mask_kind, maps[..., 0] != 0)
 
     filters = maybe(0.5 if n_volumes >= 40 else 0.03)
-    confounds = None
-    if maybe(0.4):
-        confounds = rng.normal(size=(n_volumes, 3)) * [1, 10, 0.1] + [0, 5, 1]
-        confounds = pick(confounds, pd.DataFrame(confounds, columns=list("abc")))
-    sample_mask = None
-    if maybe(0.25):
-        sample_mask = np.sort(rng.choice(n_volumes, max(1, n_volumes - 3), replace=False))
+    confounds, sample_mask = random.confounds(n_volumes), random.sample_mask(n_volumes)
     parameters = {
         "maps_img": maps_img,
         "mask_img": mask_img,
@@ -174,7 +128,8 @@ def draw(seed, folder):
         "n_kept": n_volumes if sample_mask is None else max(1, n_volumes - 3),
         "non_finite": non_finite,
         "censored": sample_mask is not None,
-        "n_confounds": 3 * (confounds is not None) + 5 * parameters["high_variance_confounds"],
+        "n_confounds": (4 if isinstance(confounds, list) else 3) * (confounds is not None)
+        + 5 * parameters["high_variance_confounds"],
         "butterworth": bool(parameters["low_pass"] or parameters["high_pass"]),
         "orientation": orientation,
         "n_maps": n_maps,
@@ -196,13 +151,8 @@ def test_random_cases_equal_nilearn(seed, tmp_path):
     theirs, their_warnings = outcome(nilearn.maskers.NiftiMapsMasker, draw(seed, tmp_path))
     ours, our_warnings = outcome(NiftiMapsMasker, case := draw(seed, tmp_path))
     facts = case["facts"]
-    skipped = {what for what, applies, _ in KNOWN if applies(facts)}
-    if "all" in skipped:
-        return
-    if isinstance(theirs, Exception) or isinstance(ours, Exception):
-        assert type(ours).__name__ == type(theirs).__name__, (facts, ours, theirs)
-        if "padlen" not in str(theirs):  # SciPy's message, where ours says how many volumes are needed
-            assert str(ours)[:30] == str(theirs)[:30], (facts, ours, theirs)
+    skipped = not_compared(KNOWN, facts)
+    if "all" in skipped or both_failed(ours, theirs, facts):
         return
     assert ours.dtype == theirs.dtype, facts
     assert ours.shape == theirs.shape, facts

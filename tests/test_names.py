@@ -14,7 +14,7 @@ import pytest
 from gpumask.bids import names as bids_names
 from gpumask.bids.names import lookup_table_of, parse_output_name
 from gpumask.cli import main
-from gpumask.cohort.configuration import AtlasFile, lut_beside
+from gpumask.cohort.atlas_file import AtlasFile, lut_beside
 from gpumask.cohort.parquet import column_names
 from gpumask.tables import cells, table_lines
 

@@ -19,7 +19,8 @@ from gpumask import (
     transform_together,
 )
 from gpumask.bids.runs import Run
-from gpumask.cohort.configuration import AtlasFile, Configuration
+from gpumask.cohort.atlas_file import AtlasFile
+from gpumask.cohort.configuration import Configuration
 from gpumask.cohort.executors import run_cohort
 from gpumask.cohort.writer import write_run
 from gpumask.images.grid import Grid

@@ -14,7 +14,8 @@ import pytest
 
 from gpumask import files
 from gpumask.bids import find_runs
-from gpumask.cohort.configuration import AtlasFile, Configuration
+from gpumask.cohort.atlas_file import AtlasFile
+from gpumask.cohort.configuration import Configuration
 from gpumask.cohort.executors import run_cohort
 from gpumask.cohort.page import write_page
 from gpumask.cohort.parquet import write_store

@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 
 from gpumask.bids import find_runs
-from gpumask.cohort.configuration import AtlasFile, Configuration
+from gpumask.cohort.atlas_file import AtlasFile
+from gpumask.cohort.configuration import Configuration
 from gpumask.cohort.executors import run_cohort
 from gpumask.cohort.quality import OF_ATLAS, OF_RUN, atlas_quality, joined_qualities, quality_of, rows
 from gpumask.cohort.stored import read_record

@@ -9,7 +9,8 @@ from nilearn.connectome import ConnectivityMeasure
 
 from gpumask.bids import find_runs
 from gpumask.cli import main
-from gpumask.cohort.configuration import AtlasFile, Configuration
+from gpumask.cohort.atlas_file import AtlasFile
+from gpumask.cohort.configuration import Configuration
 from gpumask.cohort.executors import run_cohort
 from gpumask.cohort.group import summarize
 from gpumask.confounds.denoising import Denoising

@@ -135,7 +135,7 @@ def test_labels_that_are_no_small_integers(run, ids):
     masker.transform(run)
     report = masker.generate_report()
     assert is_coloured(picture(report)) > 0.01
-    assert all(f"<td class=n>{i}</td>" in report.html for i in ids)
+    assert all(f"<td class=n>{i:.12g}</td>" in report.html for i in ids)
     assert report.html.count("<td class=n>50</td>") == 3
 
 

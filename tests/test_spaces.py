@@ -9,7 +9,8 @@ import pytest
 from gpumask import cli
 from gpumask.bids import Run
 from gpumask.bids.spaces import space_contradiction, stated_space
-from gpumask.cohort.configuration import AtlasFile, Configuration, check_spaces
+from gpumask.cohort.atlas_file import AtlasFile
+from gpumask.cohort.configuration import Configuration, check_spaces
 from gpumask.cohort.executors import run_cohort
 
 from . import cohorts

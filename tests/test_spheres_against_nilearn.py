@@ -1,6 +1,5 @@
-"""The masker of spheres against nilearn's, on random images and parameters; ``GPUMASK_DRAWS`` sets their number."""
+"""The masker of spheres against nilearn's, on random images and parameters; see `draws`."""
 
-import os
 import re
 import warnings
 from functools import partial
@@ -16,23 +15,16 @@ from gpumask import NiftiSpheresMasker
 from gpumask.engine.spheres import SphereRegions
 from gpumask.images.grid import Grid
 
-from .test_against_nilearn import draw, tolerance
+from .draws import ALL_EXPLAINED, BITWISE, N_DRAWS, SCALED_AUTO, both_failed, not_compared, tolerance
+from .test_against_nilearn import draw
 
-N_DRAWS = int(os.environ.get("GPUMASK_DRAWS", "150"))
 OF_LABELS = ("labels_img", "background_label", "labels", "resampling_target", "strategy", "keep_masked_labels")
 
-# Where a draw is known to differ: (what is not compared, when, why).
+# Where a draw is known to differ; see `draws`.
 KNOWN = [
-    (
-        "all",
-        lambda f: f["butterworth"] and f["censored"],
-        "nilearn inverts the indices of the kept volumes bitwise, interpolates others and returns wrong volumes",
-    ),
-    (
-        "all",
-        lambda f: f["kind"] == "scaled" and f["dtype"] == "auto",
-        'nilearn fails with dtype="auto" on every scaled image: an AttributeError',
-    ),
+    BITWISE,
+    SCALED_AUTO,
+    ALL_EXPLAINED,
     (
         "all",
         lambda f: f["imgs"] == "list" and f["dtype"] == "auto",
@@ -40,11 +32,6 @@ KNOWN = [
     ),
     ("all", lambda f: f["mask"] == "4D", "nilearn accepts a 4D mask in fit, and fails in transform"),
     ("dtype", lambda f: f["kind"] == ">f4", "nilearn returns signals in the byte order of the file"),
-    (
-        "values",
-        lambda f: f["n_kept"] < 2 + f["detrend"] + 9 * f["confounds"] + bool(f["standardize"]),
-        "a trend or confounds explain so few volumes in full; nilearn leaves, or scales to variance 1, rounding noise",
-    ),
 ]
 NON_FINITE = "Non-finite values detected. "
 THEIR_NON_FINITE = (NON_FINITE, "The imgs you have fed", "NaNs or infinite values are")
@@ -118,7 +105,7 @@ def outcome(masker_class, case, imgs):
 def test_random_cases_equal_nilearn(seed, tmp_path):
     case, theirs_case = sphere_case(seed, tmp_path), sphere_case(seed, tmp_path)
     facts, imgs = case["facts"], theirs_case["imgs"]
-    skipped = {what for what, applies, _ in KNOWN if applies(facts)}
+    skipped = not_compared(KNOWN, facts)
     if "all" in skipped:
         return
     truncated, _ = outcome(nilearn.maskers.NiftiSpheresMasker, theirs_case, imgs) if facts["truncated"] else (None, ())
@@ -126,12 +113,7 @@ def test_random_cases_equal_nilearn(seed, tmp_path):
         imgs = as_floats(imgs)
     theirs, their_warnings = outcome(nilearn.maskers.NiftiSpheresMasker, theirs_case, imgs)
     ours, our_warnings = outcome(NiftiSpheresMasker, case, case["imgs"])
-    if isinstance(theirs, Exception) or isinstance(ours, Exception):
-        assert type(ours).__name__ == type(theirs).__name__, (facts, ours, theirs)
-        # A filter is checked before spheres are placed. "padlen" is SciPy's, where ours names the needed volumes.
-        earlier = facts["butterworth"] and str(theirs).startswith(("These spheres", "Overlap"))
-        if "padlen" not in str(theirs) and not earlier:
-            assert str(ours)[:25] == str(theirs)[:25], (facts, ours, theirs)
+    if both_failed(ours, theirs, facts, 25):
         return
     assert our_warnings - {NON_FINITE} == their_warnings, facts
     assert ours[1:3] == theirs[1:3]

@@ -23,8 +23,8 @@ from gpumask.images.errors import ImageError
 from gpumask.images.grid import Grid, target_grid
 from gpumask.kernels.segments import Segments, reduce
 
+from .draws import save as save_stored
 from .helpers import AFFINE, blocks, image, save
-from .test_against_nilearn import save as save_stored
 
 SHAPE = (6, 7, 8)
 FAR = AFFINE.copy()

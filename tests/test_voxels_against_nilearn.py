@@ -1,4 +1,4 @@
-"""NiftiMasker against nilearn's, for a seeded grid of small random images and parameters; see test_against_nilearn."""
+"""NiftiMasker against nilearn's, for a seeded grid of small random images and parameters; see `draws`."""
 
 import re
 import warnings
@@ -6,35 +6,18 @@ import warnings
 import nibabel as nib
 import nilearn.maskers
 import numpy as np
-import pandas as pd
 import pytest
 
 from gpumask import NiftiMasker
 
-from .test_against_nilearn import N_DRAWS, save
+from .draws import ALL_EXPLAINED, BITWISE, N_DRAWS, SCALED_AUTO, UNSIGNED, Draw, both_failed, not_compared, tolerance
 
-# Where a draw is known to differ: (what is not compared, when, why).
+# Where a draw is known to differ; see `draws`.
 KNOWN = [
-    (
-        "all",
-        lambda f: f["butterworth"] and f["censored"],
-        "nilearn inverts the indices of the kept volumes bitwise, interpolates others and returns wrong volumes",
-    ),
-    (
-        "all",
-        lambda f: f["kind"] == "scaled" and f["dtype"] == "auto",
-        'nilearn fails with dtype="auto" on every scaled image: an AttributeError',
-    ),
-    (
-        "values",
-        lambda f: f["resampled"] and f["stored"].kind == "u" and f["kind"] != "scaled",
-        "nilearn rounds resampled unsigned integers to integers",
-    ),
-    (
-        "values",
-        lambda f: f["fewest_kept"] < 3 + f["detrend"] + 9 * f["confounds"] + bool(f["standardize"]),
-        "a trend or confounds explain so few volumes in full; nilearn leaves, or scales to variance 1, rounding noise",
-    ),
+    BITWISE,
+    SCALED_AUTO,
+    UNSIGNED,
+    ALL_EXPLAINED,
     (
         "values",
         lambda f: f["resampled"] and f["infinite"],
@@ -88,17 +71,9 @@ def outcome(masker_class, case):
 
 def draw(seed, folder):
     """A random case: images, parameters and arguments of `transform`; `facts` says what is in it."""
-    rng = np.random.default_rng(seed)
-    pick = lambda *options: options[rng.integers(len(options))]  # noqa: E731
-    maybe = lambda p: bool(rng.random() < p)  # noqa: E731
-
-    affine = np.diag([*(pick(2.0, 2.5, 3.0) for _ in range(3)), 1.0])
-    orientation = pick("straight", "straight", "mirrored", "oblique")
-    if orientation == "mirrored":
-        affine[0, 0] *= -1
-    if orientation == "oblique":
-        affine[:2, :2] = np.array([[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]]) @ affine[:2, :2]
-    affine[:3, 3] = [-20, 10, 5]
+    random = Draw(seed)
+    rng, pick, maybe = random.rng, random.pick, random.maybe
+    affine, orientation = random.affine()
     shape = tuple(rng.integers(6, 10, 3).tolist())
     n_volumes = int(pick(1, 2, 5, 12, 40, 60))
     is_3d = n_volumes == 1 and maybe(0.5)
@@ -117,21 +92,10 @@ def draw(seed, folder):
     infinite = non_finite and maybe(0.5)
     if infinite:
         data.reshape(-1)[rng.integers(data.size)] = np.inf
-    imgs = nib.Nifti1Image(data[..., 0] if is_3d else data, affine, dtype=dtype)
-    form = pick("array", "array", "nii", "nii.gz", "list")
-    if scaled or form.startswith("nii"):
-        path = folder / f"{seed}.{form if form.startswith('nii') else 'nii'}"
-        save(imgs, path, pick(0.5, 75.538, -0.25) if scaled else 1, pick(0, 0, 1200.5) if scaled else 0)
-        imgs = pick(path, str(path), nib.load(path))
-    elif form == "list" and not is_3d:
-        imgs = [nib.Nifti1Image(data[..., t], affine, dtype=dtype) for t in range(n_volumes)]
+    imgs = random.run(data, affine, folder / f"{seed}", is_3d=is_3d, scaled=scaled)
 
     same_grid = maybe(0.6)
-    mask_shape = shape if same_grid else tuple(rng.integers(5, 12, 3).tolist())
-    mask_affine = affine.copy()
-    if not same_grid:
-        mask_affine[:3, :3] *= np.array(shape) / np.array(mask_shape)
-        mask_affine[:3, 3] += rng.uniform(-1, 1, 3)
+    mask_shape, mask_affine = (shape, affine) if same_grid else random.grid_near(shape, affine)
     mask = rng.random(mask_shape) < pick(0.3, 1.0)
     mask[:2] = mask[:, -1:] = False
     mask[3, 2, 2] = True
@@ -147,14 +111,7 @@ def draw(seed, folder):
             target_affine[:3, 3] = [-18, 11, 4]
 
     filters = maybe(0.5 if n_volumes >= 40 else 0.03)
-    confounds = None
-    if maybe(0.4):
-        confounds = rng.normal(size=(n_volumes, 3)) * [1, 10, 0.1] + [0, 5, 1]
-        confounds = pick(confounds, pd.DataFrame(confounds, columns=list("abc")), [confounds, confounds[:, :1] ** 2])
-    sample_mask = None
-    if maybe(0.25):
-        sample_mask = np.sort(rng.choice(n_volumes, max(1, n_volumes - 3), replace=False))
-        sample_mask = pick(sample_mask, np.isin(np.arange(n_volumes), sample_mask))
+    confounds, sample_mask = random.confounds(n_volumes), random.sample_mask(n_volumes)
     runs = rng.integers(0, 2, n_volumes) if maybe(0.2) else None
     parameters = {
         "mask_img": mask_img,
@@ -183,10 +140,10 @@ def draw(seed, folder):
         "resampled": bool(target) or (mask_img is not None and not same_grid),
         "mask": mask_kind,
         "n_volumes": n_volumes,
-        "fewest_kept": n_kept if runs is None else min(np.bincount(runs)[np.unique(runs)]),
+        "n_kept": n_kept if runs is None else min(np.bincount(runs)[np.unique(runs)]),
         "censored": sample_mask is not None,
         "in_runs": runs is not None,
-        "confounds": confounds is not None or parameters["high_variance_confounds"],
+        "n_confounds": 9 * (confounds is not None or parameters["high_variance_confounds"]),
         "butterworth": bool(parameters["low_pass"] or parameters["high_pass"]),
         "imgs": type(imgs).__name__,
         "orientation": orientation,
@@ -196,33 +153,14 @@ def draw(seed, folder):
     return {"parameters": parameters, "fit_to_run": facts["fit_to_run"], "facts": facts, **arguments}
 
 
-def tolerance(facts, signals):
-    """The difference that rounding may make: nilearn computes in float32 for integers and float32."""
-    if signals.dtype.kind == "i":
-        return 1  # cut off, on either side of a whole number
-    cleaned = facts["standardize"] or facts["detrend"] or facts["butterworth"] or facts["confounds"]
-    single = signals.dtype == np.float32 or facts["stored"] != np.float64
-    relative = (1e-5 if cleaned else 1e-6) if single else (1e-9 if cleaned else 1e-12)
-    if facts["high_variance_confounds"] and single:
-        relative *= 10  # nilearn finds them in float32
-    return relative * max(1.0, np.abs(signals).max(initial=0.0))
-
-
 @pytest.mark.parametrize("seed", range(N_DRAWS))
 def test_random_cases_equal_nilearn(seed, tmp_path):
     case = draw(seed, tmp_path)
     theirs, their_warnings = outcome(nilearn.maskers.NiftiMasker, draw(seed, tmp_path))
     ours, our_warnings = outcome(NiftiMasker, case)
     facts = case["facts"]
-    skipped = {what for what, applies, _ in KNOWN if applies(facts)}
-    if "all" in skipped:
-        return
-    if isinstance(theirs, Exception) or isinstance(ours, Exception):
-        if type(theirs).__name__ == "BoundingBoxError":  # a ValueError
-            theirs = ValueError(str(theirs))
-        assert type(ours).__name__ == type(theirs).__name__, (facts, ours, theirs)
-        if "padlen" not in str(theirs):  # SciPy's message, where ours says how many volumes are needed
-            assert str(ours)[:30] == str(theirs)[:30], (facts, ours, theirs)
+    skipped = not_compared(KNOWN, facts)
+    if "all" in skipped or both_failed(ours, theirs, facts):
         return
     assert ours["names"] == theirs["names"], facts
     np.testing.assert_array_equal(ours["mask"], theirs["mask"], err_msg=str(facts))

@@ -13,7 +13,8 @@ from gpumask import NiftiLabelsMasker
 from gpumask.bids.runs import Run
 from gpumask.cleaner import Cleaner
 from gpumask.cli import main
-from gpumask.cohort.configuration import AtlasFile, Configuration
+from gpumask.cohort.atlas_file import AtlasFile
+from gpumask.cohort.configuration import Configuration
 from gpumask.cohort.executors import run_cohort
 from gpumask.cohort.writer import write_run
 from gpumask.confounds.censoring import censor

@@ -16,7 +16,8 @@ import gpumask.extraction
 import gpumask.kernels.segments
 from gpumask import MultiNiftiLabelsMasker, NiftiLabelsMasker, transform_together
 from gpumask.bids import Run
-from gpumask.cohort.configuration import AtlasFile, Configuration
+from gpumask.cohort.atlas_file import AtlasFile
+from gpumask.cohort.configuration import Configuration
 from gpumask.cohort.executors import run_cohort
 from gpumask.cohort.writer import write_run as extract_run
 from gpumask.images.decoding import Decoder
@@ -88,8 +89,8 @@ def events(monkeypatch):
         return call
 
     monkeypatch.setattr(Volumes, "chunks", read)
-    monkeypatch.setattr(gpumask.extraction, "compile_plan", recorded("compile", gpumask.extraction.compile_plan))
-    monkeypatch.setattr(gpumask.extraction, "Cleaner", recorded("confounds", gpumask.extraction.Cleaner))
+    monkeypatch.setattr(gpumask.plans, "compile_plan", recorded("compile", gpumask.plans.compile_plan))
+    monkeypatch.setattr(gpumask.settings, "Cleaner", recorded("confounds", gpumask.settings.Cleaner))
     return happened
 
 

@@ -46,7 +46,7 @@ from benchmarks.gpu.document import Document, about
 from benchmarks.gpu.rows import all_rows
 from benchmarks.gpu.timing import Clock
 from benchmarks.inputs import Inputs
-from gpumask import backend
+from gpumask import backend, devices
 
 RESULTS = Path(__file__).parents[1] / "results" / "gpu"
 
@@ -60,14 +60,14 @@ def main(argv=None):
     if options.list:
         print("\n".join(f"{row.seconds:3.0f} s  {row.name}" for row in rows))
         return 0
-    status = backend.cuda_status()
+    status = devices.cuda_status()
     if status.problem and any(row.needs_gpu for row in rows):
         needed = f"benchmarks.gpu needs a CUDA device: {status.problem}. {status.remedy}"
         return _refused(f"{needed} Decoding alone needs none: --only decoding")
     out = options.out or RESULTS / f"{datetime.now(UTC):%Y-%m-%dT%H%M}.json"
     if out.exists():
         return _refused(f"{out} exists, and may hold measurements: remove it, or give another name with --out")
-    clock = Clock(emulated=backend.driver_cuda_version() is None)  # a GPU without NVIDIA's driver is emulated
+    clock = Clock(emulated=devices.driver_cuda_version() is None)  # a GPU without NVIDIA's driver is emulated
     path = options.folder
     try:
         if options.folder:

@@ -41,11 +41,11 @@ def _run(atlas, run, parameters):
         now = time.perf_counter()
         seconds[name], started = now - started, now
 
-    from gpumask import NiftiLabelsMasker, backend
+    from gpumask import NiftiLabelsMasker, devices
 
     masker_class = NiftiLabelsMasker  # imported on its first use
     mark("import gpumask")
-    device = backend.resolve_device("cuda")
+    device = devices.resolve_device("cuda")
     mark("import CuPy and probe")
     masker = masker_class(atlas, device=device, **parameters).fit()
     mark("fit")

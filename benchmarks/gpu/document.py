@@ -5,7 +5,7 @@ import time
 
 from benchmarks import report
 from benchmarks.gpu.rows import PREDICTED
-from gpumask import backend
+from gpumask import devices
 from gpumask.files import replacing, write
 from gpumask.images import gzip_decoders
 
@@ -79,7 +79,7 @@ def about(options, *, emulated):
 
 
 def _gpu(emulated):
-    if backend.cuda_status().problem:
+    if devices.cuda_status().problem:
         return None
     import cupy
 

@@ -14,7 +14,8 @@ from benchmarks.gpu.timing import EMULATED
 from benchmarks.inputs import T_R
 from gpumask import NiftiLabelsMasker, NiftiMasker, correlation_maps, process
 from gpumask.bids import Run
-from gpumask.cohort.configuration import AtlasFile, Configuration
+from gpumask.cohort.atlas_file import AtlasFile
+from gpumask.cohort.configuration import Configuration
 from gpumask.cohort.executors import run_cohort
 
 CLEANING = {"detrend": True, "low_pass": 0.1, "high_pass": 0.01, "t_r": T_R, "standardize": "zscore_sample"}

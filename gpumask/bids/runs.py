@@ -5,6 +5,24 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
+class RunAtlas:
+    """A label image that belongs to one run.
+
+    Attributes
+    ----------
+    name : str
+        The same for all runs.
+    path : str
+    lut : str or None
+        Look-up table. None: the one next to the image, if any.
+    """
+
+    name: str
+    path: str
+    lut: str | None = None
+
+
+@dataclass(frozen=True)
 class Run:
     """A run to extract.
 
@@ -28,6 +46,8 @@ class Run:
         Folder of its outputs, relative to the output folder, with "/".
     source : str, path-like or None
         Root of its BIDS data set, if any.
+    atlases : tuple of RunAtlas
+        Its own, next to those of the configuration.
     """
 
     path: str | os.PathLike
@@ -39,6 +59,7 @@ class Run:
     folder: str = ""
     source: str | os.PathLike | None = None
     inherited: tuple[str | os.PathLike, ...] = ()
+    atlases: tuple[RunAtlas, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import signal
+from dataclasses import replace
 
 from gpumask import __version__
 from gpumask.bids.content import check_content
@@ -25,6 +26,7 @@ from gpumask.cli.usage import (
     denoisings_of,
     relmats_of,
     rows_of,
+    segmentations_of,
 )
 
 
@@ -56,14 +58,15 @@ def _plan_cohort(args):
     """The configuration, its runs, problems of others and their listing; checked as far as possible before reading."""
     from gpumask.bids import find_runs, read_manifest
     from gpumask.bids.filters import read_filters
+    from gpumask.bids.segmentations import with_segmentation
     from gpumask.bids.sidecars import check_dataset_description
     from gpumask.cohort.atlases import load
     from gpumask.cohort.configuration import Configuration, check_names, check_spaces
     from gpumask.cohort.grayordinates import check_runs, hemisphere_of
+    from gpumask.cohort.own_atlases import OwnAtlas, own_atlases, with_columns
     from gpumask.cohort.record import Listing, check_unchanged
     from gpumask.process import collect_warnings
 
-    atlases = atlases_of(args)
     check_confounds(args)
     check_cutoffs(args)
     check_dask(args.dask_scheduler)
@@ -91,8 +94,14 @@ def _plan_cohort(args):
     confounds = {"strategy": args.confounds_strategy, "columns": args.confounds_columns}
     confounds = {**confounds, "fd_threshold": args.fd_threshold}
     denoisings = denoisings_of(args)
+    segmentations = segmentations_of(args)
+    runs, problems = ([], []) if is_folder else read_manifest(args.source)
+    if problems and not runs and not args.atlas and not args.seeds:  # or else they are logged, as failed runs
+        msg = f"no run of {args.source} can be used: {problems[0].reason}"
+        raise ValueError(msg)
+    own = tuple(map(OwnAtlas, segmentations)) if is_folder else own_atlases(runs)
     configuration = Configuration(
-        atlases,
+        (*atlases_of(args, own), *own),
         args.out_dir,
         {name: getattr(args, name) for name in names}
         | {"strategy": args.strategy or "mean", "standardize": args.standardize or False},
@@ -116,9 +125,17 @@ def _plan_cohort(args):
         wanted["grayordinates"] = configuration.grayordinates
         wanted["hemisphere"] = hemisphere_of(configuration.atlases)
         runs, problems = find_runs(args.source, **chosen, filters=filters, **wanted)
+        for name, (desc, lut) in segmentations.items():
+            runs, without = with_segmentation(runs, args.source, desc, name, lut)
+            problems = sorted([*problems, *without], key=lambda problem: problem.path)
     else:
-        runs, problems = read_manifest(args.source)
         check_runs(configuration.atlases, runs)
+    if own and runs:
+        found = [with_columns(atlas, runs) for atlas in own]
+        of_all = configuration.atlases[: -len(own)]
+        configuration = replace(configuration, atlases=(*of_all, *(atlas for atlas, _ in found)))
+        for note in (f"{atlas.name}: {note}" for atlas, notes in found for note in notes):
+            tell(f"warning: {note}", logging.WARNING)
     check_names(configuration, runs)
     check_unchanged(configuration, runs)
     messages = check_spaces(configuration, runs)
@@ -136,11 +153,16 @@ def _plan_cohort(args):
 
 def _renamed(loaded, configuration):
     """Messages about regions that --store will rename."""
+    from gpumask.cohort.kinds import column_names as column_names_of
+    from gpumask.cohort.own_atlases import OwnAtlas
     from gpumask.cohort.parquet import column_names
     from gpumask.text_tables import listed
 
     for atlas in configuration.atlases:
-        ids, names = loaded.atlases[atlas.name].names()
+        if isinstance(atlas, OwnAtlas):
+            ids, names = list(named := column_names_of(atlas)), list(named.values())
+        else:
+            ids, names = loaded.atlases[atlas.name].names()
         changed = [(name, new) for name, new in zip(names, column_names(names, ids), strict=True) if name != new]
         if changed:
             shown = listed(dict.fromkeys(name for name, _ in changed))
@@ -181,7 +203,7 @@ def _dry_run(configuration, runs, problems):
     for problem in problems:
         tell(f"{problem.path}: {problem.reason}", logging.ERROR)
     for atlas in configuration.atlases:
-        show(f"atlas {atlas.name}: {atlas.path}, names by {atlas.named_by}")
+        show(f"atlas {atlas.name}: {atlas.origin}, names by {atlas.named_by}")
     show(f"{len(runs) - n_done} to do, {n_done} done, {len(problems)} unusable")
     return 1 if problems else 0
 
@@ -233,7 +255,7 @@ def _run_cohort(args, configuration, runs, problems, listing, spread):
     finally:
         signal.signal(signal.SIGTERM, before)
         progress.close()
-    left = len(runs) + len(problems) - sum(counts.values())
+    counts["left"] = len(runs) + len(problems) - sum(counts.values())
     if stopped and not code:
         tell("gpumask cohort: stopped at the first failed run (--stop-on-first-crash). Repeat the command to continue.")
     if code:
@@ -247,7 +269,7 @@ def _run_cohort(args, configuration, runs, problems, listing, spread):
             tell(f"gpumask cohort: error: the runs could not be summarized: {error}", logging.ERROR)
             code = 1
     words = {"skipped": "skipped (done before)", "taken": "taken (by another process)"}
-    show(", ".join([*(f"{n} {words.get(name, name)}" for name, n in counts.items()), f"{left} left"]))
+    show(", ".join(f"{n} {words.get(name, name)}" for name, n in counts.items() if n or name in ("done", "failed")))
     return code or (1 if counts["failed"] else 0)
 
 

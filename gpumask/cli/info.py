@@ -16,7 +16,7 @@ def command(args: argparse.Namespace) -> int:
         return 0
     from importlib import metadata
 
-    from gpumask import backend
+    from gpumask import devices
     from gpumask.cohort.contents import versions
     from gpumask.images import gzip_decoders
     from gpumask.kernels import compiled
@@ -30,9 +30,9 @@ def command(args: argparse.Namespace) -> int:
             facts = {**facts, name: metadata.version(name)}
         except metadata.PackageNotFoundError:
             facts = {**facts, name: "not installed"}
-    driver, status = backend.driver_cuda_version(), backend.cuda_status(None)
+    driver, status = devices.driver_cuda_version(), devices.cuda_status(None)
     facts |= {"driver": f"CUDA {driver[0]}.{driver[1]}" if driver else "no NVIDIA driver found"}
-    found = {f"cuda:{index}": (name, backend.cuda_status(index)) for index, name in enumerate(status.devices)}
+    found = {f"cuda:{index}": (name, devices.cuda_status(index)) for index, name in enumerate(status.devices)}
     for device, (name, of_one) in (found or {"GPU": ("", status)}).items():
         facts[device] = name
         if of_one.problem:

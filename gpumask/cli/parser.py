@@ -253,7 +253,7 @@ def _add_cohort(commands):
         metavar="FMRIPREP_DIR",
         type=Path,
         help="folder of fMRIPrep derivatives; or a TSV file that lists runs in the columns bold, and optionally "
-        "confounds, mask, t_r and name",
+        "confounds, mask, t_r, name, and atlas and lut (or atlas_NAME and lut_NAME) of each run's own",
     )
     add("out_dir", metavar="OUT_DIR", type=Path, help="folder to write to")
     add(
@@ -286,7 +286,8 @@ def _add_cohort(commands):
         default=[],
         metavar="[NAME=]IMAGE",
         type=named_path,
-        help="label images, or 4D images of maps; all are extracted in one read, and --seeds with them. With "
+        help="label images, or 4D images of maps; all are extracted in one read, and --seeds with them. "
+        "derivatives:desc-aparcaseg or derivatives:desc-aseg is each run's own segmentation by fMRIPrep. With "
         ".dlabel.nii or .dscalar.nii, fMRIPrep's *_bold.dtseries.nii are extracted instead of volumes; with a "
         "hemisphere's .label.gii, its *_hemi-L_*_bold.func.gii",
     )

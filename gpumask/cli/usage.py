@@ -11,7 +11,8 @@ from gpumask.bids.content import absence, check_content
 from gpumask.cli.parser import check_file
 
 if TYPE_CHECKING:
-    from gpumask.cohort.configuration import AtlasFile
+    from gpumask.cohort.atlas_file import AtlasFile
+    from gpumask.cohort.own_atlases import OwnAtlas
     from gpumask.confounds.denoising import Denoising
 
 
@@ -46,8 +47,57 @@ def rows_of(args: argparse.Namespace) -> dict[str, Any]:
     return {"dummy_scans": args.dummy_scans, "output_type": args.output_type}
 
 
-def atlases_of(args: argparse.Namespace) -> "tuple[AtlasFile, ...]":
+def segmentations_of(args: argparse.Namespace) -> dict[str, tuple[str, Path | None]]:
+    """The label "desc" and look-up table of each "[NAME=]derivatives:desc-LABEL" of ``--atlas``, by name.
+
+    By default, the name is the label.
+
+    Raises
+    ------
+    ValueError
+        For an unknown label, a repeated name, or if the runs aren't found in a folder of derivatives.
+    """
+    from gpumask.bids.segmentations import SEGMENTATIONS
+
+    found: dict[str, tuple[str, Path | None]] = {}
+    for text, lut, label_map in (given for given in _given(args) if _is_segmentation(given[0])):
+        given, _, label = text.rpartition("derivatives:desc-")
+        if label not in SEGMENTATIONS:
+            msg = f"--atlas: expected derivatives:desc- followed by {' or '.join(SEGMENTATIONS)}, got {text}"
+            raise ValueError(msg)
+        if not args.source.is_dir():
+            msg = f"--atlas {text} requires a folder of derivatives. For a list of runs, add the column atlas_NAME"
+            raise ValueError(msg)
+        if label_map is not None:
+            msg = f"--label-map: {text} is of volumes. Expected n/a, got {label_map}"
+            raise ValueError(msg)
+        name = given.removesuffix("=") or label
+        if name in found:
+            msg = f"--atlas: several are called {name}. Give NAME={text}"
+            raise ValueError(msg)
+        found[name] = label, lut
+    return found
+
+
+def _is_segmentation(text):
+    path = text.rpartition("=")[2]
+    return path.startswith("derivatives:") and not any(map(os.path.lexists, (text, path)))
+
+
+def _given(args):
+    """Each ``--atlas`` with its look-up table and label map."""
+    luts = _one_each("--lut", args.lut, args.atlas)
+    maps = [None if text == "n/a" else text for text in _one_each("--label-map", args.label_map, args.atlas)]
+    for lut in luts:
+        check_file("--lut", lut)
+    maps = [int(text) if text and text.isdecimal() else text for text in maps]
+    return list(zip(args.atlas, luts, maps, strict=True))
+
+
+def atlases_of(args: argparse.Namespace, own: "Sequence[OwnAtlas] | None" = None) -> "tuple[AtlasFile, ...]":
     """The atlases of ``--atlas``, and then those of ``--seeds``.
+
+    `own` are those of which each run has its own, which aren't among them; None if runs can't have any.
 
     Raises
     ------
@@ -57,26 +107,21 @@ def atlases_of(args: argparse.Namespace) -> "tuple[AtlasFile, ...]":
     FileNotFoundError
         If a file doesn't exist.
     """
-    from gpumask.cohort.configuration import AtlasFile
+    from gpumask.cohort.atlas_file import AtlasFile
 
-    if not args.atlas and not args.seeds:
+    if not args.atlas and not args.seeds and not own:
         msg = "--atlas or --seeds is missing: give one image or table of seeds, or more"
         raise ValueError(msg)
     for option, given in (("--radius", args.radius is not None), ("--allow-overlap", args.allow_overlap)):
         if given and not args.seeds:
             msg = f"{option}: requires --seeds"
             raise ValueError(msg)
-    luts = _one_each("--lut", args.lut, args.atlas)
-    maps = [None if text == "n/a" else text for text in _one_each("--label-map", args.label_map, args.atlas)]
-    maps = [int(text) if text and text.isdecimal() else text for text in maps]
-    images = [_named("--atlas", text) for text in args.atlas]
-    for lut in luts:
-        check_file("--lut", lut)
+    texts = [given for given in _given(args) if own is None or not _is_segmentation(given[0])]
+    images = [(*_named("--atlas", text), lut, label_map) for text, lut, label_map in texts]
     background = getattr(args, "background_label", None) or 0
     spheres = {"kind": "seeds", "radius": args.radius, "allow_overlap": args.allow_overlap}
-    given = zip(images, luts, maps, strict=True)
     return (
-        *(AtlasFile(path, lut, name, background, label_map=label_map) for (path, name), lut, label_map in given),
+        *(AtlasFile(path, lut, name, background, label_map=label_map) for path, name, lut, label_map in images),
         *(AtlasFile(path, name=name, **spheres) for path, name in (_named("--seeds", text) for text in args.seeds)),
     )
 
@@ -96,7 +141,7 @@ def _named(option, text):
     return path, name
 
 
-def check_kinds(args: argparse.Namespace, atlases: "Iterable[AtlasFile]") -> None:
+def check_kinds(args: argparse.Namespace, atlases: "Iterable[AtlasFile | OwnAtlas]") -> None:
     """Raise a ValueError for an option of a kind of atlas that isn't among the atlases of a configuration."""
     kinds = {atlas.kind for atlas in atlases}
     needs = {
@@ -181,15 +226,15 @@ def check_devices(device: str, *, several: bool = False, here: bool = True) -> N
     here : bool
         Whether this machine uses the device. Another machine's isn't probed.
     """
-    from gpumask import backend
+    from gpumask import devices
 
     if not here and device == "cuda:all":
         return
-    for one in backend.split_devices(device) if several else [device]:
+    for one in devices.split_devices(device) if several else [device]:
         if here and one != "auto":
-            backend.resolve_device(one)
+            devices.resolve_device(one)
         else:
-            backend.check_device(one)
+            devices.check_device(one)
 
 
 def check_workers(args: argparse.Namespace) -> None:

@@ -4,14 +4,21 @@ import contextlib
 import os
 import threading
 
-from gpumask import backend
-from gpumask.cohort.configuration import Configuration, sha256
-from gpumask.cohort.kinds import LoadedAtlas, load_kind
+from gpumask import devices
+from gpumask.bids.runs import Run
+from gpumask.cohort.atlas_file import AtlasFile
+from gpumask.cohort.configuration import Configuration
+from gpumask.cohort.kinds import LoadedAtlas, OwnLabels, load_kind
+from gpumask.cohort.own_atlases import OwnAtlas, file_of
 from gpumask.engine.regions import Regions
-from gpumask.extraction import Plans
 from gpumask.images.brain_models import BrainModels
 from gpumask.images.grid import Grid
 from gpumask.images.labels import load_mask
+from gpumask.images.opening import image_hashes
+from gpumask.inputs import sha256
+from gpumask.plans import Plans
+
+_KEPT_OWN = 8  # runs of one subject follow each other, and threads are at different subjects
 
 
 class LoadedAtlases:
@@ -20,7 +27,7 @@ class LoadedAtlases:
     Attributes
     ----------
     atlases : dict of LoadedAtlas
-        By name.
+        By name; without those of which each run has its own, see `of_run`.
     notes : list of str
         Messages about the regions' names: image and look-up table disagree, or an atlas has no table.
     """
@@ -30,18 +37,20 @@ class LoadedAtlases:
         self._files, self._mask = configuration.files, configuration.mask
         self._resamples = configuration.settings.resampling_target == "data"
         self.atlases: dict[str, LoadedAtlas] = {}
-        for atlas in configuration.atlases:
+        self._own = [atlas for atlas in configuration.atlases if isinstance(atlas, OwnAtlas)]
+        self._loaded_own: dict[tuple, OwnLabels] = {}
+        for atlas in (atlas for atlas in configuration.atlases if isinstance(atlas, AtlasFile)):
             with self._as_hashed(atlas.path), self._as_hashed(atlas.lut):
                 self.atlases[atlas.name] = load_kind(atlas, configuration.maps_strategy)
         self.notes = [note for atlas in self.atlases.values() for note in atlas.notes]
-        self._n_kept = min(atlas.kept_masks for atlas in self.atlases.values())
-        self.plans = Plans(n_kept=self._n_kept * len(self.atlases))
+        self._n_kept = min([atlas.kept_masks for atlas in self.atlases.values()], default=OwnLabels.kept_masks)
+        self.plans = Plans(n_kept=self._n_kept * len(configuration.atlases))
         self._regions, self._lock = {}, threading.Lock()
 
     def device(self, turn: int) -> str:
-        """Return the device whose turn it is, for `gpumask.backend.resolve_device`."""
-        devices = backend.split_devices(self._devices)
-        return devices[turn % len(devices)]
+        """Return the device whose turn it is, for `gpumask.devices.resolve_device`."""
+        split = devices.split_devices(self._devices)
+        return split[turn % len(split)]
 
     @contextlib.contextmanager
     def _as_hashed(self, path):
@@ -58,12 +67,39 @@ class LoadedAtlases:
                 if _state(file) != state:
                     raise _changed(file, "it was written to while it was read")
 
-    def regions(self, mask: str | os.PathLike | None, grid: Grid | BrainModels) -> dict[str, Regions]:
-        """Regions by atlas, within a mask, for runs of a grid; the same objects for the same mask file and grid."""
+    def of_run(self, run: Run) -> dict[str, LoadedAtlas]:
+        """The atlases of a run, by name; the same objects for files of the same content, of which a few are kept."""
+        own = {atlas.name: self._load_own(atlas, file_of(atlas, run)) for atlas in self._own}
+        return {**self.atlases, **own}
+
+    def _load_own(self, atlas, file):
+        hashes = image_hashes(file.path)
+        key = atlas.name, *hashes.values()
+        with self._lock:
+            if key not in self._loaded_own:
+                loaded = OwnLabels(file, atlas)
+                if image_hashes(file.path) != hashes:
+                    msg = f"{file.path} was changed while it was read. Run it again."
+                    raise OSError(msg)
+                while len(self._loaded_own) >= _KEPT_OWN * len(self._own):
+                    dropped = self._loaded_own.pop(next(iter(self._loaded_own)))
+                    self._regions = {key: made for key, made in self._regions.items() if dropped not in key}
+                self._loaded_own[key] = loaded
+            return self._loaded_own[key]
+
+    def regions(
+        self, mask: str | os.PathLike | None, grid: Grid | BrainModels, atlases: dict[str, LoadedAtlas] | None = None
+    ) -> dict[str, Regions]:
+        """Regions by atlas, within a mask, for runs of a grid; the same objects for the same mask file and grid.
+
+        `atlases` are those of the run, see `of_run`; if None, those of all runs.
+        """
+        atlases = self.atlases if atlases is None else atlases
         # A mask of the configuration is read once per grid; a run's own may be another file for the next run.
         of_all = mask is not None and mask == self._mask
+        within = mask and (os.fspath(mask), None if of_all else _state(mask))
         of_grid = (grid.shape, grid.affine.tobytes()) if isinstance(grid, Grid) else (grid.key,)
-        key = (mask and (os.fspath(mask), None if of_all else _state(mask)), *of_grid)
+        key = within, *of_grid, *(atlases[atlas.name] for atlas in self._own)
         with self._lock:
             if key not in self._regions:
                 with self._as_hashed(mask if of_all else None):
@@ -71,7 +107,7 @@ class LoadedAtlases:
                 while len(self._regions) >= self._n_kept:
                     self._regions.pop(next(iter(self._regions)))
                 meeting = grid if self._resamples and isinstance(grid, Grid) else None
-                made = {name: atlas.within(inside, mask_grid, meeting) for name, atlas in self.atlases.items()}
+                made = {name: atlas.within(inside, mask_grid, meeting) for name, atlas in atlases.items()}
                 self._regions[key] = made
             return self._regions[key]
 

@@ -9,155 +9,28 @@ from pathlib import Path
 from typing import Any
 
 from gpumask import __version__
-from gpumask.bids.names import alphanumeric, atlas_name, lookup_table_of, output_name, run_name, run_output_name
+from gpumask.bids.names import alphanumeric, output_name, run_name, run_output_name
 from gpumask.bids.runs import Run
 from gpumask.bids.spaces import Space, space_contradiction, stated_space
 from gpumask.choices import LINEAR, MAPS_STRATEGIES, RELMATS, check_choice
+from gpumask.cohort.atlas_file import AtlasFile
 from gpumask.cohort.grayordinates import check_atlases
+from gpumask.cohort.own_atlases import OwnAtlas
 from gpumask.cohort.parcellated import parcellated_paths
 from gpumask.confounds.denoising import Denoising
 from gpumask.confounds.fmriprep import image_desc
-from gpumask.extraction import Settings
-from gpumask.images.dense_atlas import map_number
-from gpumask.images.grayordinates import KINDS as DENSE_KINDS
-from gpumask.images.grayordinates import is_dense, open_dense
-from gpumask.images.opening import image_files
-from gpumask.images.volumes import open_volumes
-from gpumask.inputs import open_file
+from gpumask.images.opening import image_hashes
+from gpumask.inputs import sha256
+from gpumask.settings import Settings
 
 _DEFAULTS = {"keep_all_regions": True, "min_coverage": 0.5, "nan_policy": "omit"}
-
-
-KINDS = ("labels", "maps", "seeds")
-"""What an atlas can be: labels or maps, of volumes or of grayordinates, or a table of seeds."""
-
-
-@dataclass(frozen=True)
-class AtlasFile:
-    """An atlas of a cohort.
-
-    Attributes
-    ----------
-    path : str or path-like
-        Label image, 4D image of maps, or table of seeds; or dense labels or maps of grayordinates (.dlabel.nii,
-        .dscalar.nii, .dtseries.nii).
-    lut : str, path-like or None
-        Look-up table of an image, with the columns "index" and "name". None: the one that `lut_beside` finds, and for
-        grayordinates the names in the file.
-    name : str
-        Label of the entity "atlas". Empty or None: from the name of the file.
-    background : int or float
-        Of a label image: label of the voxels outside all regions.
-    find_lut : bool
-        Whether a look-up table is looked for next to the image.
-    kind : {"", "labels", "maps", "seeds"}
-        Empty: that of an image, by its header. A `Configuration` replaces it by "maps", for an image of several
-        volumes, or "labels".
-    radius : float or None
-        Of seeds: radius in mm of the spheres for which the table has none. None: the voxel nearest to the seed.
-    allow_overlap : bool
-        Of seeds: whether spheres may share voxels.
-    label_map : str, int or None
-        Of dense labels: name, or index from 0, of the map. None: the file must have one map. A `Configuration`
-        replaces it by the index.
-    grayordinates : bool
-        Whether the atlas is of grayordinates, by the name or the header of its file.
-
-    Raises
-    ------
-    ValueError
-        If seeds have a look-up table, something else has a radius, or anything but dense labels has a label map.
-    """
-
-    path: str | os.PathLike
-    lut: str | os.PathLike | None = None
-    name: str = ""
-    background: float = 0
-    find_lut: bool = True
-    kind: str = ""
-    radius: float | None = None
-    allow_overlap: bool = False
-    label_map: str | int | None = None
-    grayordinates: bool = field(init=False)
-
-    def __post_init__(self):
-        check_choice("kind", self.kind, ("", *KINDS))
-        if self.kind == "seeds" and self.lut:
-            msg = f"{self.path} is a table of seeds, which has their names. Expected no look-up table, got {self.lut}."
-            raise ValueError(msg)
-        if self.kind != "seeds" and self.radius is not None:
-            msg = f"{self.path} isn't a table of seeds. Expected no radius, got {self.radius}."
-            raise ValueError(msg)
-        object.__setattr__(self, "path", os.path.abspath(self.path))  # noqa: PTH100 - links are kept
-        object.__setattr__(self, "grayordinates", self.kind != "seeds" and is_dense(self.path))
-        names_itself = self.kind == "seeds" or self.grayordinates
-        lut = self.lut or (lut_beside(self.path) if self.find_lut and not names_itself else None)
-        object.__setattr__(self, "lut", lut and os.path.abspath(lut))  # noqa: PTH100
-        image = Path(self.path).with_suffix("") if self.kind == "seeds" else self.path  # atlas_name expects an image
-        object.__setattr__(self, "name", self.name or atlas_name(image))
-
-    @property
-    def is_dense_labels(self) -> bool:
-        """Whether it has labels of grayordinates."""
-        return self.grayordinates and self.kind == "labels"
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What decides the numbers next to the contents of the files; for JSON."""
-        if self.kind == "seeds":
-            return {"kind": self.kind, "radius": self.radius}
-        of_dense = {"elements": "grayordinates"} if self.grayordinates else {}
-        if self.kind == "maps":
-            return {"kind": self.kind, **of_dense}
-        number = {"label_map": self.label_map} if self.grayordinates else {}
-        return {"background_label": self.background, **number, **of_dense}
-
-    @property
-    def named_by(self) -> str:
-        """Where the names of the columns are from."""
-        itself = self.kind == "seeds" or self.grayordinates
-        return os.fspath(self.lut or (self.path if itself else {"maps": "numbers"}.get(self.kind, "labels")))
-
-    def with_kind(self) -> "AtlasFile":
-        """The same with its kind, and the index of its label map, from the header; errors as of `load_dense_atlas`."""
-        if self.grayordinates and (image := open_dense(self.path, tuple(DENSE_KINDS))).header.kind == "labels":
-            return replace(self, kind="labels", label_map=map_number(image, self.label_map))
-        if self.label_map is not None:
-            msg = f"{self.path} isn't a file of dense labels. Expected no label map, got {self.label_map!r}."
-            raise ValueError(msg)
-        if self.grayordinates:
-            return replace(self, kind="maps")
-        return self if self.kind else replace(self, kind="maps" if open_volumes(self.path).n_volumes > 1 else "labels")
-
-
-def lut_beside(path: str | os.PathLike) -> Path | None:
-    """Look-up table of a label image, or None: see `gpumask.bids.names.lookup_table_of`.
-
-    It is in the image's folder, or else in the nearest one above that has it, up to the root of a BIDS data set.
-
-    Raises
-    ------
-    ValueError
-        If several tables apply equally.
-    """
-    folder = Path(os.path.abspath(path)).parent  # noqa: PTH100 - data sets are trees of links
-    above = [folder, *folder.parents]
-    root = next((k for k, place in enumerate(above) if (place / "dataset_description.json").is_file()), 0)
-    for place in above[: root + 1]:
-        try:
-            if name := lookup_table_of(Path(path).name, os.listdir(place)):  # noqa: PTH208 - names alone
-                return place / name
-        except ValueError as error:
-            msg = f"{place}: {error}. Choose one: lut (--lut)."
-            raise ValueError(msg) from error
-    return None
 
 
 @dataclass(frozen=True)
 class Unit:
     """What a run has outputs of its own for: an atlas and a denoising, or a denoising alone."""
 
-    atlas: AtlasFile | None
+    atlas: AtlasFile | OwnAtlas | None
     denoising: Denoising
 
     @property
@@ -177,11 +50,11 @@ class Configuration:
 
     Attributes
     ----------
-    atlases : tuple of AtlasFile
+    atlases : tuple of AtlasFile or OwnAtlas
         All are extracted in one pass over a run. Each has its kind.
     out_dir : Path
     parameters : dict
-        Fields of `gpumask.extraction.Settings`. Here ``keep_all_regions`` is True, so all runs have the same columns,
+        Fields of `gpumask.settings.Settings`. Here ``keep_all_regions`` is True, so all runs have the same columns,
         ``min_coverage`` 0.5 and ``nan_policy`` "omit", unless they say otherwise. (Smoothed volumes support "omit" only
         for mean and sum; other statistics default to "zero".) Maps have a strategy of their own, and always "zero".
     confounds : dict
@@ -237,7 +110,7 @@ class Configuration:
         If an atlas can't be read.
     """
 
-    atlases: tuple[AtlasFile, ...]
+    atlases: tuple[AtlasFile | OwnAtlas, ...]
     out_dir: Path
     parameters: dict[str, Any] = field(default_factory=dict)
     confounds: dict[str, Any] = field(default_factory=dict)
@@ -281,15 +154,16 @@ class Configuration:
             raise ValueError(msg)
         smoothed = self.parameters.get("smoothing_fwhm") and self.parameters.get("strategy", "mean") not in LINEAR
         fix("settings", Settings(**(_DEFAULTS | ({"nan_policy": "zero"} if smoothed else {}) | self.parameters)))
-        images = [*(atlas.path for atlas in self.atlases), *([self.mask] if self.mask else [])]
-        files = {path: image_files(path) for path in map(os.fspath, images)}
-        files |= {os.fspath(atlas.lut): [os.fspath(atlas.lut)] for atlas in self.atlases if atlas.lut}
-        fix("files", {path: {file: sha256(file) for file in group} for path, group in files.items()})
+        given = [atlas for atlas in self.atlases if isinstance(atlas, AtlasFile)]
+        images = [*(atlas.path for atlas in given), *([self.mask] if self.mask else [])]
+        files = {path: image_hashes(path) for path in map(os.fspath, images)}
+        tables = [os.fspath(atlas.lut) for atlas in given if atlas.lut]
+        fix("files", files | {table: {table: sha256(table)} for table in tables})
         fix("atlases", tuple(atlas.with_kind() for atlas in self.atlases))
         if self.cifti and not any(atlas.is_dense_labels for atlas in self.atlases):
-            msg = f"CIFTI-2 files (--cifti) are made of dense labels (.dlabel.nii), got {self.atlases[0].path}."
+            msg = f"CIFTI-2 files (--cifti) are made of dense labels (.dlabel.nii), got {self.atlases[0].origin}."
             raise ValueError(msg)
-        seeds, target = [atlas.path for atlas in self.atlases if atlas.kind == "seeds"], self.settings.resampling_target
+        seeds, target = [atlas.path for atlas in given if atlas.kind == "seeds"], self.settings.resampling_target
         if seeds and target != "data":
             msg = f"Seeds ({seeds[0]}) need resampling_target='data' (--resampling-target), got {target!r}."
             raise ValueError(msg)
@@ -323,7 +197,7 @@ class Configuration:
             return settings
         return replace(settings, strategy=MAPS_STRATEGIES[self.maps_strategy], nan_policy="zero")
 
-    def strategy_of(self, atlas: AtlasFile) -> str:
+    def strategy_of(self, atlas: AtlasFile | OwnAtlas) -> str:
         """What the signals of an atlas are, by the parameter ``strategy`` of its masker."""
         return self.maps_strategy if atlas.kind == "maps" else self.settings.strategy
 
@@ -337,7 +211,8 @@ class Configuration:
     def described(self, unit: Unit) -> dict[str, Any]:
         """How the outputs of a unit are made; for JSON."""
         atlas = unit.atlas
-        images = (atlas.path, atlas.lut, self.mask) if atlas else ()
+        own = (atlas.path, atlas.lut) if isinstance(atlas, AtlasFile) else ()
+        images = (*own, self.mask) if atlas else ()
         paths = [os.fspath(path) for path in images if path]
         return {
             "version": __version__,
@@ -393,12 +268,6 @@ def _images(denoising):
     return image_desc(denoising.confounds.get("strategy"))
 
 
-def sha256(path: str | os.PathLike) -> str:
-    """SHA-256 of a file, in hexadecimal digits; ValueError if it isn't a regular one."""
-    with open_file(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _hash(content):
     if isinstance(content, dict):  # only contents of files count, not their paths
         content = {**content, "files": list(content["files"].values())}
@@ -437,7 +306,8 @@ def check_spaces(configuration: Configuration, runs: list[Run]) -> list[str]:
     """
     messages: dict[tuple[str | os.PathLike, Space | None], str] = {}
     for run in runs:
-        files = [*(atlas.path for atlas in configuration.atlases), run.mask or configuration.mask]
+        given = [atlas.path for atlas in configuration.atlases if isinstance(atlas, AtlasFile)]
+        files = [*given, *(atlas.path for atlas in run.atlases), run.mask or configuration.mask]
         for path in [file for file in files if file]:
             if (found := space_contradiction(path, run.path)) is None:
                 continue

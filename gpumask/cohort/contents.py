@@ -14,14 +14,17 @@ from gpumask.bids.metadata import RepetitionTime
 from gpumask.bids.names import sidecar_path
 from gpumask.bids.runs import Run
 from gpumask.bids.sidecars import sidecar, uri
+from gpumask.cohort.atlas_file import AtlasFile
 from gpumask.cohort.cleanings import Cleaning
-from gpumask.cohort.configuration import AtlasFile, Configuration, Unit
+from gpumask.cohort.configuration import Configuration, Unit
 from gpumask.cohort.parcellated import TABLES, parcellated
 from gpumask.confounds.censoring import Censoring
 from gpumask.confounds.outliers import REASONS, Outliers
 from gpumask.confounds.tables import read_table
 from gpumask.connectivity import connectivity
 from gpumask.extraction import Prepared, Result
+from gpumask.images.lookup import plain_label
+from gpumask.process import versions as versions_of_numbers
 from gpumask.process import warn
 from gpumask.tables import json_lines, table_lines
 
@@ -45,7 +48,7 @@ def tables(
     paths = configuration.outputs(run, unit)
     regions = list(zip(one.regions.ids.tolist(), names, one.regions.counts.tolist(), strict=True))
     of_each = one.regions.grid.elements
-    index = [{"index": int(i) if i == int(i) else i, "name": n, of_each: count} for i, n, count in regions]
+    index = [{"index": plain_label(i), "name": n, of_each: count} for i, n, count in regions]
     rows = censoring.rows(result.signals, unit.denoising.output_type)
     made = [(paths["timeseries"], table_lines(names, rows), described(Regions=index))]
     if "coverage" in paths:
@@ -183,5 +186,6 @@ def versions(*, cupy: bool = False) -> dict[str, str]:
     """Versions of Python and of the packages that decide the numbers; CuPy's if requested."""
     # One module, many distributions: cupy-cuda12x, cupy-cuda13x, ... Several at once are a broken installation.
     cupys = metadata.packages_distributions().get("cupy", []) if cupy else []
-    names = ("gpumask", "numpy", "scipy", "nibabel", *cupys)
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
+    own = dict(zip(("gpumask", "numpy", "scipy"), versions_of_numbers(), strict=True))
+    others = {name: metadata.version(name) for name in ("nibabel", *cupys)}
+    return {"python": platform.python_version(), **own, **others}

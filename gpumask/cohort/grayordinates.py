@@ -4,27 +4,29 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gpumask.bids.runs import Run
-from gpumask.extraction import Settings, check_dense_settings, refuse_for_grayordinates
+from gpumask.cohort.atlas_file import AtlasFile
+from gpumask.images.cifti_headers import KINDS
 from gpumask.images.gifti import is_gifti
-from gpumask.images.grayordinates import KINDS, is_dense, open_dense
+from gpumask.images.grayordinates import is_dense, open_dense
+from gpumask.settings import Settings, check_dense_settings, refuse_for_grayordinates
 from gpumask.text_tables import listed
 
 if TYPE_CHECKING:
     import os
 
-    from gpumask.cohort.configuration import AtlasFile
+    from gpumask.cohort.own_atlases import OwnAtlas
 
 _SIDES = {"CIFTI_STRUCTURE_CORTEX_LEFT": "L", "CIFTI_STRUCTURE_CORTEX_RIGHT": "R"}
 
 
 def check_atlases(
-    atlases: "Sequence[AtlasFile]", settings: Settings, mask: "str | os.PathLike | None", images: str
+    atlases: "Sequence[AtlasFile | OwnAtlas]", settings: Settings, mask: "str | os.PathLike | None", images: str
 ) -> None:
     """Check that atlases can be extracted together, and with these settings.
 
     Parameters
     ----------
-    atlases : sequence of AtlasFile
+    atlases : sequence of AtlasFile or OwnAtlas
     settings : Settings
     mask : str, path-like or None
         Mask for runs without one.
@@ -37,8 +39,8 @@ def check_atlases(
         If some are of grayordinates and others of volumes; or if those of grayordinates have a mask, or settings that
         have no meaning for them.
     """
-    dense = [atlas.path for atlas in atlases if atlas.grayordinates]
-    others = [atlas.path for atlas in atlases if not atlas.grayordinates]
+    dense = [atlas.origin for atlas in atlases if atlas.grayordinates]
+    others = [atlas.origin for atlas in atlases if not atlas.grayordinates]
     if not dense:
         return
     if others:
@@ -62,7 +64,7 @@ def check_atlases(
         raise ValueError(msg)
 
 
-def hemisphere_of(atlases: "Sequence[AtlasFile]") -> str:
+def hemisphere_of(atlases: "Sequence[AtlasFile | OwnAtlas]") -> str:
     """Return "L" or "R" if all atlases are GIFTI files of this hemisphere's cortex, and "" if none is GIFTI.
 
     Raises
@@ -70,10 +72,10 @@ def hemisphere_of(atlases: "Sequence[AtlasFile]") -> str:
     ValueError
         If only some are, or their structures differ or aren't a hemisphere's cortex.
     """
-    if not any(is_gifti(atlas.path) for atlas in atlases):
+    files = [atlas.path for atlas in atlases if isinstance(atlas, AtlasFile)]
+    if not any(map(is_gifti, files)):
         return ""
-    kinds = tuple(KINDS)
-    parts = {str(atlas.path): open_dense(atlas.path, kinds).grid.contents.split(" of ")[0] for atlas in atlases}
+    parts = {str(path): open_dense(path, tuple(KINDS)).grid.contents.split(" of ")[0] for path in files}
     sides = {_SIDES.get(part) if is_gifti(path) else None for path, part in parts.items()}
     if None in sides or len(sides) > 1:
         has = "; ".join(f"{path}: {part}" for path, part in parts.items())
@@ -86,7 +88,7 @@ def hemisphere_of(atlases: "Sequence[AtlasFile]") -> str:
     return str(side)
 
 
-def check_runs(atlases: "Sequence[AtlasFile]", runs: Sequence[Run]) -> None:
+def check_runs(atlases: "Sequence[AtlasFile | OwnAtlas]", runs: Sequence[Run]) -> None:
     """Check by names and headers that runs are of the atlases' kind.
 
     Raises
@@ -96,7 +98,7 @@ def check_runs(atlases: "Sequence[AtlasFile]", runs: Sequence[Run]) -> None:
     """
     of_grayordinates = atlases[0].grayordinates
     others = [run.path for run in runs if is_dense(run.path) != of_grayordinates]
-    paths = listed(atlas.path for atlas in atlases)
+    paths = listed(atlas.origin for atlas in atlases)
     if others and of_grayordinates:
         msg = (
             f"Atlases of grayordinates ({paths}) don't apply to volumes: {listed(others)}. Give dense series "

@@ -38,7 +38,7 @@ class GroupTables:
         self._lines: list[tuple[str, dict[str, str]]] = []  # of a run, and of its atlases
 
     def add(self, record: dict[str, Any]) -> None:
-        """Add a finished run, by its record as `gpumask.cohort.stored.read_record` returns it, in their order."""
+        """Add a run with outputs, by its record as `gpumask.cohort.stored.read_record` returns it, in their order."""
         self._matrices.add(record)
         for row in rows([record]):
             own = _cells(row, (*_KEYS, *OF_RUN, *OF_RECORD))
@@ -48,7 +48,7 @@ class GroupTables:
     def write(self, out_dir: Path) -> tuple[list[Path], list[Mean]]:
         """Write the tables, and JSON files on their contents, to the cohort's output folder.
 
-        ``group_quality.tsv`` has a row for each finished run and denoising, sorted by the names of the runs: see
+        ``group_quality.tsv`` has a row for each run and denoising with outputs, sorted by the names of the runs: see
         `gpumask.cohort.quality.rows`. Each atlas has columns of its own, ``tsnr_<atlas>``, since the first atlas's
         alone would hide what another one lost; at most 50 have them. ``group_qcfc.tsv`` has a row for each kind of
         connectivity matrices: see `gpumask.cohort.qcfc.summary`. Each kind has its mean over runs in
@@ -97,7 +97,8 @@ def summarize(out_dir: Path, n_runs: int | None = None, *, tangent: bool = False
     Parameters
     ----------
     out_dir : Path
-        Folder with the records of finished runs in ``logs``. Unreadable ones are skipped; the page counts them.
+        Folder with the records of runs in ``logs``, also of partly finished ones. Unreadable ones are skipped; the page
+        counts them.
     n_runs : int, optional
         As of `gpumask.cohort.page.write_page`.
     tangent : bool, default=False

@@ -7,12 +7,13 @@ from typing import Protocol
 
 import numpy as np
 
-from gpumask.cohort.configuration import AtlasFile
+from gpumask.cohort.atlas_file import AtlasFile
+from gpumask.cohort.own_atlases import OwnAtlas, load_file
 from gpumask.engine.dense_regions import DenseLabelRegions, DenseMapRegions
 from gpumask.engine.maps import MapRegions
 from gpumask.engine.regions import LabelRegions, Regions
 from gpumask.engine.spheres import SphereRegions
-from gpumask.images.dense_atlas import load_dense_atlas, load_dense_maps
+from gpumask.images.dense_atlas import DenseAtlas, load_dense_atlas, load_dense_maps
 from gpumask.images.grayordinates import open_dense
 from gpumask.images.grid import Grid
 from gpumask.images.labels import load_atlas
@@ -64,6 +65,46 @@ def load_kind(file: AtlasFile, maps_strategy: str) -> LoadedAtlas:
     if file.grayordinates:
         return _DenseMaps(file, maps_strategy) if file.kind == "maps" else _DenseLabels(file)
     return _Maps(file, maps_strategy) if file.kind == "maps" else _Labels(file)
+
+
+class OwnLabels:
+    """A run's own labels, with the columns of all runs."""
+
+    kept_masks = 64
+
+    def __init__(self, file: AtlasFile, own: OwnAtlas):
+        self._columns = np.array([label for label, _ in own.columns])
+        self._names = column_names(own)
+        self._atlas = load_file(file)
+        labels = [label for label in self._atlas.values.tolist() if label != file.background]
+        others = [label for label in labels if label not in self._names]
+        if len(others) == len(labels):
+            msg = (
+                f"{file.path} has no label that has a column. Its labels: {listed(map(str, others))}. Columns of the "
+                f"atlas {own.name}: {listed(map(str, self._names))}. Give the table of this atlas."
+            )
+            raise ValueError(msg)
+        without = f"{file.path} has {len(others)} label{'s' * (len(others) > 1)} without a column"
+        rows = "The columns are the rows of the look-up table, or else the labels that the atlases had at the start."
+        self.notes = [f"{without}: {listed(map(str, others))}. {rows}"] if others else []
+
+    def names(self, ids=None):
+        """See `LoadedAtlas`."""
+        labels = (self._columns if ids is None else ids).tolist()
+        return labels, [self._names[label] for label in labels]
+
+    def within(self, mask, mask_grid, grid):
+        """See `LoadedAtlas`."""
+        if isinstance(self._atlas, DenseAtlas):
+            return DenseLabelRegions(self._atlas, self._columns)
+        masked = replace(self._atlas, mask=mask, mask_grid=mask_grid)
+        return LabelRegions(masked, masked, self._columns)
+
+
+def column_names(own: OwnAtlas) -> dict[float, str]:
+    """Name of the column of each label."""
+    labels, names = [label for label, _ in own.columns], [name for _, name in own.columns]
+    return dict(zip(labels, distinct_names(names, labels, _RESERVED), strict=True))
 
 
 class _Labels:

@@ -27,6 +27,7 @@ from gpumask.cohort.stored import (
     unit_key,
 )
 from gpumask.files import append_line, inside, replacing, write
+from gpumask.images.opening import image_hashes
 from gpumask.inputs import shortened
 from gpumask.tables import json_lines
 
@@ -108,10 +109,16 @@ def record_path(configuration: Configuration, run: Run) -> Path:
 
 
 def identities(run: Run) -> dict[str, Any]:
-    """Size and modification time (ns) of each of a run's input files, and its `t_r` if one was given."""
+    """Size and modification time (ns) of each of a run's input files, and its `t_r` if one was given.
+
+    The files of its own atlases have their SHA-256. Of look-up tables the configuration has what decides the outputs.
+    """
     files = [file for file in (run.path, run.confounds, run.mask) if file]
     described = [*metadata_files(run), *([Path(run.confounds).with_suffix(".json")] if run.confounds else [])]
     identities = {os.path.abspath(file): _identity(file) for file in files}  # noqa: PTH100
+    for atlas in run.atlases:
+        check_content(atlas.path)
+        identities |= image_hashes(os.path.abspath(atlas.path))  # noqa: PTH100
     for file in described:
         with contextlib.suppress(FileNotFoundError):  # also of a link whose content isn't here
             identities[os.path.abspath(file)] = _identity(file)  # noqa: PTH100
@@ -198,7 +205,10 @@ def _difference(configuration, run):
 
 def _changes(old, new):
     """What differs between two descriptions of outputs, in words; nothing for the version."""
-    own = ("kind", "radius", "background_label", "label_map", "confounds", "dummy_scans", "output_type")
+    own = (
+        *("kind", "radius", "background_label", "regions_of_all_runs", "label_map"),
+        *("confounds", "dummy_scans", "output_type"),
+    )
     olds, news = ({key: how.get(key) for key in own} | how["settings"] for how in (old, new))
     is_other = list(old["files"].values()) != list(new["files"].values())
     return (["another atlas, look-up table or mask"] if is_other else []) + [

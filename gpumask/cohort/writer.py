@@ -20,6 +20,7 @@ from gpumask.cohort.atlases import load
 from gpumask.cohort.cleanings import cleanings_of, reasons
 from gpumask.cohort.configuration import Configuration, check_spaces
 from gpumask.cohort.grayordinates import check_runs
+from gpumask.cohort.own_atlases import OwnAtlas, file_of
 from gpumask.cohort.quality import atlas_quality, joined_qualities, quality_of
 from gpumask.cohort.record import (
     Output,
@@ -238,7 +239,10 @@ def _extract(configuration, run, units, progress, *, n_threads, turn):
         raise ValueError(msg)
     report = functools.partial(_report, progress, volumes.n_volumes)
     report(0)
-    regions = loaded.regions(run.mask or configuration.mask, volumes.grid)
+    atlases = loaded.of_run(run)
+    for message in (note for name in atlases if name not in loaded.atlases for note in atlases[name].notes):
+        warn(message)
+    regions = loaded.regions(run.mask or configuration.mask, volumes.grid, atlases)
     place = functools.partial(prepare, volumes, device=loaded.device(turn), plans=loaded.plans)
     cleanings, refusals = cleanings_of(
         *(configuration, run, volumes, [unit for unit in units if unit.atlas], t_r.seconds),
@@ -247,8 +251,8 @@ def _extract(configuration, run, units, progress, *, n_threads, turn):
     units = [unit for unit in units if unit.denoising.name in cleanings]
     of_signals = [unit for unit in units if unit.atlas]
     prepared = [cleanings[unit.denoising.name].prepared[unit.name] for unit in of_signals]
-    by_atlas = {unit.atlas.name: (unit.atlas, one) for unit, one in zip(of_signals, prepared, strict=True)}
-    for atlas, one in by_atlas.values():
+    by_atlas = {unit.atlas: one for unit, one in zip(of_signals, prepared, strict=True)}
+    for atlas, one in ((_file_of(atlas, run), one) for atlas, one in by_atlas.items()):
         if not _same_space(atlas, run) and (message := one.regions.little_overlap(os.fspath(run.path))):
             warn(message)
     try:
@@ -264,8 +268,8 @@ def _extract(configuration, run, units, progress, *, n_threads, turn):
     mean = _mean(volumes, report) if configuration.figures and not configuration.grayordinates else None
     files, summary, of_atlases = {}, {}, {name: {} for name in cleanings}
     for unit, one, result in zip(of_signals, prepared, results, strict=True):
-        atlas, cleaning = unit.atlas, cleanings[unit.denoising.name]
-        _, names = loaded.atlases[atlas.name].names(one.regions.ids)
+        atlas, cleaning = _file_of(unit.atlas, run), cleanings[unit.denoising.name]
+        _, names = atlases[atlas.name].names(one.regions.ids)
         described = functools.partial(contents.metadata_of, configuration, run, unit, atlas, t_r, cleaning, one)
         matrix = correlations(result.signals) if configuration.relmats or configuration.figures else None
         signals = one, result, matrix, names
@@ -296,6 +300,10 @@ def _extract(configuration, run, units, progress, *, n_threads, turn):
     seconds["clean"] = sum(result.seconds["clean"] for result in results)
     record = Record(run, "done", volumes.n_volumes, t_r.seconds, seconds, summary, quality)
     return files, record, refusals
+
+
+def _file_of(atlas, run):
+    return file_of(atlas, run) if isinstance(atlas, OwnAtlas) else atlas
 
 
 def _same_space(atlas, run):

@@ -116,7 +116,7 @@ class Denoising:
     confounds : dict
         Keywords of `gpumask.confounds.fmriprep.fmriprep_confounds`. Empty: confounds aren't used.
     settings : dict
-        Those of the fields "detrend", "low_pass", "high_pass" (Hz) and "standardize" of `gpumask.extraction.Settings`
+        Those of the fields "detrend", "low_pass", "high_pass" (Hz) and "standardize" of `gpumask.settings.Settings`
         that differ from the cohort's.
     dummy_scans : "auto" or int
         Volumes to drop at the beginning; "auto": those that the confounds table marks as before the steady state.

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from gpumask import backend
+from gpumask import backend, devices
 from gpumask.images.grayordinates import DenseImage
 from gpumask.images.runs import Run
 from gpumask.images.volumes import Volumes
@@ -70,7 +70,7 @@ def _in_volumes(volumes: Volumes, percentile: float, detrend: bool) -> np.ndarra
     n = volumes.n_volumes
     time = (np.arange(n) - (n - 1) / 2).tolist()
     first = None
-    with np.errstate(invalid="ignore"), backend.device_errors(volumes.device), backend.using(volumes.device):
+    with np.errstate(invalid="ignore"), devices.device_errors(volumes.device), backend.using(volumes.device):
         sums, squares, slopes = (backend.to_device(np.zeros(volumes.grid.n_voxels), volumes.device) for _ in range(3))
         for chunk in volumes.chunks(8):
             for k, values in enumerate(chunk.scaled(), start=chunk.start):

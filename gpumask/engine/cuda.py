@@ -13,7 +13,7 @@ buffers, copies or waits.
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
-from gpumask import backend
+from gpumask import backend, devices
 from gpumask.engine import gpu_run
 from gpumask.engine.plan import Plan
 from gpumask.engine.staging import Signals, Staging
@@ -97,7 +97,7 @@ class Receiver:
 
 @contextlib.contextmanager
 def _at_work(device):
-    with backend.device_errors(device), backend.using(device):
+    with devices.device_errors(device), backend.using(device):
         yield
 
 

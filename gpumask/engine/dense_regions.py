@@ -14,7 +14,7 @@ from gpumask.images.cifti_images import dense_labels
 from gpumask.images.dense_atlas import DenseAtlas, DenseMaps
 from gpumask.kernels.least_squares import Solution, least_squares
 from gpumask.kernels.segments import Segments
-from gpumask.process import one_blas_thread
+from gpumask.process import one_blas_thread, one_linalg_thread
 from gpumask.text_tables import listed
 
 
@@ -32,8 +32,9 @@ class DenseLabelsOnRun(RegionsOnGrid):
     @cached_property
     def coverage(self) -> tuple[np.ndarray, np.ndarray]:
         """Number of grayordinates of each region in the atlas, and in the run; see `RegionsOnGrid.coverage`."""
-        values, counts = np.unique(self.atlas.labels, return_counts=True)
-        return counts[np.searchsorted(values, self.ids)], self.segments.counts
+        values, counts = self.atlas.counted
+        there = np.minimum(np.searchsorted(values, self.ids), values.size - 1)
+        return np.where(values[there] == self.ids, counts[there], 0), self.segments.counts  # a run's atlas may lack ids
 
     @cached_property
     def image(self) -> nib.Cifti2Image | nib.GiftiImage:
@@ -49,9 +50,12 @@ class DenseLabelRegions:
     Attributes
     ----------
     atlas : DenseAtlas
+    columns : ndarray, shape (n_regions,), or None
+        Labels that have a column, in this order, whether they occur or not. None: see `on`.
     """
 
     atlas: DenseAtlas
+    columns: np.ndarray | None = None
 
     @property
     def grid(self) -> BrainModels:
@@ -60,9 +64,10 @@ class DenseLabelRegions:
 
     @cached_property
     def identity(self) -> str:
-        """Hash of labels, grayordinates and background."""
+        """Hash of labels, grayordinates, background and chosen columns."""
         digest = hashlib.blake2b(self.atlas.labels.tobytes(), digest_size=16)
-        digest.update(repr((self.grid.key, self.atlas.background)).encode())
+        columns = None if self.columns is None else self.columns.tolist()
+        digest.update(repr((self.grid.key, self.atlas.background, columns)).encode())
         return digest.hexdigest()
 
     def on(self, grid: BrainModels, target: str | None, keep: str) -> DenseLabelsOnRun:
@@ -84,10 +89,11 @@ class DenseLabelRegions:
         """
         place = _positions(grid, self.grid, target)
         labels = np.where(place >= 0, self.atlas.labels[place], self.atlas.background)
-        ids = self.atlas.values[self.atlas.values != self.atlas.background]
+        found = self.atlas.values[self.atlas.values != self.atlas.background]
+        ids = found if self.columns is None else self.columns
         segments = Segments.from_labels(labels, ids)
         notes: list[tuple[str, type[Warning]]] = []
-        if keep != "all" and not segments.counts.all():
+        if keep != "all" and self.columns is None and not segments.counts.all():
             full = segments.counts > 0
             what = f"{(~full).sum()} of {len(ids)} labels of {self.grid.name}: {listed(ids[~full].tolist())}"
             message = f"{grid.name} has no grayordinate of {what}. They have no column; keep_all_regions=True keeps it."
@@ -220,7 +226,7 @@ class DenseMapRegions:
         offsets = np.concatenate([[0], np.cumsum(np.bincount(regions, minlength=len(weights)))])
         segments, solution = Segments(indices.astype(np.int32), offsets, weights[regions, indices]), None
         if self.solves:
-            with one_blas_thread:
+            with one_linalg_thread:
                 solution = least_squares(segments)
             segments = solution.basis or segments
         ids = np.arange(len(weights))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpumask import backend
+from gpumask import backend, devices
 from gpumask.backend import Array
 from gpumask.choices import LINEAR, NAN_POLICIES, VOXEL
 from gpumask.engine.overshoots import Overshoot
@@ -126,14 +126,14 @@ class Plan:
         Raises
         ------
         ValueError, DeviceError
-            As `gpumask.backend.resolve_device`.
+            As `gpumask.devices.resolve_device`.
         """
         if device != "auto" or data_on != "cpu":
             reason = "the run lies there" if device == "auto" else "requested"
-            return replace(self, device=backend.resolve_device(device, data_on), reason=reason)
+            return replace(self, device=devices.resolve_device(device, data_on), reason=reason)
         if not (work := self._work_for_gpu):
-            return replace(self, device="cpu", reason="reducing a volume takes less time than copying it to a GPU")
-        if (found := backend.resolve_device("auto")) == "cpu":
+            return replace(self, device="cpu", reason="reducing the run takes less time than copying it to a GPU")
+        if (found := devices.resolve_device("auto")) == "cpu":
             return replace(self, device="cpu", reason="no GPU can be used, see gpumask info")
         return replace(self, device=found, reason=f"{work} takes longer than copying a volume to it")
 

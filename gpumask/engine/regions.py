@@ -180,10 +180,13 @@ class LabelRegions:
         The fitted atlas: with its mask, and possibly resampled to the grid of the run that `fit` got.
     given : Atlas
         The user's atlas.
+    columns : ndarray, shape (n_regions,), or None
+        Labels that have a column, in this order, whether they occur or not. None: see `on`.
     """
 
     atlas: Atlas
     given: Atlas
+    columns: np.ndarray | None = None
 
     @property
     def grid(self) -> Grid:
@@ -192,9 +195,10 @@ class LabelRegions:
 
     @cached_property
     def identity(self) -> str:
-        """Hash of labels, grid, background, mask, and the labels of the user's atlas."""
+        """Hash of labels, grid, background, mask, the labels of the user's atlas, and chosen columns."""
         digest, atlas = hashlib.blake2b(digest_size=16), self.atlas
-        for array in (atlas.labels, atlas.grid.affine, np.asarray(atlas.background), self.given.values, atlas.mask):
+        labels = atlas.labels, np.asarray(atlas.background), self.given.values, self.columns
+        for array in (*labels, atlas.grid.affine, atlas.mask):
             digest.update(repr(None if array is None else (array.dtype.str, array.shape)).encode())
             digest.update(b"" if array is None else array.tobytes(order="F"))
         digest.update(b"" if atlas.mask_grid is None else atlas.mask_grid.affine.tobytes())
@@ -221,7 +225,7 @@ class LabelRegions:
         atlas, notes = self.atlas, []
 
         def note(message, category=UserWarning, **_):
-            if keep != "all":
+            if keep != "all" and self.columns is None:
                 notes.append((message, category))
 
         if target is None:
@@ -239,7 +243,10 @@ class LabelRegions:
         if atlas.mask_grid is not None and not atlas.mask_grid.matches(meeting):
             atlas = atlas.with_mask_resampled(meeting)
             atlas.check_mask()
-        if keep == "all":
+        if self.columns is not None:
+            atlas.check_mask()
+            ids = self.columns
+        elif keep == "all":
             atlas.check_mask()  # else `columns` does, in nilearn's way
             ids = self.given.values[self.given.values != self.given.background]
         else:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gpumask import backend
+from gpumask import backend, devices
 from gpumask.choices import LINEAR
 from gpumask.engine.plan import Plan
 from gpumask.engine.staging import Signals
@@ -87,7 +87,7 @@ class _Sums:
 
     @contextlib.contextmanager
     def _on_device(self):
-        with backend.device_errors(self.device), backend.using(self.device):
+        with devices.device_errors(self.device), backend.using(self.device):
             yield
 
     def add(self, number, block, span):
@@ -195,6 +195,6 @@ def _reduced(plan, data, segments, series):
     options = {"slope": series.slope, "inter": series.inter, "non_finite": policy}
     if plan.device == "cpu":
         return reduce(data, segments, plan.strategy, **options)
-    with backend.device_errors(plan.device), backend.using(plan.device):
+    with devices.device_errors(plan.device), backend.using(plan.device):
         there = backend.to_device(data, plan.device)
         return tuple(map(backend.to_host, reduce(there, segments.like(there), plan.strategy, **options)))

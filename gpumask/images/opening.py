@@ -15,7 +15,7 @@ from gpumask.images.decoding import check_extensions, require_decoder
 from gpumask.images.device_arrays import OnDevice, device_of_image, image_of, is_pair
 from gpumask.images.errors import ImageError
 from gpumask.images.readers import Stored, stored
-from gpumask.inputs import irregularity
+from gpumask.inputs import irregularity, sha256
 
 ImageLike = str | os.PathLike | nib.spatialimages.SpatialImage | tuple[Any, Any]
 
@@ -58,6 +58,11 @@ def image_files(path: str | os.PathLike) -> list[str]:
                 files = kind.filespec_to_file_map(path).values()
                 others |= {os.fspath(file.filename) for file in files if file.filename}
     return [os.fspath(path), *sorted(file for file in others - {os.fspath(path)} if os.path.exists(file))]  # noqa: PTH110
+
+
+def image_hashes(path: str | os.PathLike) -> dict[str, str]:
+    """SHA-256 of each of `image_files`; errors as of `sha256`."""
+    return {file: sha256(file) for file in image_files(path)}
 
 
 def _not_an_image(item):

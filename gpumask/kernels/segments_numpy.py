@@ -4,7 +4,7 @@ from functools import partial
 from itertools import pairwise
 
 import numpy as np
-import scipy.sparse
+import scipy
 
 from gpumask.kernels import compiled
 from gpumask.kernels.weights import BLOCK

@@ -16,9 +16,10 @@ from sklearn.utils import InputTags
 from sklearn.utils._set_output import _get_output_config, _wrap_data_with_container
 from sklearn.utils.validation import check_array, check_is_fitted
 
-from gpumask import backend, process
+from gpumask import backend, devices, process
 from gpumask.dlpack import has_dlpack, on_host
-from gpumask.extraction import Plans, Prepared, Result, Settings, asked_dtype, extract, prepare
+from gpumask.dtypes import asked_dtype
+from gpumask.extraction import Prepared, Result, extract, prepare
 from gpumask.images.brain_models import BrainModels
 from gpumask.images.cifti_images import dense_values
 from gpumask.images.device_arrays import device_of_image, is_pair
@@ -28,6 +29,8 @@ from gpumask.images.labels import load_mask
 from gpumask.images.runs import Run, open_run
 from gpumask.images.volumes import open_volumes
 from gpumask.maskers.parameters import check_parameters
+from gpumask.plans import Plans
+from gpumask.settings import Settings
 
 _AT_TRANSFORM_TIME = (
     "Resampling {} at transform time...\n"
@@ -81,14 +84,14 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         self.clean_args_ = {} if self.clean_args is None else self.clean_args
         self.memory_ = self._make_memory()
         if self.device != "auto":  # then the plan decides whether a GPU is needed, and so probed
-            backend.resolve_device(self.device)
+            devices.resolve_device(self.device)
         return volumes
 
     @property
     def device_(self) -> str:
         """The device that may be used, "cpu" or "cuda:N"; ``plan_.device`` is the one that was."""
         check_is_fitted(self)
-        return backend.resolve_device(self.device)
+        return devices.resolve_device(self.device)
 
     def _forget_run(self):
         for name in {"plan_", "seconds_", "_on_grid", "_cleaning", "_lut_", "_run_t_r", *_OF_REPORTS} & set(vars(self)):

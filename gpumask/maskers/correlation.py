@@ -7,16 +7,19 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from gpumask import backend, process
+from gpumask import backend, devices, process
 from gpumask.backend import Array
 from gpumask.blocks import each_block
 from gpumask.choices import OUTPUTS, check_choice
+from gpumask.dtypes import voxel_dtype
 from gpumask.engine.voxels import VoxelRegions
-from gpumask.extraction import Plans, Prepared, VoxelSettings, extract, voxel_dtype
+from gpumask.extraction import Prepared, extract
 from gpumask.images.labels import load_mask
 from gpumask.images.parts import checked_out, image_in_parts
 from gpumask.images.volumes import open_volumes
 from gpumask.maskers.base import VolumesMasker, check_masker
+from gpumask.plans import Plans
+from gpumask.settings import VoxelSettings
 
 _BLOCK = 2048  # voxels whose correlations the CPU computes at a time
 
@@ -113,7 +116,7 @@ def correlation_maps(
     _check_memory(of_regions, voxels, volumes, holds_maps=out is None and (device == "cpu" or output == "host"))
     signals, series = (one.signals for one in extract([of_regions, voxels], volumes))
     weights = (signals / _norms(signals)).T.astype(series.dtype)
-    with backend.device_errors(device), backend.using(device):
+    with devices.device_errors(device), backend.using(device):
         weights = backend.to_device(weights, device)
         if out is None:
             stay = weights if output == "device" else signals

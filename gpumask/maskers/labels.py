@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 from gpumask import process
 from gpumask.engine.dense_regions import DenseLabelRegions
 from gpumask.engine.regions import LabelRegions, check_same_grids
-from gpumask.extraction import Prepared, Result, check_kind, refuse_for_grayordinates
+from gpumask.extraction import Prepared, Result, check_kind
 from gpumask.images.cifti_images import dense_labels
 from gpumask.images.dense_atlas import load_dense_atlas
 from gpumask.images.grayordinates import is_dense
@@ -20,6 +20,7 @@ from gpumask.images.lookup import disagreement, loaded_lookup_table, lookup_tabl
 from gpumask.images.runs import Run
 from gpumask.maskers.base import VolumesMasker, described, mask_image
 from gpumask.maskers.parameters import checked_names
+from gpumask.settings import refuse_for_grayordinates
 
 
 class NiftiLabelsMasker(VolumesMasker):

@@ -12,11 +12,12 @@ from gpumask.choices import MAPS_STRATEGIES, check_choice
 from gpumask.engine.dense_regions import DenseMapRegions
 from gpumask.engine.maps import MapRegions, as_image
 from gpumask.engine.regions import check_same_grids
-from gpumask.extraction import Settings, check_kind, refuse_for_grayordinates
+from gpumask.extraction import check_kind
 from gpumask.images.dense_atlas import load_dense_maps
 from gpumask.images.grayordinates import is_dense
 from gpumask.images.maps import load_maps
 from gpumask.maskers.base import VolumesMasker, described, mask_image
+from gpumask.settings import Settings, refuse_for_grayordinates
 
 
 class NiftiMapsMasker(VolumesMasker):

@@ -1,4 +1,4 @@
-"""Checks of the parameters that maskers have beyond `gpumask.extraction.Settings`."""
+"""Checks of the parameters that maskers have beyond `gpumask.settings.Settings`."""
 
 from collections.abc import Mapping
 from pathlib import Path

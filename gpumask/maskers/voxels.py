@@ -8,11 +8,11 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin
 
 from gpumask import process
 from gpumask.engine.voxels import VoxelRegions
-from gpumask.extraction import VoxelSettings
 from gpumask.images.grid import Grid, resample_nearest, target_grid
 from gpumask.images.volumes import Volumes
 from gpumask.maskers.base import VolumesMasker, mask_image
 from gpumask.maskers.brain_masks import computed_mask, for_nilearn
+from gpumask.settings import VoxelSettings
 
 
 class NiftiMasker(ClassNamePrefixFeaturesOutMixin, VolumesMasker):

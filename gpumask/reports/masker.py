@@ -13,6 +13,7 @@ from scipy.ndimage import affine_transform
 
 from gpumask.files import appearing_together, check_folder, write
 from gpumask.images.grid import Grid
+from gpumask.images.lookup import plain_label
 from gpumask.images.volumes import open_volumes
 from gpumask.reports.figures import draw_cuts, new_figure, to_png
 
@@ -163,7 +164,7 @@ def _regions(masker, labels):
     size = abs(np.linalg.det(labels.affine[:3, :3]))
     regions = [label for key, label in masker.region_ids_.items() if key != "background"]
     rows = "".join(
-        f"<tr><td class=n>{label}</td><td>{html.escape(str(name))}</td>"
+        f"<tr><td class=n>{plain_label(label)}</td><td>{html.escape(str(name))}</td>"
         f"<td class=n>{voxels.get(label, 0)}</td><td class=n>{voxels.get(label, 0) * size:.0f}</td></tr>"
         for label, name in zip(regions, masker.region_names_.values(), strict=True)
     )

@@ -7,12 +7,15 @@ type than gpumask's is shown as it is, and never interpreted.
 import json
 import re
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from gpumask.cohort.stored import unit_key
 from gpumask.inputs import shortened
 from gpumask.text_tables import listed
+
+_Item = TypeVar("_Item")
 
 MOST_SHOWN = 20
 """Ways of processing, and atlases of each, that are shown."""
@@ -93,6 +96,12 @@ class Methods:
                 processing.runs[atlas] += 1
 
 
+def split_shared(lists: Sequence[Sequence[_Item]]) -> tuple[list[_Item], list[list[_Item]]]:
+    """What all lists share, in the order of the first one, and each list without it."""
+    shared = [item for item in lists[0] if all(item in other for other in lists[1:])]
+    return shared, [[item for item in own if item not in shared] for own in lists]
+
+
 def text_of(value: Any) -> str:
     """A value of a description, in a line."""
     if is_number(value):
@@ -104,6 +113,11 @@ def text_of(value: Any) -> str:
 def is_number(value: Any) -> bool:
     """Whether a value is a number of a usual size."""
     return type(value) in (int, float) and abs(value) < 1e9  # False for NaN
+
+
+def is_of_each_run(how: dict[str, Any]) -> bool:
+    """Whether each run has an image of its own of the atlas; see `gpumask.cohort.own_atlases`."""
+    return "regions_of_all_runs" in how
 
 
 def is_of_grayordinates(how: dict[str, Any]) -> bool:

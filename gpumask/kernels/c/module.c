@@ -5,7 +5,9 @@
 static PyMethodDef methods[] = {
     {"add_series", add_series, METH_VARARGS, "Add series to the sums of their segments."},
     {"blocks", blocks, METH_VARARGS, "Check blocks of voxels, for `sums`."},
-    {"decimals", decimals, METH_VARARGS, "Cells of a row of float32 numbers, with tabs between them."},
+#ifdef __SIZEOF_INT128__
+    {"decimals", decimals, METH_VARARGS, "Cells of a row of numbers, with tabs between them."},
+#endif
     {"fold", fold, METH_VARARGS, "Smooth the indicators of segments."},
     {"interpolate", interpolate, METH_VARARGS, "Evaluate the cubic splines of volumes at points."},
     {"multiply", multiply, METH_VARARGS, "Multiply volumes with a banded matrix per axis."},
