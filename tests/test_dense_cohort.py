@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from gpumask.bids import find_runs
-from gpumask.cohort.configuration import AtlasFile, Configuration
+from gpumask.cohort.atlas_file import AtlasFile
+from gpumask.cohort.configuration import Configuration
 from gpumask.cohort.executors import run_cohort
 from tests import cohorts, dense
 

@@ -137,6 +137,17 @@ def test_names_colours_and_images(tmp_path, made):
     np.testing.assert_array_equal(one.data, expected[0])
 
 
+def test_colours_out_of_range(tmp_path, made):
+    """They decide nothing but colours, so they are no error."""
+    *_, values = made
+    rows = '<Label Key="0">none</Label><Label Key="1" Red="255" Green="-3" Blue="0.5" Alpha="nan">one</Label>'
+    path = tmp_path / "lh.label.gii"
+    path.write_text(
+        surfaces.document([surfaces.array(np.minimum(values, 1), "LABEL")], table=f"<LabelTable>{rows}</LabelTable>")
+    )
+    assert NiftiLabelsMasker(path).fit().lut_["color"].tolist() == ["#ffffff", "#ff0080"]
+
+
 def test_report_and_many_runs(made):
     run, atlas, data, values = made
     masker = MultiNiftiLabelsMasker(atlas).fit()
@@ -406,4 +417,4 @@ def test_warns_of_nothing(made):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         NiftiLabelsMasker(atlas).fit_transform(run)
-        assert read_gifti(str(run)).kind == "series"
+        assert read_gifti(str(run))[0].kind == "series"

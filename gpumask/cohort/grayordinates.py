@@ -76,10 +76,10 @@ def hemisphere_of(atlases: "Sequence[AtlasFile | CombinedAtlasFile | OwnAtlas]")
     ValueError
         If only some are, or their structures differ or aren't a hemisphere's cortex.
     """
-    if not any(is_gifti(atlas.origin) for atlas in atlases):
+    files = [path for atlas in atlases for path in atlas.images]
+    if not any(map(is_gifti, files)):
         return ""
-    kinds = tuple(KINDS)
-    parts = {atlas.origin: open_dense(atlas.origin, kinds).grid.contents.split(" of ")[0] for atlas in atlases}
+    parts = {path: open_dense(path, tuple(KINDS)).grid.contents.split(" of ")[0] for path in files}
     sides = {_SIDES.get(part) if is_gifti(path) else None for path, part in parts.items()}
     if None in sides or len(sides) > 1:
         has = "; ".join(f"{path}: {part}" for path, part in parts.items())

@@ -49,6 +49,11 @@ class OwnAtlas:
         return self.grayordinates
 
     @property
+    def images(self) -> tuple[str, ...]:
+        """See `AtlasFile`: none are those of all runs."""
+        return ()
+
+    @property
     def origin(self) -> str:
         """How messages call its files."""
         return f"{self.name}, a file of each run"

@@ -205,13 +205,6 @@ def parse_brain_models(element: Element, name: str) -> BrainModels:
     return BrainModels(end, tuple(surfaces), at, ijk, volume, _key(surfaces, at, ijk, volume), name)
 
 
-def surface_models(structure: str, n_vertices: int) -> BrainModels:
-    """Return the brain models of one surface, with all of its vertices."""
-    surfaces = (Surface(structure, n_vertices, 0, np.arange(n_vertices)),)
-    at, ijk = np.zeros(0, np.int64), np.zeros((0, 3), np.int64)
-    return BrainModels(n_vertices, surfaces, at, ijk, None, _key(surfaces, at, ijk, None))
-
-
 def _error(name: str, what: str) -> ImageError:
     return ImageError(f"The brain models of {name} are wrong: {what}. Copy or create the file again.")
 

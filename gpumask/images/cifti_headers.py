@@ -1,4 +1,4 @@
-"""Headers of dense files, and the XML of CIFTI-2: their kind, columns and brain models.
+"""The XML of dense CIFTI-2 files: their kind, columns and brain models.
 
 Brain models are parsed here: nibabel takes 0.2 s for 91,282 grayordinates. The rest is small, and nibabel's.
 """
@@ -65,7 +65,7 @@ class Header:
     t_r : float or None
         Seconds between time points; None if they aren't in seconds.
     is_gifti : bool
-        Whether the file is GIFTI. It has no XML of CIFTI-2.
+        Whether the file is GIFTI, of the same content.
     """
 
     name: str
@@ -75,8 +75,8 @@ class Header:
     names: list[str]
     n_columns: int
     t_r: float | None
+    _content: bytes
     is_gifti: bool = False
-    _content: bytes = b""
 
     @cached_property
     def xml(self) -> nib.Cifti2Header:
@@ -130,9 +130,9 @@ def parse_header(content: bytes, name: str) -> Header:
         if kind == "series":
             step = float(columns.series_step) * 10.0 ** int(columns.series_exponent or 0)
             t_r = step if columns.series_unit == "SECOND" and 0 < step < float("inf") else None
-            return Header(name, kind, models, columns, [], int(columns.number_of_series_points), t_r, _content=content)
+            return Header(name, kind, models, columns, [], int(columns.number_of_series_points), t_r, content)
         names = [str(one.map_name or "") for one in columns.named_maps]
-    return Header(name, kind, models, columns, names, len(names), None, _content=content)
+    return Header(name, kind, models, columns, names, len(names), None, content)
 
 
 def _split(content: bytes) -> tuple[bytes, bytes]:

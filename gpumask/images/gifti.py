@@ -6,15 +6,18 @@ They become what dense CIFTI-2 files are: values of brain models, here of one su
 import os
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from nibabel import cifti2, gifti
 from nibabel.gifti.parse_gifti_fast import GiftiImageParser
 
-from gpumask.images.brain_models import BrainModels, surface_models
+from gpumask.images.brain_models import BrainModels
+from gpumask.images.cifti_headers import Header, parse_header
 from gpumask.images.errors import ImageError
 from gpumask.images.opening import check_image_file
 from gpumask.inputs import open_file
@@ -30,30 +33,6 @@ _CORTEX = {"L": "CIFTI_STRUCTURE_CORTEX_LEFT", "R": "CIFTI_STRUCTURE_CORTEX_RIGH
 _AT_ONCE = 16  # arrays that are transposed together: a cache line of each vertex
 
 
-class Surface(NamedTuple):
-    """What a file holds.
-
-    Attributes
-    ----------
-    name : str
-    kind : {"labels", "series"}
-    columns : nibabel.cifti2.Cifti2MatrixIndicesMap
-        As of a CIFTI-2 file with the same content, with the label table.
-    models : BrainModels
-        One surface, with all of its vertices.
-    names : list of str
-        Of the maps of labels; empty for a series.
-    values : ndarray, shape (n_vertices, n_arrays)
-    """
-
-    name: str
-    kind: str
-    columns: cifti2.Cifti2MatrixIndicesMap
-    models: BrainModels
-    names: list[str]
-    values: np.ndarray
-
-
 def is_gifti(img: Any) -> bool:
     """Whether something is a GIFTI image, or has the name of one."""
     if isinstance(img, nib.GiftiImage):
@@ -61,13 +40,19 @@ def is_gifti(img: Any) -> bool:
     return isinstance(img, str | os.PathLike) and PATTERN.search(Path(img).name) is not None
 
 
-def read_gifti(img: Any) -> Surface:
+def read_gifti(img: Any) -> tuple[Header, np.ndarray]:
     """Read labels or a series; nibabel's parser holds all arrays, and they are copied once.
 
     Parameters
     ----------
     img : str, path-like or nibabel.gifti.GiftiImage
         Values may be ASCII text or base64, compressed or not.
+
+    Returns
+    -------
+    header : Header
+        Of a CIFTI-2 file with the same content: one surface, with all of its vertices. Without a repetition time.
+    values : ndarray, shape (n_vertices, n_arrays)
 
     Raises
     ------
@@ -84,15 +69,25 @@ def read_gifti(img: Any) -> Surface:
         img = _parse(Path(name))
     kind = _kind(img, name)
     values = _stacked([array.data for array in img.darrays], name)
-    structure = _structure(img, name)
-    if kind == "labels":
-        names = [_meta(array).get("Name", "") for array in img.darrays]
-        names = names if values.shape[1] == len(names) else [""] * values.shape[1]
-        columns: Any = cifti2.LabelAxis(names, [_table(img, name)] * len(names))
-    else:
-        names = []
-        columns = cifti2.SeriesAxis(0, 1, values.shape[1])
-    return Surface(name, kind, columns.to_mapping(0), surface_models(structure, len(values)), names, values)
+    shape = _structure(img, name), *values.shape
+    return replace(_labels_header(img, name, *shape) if kind == "labels" else _series_header(*shape), name=name), values
+
+
+def _labels_header(img, name, structure, n_vertices, n_maps):
+    names = [_meta(array).get("Name", "") for array in img.darrays]
+    names = names if n_maps == len(names) else [""] * n_maps
+    return _header(cifti2.LabelAxis(names, [_table(img, name)] * n_maps), structure, n_vertices)
+
+
+@lru_cache(maxsize=8)
+def _series_header(structure: str, n_vertices: int, n_times: int) -> Header:
+    return _header(cifti2.SeriesAxis(0, 1, n_times), structure, n_vertices)
+
+
+def _header(columns, structure, n_vertices):
+    rows = cifti2.BrainModelAxis.from_surface(np.arange(n_vertices), n_vertices, structure)
+    content = cifti2.Cifti2Header.from_axes((columns, rows)).to_xml()
+    return replace(parse_header(content, "GIFTI"), t_r=None, is_gifti=True)
 
 
 class _Parser(GiftiImageParser):
@@ -226,8 +221,9 @@ def _table(img, name):
 
 
 def _colour(label):
+    """Red, green, blue and alpha from 0 to 1; 1 where the table has none, and the nearest of others."""
     shares = (label.red, label.green, label.blue, label.alpha)
-    return tuple(1.0 if share is None else float(share) for share in shares)
+    return tuple(1.0 if share is None or share != share else min(max(float(share), 0.0), 1.0) for share in shares)
 
 
 def surface_values(models: BrainModels, values: np.ndarray) -> gifti.GiftiImage:
@@ -236,7 +232,7 @@ def surface_values(models: BrainModels, values: np.ndarray) -> gifti.GiftiImage:
     Parameters
     ----------
     models : BrainModels
-        As of `Surface`.
+        One surface, with all of its vertices.
     values : ndarray, shape (n_vertices,) or (n_times, n_vertices)
         An array of the image for each time point. GIFTI has 32-bit floats and 32-bit or unsigned 8-bit integers only,
         so others become 32-bit floats.
@@ -253,7 +249,7 @@ def surface_labels(models: BrainModels, labels: np.ndarray, name: str, table: di
     Parameters
     ----------
     models : BrainModels
-        As of `Surface`.
+        One surface, with all of its vertices.
     labels : ndarray of int, shape (n_vertices,)
     name : str
         Of the map.

@@ -17,7 +17,7 @@ import numpy as np
 from gpumask.images.cifti_headers import KINDS, XML_CODE, Header, header_of, parse_header
 from gpumask.images.decoding import check_extensions, check_size
 from gpumask.images.errors import ImageError
-from gpumask.images.gifti import Surface, is_gifti, read_gifti
+from gpumask.images.gifti import is_gifti, read_gifti
 from gpumask.images.opening import check_image_file
 from gpumask.images.readers import mapped_rows
 from gpumask.inputs import irregularity, open_file
@@ -171,7 +171,8 @@ def open_dense(img: Any, kinds: Sequence[str] = ("series",)) -> DenseImage:
     if isinstance(img, DenseImage):
         image = img
     elif is_gifti(img):
-        image = _of_surface(read_gifti(img))
+        header, values = read_gifti(img)
+        image = DenseImage(header.name, header, values, values.dtype)
     elif not isinstance(img, nib.Cifti2Image):
         image = _open(Path(img).expanduser())
     elif nib.is_proxy(img.dataobj) and (path := img.get_filename()):
@@ -186,12 +187,6 @@ def open_dense(img: Any, kinds: Sequence[str] = ("series",)) -> DenseImage:
         msg = f"{image.name} holds {found.noun} ({found.extensions}), expected {expected}."
         raise ImageError(msg)
     return image
-
-
-def _of_surface(surface: Surface) -> DenseImage:
-    name, kind, columns, models, names, values = surface
-    header = Header(name, kind, models, columns, names, values.shape[1], None, is_gifti=True)
-    return DenseImage(name, header, values, values.dtype)
 
 
 def _open(path: Path) -> DenseImage:
