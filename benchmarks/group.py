@@ -10,6 +10,7 @@ cache: what a disk needs to read them isn't measured.
 import argparse
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,7 @@ def make(folder, n_runs, n_regions, n_denoisings, n_volumes):
     if (folder / "made.json").exists():
         return
     _process(folder, n_regions, n_denoisings, n_volumes)
-    out, records = folder / "out", sorted(folder.glob("out/logs/*.json"))
+    out, records, draw = folder / "out", sorted(folder.glob("out/logs/*.json")), random.Random(0)
     for k in range(_MADE, n_runs):
         record = records[k % _MADE]
         earlier, own = record.name.partition("_")[0], f"sub-{k:05}"
@@ -34,7 +35,10 @@ def make(folder, n_runs, n_regions, n_denoisings, n_volumes):
         text = record.read_text()
         for path in (output["path"] for output in json.loads(text)["outputs"]):
             os.link(out / path, out / path.replace(earlier, own))
-        record.with_name(record.name.replace(earlier, own)).write_text(text.replace(earlier, own))
+        content = json.loads(text.replace(earlier, own))
+        for numbers in content["quality"].values():  # of its own, as far as they aren't counts
+            numbers.update({name: of * draw.uniform(0.5, 2) for name, of in numbers.items() if isinstance(of, float)})
+        record.with_name(record.name.replace(earlier, own)).write_text(json.dumps(content, indent=2))
     (folder / "made.json").write_text(json.dumps({"runs": n_runs}))
 
 
