@@ -1,10 +1,10 @@
 """Runs plans over a dense CIFTI-2 series, in which the time points of a grayordinate are contiguous.
 
 Sums and means are taken in one pass over the file, a block of grayordinates at a time: threads share out the time
-points, and each adds the series of a region in ascending order. Extremes are compared where the mapped file has them.
-Other statistics, and time points with values that aren't finite, need all grayordinates of a region at once. These are
-gathered from the file, some regions and time points at a time. None depends on the size of a block or the number of
-threads, to the bit.
+points, and each adds the series of a region in ascending order. Extremes and medians are found where the mapped file
+has them. Other statistics, and time points with values that aren't finite, are gathered first, some regions and time
+points at a time, because they need all grayordinates of a region at once. None of these depends on the size of a block
+or the number of threads, to the bit.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from gpumask.engine.stream import Extraction
 from gpumask.images.grayordinates import DenseImage
 from gpumask.kernels.segments import Segments, reduce
 from gpumask.kernels.segments_numpy import from_sums, rescaled
-from gpumask.kernels.series import add_block, cut, extremes, reads_extremes
+from gpumask.kernels.series import add_block, cut, order_statistic, reads_in_place
 from gpumask.process import in_threads, n_cores
 
 _BLOCK_BYTES = 8 << 20  # of stored values
@@ -136,7 +136,7 @@ def _spans(n_times, n_threads):
 
 def _result(plan: Plan, sums: Any, series: DenseImage, n_threads: int) -> Signals:
     if sums is None:
-        signals, wanted = _extremes(plan, series, n_threads)
+        signals, wanted = _in_place(plan, series, n_threads)
         found = bool(wanted.any()) and _gather(plan, series, signals, wanted, n_threads)
         return Signals(signals, None, found)
     signals = from_sums(sums.values.T, plan.segments, plan.strategy, series.slope, series.inter)
@@ -147,21 +147,21 @@ def _result(plan: Plan, sums: Any, series: DenseImage, n_threads: int) -> Signal
     return Signals(signals, None, found)
 
 
-def _extremes(plan, series, n_threads):
-    """Extremes of finite values, and which signals are still wanted: all, where values can't be compared as they lie.
+def _in_place(plan, series, n_threads):
+    """Signals of finite values, and which are still wanted: all, where they aren't extremes or medians of plain types.
 
     A group of regions that has a value that isn't finite is wanted whole, as `reduce` judges it.
     """
     values = series.rows(0, series.grid.n_grayordinates)
     shape = len(plan.counts), series.n_volumes
     overflows = series.dtype.itemsize == 8 and (series.slope, series.inter) != (1.0, 0.0)
-    compares = plan.strategy in EXTREMES and plan.device == "cpu" and reads_extremes(values)
-    if not compares or overflows or series.slope < 0:
+    mirrored = series.slope < 0 and plan.strategy in EXTREMES
+    if plan.device != "cpu" or mirrored or overflows or not reads_in_place(plan.strategy, values):
         return np.empty(shape[::-1]), np.ones(shape[::-1], bool)
     out, odd = np.empty(shape), np.empty(shape, np.uint8)
 
     def fill(span):
-        extremes(plan.strategy, values[:, span], plan.segments, out[:, span], odd[:, span])
+        order_statistic(plan.strategy, values[:, span], plan.segments, out[:, span], odd[:, span])
 
     for _ in in_threads(fill, _spans(series.n_volumes, n_threads), n_threads):
         pass
