@@ -9,8 +9,9 @@ or the number of threads, to the bit.
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
@@ -28,6 +29,7 @@ from gpumask.kernels.series import add_block, cut, order_statistic, reads_in_pla
 from gpumask.process import in_threads, n_cores
 
 _BLOCK_BYTES = 8 << 20  # of stored values
+_AHEAD = 4  # blocks that threads may have to add before another one is read
 _TILE_BYTES = 8 << 20  # of gathered values, in float64
 _LEAST_TIMES = 64  # of a thread: with fewer, the threads would share cache lines
 _GROUP = 8192  # grayordinates of the regions that are gathered together
@@ -109,19 +111,26 @@ class _Sums:
 
 
 def _add_all(all_sums, series, size, n_threads, progress):
-    """Add all series to the sums."""
+    """Add all series to the sums.
+
+    Each thread has its own time points, and adds the blocks to them in order: none waits for another.
+    """
     spans, n_rows = _spans(series.n_volumes, n_threads), series.grid.n_grayordinates
     on_host = [sums for sums in all_sums if sums.device == "cpu"]
     on_device = [sums for sums in all_sums if sums.device != "cpu"]
-    with ThreadPoolExecutor(n_threads, "gpumask-reduce") as workers:
+    waiting: deque[list[Future]] = deque()
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(ThreadPoolExecutor(1, "gpumask-reduce")) for _ in spans]
         for number, start in enumerate(range(0, n_rows, size)):
             stop = min(start + size, n_rows)
             block = series.rows(start, stop)
-            running = [workers.submit(sums.add, number, block, span) for sums in on_host for span in spans]
+            pairs = list(zip(workers, spans, strict=True))
+            waiting.append([one.submit(sums.add, number, block, span) for sums in on_host for one, span in pairs])
             for sums in on_device:
                 sums.add_on_device(number, block)
-            for task in running:  # the next block's series come after these
-                task.result()
+            while len(waiting) > (_AHEAD if stop < n_rows else 0):
+                for task in waiting.popleft():
+                    task.result()
             if progress:
                 progress(series.n_volumes * stop // n_rows)
 
