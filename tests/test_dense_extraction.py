@@ -224,6 +224,20 @@ def test_output_names_and_colours(made):
     assert NiftiLabelsMasker(atlas, labels=list("abcd")).fit().lut_["name"].tolist() == ["Background", *"abcd"]
 
 
+def test_labels_img_is_made_when_it_is_used(made, tmp_path):
+    """nibabel takes half a second for it."""
+    run, atlas, _, _, labels, atlas_axis = made
+    masker = NiftiLabelsMasker(atlas)
+    assert not hasattr(masker, "labels_img_")
+    for values in (labels, labels[::-1]):
+        dense.save(dense.labels_image(values, atlas_axis), atlas)
+        masker.fit(run)
+        assert "labels_img_" not in vars(masker)
+        np.testing.assert_array_equal(masker.labels_img_.get_fdata(), [values])
+        assert masker.labels_img_ is masker.labels_img_
+        assert masker.labels_img_.header.get_axis(1) == atlas_axis
+
+
 def test_labels_without_an_entry_are_called_unknown(tmp_path, made):
     run, _, _, axis, *_ = made
     labels = np.where(np.arange(len(axis)) % 2, 3, 4)
