@@ -164,6 +164,25 @@ def test_same_bits_for_any_block_and_number_of_threads(tmp_path, monkeypatch):
             assert signals.non_finite
 
 
+@helpers.needs_compiled
+@pytest.mark.parametrize("strategy", ["minimum", "maximum", "median"])
+@pytest.mark.parametrize(("slope", "inter"), [(None, None), (0.37, -1.3), (-0.37, 2.0)])
+@pytest.mark.parametrize("dtype", ["<f4", "<i2", "<f8"])
+def test_same_bits_in_place_and_gathered(tmp_path, monkeypatch, strategy, slope, inter, dtype):
+    """Values that are read where the file has them give the bits of those that are gathered, next to holes too."""
+    run, atlas, data, *_ = make(tmp_path, np.random.default_rng(8))
+    stored = (100 * data).astype(dtype)
+    if dtype != "<i2":
+        stored[[3, 90], [5, 60]] = np.nan, np.inf
+    dense.recoded(run, dtype, stored, slope, inter)
+    signals = []
+    for in_place in (engine.reads_in_place, lambda *_: False):
+        monkeypatch.setattr(engine, "reads_in_place", in_place)
+        masker = NiftiLabelsMasker(atlas, strategy=strategy, nan_policy="omit", dtype="f8")
+        signals.append(masker.fit_transform(run).tobytes())
+    assert signals[0] == signals[1]
+
+
 def test_several_atlases_have_the_bits_of_each_alone(tmp_path):
     run, atlas, _, _, labels, atlas_axis = make(tmp_path, np.random.default_rng(2))
     other = dense.labels_image(labels[::-1], atlas_axis)
@@ -203,6 +222,20 @@ def test_output_names_and_colours(made):
     assert masker.lut_["color"].tolist()[:2] == ["#ffffff", "#243355"]
     assert frame.dtypes.tolist() == [np.float32] * 4
     assert NiftiLabelsMasker(atlas, labels=list("abcd")).fit().lut_["name"].tolist() == ["Background", *"abcd"]
+
+
+def test_labels_img_is_made_when_it_is_used(made, tmp_path):
+    """nibabel takes half a second for it."""
+    run, atlas, _, _, labels, atlas_axis = made
+    masker = NiftiLabelsMasker(atlas)
+    assert not hasattr(masker, "labels_img_")
+    for values in (labels, labels[::-1]):
+        dense.save(dense.labels_image(values, atlas_axis), atlas)
+        masker.fit(run)
+        assert "labels_img_" not in vars(masker)
+        np.testing.assert_array_equal(masker.labels_img_.get_fdata(), [values])
+        assert masker.labels_img_ is masker.labels_img_
+        assert masker.labels_img_.header.get_axis(1) == atlas_axis
 
 
 def test_labels_without_an_entry_are_called_unknown(tmp_path, made):

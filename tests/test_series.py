@@ -1,11 +1,13 @@
 """Sums of series, against their definition."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from gpumask.kernels import compiled
 from gpumask.kernels.segments import Segments
-from gpumask.kernels.series import add_block, cut, extremes, reads_extremes
+from gpumask.kernels.series import add_block, cut, order_statistic, reads_in_place
 from tests.helpers import needs_compiled
 
 
@@ -76,15 +78,25 @@ def test_wrong_arguments_of_the_compiled_loop(changes, error, message):
     assert str(caught.value).startswith(message)
 
 
+ORDER = {"minimum": np.min, "maximum": np.max, "median": np.median}
+
+
 @needs_compiled
-@pytest.mark.parametrize("strategy", ["minimum", "maximum"])
-@pytest.mark.parametrize("seed", range(10))
-def test_extremes(seed, strategy):
-    """Any type; empty regions and such that share series; values that aren't finite; time points of a part."""
-    rng = np.random.default_rng(seed)
-    n_series, n_times = int(rng.integers(1, 60)), int(rng.choice([1, 3, 17, 515, 1100]))
-    dtype = np.dtype(["f4", "f8", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8"][seed])
-    data = (rng.standard_normal((n_series, n_times)) * 100).astype("i8").astype(dtype)
+@pytest.mark.parametrize("strategy", ORDER)
+@pytest.mark.parametrize("dtype", ["f4", "f8", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8"])
+@pytest.mark.parametrize("spread", ["few", "many", "all"])
+def test_order_statistics(dtype, strategy, spread):
+    """Any type; ties and extreme values; empty regions and such that share series; not finite; parts of the times."""
+    rng = np.random.default_rng([*map(ord, dtype + spread)])
+    n_series, n_times, dtype = int(rng.integers(1, 60)), int(rng.choice([1, 3, 17, 515, 1100])), np.dtype(dtype)
+    if not reads_in_place(strategy, np.zeros((2, 3), dtype)):
+        assert strategy == "median"
+        assert dtype in (np.float64, np.uint32, np.int64, np.uint64)
+        return
+    data = rng.integers(0, 256, (n_series, n_times * dtype.itemsize), np.uint8).view(dtype)
+    if spread != "all":
+        data = (rng.standard_normal(data.shape) * {"few": 2, "many": 1000}[spread]).astype("i8").astype(dtype)
+        data[rng.random(data.shape) < 0.05] *= -1 if dtype.kind == "f" else 1  # -0 too
     if dtype.kind == "f":
         for value in (np.nan, np.inf, -np.inf):
             data[rng.integers(0, n_series, 2), rng.integers(0, n_times, 2)] = value
@@ -92,30 +104,33 @@ def test_extremes(seed, strategy):
     indices = np.concatenate([rng.permutation(n_series)[:n] for n in counts])
     segments = Segments(indices, np.concatenate([[0], np.cumsum(counts)]))
     out, odd = np.empty((7, n_times)), np.empty((7, n_times), np.uint8)
-    assert reads_extremes(data)
     for span in (slice(0, n_times // 2), slice(n_times // 2, n_times)):
-        extremes(strategy, data[:, span], segments, out[:, span], odd[:, span])
-    of = {"minimum": np.min, "maximum": np.max}[strategy]
+        order_statistic(strategy, data[:, span], segments, out[:, span], odd[:, span])
     for region, (start, stop) in enumerate(zip(segments.offsets[:-1], segments.offsets[1:], strict=True)):
-        values = data[indices[start:stop]].astype(np.float64)
+        with np.errstate(invalid="ignore"):  # random bits make signalling NaN
+            values = data[indices[start:stop]].astype(np.float64)
         finite = np.isfinite(values).all(axis=0)
         np.testing.assert_array_equal(odd[region], ~finite)
-        expected = of(values, axis=0)[finite] if len(values) else np.full(n_times, np.nan)
+        if len(values):
+            expected = ORDER[strategy](values[:, finite], axis=0) if finite.any() else []
+        else:
+            expected = np.full(n_times, np.nan)
         np.testing.assert_array_equal(out[region][finite], expected)
 
 
-def test_types_whose_extremes_are_gathered(monkeypatch):
-    assert not any(reads_extremes(np.zeros((2, 3), dtype)) for dtype in (">f4", ">i2", "f2", "g"))
-    assert not reads_extremes(np.frombuffer(bytes(25), np.uint8)[1:].view("f4").reshape(2, 3))
+def test_types_whose_order_statistics_are_gathered(monkeypatch):
+    for strategy in ORDER:
+        assert not any(reads_in_place(strategy, np.zeros((2, 3), dtype)) for dtype in (">f4", ">i2", "f2", "g"))
+        assert not reads_in_place(strategy, np.frombuffer(bytes(25), np.uint8)[1:].view("f4").reshape(2, 3))
+    assert not reads_in_place("variance", np.zeros((2, 3), "f4"))
     monkeypatch.setattr(compiled, "extension", None)
-    assert not reads_extremes(np.zeros((2, 3), "f4"))
+    assert not reads_in_place("minimum", np.zeros((2, 3), "f4"))
 
 
 @needs_compiled
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"name": "median"}, ValueError, "`name` must be minimum or maximum, got median."),
         ({"rows": [0, 5]}, ValueError, "`rows` must lie within the 5 series of `data`."),
         ({"rows": [-1, 0]}, ValueError, "`rows` must lie within the 5 series"),
         ({"offsets": [0, 1, 3]}, ValueError, "`offsets` must start at 0, never decrease and end at 2"),
@@ -128,16 +143,27 @@ def test_types_whose_extremes_are_gathered(monkeypatch):
         ({"odd": np.zeros((2, 4))}, TypeError, "`odd` must be of uint8"),
     ],
 )
-def test_wrong_arguments_of_the_compiled_extremes(changes, error, message):
+@pytest.mark.parametrize("strategy", ["minimum", "median"])
+def test_wrong_arguments_of_the_compiled_order_statistics(strategy, changes, error, message):
     given = {
-        "name": "minimum",
-        "data": np.zeros((5, 4)),
+        "data": np.zeros((5, 4), np.float32),
         "rows": [0, 1],
         "offsets": [0, 1, 2],
         "out": np.zeros((2, 4)),
         "odd": np.zeros((2, 4), np.uint8),
     } | changes
     given |= {name: np.array(given[name], np.int64) for name in ("rows", "offsets")}
+    extremes, medians = compiled.extension.extremes_of_series, compiled.extension.medians_of_series
+    call = medians if strategy == "median" else partial(extremes, strategy)
     with pytest.raises(error) as caught:
-        compiled.extension.extremes_of_series(*given.values())
+        call(*given.values())
     assert str(caught.value).startswith(message)
+
+
+@needs_compiled
+def test_order_statistics_that_the_compiled_loops_lack():
+    rest = np.arange(2), np.array([0, 1, 2]), np.zeros((2, 3)), np.zeros((2, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"^`name` must be minimum or maximum, got median\.$"):
+        compiled.extension.extremes_of_series("median", np.zeros((2, 3)), *rest)
+    with pytest.raises(TypeError, match=r"^`data` must be of float32, or of integers that fit into int32\.$"):
+        compiled.extension.medians_of_series(np.zeros((2, 3)), *rest)

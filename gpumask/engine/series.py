@@ -1,16 +1,17 @@
 """Runs plans over a dense CIFTI-2 series, in which the time points of a grayordinate are contiguous.
 
 Sums and means are taken in one pass over the file, a block of grayordinates at a time: threads share out the time
-points, and each adds the series of a region in ascending order. Extremes are compared where the mapped file has them.
-Other statistics, and time points with values that aren't finite, need all grayordinates of a region at once. These are
-gathered from the file, some regions and time points at a time. None depends on the size of a block or the number of
-threads, to the bit.
+points, and each adds the series of a region in ascending order. Extremes and medians are found where the mapped file
+has them. Other statistics, and time points with values that aren't finite, are gathered first, some regions and time
+points at a time, because they need all grayordinates of a region at once. None of these depends on the size of a block
+or the number of threads, to the bit.
 """
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
@@ -24,10 +25,11 @@ from gpumask.engine.stream import Extraction
 from gpumask.images.grayordinates import DenseImage
 from gpumask.kernels.segments import Segments, reduce
 from gpumask.kernels.segments_numpy import from_sums, rescaled
-from gpumask.kernels.series import add_block, cut, extremes, reads_extremes
+from gpumask.kernels.series import add_block, cut, order_statistic, reads_in_place
 from gpumask.process import in_threads, n_cores
 
 _BLOCK_BYTES = 8 << 20  # of stored values
+_AHEAD = 4  # blocks that threads may have to add before another one is read
 _TILE_BYTES = 8 << 20  # of gathered values, in float64
 _LEAST_TIMES = 64  # of a thread: with fewer, the threads would share cache lines
 _GROUP = 8192  # grayordinates of the regions that are gathered together
@@ -109,19 +111,26 @@ class _Sums:
 
 
 def _add_all(all_sums, series, size, n_threads, progress):
-    """Add all series to the sums."""
+    """Add all series to the sums.
+
+    Each thread has its own time points, and adds the blocks to them in order: none waits for another.
+    """
     spans, n_rows = _spans(series.n_volumes, n_threads), series.grid.n_grayordinates
     on_host = [sums for sums in all_sums if sums.device == "cpu"]
     on_device = [sums for sums in all_sums if sums.device != "cpu"]
-    with ThreadPoolExecutor(n_threads, "gpumask-reduce") as workers:
+    waiting: deque[list[Future]] = deque()
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(ThreadPoolExecutor(1, "gpumask-reduce")) for _ in spans]
         for number, start in enumerate(range(0, n_rows, size)):
             stop = min(start + size, n_rows)
             block = series.rows(start, stop)
-            running = [workers.submit(sums.add, number, block, span) for sums in on_host for span in spans]
+            pairs = list(zip(workers, spans, strict=True))
+            waiting.append([one.submit(sums.add, number, block, span) for sums in on_host for one, span in pairs])
             for sums in on_device:
                 sums.add_on_device(number, block)
-            for task in running:  # the next block's series come after these
-                task.result()
+            while len(waiting) > (_AHEAD if stop < n_rows else 0):
+                for task in waiting.popleft():
+                    task.result()
             if progress:
                 progress(series.n_volumes * stop // n_rows)
 
@@ -136,7 +145,7 @@ def _spans(n_times, n_threads):
 
 def _result(plan: Plan, sums: Any, series: DenseImage, n_threads: int) -> Signals:
     if sums is None:
-        signals, wanted = _extremes(plan, series, n_threads)
+        signals, wanted = _in_place(plan, series, n_threads)
         found = bool(wanted.any()) and _gather(plan, series, signals, wanted, n_threads)
         return Signals(signals, None, found)
     signals = from_sums(sums.values.T, plan.segments, plan.strategy, series.slope, series.inter)
@@ -147,21 +156,21 @@ def _result(plan: Plan, sums: Any, series: DenseImage, n_threads: int) -> Signal
     return Signals(signals, None, found)
 
 
-def _extremes(plan, series, n_threads):
-    """Extremes of finite values, and which signals are still wanted: all, where values can't be compared as they lie.
+def _in_place(plan, series, n_threads):
+    """Signals of finite values, and which are still wanted: all, where they aren't extremes or medians of plain types.
 
     A group of regions that has a value that isn't finite is wanted whole, as `reduce` judges it.
     """
     values = series.rows(0, series.grid.n_grayordinates)
     shape = len(plan.counts), series.n_volumes
     overflows = series.dtype.itemsize == 8 and (series.slope, series.inter) != (1.0, 0.0)
-    compares = plan.strategy in EXTREMES and plan.device == "cpu" and reads_extremes(values)
-    if not compares or overflows or series.slope < 0:
+    mirrored = series.slope < 0 and plan.strategy in EXTREMES
+    if plan.device != "cpu" or mirrored or overflows or not reads_in_place(plan.strategy, values):
         return np.empty(shape[::-1]), np.ones(shape[::-1], bool)
     out, odd = np.empty(shape), np.empty(shape, np.uint8)
 
     def fill(span):
-        extremes(plan.strategy, values[:, span], plan.segments, out[:, span], odd[:, span])
+        order_statistic(plan.strategy, values[:, span], plan.segments, out[:, span], odd[:, span])
 
     for _ in in_threads(fill, _spans(series.n_volumes, n_threads), n_threads):
         pass

@@ -103,19 +103,20 @@ def add_block(data: Array, entries: Entries, sums: Array) -> None:
     half(data, entries, sums)
 
 
-def reads_extremes(data: np.ndarray) -> bool:
-    """Whether `extremes` can read stored values where they lie."""
-    return compiled.extension is not None and compiled.readable(data[:0]).dtype == data.dtype and data.flags.aligned
+def reads_in_place(strategy: str, data: np.ndarray) -> bool:
+    """Whether `order_statistic` can read stored values where they lie."""
+    types = {"minimum": "?bBhHiIlLqQfd", "maximum": "?bBhHiIlLqQfd", "median": "bBhHif"}.get(strategy, "")
+    return compiled.extension is not None and data.dtype.char in types and data.dtype.isnative and data.flags.aligned
 
 
-def extremes(strategy: str, data: np.ndarray, segments: Segments, out: np.ndarray, odd: np.ndarray) -> None:
-    """Compute the minimum or maximum of each region at each time point.
+def order_statistic(strategy: str, data: np.ndarray, segments: Segments, out: np.ndarray, odd: np.ndarray) -> None:
+    """Compute the minimum, maximum or median of each region at each time point.
 
     Parameters
     ----------
-    strategy : {"minimum", "maximum"}
+    strategy : {"minimum", "maximum", "median"}
     data : ndarray, shape (n_series, n_times)
-        Stored values that `reads_extremes` accepts. Time points are contiguous.
+        Stored values that `reads_in_place` accepts. Time points are contiguous.
     segments : Segments
         Without weights.
     out : ndarray of float64, shape (n_regions, n_times)
@@ -124,7 +125,10 @@ def extremes(strategy: str, data: np.ndarray, segments: Segments, out: np.ndarra
         Written to: 1 where a value isn't finite, and `out` is meaningless, else 0.
     """
     rows, offsets = (np.ascontiguousarray(part, np.int64) for part in (segments.indices, segments.offsets))
-    compiled.extension.extremes_of_series(strategy, data, rows, offsets, out, odd)
+    if strategy == "median":
+        compiled.extension.medians_of_series(data, rows, offsets, out, odd)
+    else:
+        compiled.extension.extremes_of_series(strategy, data, rows, offsets, out, odd)
 
 
 def _add_numpy(data, entries, sums):

@@ -1,6 +1,7 @@
 """NiftiLabelsMasker: parameters, fitted attributes, and the inverse transform."""
 
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import nibabel as nib
@@ -276,7 +277,8 @@ class NiftiLabelsMasker(VolumesMasker):
             process.warn(found.message)
         self.lut_ = lookup_table(atlas.values, self.background_label, names=names, lut=None if names else table)
         self._fitted = DenseLabelRegions(atlas)
-        self.labels_img_, self.mask_img_ = dense_labels(atlas, atlas.labels), None
+        vars(self).pop("labels_img_", None)
+        self.mask_img_ = None
         self._log("Finished fit", "fit")
         return self
 
@@ -318,6 +320,14 @@ class NiftiLabelsMasker(VolumesMasker):
 
     def _nilearn_parameters(self):
         return {"labels": checked_names(self.labels, self.lut), "lut": None if self.lut is None else self.lut_}
+
+    @cached_property
+    def labels_img_(self) -> nib.Nifti1Image | nib.Cifti2Image:
+        """The labels that `fit` loaded. Set by `fit` for volumes; nibabel takes 0.5 s to make one of grayordinates."""
+        if not isinstance(getattr(self, "_fitted", None), DenseLabelRegions):
+            msg = f"{type(self).__name__!r} object has no attribute 'labels_img_': call fit first."
+            raise AttributeError(msg)
+        return dense_labels(self._fitted.atlas, self._fitted.atlas.labels)
 
     @property
     def n_elements_(self) -> int:
@@ -378,7 +388,7 @@ class NiftiLabelsMasker(VolumesMasker):
         return getattr(self, "_lut_", self.lut_)
 
     def __sklearn_is_fitted__(self):
-        return hasattr(self, "labels_img_") and hasattr(self, "lut_")
+        return hasattr(self, "_fitted") and hasattr(self, "lut_")
 
 
 def _ignore(*_, **__):

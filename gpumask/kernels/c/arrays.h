@@ -36,12 +36,29 @@ int type_of(const Py_buffer *view);
 /* 0 if offsets start at 0, never decrease and end at `n_entries`; otherwise -1 with a ValueError. */
 int check_offsets(const int64_t *offsets, Py_ssize_t n_offsets, Py_ssize_t n_entries);
 
+/* Arguments of a statistic of segments of series: data, rows, offsets, out, odd. */
+#define SERIES_ARRAYS 5
+typedef struct {
+    Py_buffer views[SERIES_ARRAYS];
+    int type;
+    const char *data; /* series x time points, which are contiguous */
+    Py_ssize_t stride, itemsize, n_times; /* strides are in bytes */
+    const int64_t *rows, *offsets; /* series of each entry; the entries of region r are offsets[r] to offsets[r + 1] */
+    double *out; /* regions x time points */
+    uint8_t *odd; /* the same; where a value isn't finite */
+    Py_ssize_t out_stride, odd_stride, n_regions;
+} SeriesStatistic;
+
+/* Opens and checks them. Returns -1 with a TypeError or ValueError; `views` are to be closed in either case. */
+int open_series_statistic(PyObject *const *objects, SeriesStatistic *statistic);
+
 PyObject *add_series(PyObject *module, PyObject *args);
 PyObject *blocks(PyObject *module, PyObject *args);
 PyObject *decimals(PyObject *module, PyObject *args);
 PyObject *extremes_of_series(PyObject *module, PyObject *args);
 PyObject *fold(PyObject *module, PyObject *args);
 PyObject *interpolate(PyObject *module, PyObject *args);
+PyObject *medians_of_series(PyObject *module, PyObject *args);
 PyObject *multiply(PyObject *module, PyObject *args);
 PyObject *numbers(PyObject *module, PyObject *args);
 PyObject *statistics(PyObject *module, PyObject *args);

@@ -11,6 +11,7 @@ static PyMethodDef methods[] = {
     {"extremes_of_series", extremes_of_series, METH_VARARGS, "Minimum or maximum of segments of series."},
     {"fold", fold, METH_VARARGS, "Smooth the indicators of segments."},
     {"interpolate", interpolate, METH_VARARGS, "Evaluate the cubic splines of volumes at points."},
+    {"medians_of_series", medians_of_series, METH_VARARGS, "Median of segments of series."},
     {"multiply", multiply, METH_VARARGS, "Multiply volumes with a banded matrix per axis."},
     {"numbers", numbers, METH_VARARGS, "Read the numbers of a table's lines."},
     {"statistics", statistics, METH_VARARGS, "Compute a statistic of segments of volumes."},

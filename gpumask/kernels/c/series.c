@@ -18,10 +18,8 @@ typedef struct {
     const int32_t *regions; /* row of `sums` of each segment */
     const double *weights; /* of each entry, or NULL */
     Py_ssize_t n_segments;
-    double *sums; /* or extremes: regions x time points */
+    double *sums; /* regions x time points */
     Py_ssize_t sums_stride; /* in bytes */
-    uint8_t *odd; /* of extremes: where a value isn't finite */
-    Py_ssize_t odd_stride;
 } Work;
 
 #define ROW(TYPE, k) (const TYPE *)(w->data + w->rows[e + k] * w->stride) + first
@@ -57,11 +55,11 @@ typedef struct {
 
 /* The value that is BEFORE all others, and whether one isn't finite, which makes `doubt` NaN; comparisons hide NaN. */
 #define EXTREME(TYPE, NAME, BEFORE, TARGET)                                                                   \
-    TARGET static void NAME##_##TYPE(const Work *w) {                                                         \
+    TARGET static void NAME##_##TYPE(const SeriesStatistic *w) {                                              \
         for (Py_ssize_t first = 0; first < w->n_times; first += TILE) {                                       \
             const Py_ssize_t n = w->n_times - first < TILE ? w->n_times - first : TILE;                       \
-            for (Py_ssize_t r = 0; r < w->n_segments; r++) {                                                  \
-                double *restrict out = (double *)((char *)w->sums + r * w->sums_stride) + first;              \
+            for (Py_ssize_t r = 0; r < w->n_regions; r++) {                                                   \
+                double *restrict out = (double *)((char *)w->out + r * w->out_stride) + first;                \
                 uint8_t *restrict odd = w->odd + r * w->odd_stride + first;                                   \
                 TYPE best[TILE], doubt[TILE] = {0};                                                           \
                 for (int64_t e = w->offsets[r]; e < w->offsets[r + 1]; e++) {                                 \
@@ -84,9 +82,11 @@ typedef struct {
 #define PORTABLE(TYPE) ALL(TYPE, , )
 FOR_ALL_TYPES(PORTABLE)
 
-typedef void (*Loop)(const Work *);
+typedef void (*Add)(const Work *);
+typedef void (*StatisticLoop)(const SeriesStatistic *);
 typedef struct {
-    Loop add, minimum, maximum;
+    Add add;
+    StatisticLoop minimum, maximum;
 } Loops;
 
 #define LOOPS(TYPE) {add_##TYPE, minimum_##TYPE, maximum_##TYPE},
@@ -110,8 +110,7 @@ static const Loops *fastest(int type) {
 static int is_within(const Work *w, Py_ssize_t n_series, Py_ssize_t n_regions, Py_ssize_t n_entries) {
     int within = 1;
     for (Py_ssize_t e = 0; e < n_entries; e++) within &= w->rows[e] >= 0 && w->rows[e] < n_series;
-    for (Py_ssize_t r = 0; w->regions && r < w->n_segments; r++)
-        within &= w->regions[r] >= 0 && w->regions[r] < n_regions;
+    for (Py_ssize_t r = 0; r < w->n_segments; r++) within &= w->regions[r] >= 0 && w->regions[r] < n_regions;
     return within;
 }
 
@@ -129,7 +128,7 @@ PyObject *add_series(PyObject *Py_UNUSED(module), PyObject *args) {
     const Py_buffer *data = &views[DATA], *sums = &views[SUMS];
     const Work work = {data->buf,          data->strides[0],   data->shape[1],      views[ROWS_OF].buf,
                        views[OFFSETS].buf, views[REGIONS].buf, views[WEIGHTS].buf, views[REGIONS].shape[0],
-                       sums->buf,          sums->strides[0],   NULL,                 0};
+                       sums->buf,          sums->strides[0]};
     const Py_ssize_t n_entries = views[ROWS_OF].shape[0];
     if (data->shape[1] != sums->shape[1] || views[OFFSETS].shape[0] != work.n_segments + 1 ||
         (work.weights && views[WEIGHTS].shape[0] != n_entries)) {
@@ -147,53 +146,62 @@ PyObject *add_series(PyObject *Py_UNUSED(module), PyObject *args) {
                      data->shape[0], sums->shape[0]);
         return close_arrays(views, N);
     }
-    const Loop add = fastest(type_of(data))->add;
+    const Add add = fastest(type_of(data))->add;
     Py_BEGIN_ALLOW_THREADS
     add(&work);
     Py_END_ALLOW_THREADS
     return close_arrays(views, N);
 }
 
-/* extremes_of_series(name, data, rows, offsets, out, odd): NaN for an empty region; where `odd` is 1, `out` means nothing */
-PyObject *extremes_of_series(PyObject *Py_UNUSED(module), PyObject *args) {
-    enum { DATA, ROWS_OF, OFFSETS, OUT, ODD, N };
-    static const Argument arguments[N] = {{"data", REAL, 2, STRIDED},
-                                          {"rows", INT64, 1, INPUT},
-                                          {"offsets", INT64, 1, INPUT},
-                                          {"out", FLOAT64, 2, STRIDED | RESULT},
-                                          {"odd", UINT8, 2, STRIDED | RESULT}};
-    const char *name;
-    PyObject *objects[N];
-    Py_buffer views[N];
-    if (!PyArg_ParseTuple(args, "sOOOOO", &name, objects, objects + 1, objects + 2, objects + 3, objects + 4)) return NULL;
-    if (open_arrays(objects, views, N, arguments) < 0) return close_arrays(views, N);
-    const Py_buffer *data = &views[DATA], *out = &views[OUT], *odd = &views[ODD];
-    const Work work = {data->buf, data->strides[0], data->shape[1], views[ROWS_OF].buf, views[OFFSETS].buf, NULL, NULL,
-                       out->shape[0], out->buf, out->strides[0], odd->buf, odd->strides[0]};
-    const Py_ssize_t n_entries = views[ROWS_OF].shape[0];
-    const Loops *loops = fastest(type_of(data));
-    const Loop loop = strcmp(name, "minimum") == 0 ? loops->minimum : strcmp(name, "maximum") == 0 ? loops->maximum : NULL;
-    if (!loop) {
-        PyErr_Format(PyExc_ValueError, "`name` must be minimum or maximum, got %s.", name);
-        return close_arrays(views, N);
-    }
-    if (data->shape[1] != out->shape[1] || odd->shape[0] != out->shape[0] || odd->shape[1] != out->shape[1] ||
-        views[OFFSETS].shape[0] != work.n_segments + 1) {
+int open_series_statistic(PyObject *const *objects, SeriesStatistic *s) {
+    enum { DATA, ROWS_OF, OFFSETS, OUT, ODD };
+    static const Argument arguments[SERIES_ARRAYS] = {{"data", REAL, 2, STRIDED},
+                                                      {"rows", INT64, 1, INPUT},
+                                                      {"offsets", INT64, 1, INPUT},
+                                                      {"out", FLOAT64, 2, STRIDED | RESULT},
+                                                      {"odd", UINT8, 2, STRIDED | RESULT}};
+    if (open_arrays(objects, s->views, SERIES_ARRAYS, arguments) < 0) return -1;
+    const Py_buffer *data = &s->views[DATA], *out = &s->views[OUT], *odd = &s->views[ODD];
+    const Py_ssize_t n_entries = s->views[ROWS_OF].shape[0];
+    s->type = type_of(data);
+    s->data = data->buf, s->stride = data->strides[0], s->itemsize = data->itemsize, s->n_times = data->shape[1];
+    s->rows = s->views[ROWS_OF].buf, s->offsets = s->views[OFFSETS].buf;
+    s->out = out->buf, s->out_stride = out->strides[0], s->n_regions = out->shape[0];
+    s->odd = odd->buf, s->odd_stride = odd->strides[0];
+    if (s->n_times != out->shape[1] || odd->shape[0] != s->n_regions || odd->shape[1] != s->n_times ||
+        s->views[OFFSETS].shape[0] != s->n_regions + 1) {
         PyErr_SetString(PyExc_ValueError, "`data`, `out` and `odd` must have the same time points, and `offsets` one item "
                                           "more than `out` and `odd` have regions.");
-        return close_arrays(views, N);
+        return -1;
     }
-    if (work.n_times > 1 && (data->strides[1] != data->itemsize || out->strides[1] != out->itemsize || odd->strides[1] != 1)) {
+    if (s->n_times > 1 && (data->strides[1] != data->itemsize || out->strides[1] != out->itemsize || odd->strides[1] != 1)) {
         PyErr_SetString(PyExc_ValueError, "The time points of `data`, `out` and `odd` must be contiguous.");
-        return close_arrays(views, N);
+        return -1;
     }
-    if (check_offsets(work.offsets, work.n_segments + 1, n_entries) < 0) return close_arrays(views, N);
-    if (!is_within(&work, data->shape[0], 0, n_entries)) {
-        PyErr_Format(PyExc_ValueError, "`rows` must lie within the %zd series of `data`.", data->shape[0]);
-        return close_arrays(views, N);
+    if (check_offsets(s->offsets, s->n_regions + 1, n_entries) < 0) return -1;
+    int within = 1;
+    for (Py_ssize_t e = 0; e < n_entries; e++) within &= s->rows[e] >= 0 && s->rows[e] < data->shape[0];
+    if (within) return 0;
+    PyErr_Format(PyExc_ValueError, "`rows` must lie within the %zd series of `data`.", data->shape[0]);
+    return -1;
+}
+
+/* extremes_of_series(name, data, rows, offsets, out, odd): NaN for an empty region; where `odd` is 1, `out` means nothing */
+PyObject *extremes_of_series(PyObject *Py_UNUSED(module), PyObject *args) {
+    const char *name;
+    SeriesStatistic s;
+    PyObject *objects[SERIES_ARRAYS];
+    if (!PyArg_ParseTuple(args, "sOOOOO", &name, objects, objects + 1, objects + 2, objects + 3, objects + 4)) return NULL;
+    if (open_series_statistic(objects, &s) < 0) return close_arrays(s.views, SERIES_ARRAYS);
+    const Loops *loops = fastest(s.type);
+    const StatisticLoop loop =
+        strcmp(name, "minimum") == 0 ? loops->minimum : strcmp(name, "maximum") == 0 ? loops->maximum : NULL;
+    if (!loop) {
+        PyErr_Format(PyExc_ValueError, "`name` must be minimum or maximum, got %s.", name);
+        return close_arrays(s.views, SERIES_ARRAYS);
     }
     Py_BEGIN_ALLOW_THREADS
-    loop(&work);
+    loop(&s);
     Py_END_ALLOW_THREADS
-    return close_arrays(views, N);
+    return close_arrays(s.views, SERIES_ARRAYS);
 }
