@@ -224,7 +224,8 @@ def _table(report, procs):
         f"{report['cores']} cores; medians of {len(next(iter(report['seconds'].values())))}; numbers within "
         f"{report['difference']:.0e}",
         "",
-        f"| processes | gpumask, runs/min | nilearn + joblib, runs/min | ratio | {N_DENOISINGS} denoisings / one | CPU time |",
+        "| processes | gpumask, runs/min | nilearn + joblib, runs/min | ratio "
+        f"| {N_DENOISINGS} denoisings / one | CPU time |",
         "|---|---|---|---|---|---|",
     ]
     for n in procs:

@@ -322,7 +322,7 @@ class NiftiLabelsMasker(VolumesMasker):
         return {"labels": checked_names(self.labels, self.lut), "lut": None if self.lut is None else self.lut_}
 
     @cached_property
-    def labels_img_(self) -> nib.Nifti1Image | nib.Cifti2Image:
+    def labels_img_(self) -> nib.Nifti1Image | nib.Cifti2Image | nib.GiftiImage:
         """The labels that `fit` loaded. Set by `fit` for volumes; nibabel takes 0.5 s to make one of grayordinates."""
         if not isinstance(getattr(self, "_fitted", None), DenseLabelRegions):
             msg = f"{type(self).__name__!r} object has no attribute 'labels_img_': call fit first."

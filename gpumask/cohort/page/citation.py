@@ -30,6 +30,10 @@ _STRATEGIES = {
     "ica_aroma": "the mean signals of white matter and cerebrospinal fluid, and slow cosines, from images of which "
     "ICA-AROMA {pruim} had removed motion",
 }
+_MOTION_FILTERS = {
+    "notch": "A notch filter removed {band} breaths per minute from the motion parameters {fair}",
+    "lowpass": "A low-pass filter kept up to {band} breaths per minute of the motion parameters {gratton}",
+}
 REFERENCES = {
     "nilearn": "Abraham A, Pedregosa F, Eickenberg M, et al. (2014). Machine learning for neuroimaging with "
     "scikit-learn. Frontiers in Neuroinformatics 8:14. doi:10.3389/fninf.2014.00014",
@@ -44,6 +48,11 @@ REFERENCES = {
     "power": "Power JD, Barnes KA, Snyder AZ, Schlaggar BL, Petersen SE (2012). Spurious but systematic "
     "correlations in functional connectivity MRI networks arise from subject motion. NeuroImage "
     "59:2142-2154. doi:10.1016/j.neuroimage.2011.10.018",
+    "fair": "Fair DA, Miranda-Dominguez O, Snyder AZ, et al. (2020). Correction of respiratory artifacts in MRI head "
+    "motion estimates. NeuroImage 208:116400. doi:10.1016/j.neuroimage.2019.116400",
+    "gratton": "Gratton C, Dworetsky A, Coalson RS, et al. (2020). Removal of high frequency contamination from motion "
+    "estimates in single-band fMRI saves data without biasing functional connectivity. NeuroImage 217:116866. "
+    "doi:10.1016/j.neuroimage.2020.116866",
     "friston": "Friston KJ, Williams S, Howard R, Frackowiak RSJ, Turner R (1996). Movement-related effects in fMRI "
     "time-series. Magnetic Resonance in Medicine 35:346-355. doi:10.1002/mrm.1910350312",
     "behzadi": "Behzadi Y, Restom K, Liau J, Liu TT (2007). A component based noise correction method (CompCor) for "
@@ -157,6 +166,10 @@ def _sentences(processing):
         )
     elif dummies not in ("auto", 0, None):
         yield _Sentence("The first {n} volumes of each run were dropped.", {"n": text_of(dummies)})
+    if (motion_filter := confounds.get("motion_filter")) is not None:
+        kind, _, band = text_of(motion_filter).partition(":")
+        words = _MOTION_FILTERS.get(kind, _MOTION_FILTERS["lowpass"])
+        yield _Sentence(f"{words} before framewise displacement was computed.", {"band": band.replace("-", " to ")})
     for key, measure in (("fd_threshold", "framewise displacement"), ("std_dvars_threshold", "standardized DVARS")):
         if (limit := confounds.get(key)) is not None:
             above = {"limit": text_of(limit) + " mm" * (key == "fd_threshold")}
