@@ -35,7 +35,7 @@ def page(folder):
     cli.main(["cohort", "d", "out", "group"])
     text = (folder / "out" / "cohort.html").read_text("utf-8")
     numbers = {what: int(count) for count, what in re.findall(r"<b>(\d+)</b>(done|failed)<", text)}
-    return numbers["done"], numbers["failed"], re.findall(r"<div class='run'>([^<]*)</div>", text)
+    return numbers["done"], numbers["failed"], re.findall(r"<div class='run'>([^<]*)<", text)
 
 
 def logged(folder):
