@@ -16,9 +16,10 @@ from gpumask.cohort import atlases, writer
 from gpumask.cohort.atlas_file import AtlasFile
 from gpumask.cohort.combined_atlas import CombinedAtlasFile
 from gpumask.cohort.configuration import Configuration
+from gpumask.cohort.grayordinates import hemisphere_of
 from gpumask.images.labels import load_atlas
 
-from . import cohorts, dense
+from . import cohorts, dense, surfaces
 from .helpers import save
 from .test_combined_regions import AFFINE, FINE, SHAPE, boxes, reference
 
@@ -343,3 +344,20 @@ def test_dense_labels_are_combined(folder, capsys):
     np.testing.assert_allclose(signals, np.hstack(expected), rtol=1e-6)
     assert run("extract run.dtseries.nii --atlas both=c.dlabel.nii+s.dlabel.nii --label-map a+2 --out y") == 2
     assert "s.dlabel.nii" in capsys.readouterr().err
+
+
+def test_surface_labels_of_a_hemisphere_are_combined(folder):
+    rng = np.random.default_rng(1)
+    values, labels = rng.normal(1000, 30, (20, 40)).astype("f4"), np.repeat([[1, 2, 0, 0], [0, 1, 1, 3]], 10, axis=1)
+    surfaces.series(folder / "run.func.gii", values, "L")
+    for name, own in zip("ab", labels.astype("i4"), strict=True):
+        surfaces.labels(folder / f"{name}.label.gii", own, "L", {1: name})
+    surfaces.labels(folder / "r.label.gii", labels[0].astype("i4"), "R", {1: "r"})
+    assert run("extract run.func.gii --atlas both=a.label.gii+b.label.gii --out x") == 0
+    signals = table("_timeseries", "x")
+    assert [*signals][::2] == ["a", "b"]
+    np.testing.assert_allclose(signals, values.reshape(20, 4, 10).mean(axis=2), rtol=1e-6)
+    parts = [CombinedAtlasFile(tuple(AtlasFile(f"{name}.label.gii") for name in names)) for names in ("ab", "ar")]
+    assert hemisphere_of(parts[:1]) == "L"
+    with pytest.raises(ValueError, match="must all be of the same hemisphere, to find its runs in a folder"):
+        hemisphere_of(parts[1:])

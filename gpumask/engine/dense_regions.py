@@ -39,10 +39,8 @@ class DenseLabelsOnRun(RegionsOnGrid):
 
     def coverage_without(self, claimed: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The coverage of labels if `claimed` grayordinates of the atlas (ndarray of bool) don't count as covered."""
-        inside, labels = (
-            _covered(self.grid.positions_in(self.atlas.grid), self.atlas.grid) & ~claimed,
-            self.atlas.labels,
-        )
+        labels, grid = self.atlas.labels, self.atlas.grid
+        inside = _covered(self.grid.positions_in(grid), grid) & ~claimed
         return label_counts(labels, ids), label_counts(labels[inside], ids)
 
     @cached_property
