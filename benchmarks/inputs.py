@@ -105,29 +105,29 @@ class Inputs:
 
         return self._made(f"confounds_T{n_volumes}.tsv", write)
 
-    def dense_series(self, n_volumes=400, number=0, *, cortex=False):
-        """Path of a float32 series of 91,282 grayordinates, or of the 59,412 of the cortex; several by `number`."""
+    def dense_series(self, n_volumes=400, number=0, *, space="91k"):
+        """Path of a float32 series of grayordinates of a space, see `grayordinates.SPACES`; several by `number`."""
         n_volumes = max(n_volumes // 20, 10) if self.tiny else n_volumes
-        name = f"dense{'_cortex' * cortex}_T{n_volumes}_{number}.dtseries.nii"
-        chosen = self._grayordinates(cortex)
+        name, chosen = f"dense_{space}_T{n_volumes}_{number}.dtseries.nii", self._grayordinates
         return self._made(
-            name, lambda part: grayordinates.write_series(part, n_volumes, grayordinates.models()[chosen], number)
+            name, lambda part: grayordinates.write_series(part, n_volumes, grayordinates.models(space)[chosen], number)
         )
 
-    def dense_atlas(self, n_parcels=379, *, cortex=False):
+    def dense_atlas(self, n_parcels=379, *, space="91k"):
         """Path of an atlas of grayordinates; see `grayordinates.parcellation`."""
-        chosen = self._grayordinates(cortex)
+        chosen = self._grayordinates
 
         def write(part):
-            labels, names = grayordinates.parcellation(n_parcels)
+            labels, names = grayordinates.parcellation(n_parcels, space)
             labels = labels[chosen]
             names = {label: names[label] for label in np.unique(labels).tolist() if label}
-            grayordinates.write_atlas(part, labels, names, grayordinates.models()[chosen])
+            grayordinates.write_atlas(part, labels, names, grayordinates.models(space)[chosen])
 
-        return self._made(f"dense{'_cortex' * cortex}_{n_parcels}.dlabel.nii", write)
+        return self._made(f"dense_{space}_{n_parcels}.dlabel.nii", write)
 
-    def _grayordinates(self, cortex):
-        return slice(None, grayordinates.N_CORTEX if cortex else None, 50 if self.tiny else None)
+    @property
+    def _grayordinates(self):
+        return slice(None, None, 50 if self.tiny else None)
 
     def check_disk(self, n_bytes):
         """Raise OSError if the folder's disk has no room for `n_bytes`."""

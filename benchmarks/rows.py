@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from benchmarks import workloads
+from benchmarks.grayordinates import SPACES
 from benchmarks.inputs import T_R
 from benchmarks.workloads import Command, Compilation, Correlation, Decoding, Extraction, Painting, Parcellation
 
@@ -239,14 +240,18 @@ def _grayordinates():
         yield _dense(f"mean, five atlases, {n_times} time points", run=run, target=8, atlases=FIVE)
         two = tuple({**run, "number": number} for number in (0, 1))
         theirs = {"wb_command": Against(Parcellation("wb_command", two), 1.5)}
-        name = f"two files to .ptseries.nii, start-up included, {n_times} time points"
+        name = f"gpumask extract --cifti of two files, {n_times} time points"
         yield Row(name, "grayordinates", Parcellation("gpumask", two), theirs)
     growth = "growth of grayordinates"
-    yield _dense("mean, 100 time points", growth, run={"n_volumes": 100})
-    yield _dense("mean, 400 time points, cortex only", growth, run={"cortex": True}, atlases=({"cortex": True},))
-    for n_parcels in (17, 718, 5000):
+    for n_times in (100, 200, 800):
+        yield _dense(f"mean, {n_times} time points", growth, run={"n_volumes": n_times})
+    for space, of in SPACES.items():
+        if space != "91k":
+            name = f"mean, 400 time points, {of.n:,} grayordinates"
+            yield _dense(name, growth, run={"space": space}, atlases=({"space": space},))
+    for n_parcels in (17, 100, 718, 1000, 5000, 10_000):
         yield _dense(f"mean, 400 time points, {n_parcels:,} parcels", growth, atlases=({"n_parcels": n_parcels},))
-    for strategy in ("median", "standard_deviation", "maximum"):
+    for strategy in ("median", "standard_deviation", "minimum"):
         row = _dense(f"{strategy}, 400 time points", growth, strategy=strategy)
         yield replace(row, against={})
 

@@ -4,6 +4,7 @@ Imports stand in the functions, because a process that times one tool must not h
 """
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -256,29 +257,11 @@ class Command(Workload):
         return {"next": run}
 
 
-# As the cohort command extracts: without estimators, whose libraries take a second to import.
-_TO_PARCELS = """
-import sys
-from gpumask.engine.dense_regions import DenseLabelRegions
-from gpumask.extraction import Plans, Settings, extract, prepare
-from gpumask.images.cifti_images import Parcels
-from gpumask.images.dense_atlas import load_dense_atlas
-from gpumask.images.runs import open_run
-
-atlas, plans = load_dense_atlas(sys.argv[1]), Plans()
-names = dict(zip(atlas.table["index"], atlas.table["name"]))
-for path, out in zip(sys.argv[2::2], sys.argv[3::2]):
-    run = open_run(path)
-    prepared = prepare(run, DenseLabelRegions(atlas), Settings(), plans=plans)
-    (result,) = extract([prepared], run)
-    ids = prepared.regions.ids.tolist()
-    Parcels(atlas, ids, [names[label] for label in ids]).series(result.signals, run.t_r).to_filename(out)
-"""
-
-
 @dataclass(frozen=True)
 class Parcellation(Workload):
-    """Means of the parcels of dense series, to `.ptseries.nii`: a process for all series, or Workbench's for each.
+    """Means of the parcels of dense series, to `.ptseries.nii`: one command of gpumask's, or Workbench's for each.
+
+    gpumask's command writes tables and sidecars too.
 
     Attributes
     ----------
@@ -307,16 +290,33 @@ class Parcellation(Workload):
 
         runs = [inputs.dense_series(**run) for run in self.runs]
         atlases = [inputs.dense_atlas(**made) for made in self.atlases]
-        outs = {(a, r): scratch / f"{a}_{r}.ptseries.nii" for a in range(len(atlases)) for r in range(len(runs))}
+        ours = "{run}_atlas-{atlas}_stat-mean_timeseries.ptseries.nii"
+        outs = {
+            (run, atlas): scratch / ours.format(run=run.name.removesuffix(".dtseries.nii"), atlas=f"p{number}")
+            for number, atlas in enumerate(atlases)
+            for run in runs
+        }
+        # Installed packages have their bytecode.
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
         def extract():
             if self.tool == "gpumask":
-                for a, atlas in enumerate(atlases):
-                    pairs = [path for r, run in enumerate(runs) for path in (run, outs[a, r])]
-                    subprocess.run([sys.executable, "-c", _TO_PARCELS, atlas, *pairs], check=True)
+                command = [
+                    sys.executable,
+                    "-m",
+                    "gpumask",
+                    "extract",
+                    *runs,
+                    "--cifti",
+                    "--out",
+                    scratch,
+                    "--overwrite",
+                ]
+                command += ["--atlas", *(f"p{number}={atlas}" for number, atlas in enumerate(atlases)), "--quiet"]
+                subprocess.run(command, check=True, env=environment)
             else:
-                for (a, r), out in outs.items():
-                    command = ["wb_command", "-cifti-parcellate", runs[r], atlases[a], "COLUMN", out]
+                for (run, atlas), out in outs.items():
+                    command = ["wb_command", "-cifti-parcellate", run, atlas, "COLUMN", out]
                     subprocess.run(command, check=True, capture_output=True)
             return [nib.load(out).get_fdata() for out in outs.values()]
 

@@ -6,6 +6,7 @@ STRATEGIES = ("mean", "sum", "median", "minimum", "maximum", "variance", "standa
 VOXEL = "voxel"  # of maskers of voxels: each region is one voxel, and its signal the voxel's value
 MAPS_STRATEGIES = {"least_squares": "sum", "weighted_mean": "mean"}  # and the statistic that volumes are reduced to
 LINEAR = ("mean", "sum")  # the strategies that are linear in the voxels
+EXTREMES = ("minimum", "maximum")
 STANDARDIZE = ("zscore_sample", "zscore", "psc")
 TARGETS = ("labels", "data", None)
 OUTPUT_TYPES = ("censored", "n/a", "interpolated")  # of censored volumes: no row, n/a, or interpolated

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import cached_property, partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from gpumask.cleaner_options import STANDARDIZE, butterworth_options, check_opti
 from gpumask.confounds.sample_masks import kept_volumes
 from gpumask.confounds.tables import confounds_matrix
 from gpumask.kernels import cleaning, filtering
-from gpumask.process import collect_warnings, n_cores, one_blas_thread, warn
+from gpumask.process import collect_warnings, n_cores, one_linalg_thread, warn
 from gpumask.time_operator import RunMap, TimeOperator, puts_back
 
 # Nanoseconds on one core of a Xeon with AVX-512, per volume and series. Only their ratios matter: they decide between
@@ -158,6 +159,8 @@ class Cleaner:
         nothing is done, fewer by one for each confound, and about the share of the spectrum that a filter passes
         (Satterthwaite's approximation, as Worsley and Friston 1995 apply it to time series).
         """
+        if not self.changes:
+            return float(self.n_kept)
         traces, squares = 0.0, 0.0
         for map_ in self.operator.maps:
             covariance = map_.matrix @ map_.matrix.T
@@ -225,8 +228,12 @@ class Cleaner:
     @property
     def only_selects(self) -> bool:
         """Whether cleaning does no more than drop volumes."""
-        changes = self.detrend or self.sos is not None or self.standardize is not None
-        return not changes and all(basis is None for basis in self.bases)
+        return not self.changes and self.standardize is None
+
+    @property
+    def changes(self) -> bool:
+        """Whether cleaning changes volumes before they are standardized."""
+        return self.detrend or self.sos is not None or any(basis is not None for basis in self.bases)
 
     @property
     def first_kept(self) -> int:
@@ -317,7 +324,7 @@ class Cleaner:
             return (_in_threads if backend.is_numpy(where) else _in_turn)(function, blocks)
 
         put_back = None
-        with one_blas_thread:
+        with one_linalg_thread if self.changes else nullcontext():
             if self.standardize == "psc":
                 put_back = puts_back(each(sizes))
             each(clean)
@@ -364,6 +371,10 @@ class Cleaner:
         """Orthonormal basis of one run's confounds, censored, detrended and filtered as the signals; on the host."""
         if confounds is None or not confounds.shape[1]:
             return None
+        with one_linalg_thread:
+            return self._orthonormal(confounds, kept, standardized)
+
+    def _orthonormal(self, confounds, kept, standardized):
         confounds, _, noise = self._prepared(confounds, kept)
         if standardized:
             confounds = cleaning.standardize(confounds, "zscore_sample", noise=noise)

@@ -6,6 +6,7 @@ of prepared extractions.
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from gpumask.images.grayordinates import DenseImage
 from gpumask.images.grid import Grid
 from gpumask.images.runs import Run
 from gpumask.plans import Plans, plan_key
-from gpumask.process import one_blas_thread, versions, warn
+from gpumask.process import one_linalg_thread, versions, warn
 from gpumask.settings import Settings, check_dense_settings
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def prepare(
     output: str = "host",
     plans: Plans | None = None,
     memory: "joblib.Memory | None" = None,
+    cleaner: Cleaner | None = None,
 ) -> Prepared:
     """Check the arguments, compile the plan and prepare the cleaning, before a volume is read.
 
@@ -121,6 +123,8 @@ def prepare(
         Compiled plans of earlier runs. If None, the plan is compiled.
     memory : joblib.Memory, optional
         Cache of plans, signals and high-variance confounds on disk.
+    cleaner : Cleaner, optional
+        That of an earlier preparation, for the same run, cleaning, confounds and sample mask, and other regions.
 
     Raises
     ------
@@ -132,9 +136,9 @@ def prepare(
     check_kind(volumes, regions.grid)
     if isinstance(volumes, DenseImage):
         check_dense_settings(settings)
-    if settings.high_variance_confounds:
-        confounds = _with_high_variance(volumes, confounds, memory)
-    with one_blas_thread:
+    if cleaner is None:
+        if settings.high_variance_confounds:
+            confounds = _with_high_variance(volumes, confounds, memory)
         cleaner = settings.cleaner(volumes.n_volumes, confounds, sample_mask)
     plans = plans or Plans()
     on_grid, plan = plans.get(regions, volumes.grid, settings, memory, device=device, data_on=volumes.device)
@@ -156,7 +160,7 @@ def check_kind(run: Run, grid: Grid | BrainModels | None) -> None:
     of_regions = isinstance(grid, BrainModels)
     if isinstance(run, DenseImage) != of_regions:
         others = "the regions are spheres in volumes" if grid is None else f"the regions of {grid.name} {grid.elements}"
-        wanted = "a dense series (.dtseries.nii)" if of_regions else "an image of volumes"
+        wanted = "a dense series (.dtseries.nii, .func.gii)" if of_regions else "an image of volumes"
         msg = f"{run.name} has {run.grid.elements}, {others}. Pass {wanted}, or regions of the run's kind."
         raise ValueError(msg)
 
@@ -347,7 +351,7 @@ def _of_regions(prepared, signals, *, keep):
         lost = np.zeros_like(lost)
     if settings.min_coverage is not None:
         lost = lost | (prepared.regions.covered_share < settings.min_coverage)
-    with one_blas_thread:
+    with one_linalg_thread if prepared.cleaner.changes else nullcontext():
         return _cleaned(signals, lost, prepared.cleaner, copy=keep)  # signals from `memory` may be a mapped file
 
 

@@ -47,27 +47,42 @@ class Counted:
         return self._users > 0
 
 
-@functools.cache
-def _blas_libraries():
-    import scipy.linalg  # noqa: F401 - loads SciPy's own BLAS, so that the search finds it
+def _loaded_blas():
     from threadpoolctl import ThreadpoolController
 
     # Searching all loaded libraries takes 3 to 10 ms.
     return ThreadpoolController().select(user_api="blas").lib_controllers
 
 
+@functools.cache
+def _numpy_blas():
+    """The libraries that are loaded at the first call."""
+    import numpy as np  # noqa: F401 - loads its BLAS
+
+    return _loaded_blas()
+
+
+@functools.cache
+def _scipy_blas():
+    """The libraries that SciPy adds to these: wheels of both have their own."""
+    known = {library.filepath for library in _numpy_blas()}
+    import scipy.linalg  # noqa: F401 - loads its BLAS
+
+    return [library for library in _loaded_blas() if library.filepath not in known]
+
+
 @contextlib.contextmanager
-def _one_blas_thread():
-    before = [library.get_num_threads() for library in _blas_libraries()]
-    _set_blas_threads([1] * len(before))
+def _one_thread(libraries):
+    before = [library.get_num_threads() for library in libraries]
+    _set_threads(libraries, [1] * len(before))
     try:
         yield
     finally:
-        _set_blas_threads(before)
+        _set_threads(libraries, before)
 
 
-def _set_blas_threads(numbers):
-    for library, number in zip(_blas_libraries(), numbers, strict=True):
+def _set_threads(libraries, numbers):
+    for library, number in zip(libraries, numbers, strict=True):
         # From 3.8 on, threadpoolctl ignores all threads but the first one that sets a number, until that thread ends.
         # Here, any thread may be the last one, and a user may have set a limit around this call.
         release = getattr(library, "clear_controlling_thread", lambda **_: None)
@@ -76,8 +91,18 @@ def _set_blas_threads(numbers):
         release(force=True)
 
 
-one_blas_thread = Counted(_one_blas_thread)
-"""Context in which BLAS has one thread, so the bits of a product don't depend on the number of cores."""
+one_blas_thread = Counted(lambda: _one_thread(_numpy_blas()))
+"""Context in which NumPy's BLAS has one thread, so the bits of a product don't depend on the number of cores."""
+
+
+@contextlib.contextmanager
+def _one_linalg_thread():
+    with one_blas_thread, _one_thread(_scipy_blas()):
+        yield
+
+
+one_linalg_thread = Counted(_one_linalg_thread)
+"""The same for SciPy's BLAS too. To import ``scipy.linalg`` takes 0.2 s, so only its users enter this one."""
 
 several_runs = Counted(contextlib.nullcontext)
 """Context of runs that are processed next to others, which have work for the other cores."""

@@ -135,7 +135,6 @@ def check_dense_settings(settings: Settings) -> None:
         "smoothing_fwhm": settings.smoothing_fwhm,  # 0 is none
         "resampling_target": settings.resampling_target not in ("data", None),
         "keep_masked_labels": settings.keep_masked_labels,
-        "high_variance_confounds": settings.high_variance_confounds,
     }
     refuse_for_grayordinates({name: getattr(settings, name) for name, given in meaningless.items() if given})
 
@@ -146,7 +145,6 @@ _WHY_NOT = {
     "keep_masked_labels": "they have no mask",
     "keep_masked_maps": "they have no mask",
     "mask_img": "a mask of volumes doesn't apply to them: set labels outside it to the background",
-    "high_variance_confounds": "it is defined for voxels: pass confounds",
 }
 
 

@@ -28,14 +28,57 @@ def table_lines(names: Iterable[str], rows: np.ndarray, index: Sequence[str] | N
     """
     yield "\t".join(map(text_cell, names)) + "\n"
     singles, others = rows.dtype.char == "f", rows.dtype.char not in "fdbBhHiIlLqQ"
+    decimals = getattr(compiled.extension, "decimals", None) if compiled.is_compiled else None
     for k, row in enumerate(rows):
-        if singles and compiled.is_compiled:
-            line = compiled.extension.decimals(np.ascontiguousarray(row, np.float32))
+        if decimals and rows.dtype.char in "fd":
+            line = decimals(np.ascontiguousarray(row, rows.dtype.newbyteorder("=")))
         else:
             # Python finds the shortest digits of doubles in a tenth of NumPy's time for singles.
             cells = row.astype("U") if others else map(repr, (shortest(row) if singles else row).tolist())
             line = "\t".join(cells).replace("nan", "n/a")
         yield f"{line}\n" if index is None else f"{text_cell(index[k])}\t{line}\n"
+
+
+def read_numbers(body: bytes, n_columns: int, *, labelled: bool = False) -> np.ndarray:
+    """Numbers of a table that `table_lines` has written, exactly as they were.
+
+    Parameters
+    ----------
+    body : bytes
+        Its lines but the first.
+    n_columns : int
+    labelled : bool
+        Whether each line has a text in front of its numbers, which is skipped.
+
+    Returns
+    -------
+    ndarray of float64, shape (n_rows, n_columns)
+        NaN for "n/a".
+
+    Raises
+    ------
+    ValueError
+        If a line has another number of cells, or a cell that isn't a number.
+    """
+    n_rows = body.count(b"\n")
+    if n_columns < 1 or 2 * n_rows * n_columns > len(body):  # a cell has a character, and one after it
+        msg = f"{len(body)} bytes can't be {n_rows} rows of {n_columns} numbers"
+        raise ValueError(msg)
+    if compiled.is_compiled:
+        rows = np.empty((n_rows, n_columns))
+        compiled.extension.numbers(body, rows, labelled)
+        return rows
+    *lines, end = body.split(b"\n")
+    parts = [line.split(b"\t")[labelled:] for line in lines]
+    cells = [cell for part in parts for cell in part]
+    if end or any(len(part) != n_columns for part in parts) or b"".join(cells).translate(None, _OF_NUMBERS):
+        msg = f"rows of other than {n_columns} numbers"
+        raise ValueError(msg)
+    return np.array([_NUMBERS.get(cell) or float(cell) for cell in cells], np.float64).reshape(n_rows, n_columns)
+
+
+_NUMBERS = {b"n/a": np.nan}
+_OF_NUMBERS = b"0123456789+-.eE/nainf"  # of which float accepts more than C does: blanks, "1_0"
 
 
 def shortest(singles: np.ndarray) -> np.ndarray:

@@ -2,7 +2,14 @@
 
 import contextlib
 import json
+import os
+import pickle
+import random
+import signal
+import subprocess
 import sys
+import time
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,6 +17,9 @@ import numpy as np
 import pandas as pd
 
 from gpumask.cohort.group import GroupTables
+from gpumask.cohort.page.logs import read_logs
+from gpumask.cohort.parquet import Store
+from gpumask.cohort.recorded import Unused
 from gpumask.cohort.stored import read_record
 
 from .helpers import save
@@ -130,7 +140,14 @@ def write_tables(out):
     for path in sorted(out.glob("logs/*.json")):
         with contextlib.suppress(ValueError):
             tables.add(read_record(path))
-    return tables.write(out)[0]
+    return tables.write(out, Unused())[0]
+
+
+def write_store(out, path):
+    """Write the Parquet files of a cohort; returns them, and what wasn't used, by path."""
+    store = Store()
+    unused = read_logs(out / "logs", store.add).unused
+    return store.write(out, path, unused), unused.reasons
 
 
 def log_lines(out):
@@ -142,3 +159,50 @@ def log_lines(out):
 def left_over(out):
     """Temporary files and locks."""
     return [path for path in out.rglob("*") if path.name.endswith((".part", ".lock"))]
+
+
+def check_whole(out, files, runs):
+    """Everything is there, equal, and made once; nothing is left over."""
+    assert outputs(out) == files
+    assert left_over(out) == []
+    done = Counter(line["name"] for line in log_lines(out) if line["status"] == "done")
+    assert set(done.values()) == {1}
+    assert done.keys() <= {path.stem for path in out.glob("logs/sub-*.json")} <= {run.name for run in runs}
+
+
+# It is forked for each attempt: what an attempt imports, it needn't import again.
+_FORKING = """
+import os, pickle, sys
+from gpumask.cohort.executors import run_cohort
+
+configuration, runs = pickle.loads(bytes.fromhex(sys.stdin.readline()))
+for _ in sys.stdin:
+    pid = os.fork()
+    if not pid:
+        for record in run_cohort(configuration, runs):
+            pass
+        os._exit(0)
+    print(pid, flush=True)
+    print(os.waitpid(pid, 0)[1], flush=True)
+"""
+
+
+def killed_at_random_moments(configuration, runs, n=30, longest=0.25):
+    """Process a cohort in `n` processes one after the other, each killed within `longest` s, and in one that isn't.
+
+    Returns how each ended: a signal, or 0.
+    """
+    rng, ends = random.Random(os.environ.get("GPUMASK_TEST_SEED", 0)), []
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    with subprocess.Popen([sys.executable, "-c", _FORKING], **pipes) as forking:
+        print(pickle.dumps((configuration, runs)).hex(), file=forking.stdin, flush=True)
+        for k in range(n + 1):
+            print(file=forking.stdin, flush=True)
+            pid = int(forking.stdout.readline())
+            if k < n:
+                time.sleep(rng.uniform(0, longest))
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            ends.append(int(forking.stdout.readline()))
+        forking.stdin.close()
+    return ends

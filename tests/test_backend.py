@@ -9,6 +9,7 @@ import subprocess
 import sys
 import types
 
+import array_api_strict
 import numpy as np
 import pytest
 
@@ -396,6 +397,16 @@ def test_there_and_back(put, dtype):
     moved = backend.like(host, array)
     assert type(moved) is type(array)
     assert backend.device_of(moved) == backend.device_of(array)
+
+
+def test_namespace_of_numpy_is_numpy(tmp_path):
+    """array_api_compat's takes 0.1 s to import."""
+    mapped = np.memmap(tmp_path / "values", np.float32, "w+", shape=3)
+    assert backend.array_namespace(np.zeros(2), mapped) is np
+    foreign = array_api_strict.asarray([1.0])
+    assert backend.array_namespace(foreign) is array_api_strict
+    with pytest.raises(TypeError):
+        backend.array_namespace(np.zeros(2), foreign)
 
 
 def test_numpy_is_not_copied():

@@ -144,7 +144,7 @@ def test_wrong_shapes_and_times(made):
 def test_values_of_grayordinates(made, n_times):
     atlas, _, axis = made
     values = np.random.default_rng(0).random((len(axis),) if n_times is None else (n_times, len(axis)))
-    image = nib.Cifti2Image.from_bytes(dense_values(atlas.xml, values, 2.0).to_bytes())
+    image = nib.Cifti2Image.from_bytes(dense_values(atlas, values, 2.0).to_bytes())
     np.testing.assert_array_equal(image.get_fdata(), np.atleast_2d(values))
     assert image.header.get_axis(1) == axis
     intent = "ConnDenseScalar" if n_times is None else "ConnDenseSeries"

@@ -3,9 +3,11 @@
 import io
 import json
 import logging
+import os
 import re
 import shlex
 import sys
+import termios
 
 import nibabel as nib
 import numpy as np
@@ -57,7 +59,7 @@ def test_a_cohort_from_the_command_line(folder, capsys):
         "out/group_qcfc.tsv",
         "out/group_atlas-Own_stat-pearsoncorrelation_relmat.tsv",
         "out/group_atlas-Toy_stat-pearsoncorrelation_relmat.tsv",
-        "5 done, 0 skipped (done before), 1 failed, 0 taken (by another process), 0 left",
+        "5 done, 1 failed",
     ]
     progress, error = err.splitlines()
     assert progress == "0/6 runs [00:00<?]"
@@ -67,7 +69,7 @@ def test_a_cohort_from_the_command_line(folder, capsys):
     assert json.loads((folder / "out" / "dataset_description.json").read_text())["GeneratedBy"][0]["Name"] == "gpumask"
     assert "sub-01_task-rest_run-1" in (folder / "out" / "cohort.html").read_text()
     assert run(f"d out participant {ATLASES}") == 1
-    assert capsys.readouterr().out.splitlines()[-1].startswith("0 done, 5 skipped (done before), 1 failed")
+    assert capsys.readouterr().out.splitlines()[-1] == "0 done, 5 skipped (done before), 1 failed"
 
 
 def test_all_done_is_0(folder, capsys):
@@ -240,8 +242,7 @@ def test_an_error_that_ends_all_runs_is_1_with_what_was_done(folder, capsys, mon
     assert run(f"d out participant {ATLASES}") == 1
     out, err = capsys.readouterr()
     assert err.startswith("0/6 runs [00:00<?]\ngpumask cohort: error: all workers are lost\n")
-    assert out.splitlines()[-1].startswith("1 done")
-    assert out.splitlines()[-1].endswith("5 left")
+    assert out.splitlines()[-1] == "1 done, 0 failed, 5 left"
 
 
 class Terminal(io.StringIO):
@@ -324,6 +325,20 @@ def test_lines_without_a_terminal(capsys, monkeypatch):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(("columns", "start"), [(0, "0/4 runs [00:00<?]\r\n"), (60, "\r0/4 runs |      ")])
+def test_a_terminal_without_a_size_gets_lines(monkeypatch, columns, start):
+    """That of ``script`` without a terminal of its own: tqdm draws no bar there."""
+    master, slave = os.openpty()
+    termios.tcsetwinsize(slave, (24 * (columns > 0), columns))
+    with os.fdopen(slave, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        progress = CohortProgress(4)
+        terminal.flush()
+        assert os.read(master, 1000).decode().startswith(start)
+        progress.close()
+    os.close(master)
+
+
 def test_quiet_shows_errors_alone(folder, capsys, monkeypatch):
     assert run(f"d out participant {ATLASES} -q") == 1
     out, err = capsys.readouterr()
@@ -362,7 +377,7 @@ def test_the_first_failed_run_stops_the_rest(folder, capsys, spread):
     assert run(f"d out participant {ATLASES} --stop-on-first-crash {spread}") == 1
     out, err = capsys.readouterr()
     assert "gpumask cohort: stopped at the first failed run (--stop-on-first-crash). Repeat the command to con" in err
-    counts = re.fullmatch(r"(\d) done, 0 skipped .*, 1 failed, 0 taken .*, (\d) left", out.splitlines()[-1])
+    counts = re.fullmatch(r"(\d) done, 1 failed, (\d) left", out.splitlines()[-1])
     n_done, n_left = map(int, counts.groups())
     assert n_done + n_left == 5
     assert n_left >= 1
@@ -378,7 +393,7 @@ def test_an_unusable_run_stops_all_at_once(folder, capsys):
     out, err = capsys.readouterr()
     assert "has no confounds: expected sub-03_task-rest_run-1_desc-confounds_timeseries.tsv next to it" in err
     assert "stopped at the first failed run" in err
-    assert out.splitlines()[-1] == "0 done, 0 skipped (done before), 1 failed, 0 taken (by another process), 5 left"
+    assert out.splitlines()[-1] == "0 done, 1 failed, 5 left"
 
 
 @pytest.mark.parametrize("inherited", [False, True])

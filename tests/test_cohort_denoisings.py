@@ -18,7 +18,6 @@ from gpumask.cohort.atlas_file import AtlasFile
 from gpumask.cohort.configuration import Configuration
 from gpumask.cohort.executors import run_cohort
 from gpumask.cohort.page import write_page
-from gpumask.cohort.parquet import write_store
 from gpumask.cohort.record import is_done
 from gpumask.cohort.stored import read_record
 from gpumask.confounds.denoising import PRESETS, Denoising
@@ -279,14 +278,15 @@ def test_page_and_store_have_a_part_per_denoising(runs, tmp_path):
     page = write_page(out).read_text("utf-8")
     for denoising in SIX:
         for run in runs:
-            assert page.count(f"<td>{run.name}</td><td>{denoising.name}</td><td>done</td>") == 1
+            cells = (f"<td>{run.name}</td>", f"<td class=text>{denoising.name}</td>", "<td class=text>done</td>")
+            assert page.count("".join(cells)) == 1
         assert page.count(f"<h3>Denoising {denoising.name}: 2 runs</h3>") == 1
     assert page.count("<td>Butterworth, 0.01 to 0.1 Hz</td>") == 1
     assert page.count("<h3>Toy</h3>") == page.count("<h3>Fine</h3>") == 1
     assert page.count("5 regions, 2 runs") + page.count("6 regions, 2 runs") == 1
 
-    paths, refused = write_store(out, tmp_path / "c.parquet")
-    assert refused == []
+    paths, refused = cohorts.write_store(out, tmp_path / "c.parquet")
+    assert refused == {}
     names = {f"c_atlas-{atlas}_stat-mean_desc-{d.name}.parquet" for atlas in ("Toy", "Fine") for d in SIX}
     assert {path.name for path in paths} == names
     for denoising in SIX:

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -57,68 +56,19 @@ def statuses(configuration, runs, **options):
     return Counter(record.status for record in run_cohort(configuration, runs, **options))
 
 
-def check_whole(out, files, runs):
-    """Everything is there, equal, and made once; nothing is left over."""
-    assert cohorts.outputs(out) == files
-    assert cohorts.left_over(out) == []
-    done = Counter(line["name"] for line in cohorts.log_lines(out) if line["status"] == "done")
-    assert set(done.values()) == {1}
-    assert done.keys() <= {path.stem for path in out.glob("logs/sub-*.json")} <= {run.name for run in runs}
-
-
-# It is forked for each attempt: what an attempt imports, it needn't import again.
-FORKING = """
-import os, sys
-from pathlib import Path
-from gpumask.bids import find_runs
-from gpumask.cohort.atlas_file import AtlasFile
-from gpumask.cohort.configuration import Configuration
-from gpumask.cohort.executors import run_cohort
-from gpumask.confounds.denoising import Denoising
-
-folder, out = Path(sys.argv[1]), sys.argv[2]
-denoisings = tuple(Denoising(column, {"columns": [column]}) for column in sys.argv[3:])
-atlases = tuple(AtlasFile(folder / f"atlas-{name}_dseg.nii.gz") for name in ("Toy", "Fine"))
-configuration = Configuration(atlases, folder / out, {"detrend": True}, denoisings=denoisings, device="cpu")
-runs, _ = find_runs(folder / "d")
-for _ in sys.stdin:
-    pid = os.fork()
-    if not pid:
-        for record in run_cohort(configuration, runs):
-            pass
-        os._exit(0)
-    print(pid, flush=True)
-    print(os.waitpid(pid, 0)[1], flush=True)
-"""
-
-
 @pytest.mark.parametrize("columns", [(), ("csf", "cosine00")], ids=["one denoising", "two denoisings"])
 def test_killed_at_random_moments(made, columns):
     folder, runs, files = made
+    denoisings = tuple(Denoising(column, {"columns": [column]}) for column in columns)
     if columns:
-        denoisings = tuple(Denoising(column, {"columns": [column]}) for column in columns)
         list(run_cohort(configured(folder, "undisturbed two", denoisings=denoisings), runs))
         files = cohorts.outputs(folder / "undisturbed two")
         assert sum("_desc-csf_" in name for name in files) == sum("_desc-cosine00_" in name for name in files) > 100
     out = folder / f"killed {len(columns)}"
-    rng = random.Random(os.environ.get("GPUMASK_TEST_SEED", 0))
-    command = [sys.executable, "-c", FORKING, folder, out.name, *columns]
-    ends = []
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as forking:
-        while True:
-            print(file=forking.stdin, flush=True)
-            pid = int(forking.stdout.readline())
-            if len(ends) < 30:
-                time.sleep(rng.uniform(0, 0.25))
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            ends.append(int(forking.stdout.readline()))
-            if len(ends) > 30:
-                break
-        forking.stdin.close()
+    ends = cohorts.killed_at_random_moments(configured(folder, out.name, denoisings=denoisings), runs)
     assert ends.count(signal.SIGKILL) >= 10
     assert ends[-1] == 0
-    check_whole(out, files, runs)
+    cohorts.check_whole(out, files, runs)
 
 
 def test_a_killed_driver_takes_its_processes_along(made):
@@ -132,7 +82,7 @@ def test_a_killed_driver_takes_its_processes_along(made):
     driver.wait()
     wait_for(lambda: not any(alive(pid) for pid in processes), 10)
     list(run_cohort(configured(folder, "orphans"), runs))
-    check_whole(folder / "orphans", files, runs)
+    cohorts.check_whole(folder / "orphans", files, runs)
 
 
 def descendants(pid):
@@ -190,7 +140,7 @@ def test_signals_end_a_cohort_cleanly(made, number, code, n_procs):
     assert "Traceback" not in stderr
     assert cohorts.left_over(folder / out) == []
     assert statuses(configured(folder, out), runs)["skipped"] == n_done
-    check_whole(folder / out, files, runs)
+    cohorts.check_whole(folder / out, files, runs)
 
 
 def test_two_drivers_at_once(made):
@@ -203,7 +153,7 @@ def test_two_drivers_at_once(made):
     n_good = sum(int(count["done"]) for count in counts)
     assert n_good == len(list((folder / "two").glob("logs/sub-*.json")))
     assert min(int(count["done"]) for count in counts) > 0
-    check_whole(folder / "two", files, runs)
+    cohorts.check_whole(folder / "two", files, runs)
 
 
 def test_two_threads_at_one_run(few, tmp_path, monkeypatch):
@@ -248,7 +198,7 @@ def test_a_full_disk(few, tmp_path, small_disk):
     rest = Counter(record.status for record in run_cohort(configuration, few, in_flight=1))
     assert rest == {"skipped": counts["done"], "done": counts["failed"]}
     list(run_cohort(configured(tmp_path, "large"), few))
-    check_whole(small_disk / "o", cohorts.outputs(tmp_path / "large"), few)
+    cohorts.check_whole(small_disk / "o", cohorts.outputs(tmp_path / "large"), few)
 
 
 def test_a_limit_on_the_size_of_files(few, tmp_path):

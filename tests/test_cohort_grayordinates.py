@@ -71,6 +71,21 @@ def run(line):
     return cli.main([*shlex.split(line), "--device", "cpu"])
 
 
+def test_imports_only_what_it_needs(folder):
+    """Each of these takes 0.02 to 0.3 s to import."""
+    heavy = (
+        *("scipy.linalg", "scipy.sparse", "scipy.ndimage", "scipy.signal", "numpy.f2py", "sklearn"),
+        *("array_api_compat.numpy", "pandas", "joblib", "nilearn", "matplotlib"),
+    )
+    code = (
+        "import sys, gpumask.cli; print(gpumask.cli.main(sys.argv[1:])); "
+        f"print(sorted(set({heavy}) & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, "extract", bold(), "--atlas", ATLAS, "--cifti", "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith(" s\n0\n[]\n")
+
+
 def table(name):
     return pd.read_table(f"out/{name}.tsv", na_values="n/a", keep_default_na=False)
 
@@ -477,6 +492,34 @@ def test_hcp_as_in_the_readme(folder):
         f"sub-100307_task-{task}_space-fsLR_atlas-Glasser_den-91k_stat-mean_timeseries.tsv"
         for task in ("rfMRIREST1LR", "tfMRIWMRL")
     }
+
+
+def test_hcps_motion(folder, capsys):
+    """Movement_Regressors.txt has 12 columns without names: position in mm and degrees, and the derivatives."""
+    results = "100307/MNINonLinear/Results/rfMRI_REST1_LR"
+    name = "sub-100307_task-rfMRIREST1LR_space-fsLR_den-91k"
+    found = hcp(
+        folder,
+        [f"{results}/rfMRI_REST1_LR_Atlas_MSMAll_hp2000_clean.dtseries.nii\t{results}/Movement_Regressors.txt\t{name}"],
+    )
+    motion = np.cumsum(np.random.default_rng(3).normal(size=(N, 6)), axis=0) * 0.05
+    motion = np.hstack([motion, np.diff(motion, axis=0, prepend=motion[:1])])
+    text = "".join("".join(f"{x:10.6f} " for x in row) + "\n" for row in motion)
+    Path(results, "Movement_Regressors.txt").write_text(text)
+    assert run(f"cohort runs.tsv out participant --atlas {ATLAS} --confounds-columns *") == 0
+    removed = np.array([line.split() for line in text.splitlines()], float)
+    stem = "out/sub-100307/func/sub-100307_task-rfMRIREST1LR_space-fsLR_atlas-Toy_den-91k_stat-mean_timeseries"
+    signals = NiftiLabelsMasker(ATLAS, reports=False).fit_transform(found, confounds=removed)
+    np.testing.assert_allclose(pd.read_table(f"{stem}.tsv"), signals, rtol=1e-6)
+    assert json.loads(Path(f"{stem}.json").read_text())["NuisanceParameters"] == [str(k) for k in range(12)]
+    capsys.readouterr()
+    assert run(f"extract {found} --atlas {ATLAS} --confounds {results}/Movement_Regressors.txt --out single") == 0
+    (single,) = Path("single").glob("*timeseries.tsv")
+    np.testing.assert_allclose(pd.read_table(single), signals, rtol=1e-6)
+    # A row that is lost is noticed.
+    Path(results, "Movement_Regressors.txt").write_text(text[text.index("\n") + 1 :])
+    assert run(f"cohort runs.tsv other participant --atlas {ATLAS} --confounds-columns *") == 1
+    assert f"Movement_Regressors.txt has {N - 1} rows, but {found} has {N} volumes." in capsys.readouterr().err
 
 
 def test_hcp_without_a_name(folder):

@@ -56,7 +56,7 @@ class Checker(HTMLParser):
     def _look_outside(self, tag, attributes):
         links = [value for key, value in attributes.items() if key in ("href", "src", "xlink:href")]
         self.images += [link for link in links if link.startswith("data:image/png;base64,")]
-        self.outside += [link for link in links if not link.startswith(("data:", "#", "./figures/"))]
+        self.outside += [link for link in links if not link.startswith(("data:", "#", "./"))]
         self.scripts += [attributes] * (tag == "script")
 
     def handle_endtag(self, tag):
@@ -153,11 +153,12 @@ def test_totals(cohort):
         ("4", "done"),
         ("1", "of these skipped, as done before"),
         ("2", "failed"),
+        ("1", "of these partly done"),
         ("4", "left"),
         ("1", "taken by another process"),
     ]
     assert "Failures: 2" in page.text
-    assert [row[0] for row in rows_below(page, "Run", "Error")] == ["sub-3", "sub-5"]
+    assert [row[0] for row in rows_below(page, "Run", "Error")] == ["sub-3partly done", "sub-5"]
     assert "left" not in dict(totals(write_page(cohort.out).read_text("utf-8"))).values()
 
 
@@ -187,7 +188,7 @@ def test_thousands_of_failures(cohort):
     assert grouped[0] == "617"
     assert grouped[1] == "<run>: N of N volumesas in: /data/sub-00001_desc-preproc_bold.nii.gz: 1 of 200 volumes"
     shown = rows_below(page, "Run", "Error")
-    assert [row[0] for row in shown] == [f"sub-{number:05}" for number in range(300)]
+    assert [row[0] for row in shown[:301]] == [*(f"sub-{number:05}" for number in range(300)), "Run"]
     assert "And 934 more, in logs/*.jsonl." in page.text
 
 

@@ -1,4 +1,4 @@
-"""``gpumask cohort --config FILE.toml``: the same options as on the command line."""
+"""``--config FILE.toml`` of both commands: the same options as on the command line."""
 
 import argparse
 import re
@@ -15,6 +15,7 @@ from gpumask.cli.parser import options_of, parse
 from . import cohorts
 
 OPTIONS = options_of("cohort")
+OF_EXTRACT = options_of("extract")
 # Values for options whose metavar or type doesn't say what they accept.
 VALUES = {
     "dummy-scans": ["auto", 4],
@@ -30,10 +31,12 @@ VALUES = {
     "confounds-columns": [["trans_*", 'a "quoted" \\ näme\t\x7f']],
     "atlas": [["A=a.nii", "b=c.nii"], ["x.nii"]],
 }
+POSITIONALS = {"cohort": ["d", "out", "participant"], "extract": ["a_bold.nii", "b_bold.nii"]}
+CASES = [(command, name) for command, options in (("cohort", OPTIONS), ("extract", OF_EXTRACT)) for name in options]
 
 
-def values_of(name):
-    action = OPTIONS[name]
+def values_of(name, command="cohort"):
+    action = options_of(command)[name]
     if name in VALUES:
         return VALUES[name]
     if action.nargs == 0:
@@ -54,8 +57,12 @@ def toml(value):
     return str(value).lower()
 
 
+def parsed(command, *words):
+    return parse([command, *POSITIONALS[command], *words])
+
+
 def cohort(*words):
-    return parse(["cohort", "d", "out", "participant", *words])
+    return parsed("cohort", *words)
 
 
 def config(folder, text):
@@ -64,18 +71,22 @@ def config(folder, text):
     return f"--config={path}"
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name in OPTIONS for value in values_of(name)])
+@pytest.mark.parametrize(
+    ("command", "name", "value"),
+    [(command, name, value) for command, name in CASES for value in values_of(name, command)],
+)
 @pytest.mark.parametrize("spelling", ["-", "_"])
-def test_every_option_is_as_on_the_command_line(tmp_path, name, value, spelling):
+def test_every_option_is_as_on_the_command_line(tmp_path, command, name, value, spelling):
+    action = options_of(command)[name]
     words = [] if value is True else [str(one) for one in (value if isinstance(value, list) else [value])]
     if len(words) == 1 and not isinstance(value, list):
-        expected = vars(cohort(f"--{name}={words[0]}"))
+        expected = vars(parsed(command, f"--{name}={words[0]}"))
     else:
-        expected = vars(cohort(f"--{name}", *words))
+        expected = vars(parsed(command, f"--{name}", *words))
     option = config(tmp_path, f"{name.replace('-', spelling)} = {toml(value)}\n")
-    found = vars(cohort(option))
+    found = vars(parsed(command, option))
     assert {**found, "config": None} == expected
-    assert found != vars(cohort()) | {"config": found["config"]} or OPTIONS[name].default in (value, *words)
+    assert found != vars(parsed(command)) | {"config": found["config"]} or action.default in (value, *words)
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name in OPTIONS for value in values_of(name)])
@@ -181,6 +192,40 @@ def test_no_file(tmp_path, monkeypatch, capsys, name, message):
     assert capsys.readouterr().err == f"gpumask cohort: error: {message}\n"
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("overwrit = true", "unknown key 'overwrit'. Did you mean 'overwrite'? Expected options: atlas, "),
+        ("nprocs = 2", "unknown key 'nprocs'. "),  # of the other command
+        ('runs = ["a.nii"]', "unknown key 'runs'. "),  # they aren't options
+        ("t-r = 0", "t-r = 0: expected a positive number, got '0'"),
+    ],
+)
+def test_what_is_wrong_for_extract(tmp_path, capsys, text, message):
+    option = config(tmp_path, text)
+    assert cli.main(["extract", "a_bold.nii", option]) == 2
+    assert capsys.readouterr().err.startswith(f"gpumask extract: error: {tmp_path / 'config.toml'}: {message}")
+
+
+def test_extract_by_a_file_is_as_by_options(tmp_path, monkeypatch):
+    """Where the command line has an option of the file, it wins; runs may follow any option."""
+    monkeypatch.chdir(tmp_path)
+    cohorts.make_cohort(tmp_path / "d", 2, bad=False)
+    cohorts.make_atlases(tmp_path)
+    runs = sorted(map(str, Path("d").rglob("*_bold.nii.gz")))
+    words = ["--detrend", "--confounds", "auto", "--confounds-columns", "csf", "--relmat", "--out", "by options"]
+    assert cli.main(["extract", *runs, "--atlas", "T=atlas-Toy_dseg.nii.gz", "--quiet", *words]) == 0
+    Path("c.toml").write_text(
+        'atlas = ["T=atlas-Toy_dseg.nii.gz"]\ndetrend = true\nconfounds = "auto"\nconfounds_columns = ["csf"]\n'
+        'relmat = ["pearson"]\nout = "no"\nquiet = true\n'
+    )
+    assert cli.main(["extract", "--config", "c.toml", "--out", "by file", *runs]) == 0
+    by_options, by_file = (cohorts.outputs(tmp_path / name) for name in ("by options", "by file"))
+    assert len(by_file) == 8
+    assert by_file == by_options
+    assert not Path("no").exists()
+
+
 def test_bytes_that_are_no_text(tmp_path):
     (tmp_path / "c.toml").write_bytes(b'\xef\xbb\xbfspace = "a"')  # a byte-order mark is none of it
     assert read_config(tmp_path / "c.toml", OPTIONS) == {"space": "a"}
@@ -210,7 +255,7 @@ def test_the_file_of_a_cohort_repeats_it(tmp_path, monkeypatch, capsys):
     first = cohorts.outputs(tmp_path / "out")
     words = shlex.split(command.removeprefix("# gpumask "))
     assert cli.main(words) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("0 done, 2 skipped (done before), 0 failed")
+    assert capsys.readouterr().out.splitlines()[-1] == "0 done, 2 skipped (done before), 0 failed"
     words[2] = str(tmp_path / "again")
     assert cli.main(words) == 0
     assert cohorts.outputs(tmp_path / "again") == first

@@ -9,7 +9,7 @@ from nilearn._utils.numpy_conversions import csv_to_array
 
 from gpumask import backend
 from gpumask.confounds.sample_masks import AllVolumesRemovedError, kept_volumes
-from gpumask.confounds.tables import confounds_matrix
+from gpumask.confounds.tables import confounds_matrix, read_table
 
 VALUES = np.array([[1.5, -2.0], [0.25, 3.0], [1e-3, 7.0]])
 
@@ -81,6 +81,42 @@ def test_compressed_table_with_byte_order_mark(tmp_path):
     with gzip.open(path, "wt", encoding="utf-8-sig") as file:
         file.write("1.5\t-2.0\n0.25\t3.0\n0.001\t7.0\n")
     np.testing.assert_array_equal(confounds_matrix(path, 3), VALUES)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_rows_of_numbers_are_never_names(tmp_path, seed):
+    """As written by awk (HCP's Movement_Regressors.txt: "%10.6f " for each), MATLAB, FSL, SPM or NumPy."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=(6, rng.integers(2, 13))) * 10.0 ** rng.integers(-8, 3)
+    values[0, rng.random(values.shape[1]) < 0.4] = 0  # the derivatives of the first volume
+    form, before, between, after = [
+        ("%10.6f", "", " ", " "), ("%.8g", "  ", "  ", "  "), ("% 16.7e", "", "", ""), ("%g", "\t", "\t", ""),
+        ("%.6f", "", "\t", "\t"), ("%.18e", "", " ", ""), ("%+.3f", " ", ",", ""), ("%.4f", "", " \t", " "),
+    ][seed % 8]  # fmt: skip
+    lines = [before + between.join(form % x for x in row) + after for row in values]
+    path = tmp_path / "Movement_Regressors.txt"
+    path.write_text(("\r\n" if seed % 2 else "\n").join([*lines, ""]))
+    expected = [[float(form % x) for x in row] for row in values]
+    np.testing.assert_array_equal(confounds_matrix(path, 6), expected)
+    assert read_table(path).columns.tolist() == list(range(values.shape[1]))
+
+
+@pytest.mark.parametrize("text", ["-1.#IND", "********", "x", "1e"])
+@pytest.mark.parametrize("separator", [" ", "\t"])
+def test_a_first_row_with_a_broken_number_is_no_header(tmp_path, text, separator):
+    path = tmp_path / "motion.txt"
+    path.write_text(f"{text}{separator}0.25{separator}1.5\n0.5{separator}0.5{separator}0.5\n")
+    with pytest.raises(ValueError) as error:
+        confounds_matrix(path, 2)
+    assert f"NaN, infinite values or text are in column 0 (volume 0). File: {path}." in str(error.value)
+
+
+def test_whole_numbers_can_be_names(tmp_path):
+    for index in (True, False):
+        pd.DataFrame(VALUES, columns=["a", "7"]).to_csv(tmp_path / "a.tsv", sep="\t", index=index)
+        assert read_table(tmp_path / "a.tsv").columns.tolist()[-2:] == ["a", "7"]
+    pd.DataFrame(VALUES).to_csv(tmp_path / "a.tsv", sep="\t")  # an index, and the names 0 and 1
+    assert read_table(tmp_path / "a.tsv").shape == (3, 3)
 
 
 def test_first_row_of_values_is_no_header(tmp_path):

@@ -360,10 +360,6 @@ def test_bad_maps(maps):
         ),
         ({"keep_masked_labels": True}, "keep_masked_labels=True has no meaning for grayordinates: they have no mask."),
         (
-            {"high_variance_confounds": True},
-            "high_variance_confounds=True has no meaning for grayordinates: it is defined for voxels: pass confounds.",
-        ),
-        (
             {"mask_img": "mask.nii"},
             "mask_img='mask.nii' has no meaning for grayordinates: a mask of volumes doesn't apply to them: set labels "
             "outside it to the background.",
@@ -381,7 +377,8 @@ def test_volumes_and_grayordinates_cannot_be_mixed(made, tmp_path):
     run, atlas, *_ = made
     volumes = helpers.save(tmp_path / "bold.nii", np.random.default_rng(0).random((6, 7, 8, 3)))
     labels = helpers.save(tmp_path / "labels.nii", helpers.blocks())
-    to_volumes = f"{volumes} has voxels, the regions of {atlas} grayordinates. Pass a dense series (.dtseries.nii), or"
+    to_volumes = f"{volumes} has voxels, the regions of {atlas} grayordinates. Pass a dense series (.dtseries.nii, "
+    to_volumes += ".func.gii), or"
     to_series = f"{run} has grayordinates, the regions of {labels} voxels. Pass an image of volumes, or"
     for regions, img, message in [(atlas, volumes, to_volumes), (labels, run, to_series)]:
         masker = NiftiLabelsMasker(regions)
@@ -420,7 +417,8 @@ def test_different_meshes_and_grids_are_named(made, tmp_path):
         NiftiLabelsMasker(other).fit_transform(run)
     assert str(error.value) == (
         f"{run} and in-memory image have different meshes: the surface {dense.LEFT} has 60 vertices in the first file, "
-        "and 164 in the second. Resample one of them (wb_command -cifti-resample)."
+        "and 164 in the second. Resample one of them (wb_command -cifti-resample, or for GIFTI -metric-resample, "
+        "-label-resample)."
     )
     other = dense.labels_image([1], dense.voxels([[1, 1, 1]], affine=np.diag([3.0, 3, 3, 1])))
     with pytest.raises(
@@ -434,12 +432,10 @@ def test_different_meshes_and_grids_are_named(made, tmp_path):
         NiftiLabelsMasker(other).fit_transform(run)
 
 
-@pytest.mark.parametrize("method", ["generate_report", "to_nilearn"])
-def test_methods_of_volumes(made, method):
+def test_nilearn_has_no_such_masker(made):
     _, atlas, *_ = made
-    masker = NiftiLabelsMasker(atlas).fit()
     with pytest.raises(ValueError) as error:
-        getattr(masker, method)()
+        NiftiLabelsMasker(atlas).fit().to_nilearn()
     assert str(error.value) == (
-        f"{method} doesn't support grayordinates, which {atlas} has. Use regions of volumes for it."
+        f"to_nilearn doesn't support grayordinates, which {atlas} has. Use regions of volumes for it."
     )

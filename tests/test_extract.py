@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gpumask import NiftiLabelsMasker, __version__, extraction
+from gpumask import NiftiLabelsMasker, __version__, plans
 from gpumask.bids.runs import Run
 from gpumask.cohort import contents, writer
 from gpumask.cohort.atlas_file import AtlasFile
@@ -274,12 +274,12 @@ def test_two_runs_with_one_name_are_refused_at_once(tmp_path, atlas, out):
 def test_runs_on_other_grids_give_no_warning_and_share_a_plan(tmp_path, atlas, out, volumes, target, monkeypatch):
     affine = np.diag([1.1, 1.0, 1.0, 1.0])
     runs = [Run(save(tmp_path / f"{name}.nii", volumes, affine)) for name in "ab"]
-    plans, compile_plan = [], extraction.compile_plan
-    monkeypatch.setattr(extraction, "compile_plan", lambda *a, **k: plans.append(a) or compile_plan(*a, **k))
+    compiled, compile_plan = [], plans.compile_plan
+    monkeypatch.setattr(plans, "compile_plan", lambda *a, **k: compiled.append(a) or compile_plan(*a, **k))
     records = [extract_run(atlas, run, out, resampling_target=target) for run in runs]
     assert [record.warnings for record in records] == [(), ()]
     assert [record.error for record in records] == ["", ""]
-    assert len(plans) == 1
+    assert len(compiled) == 1
 
 
 def test_progress_begins_at_0_and_ends_at_all(out, atlas, run):
@@ -314,23 +314,28 @@ def test_singles_have_the_fewest_digits():
 
 
 @needs_compiled
-def test_compiled_cells_are_pythons(monkeypatch):
-    """For all kinds of float32 numbers, also at and next to powers of ten, where notations change."""
+@pytest.mark.parametrize("single", [True, False])
+def test_compiled_cells_are_pythons(single, monkeypatch):
+    """For all kinds of numbers, also at and next to powers of ten and two, and half way between two decimals."""
     rng = np.random.default_rng(0)
-    powers = np.float32(10.0) ** np.arange(-12, 18, dtype=np.float32)
-    near = [np.nextafter(powers, np.float32(end)) for end in (0, np.inf)]
+    dtype, bits = (np.float32, np.uint32) if single else (np.float64, np.uint64)
+    powers = np.concatenate([dtype(10.0) ** np.arange(-12, 18, dtype=dtype), dtype(2.0) ** np.arange(-40, 60)])
+    near = [np.nextafter(powers.astype(dtype), dtype(end)) for end in (0, np.inf)]
     scaled = rng.normal(size=60_000) * 10.0 ** rng.uniform(-12, 17, 60_000)
     short = np.round(rng.uniform(-100, 100, 20_000), 2)
+    halves = rng.integers(2**48, 2**50, 5_000) / 4
     odd = [0.0, -0.0, np.nan, np.inf, -np.inf, 1e-45, 3.4e38]
     with np.errstate(invalid="ignore"):  # signalling NaN
-        any_bits = rng.integers(0, 2**32, 60_000, dtype=np.uint32).view(np.float32)
-        values = np.concatenate([any_bits, *(np.float32(some) for some in (scaled, short, powers, *near, odd))])
-        values = np.concatenate([values, -values, np.arange(-20_000, 20_000, dtype=np.float32)])
+        any_bits = rng.integers(0, np.iinfo(bits).max, 60_000, dtype=bits).view(dtype)
+        usual = [np.asarray(some, dtype) for some in (scaled, short, powers, *near, halves, odd)]
+        values = np.concatenate([any_bits, *usual])
+        values = np.concatenate([values, -values, np.arange(-20_000, 20_000, dtype=dtype)])
         rows = [
             values[None],
             values[:: len(values) // 50].reshape(-1, 1),
-            np.zeros((2, 0), np.float32),
+            np.zeros((2, 0), dtype),
             values[None, ::-3],
+            values[None, :1000].astype(np.dtype(dtype).newbyteorder()),
         ]
         compiled_lines = [list(table_lines(["a"], row, ["x"] * len(row))) for row in rows]
         monkeypatch.setattr(compiled, "is_compiled", False)
@@ -341,10 +346,11 @@ def test_compiled_cells_are_pythons(monkeypatch):
 @pytest.mark.parametrize(
     ("row", "error", "message"),
     [
-        (np.zeros(3), TypeError, "`row` must be of float32 in native byte order, got items of format 'd'."),
+        (np.zeros(3, int), TypeError, "`row` must be of float32 or float64, got items of format 'l'."),
+        (np.zeros(3, ">f8"), TypeError, "`row` must be of real numbers in native byte order, got items of format"),
         (np.zeros((3, 1), "f4"), TypeError, "`row` must have 1 dimensions, got 2."),
         (np.zeros(6, "f4")[::2], ValueError, "`row` must be an array in C order of numbers."),
-        ([1.0], TypeError, "`row` must be an array of float32, got list."),
+        ([1.0], TypeError, "`row` must be an array of real numbers, got list."),
     ],
 )
 def test_rows_of_another_kind(row, error, message):

@@ -1,5 +1,7 @@
 """Prepared extractions: what is kept between runs, under which key; and state that a process has one of."""
 
+import subprocess
+import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -160,6 +162,34 @@ def test_an_opened_run(tmp_path):
 
 def blas_threads():
     return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+
+LATE = """
+import numpy as np
+from threadpoolctl import threadpool_info, threadpool_limits
+from gpumask import process
+def threads():
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+with threadpool_limits(2, user_api="blas"):
+    with process.one_blas_thread:
+        assert threads() == {1}
+        with process.one_linalg_thread:  # loads SciPy's BLAS
+            assert threads() == {1}
+        with process.one_linalg_thread:
+            assert threads() == {1}
+    assert 1 not in threads()
+    process.one_linalg_thread.__enter__()
+    process.one_blas_thread.__enter__()
+    assert threads() == {1}
+    process.one_linalg_thread.__exit__()
+    process.one_blas_thread.__exit__()
+    assert 1 not in threads()
+"""
+
+
+def test_blas_of_scipy_that_is_loaded_late():
+    """NumPy's BLAS is limited without loading SciPy's, which is limited as soon as it is loaded."""
+    subprocess.run([sys.executable, "-c", LATE], check=True)
 
 
 def test_blas_threads_come_back_after_threads_that_overlap():

@@ -1,6 +1,8 @@
 """The group step: mean matrices against NumPy, on the page too; and one pass over records and matrices."""
 
+import html
 import json
+import statistics
 import time
 import tracemalloc
 
@@ -12,6 +14,7 @@ from gpumask.cohort import group, matrices
 from gpumask.cohort.group import summarize
 from gpumask.cohort.page import logs
 from gpumask.cohort.quality import OF_RUN
+from gpumask.cohort.recorded import Unused
 from gpumask.tables import table_lines
 
 from . import cohorts
@@ -57,7 +60,7 @@ def test_mean_of_correlations_is_by_fisher_z_of_what_runs_have(tmp_path):
     found[4][0, 1] = found[4][1, 0] = 1  # whose z is infinite
     for k, matrix in enumerate(found):
         write_run(tmp_path, k, matrix, fd=None if k == 1 else 0.1)
-    paths, _ = summarize(tmp_path, 5)
+    paths = summarize(tmp_path, 5).paths
     mean, counts, sidecar = written(tmp_path)
     assert paths[-1] == tmp_path / "group_atlas-A_stat-pearsoncorrelation_relmat.tsv"
     assert counts.tolist() == [[5, 3, 4, 0], [3, 4, 3, 0], [4, 3, 4, 0], [0, 0, 0, 0]]
@@ -98,36 +101,50 @@ def test_means_of_other_kinds(tmp_path, stat):
 def test_what_is_not_in_the_mean_is_said(tmp_path, monkeypatch):
     rng = np.random.default_rng(2)
     found = [correlation(rng) for _ in range(30)]
-    for k, matrix in enumerate(found[:28]):
-        path = write_run(tmp_path, k, matrix)
-    path.unlink()
+    paths = [write_run(tmp_path, k, matrix) for k, matrix in enumerate(found[:28])]
     write_run(tmp_path, 28, found[28], made="m0")
-    write_run(tmp_path, 29, found[29], names=[*REGIONS[:3], "e"])
-    largest = max(path.stat().st_size for path in tmp_path.glob("*_relmat.tsv"))
-    monkeypatch.setattr(matrices, "MOST_BYTES", 15 * largest)
-    page = summarize(tmp_path)[0][0].read_text()
+    paths.append(write_run(tmp_path, 29, found[29], names=[*REGIONS[:3], "e"]))
+    typical = statistics.median_high(path.stat().st_size for path in paths)
+    monkeypatch.setattr(matrices, "MOST_BYTES", 15 * typical)
+    paths[-2].unlink()  # which isn't in the sample
+    page = summarize(tmp_path).paths[0].read_text()
     mean, _, sidecar = written(tmp_path)
-    remark = "1 matrices are unreadable or have other regions. 15 evenly spaced runs stand for all. "
+    remark = "1 matrices can't be used: group_unused.tsv says why. "
+    remark += "A sample: 15 evenly spaced runs of 29, since reading all matrices would take too long. "
     remark += "1 runs were made with other options and aren't used."
     assert sidecar["Remark"] == remark
     assert (sidecar["NumberOfRuns"], sidecar["NumberOfRunsUsed"]) == (29, 14)
     used = [np.arctanh(np.float64(found[k][0, 1])) for k in range(0, 28, 2)]
     assert mean[0, 1] == pytest.approx(np.tanh(np.mean(used)), rel=1e-6)
-    assert "Mean over 14 runs, by Fisher z. 1 matrices" in page
+    assert f"Mean over 14 runs, by Fisher z. {html.escape(remark)}" in page
+    name = "sub-00029_task-rest_atlas-A_stat-pearsoncorrelation_relmat.tsv"
+    assert (tmp_path / "group_unused.tsv").read_text() == f"file\treason\n{name}\thas other regions than most\n"
 
 
 def test_no_readable_matrix_makes_no_mean(tmp_path):
     write_run(tmp_path, 0, np.eye(4)).unlink()
-    paths, _ = summarize(tmp_path)
-    assert [path.name for path in paths] == ["cohort.html", "group_quality.tsv", "group_qcfc.tsv"]
+    paths = summarize(tmp_path).paths
+    assert [path.name for path in paths] == ["cohort.html", "group_quality.tsv", "group_qcfc.tsv", "group_unused.tsv"]
     assert "Mean connectivity" not in paths[0].read_text()
+
+
+def test_an_outdated_list_of_unused_files_is_removed(tmp_path):
+    path = write_run(tmp_path, 0, np.eye(4))
+    content = path.read_text()
+    path.unlink()
+    listed = tmp_path / "group_unused.tsv"
+    assert summarize(tmp_path).paths[-1] == listed
+    assert listed.read_text() == f"file\treason\n{path.name}\tNo such file or directory\n"
+    path.write_text(content)
+    assert listed not in summarize(tmp_path).paths
+    assert not listed.exists()
 
 
 def test_records_and_matrices_are_read_once(tmp_path, monkeypatch):
     read = []
     monkeypatch.setattr(logs, "read_record", lambda path, f=logs.read_record: (read.append(path), f(path))[1])
-    reader = matrices.read_edges
-    monkeypatch.setattr(matrices, "read_edges", lambda path, size: (read.append(path), reader(path, size))[1])
+    reader = matrices.read_recorded
+    monkeypatch.setattr(matrices, "read_recorded", lambda *of: (read.append(of[1]), reader(*of))[1])
     for k in range(12):
         write_run(tmp_path, k, np.eye(4), fd=0.1 * k)
     summarize(tmp_path)
@@ -138,7 +155,7 @@ def test_a_picture_of_many_regions_is_small(tmp_path, monkeypatch):
     monkeypatch.setattr(group, "MOST_REGIONS", 3)
     names = [f"R{k}" for k in range(9)]
     write_run(tmp_path, 0, np.eye(9), names=names)
-    page = summarize(tmp_path)[0][0].read_text()
+    page = summarize(tmp_path).paths[0].read_text()
     assert [name for name in names if f"<!-- {name} -->" in page] == ["R0", "R4", "R8"]
 
 
@@ -154,7 +171,7 @@ def test_many_records_take_little_time_and_memory(tmp_path):
     tracemalloc.start()
     tables = group.GroupTables()
     cohort = logs.read_logs(tmp_path / "logs", tables.add)
-    tables.write(tmp_path)
+    tables.write(tmp_path, Unused())
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(cohort.done) == n

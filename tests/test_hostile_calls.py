@@ -344,11 +344,13 @@ def arguments_of(function):
             "coordinates": numbers((3, 6)) % 3,
             "out": np.zeros((2, 6)),
         },
+        "numbers": {"text": b"1\t2\n3\t4\n", "rows": np.zeros((2, 2)), "labelled": False},
     }[function]
 
 
-FUNCTIONS = ["blocks", "sums", "statistics", "fold", "multiply", "interpolate"]
+FUNCTIONS = ["blocks", "sums", "statistics", "fold", "multiply", "interpolate", "numbers"]
 RESULTS = {"sums": "out", "statistics": "out", "fold": "new_offsets", "multiply": "out", "interpolate": "out"}
+RESULTS["numbers"] = "rows"
 STRIDED = ("multiply", "volumes")
 OPTIONAL = [("blocks", "weights"), ("fold", "weights")]
 if compiled.extension is None:

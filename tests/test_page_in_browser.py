@@ -15,6 +15,11 @@ from .browser import PROGRAM, Browser
 pytest.importorskip("matplotlib")
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium here: apt-get install chromium")
 ROWS = "[...document.querySelectorAll('#all tbody tr')]"
+LINES = """(cell) => {
+  const range = document.createRange();
+  range.selectNodeContents(cell);
+  return new Set([...range.getClientRects()].map((part) => part.top)).size;
+}"""
 NAMES = f"{ROWS}.map((row) => row.cells[0].textContent)"
 
 
@@ -99,10 +104,32 @@ def test_search(page, text, names):
 def test_a_run_by_its_address(page, out):
     page.open(f"{(out / 'cohort.html').as_uri()}#run=sub-007")
     page.wait(f"{ROWS}.length === 1")
-    assert page.value(f"{ROWS}[0].querySelectorAll('img').length") == 0
-    click(page, f"{ROWS}[0].querySelector('summary')")
-    page.wait(f"{ROWS}[0].querySelector('img')?.naturalWidth === 200")
-    assert page.value(f"{ROWS}[0].querySelector('a').getAttribute('href')").endswith("run-1%20%231.png")
+    assert page.value("document.querySelectorAll('#all img').length") == 0
+    opener = f"{ROWS}[0].cells[1].querySelector('button')"
+    click(page, opener)
+    page.wait(f"{ROWS}[1].querySelector('img')?.naturalWidth === 200")
+    assert page.value(f"{ROWS}[1].querySelector('a').getAttribute('href')").endswith("run-1%20%231.png")
+    assert page.value(f"{opener}.getAttribute('aria-expanded')") == "true"
+    click(page, opener)
+    assert page.value(f"{ROWS}.length") == 1
+    assert page.value(f"{opener}.getAttribute('aria-expanded')") == "false"
+
+
+@pytest.mark.parametrize("width", [400, 640])
+def test_runs_and_figures_are_in_view(page, out, width):
+    """The run's name stays while the table is scrolled sideways; figures are next to it."""
+    page.open(out / "cohort.html", width=width)
+    page.wait("'ready' in document.documentElement.dataset")
+    left = "document.querySelector('#all').parentElement.getBoundingClientRect().left"
+    run = f"{ROWS}[0].cells[0].getBoundingClientRect()"
+    assert page.value(f"{ROWS}[4].cells[1].querySelector('button').getBoundingClientRect().right") < width
+    assert page.value("document.querySelector('#all thead tr').cells[1].textContent") == "Figures"
+    click(page, f"{ROWS}[4].cells[1].querySelector('button')")
+    page.value("document.querySelector('#all').parentElement.scrollLeft = 150")
+    assert page.value("document.querySelector('#all').parentElement.scrollLeft") == 150
+    assert page.value(f"{run}.left - {left}") == 0
+    assert page.value(f"{ROWS}[5].querySelector('img').getBoundingClientRect().left - {left}") >= 0
+    page.problems.clear()  # the picture doesn't exist
 
 
 def test_pictures_are_loaded_when_they_are_opened(page):
@@ -115,9 +142,9 @@ def test_texts_of_others_stay_texts(page):
     click(page, "document.querySelector('#failures ~ table summary, #failures ~ div summary')")
     page.value("document.querySelector('input').value = 'sub-x'")
     page.value("document.querySelector('input').dispatchEvent(new Event('input'))")
-    click(page, f"{ROWS}[0].querySelector('summary')")
-    page.wait(f"{ROWS}[0].querySelector('a')")
-    assert page.value(f"{ROWS}[0].querySelector('a').href").startswith("file:///")
+    click(page, f"{ROWS}[0].querySelector('button')")
+    page.wait(f"{ROWS}[1].querySelector('a')")
+    assert page.value(f"{ROWS}[1].querySelector('a').href").startswith("file:///")
     page.problems.clear()  # the picture doesn't exist
 
 
@@ -138,12 +165,16 @@ def test_fits_the_window(page, out, width, dark):
     assert background == "light dark"
     ink = page.value("getComputedStyle(document.querySelector('svg text, svg g, svg')).color")
     assert (ink == "rgb(255, 255, 255)") == dark
+    # Pictures have no ground of their own: white ones would shine in the dark.
+    grounds = "[...document.querySelectorAll('svg [id^=patch_] path')].map((path) => getComputedStyle(path).fill)"
+    assert "rgb(255, 255, 255)" not in page.value(grounds)
 
 
 def test_without_scripts(page, out):
     page.open(out / "cohort.html", script=False)
     text = (out / "cohort.html").read_text("utf-8")
     assert text.count("<tr><td>sub-") == 100
+    assert text.count("<td class=figures><a href='./figures/sub-") == 97  # two rows failed, one is sub-x
     assert "./figures/sub-000_task-rest_run-1%20%231.png" in text
     assert page.printed().startswith(b"%PDF")
 
@@ -156,7 +187,8 @@ def reports():
         labels[3 * k : 3 * k + 2, 2:7, 1:6] = k + 1
     maps = np.stack([labels == k for k in (1, 2, 3)], axis=-1).astype("f4")
     yield NiftiLabelsMasker(helpers.image(labels, data.affine)), data
-    yield NiftiMapsMasker(helpers.image(maps, data.affine)), data
+    mask = helpers.image(np.ones((9, 10, 8), "u1"), data.affine)
+    yield NiftiMapsMasker(helpers.image(maps, data.affine), mask_img=mask), data
     yield NiftiSpheresMasker([(-4.0, 6.0, 9.0), (-10.0, 10.0, 9.0)], radius=4), data
 
 
@@ -172,4 +204,8 @@ def test_reports(browser, tmp_path, dark):
             assert browser.value("document.images[0].naturalWidth") > 300
             assert browser.value("document.documentElement.scrollWidth <= innerWidth")
             assert (browser.value("getComputedStyle(document.body).color") == "rgb(255, 255, 255)") == dark
+            # Numbers and names of parameters aren't broken into lines of a few characters.
+            cells = "[...document.querySelectorAll('td.n:not(:empty), th:first-child')]"
+            assert set(browser.value(f"{cells}.map({LINES})")) == {1}
+        assert browser.printed().startswith(b"%PDF")
     assert browser.problems == []

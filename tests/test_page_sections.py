@@ -63,7 +63,8 @@ def test_what_was_done_in_words(tmp_path):
         "kernel of 6 mm FWHM",
         "above 0.5 mm were censored",
         "frequencies above 0.01 Hz and below 0.08 Hz",
-        "Confounds were csf (each with its derivative) and trans_x, from the tables of fMRIPrep [5]",
+        "Confounds from the tables of fMRIPrep [5] were removed from the signals by linear regression",
+        "The confounds are csf (each with its derivative) and trans_x.",
         "after filtering them like the signals [7]",
         "Regions less than 50% within the field of view and the brain mask are missing values.",
     ):
@@ -86,6 +87,64 @@ def test_each_denoising_is_described(tmp_path):
     filters = [row[1] for row in page.rows if row[0] == "Filter"]
     assert filters == ["Butterworth, 0.01 to 0.08 Hz", "Butterworth, above 0.01 Hz"]
     assert [row[1] for row in page.rows if row[0] == "Confounds"][1] == "none are removed"
+
+
+def test_what_denoisings_share_is_said_once(tmp_path):
+    """In the tables and in the paragraphs, whose references are numbered in the order of the text."""
+    own = {
+        "motion": {"columns": ["trans_x"], "fd_threshold": 0.5},
+        "strategy": {"strategy": "scrubbing+gsr", "scrub": 5},
+        "raw": {},
+    }
+    made = {name: {**HOW, "denoising": name, "confounds": confounds} for name, confounds in own.items()}
+    made["loose"] = {**made["motion"], "denoising": "loose", "settings": {**SETTINGS, "low_pass": 0.1}}
+    put(tmp_path, "sub-1", made=made)
+    put(tmp_path, "sub-2", made={"motion": made["motion"]})
+    page = page_of(tmp_path)
+    text = (tmp_path / "logs" / "CITATION.md").read_text("utf-8")
+    shared, *paragraphs = [line for line in text.partition("# References")[0].splitlines()[4:] if line]
+    assert all(paragraph in page.texts for paragraph in (shared, *paragraphs))
+    assert shared == (
+        "Time series were extracted with gpumask 0.2.0, which computes what the maskers of nilearn compute [1], and "
+        "uses NumPy [2], SciPy [3] and NiBabel [4]. Regions are those of the atlas A (3 columns). Each signal is the "
+        "mean of the region's voxels. Volumes were smoothed with a Gaussian kernel of 6 mm FWHM. Mean and linear "
+        "trend of each signal were removed. Signals were standardized to zero mean and unit variance (sample standard "
+        "deviation). Regions less than 50% within the field of view and the brain mask are missing values."
+    )
+    steady = "Volumes that the confounds tables of fMRIPrep [5] mark as non-steady state were dropped."
+    spline = "Censored volumes were replaced by a cubic spline for the filter, and removed after it."
+    removed = (
+        "Confounds from the tables of fMRIPrep [5] were removed from the signals by linear regression, after filtering "
+        "them like the signals [7]."
+    )
+    band = "A Butterworth filter passed frequencies above 0.01 Hz and below 0.08 Hz."
+    above = "Volumes with a framewise displacement [6] above 0.5 mm were censored."
+    motion = f"({{}}): {steady} {above} {{}} {spline} {removed} The confounds are trans_x."
+    assert paragraphs[0] == f"Denoising motion {motion.format('2 runs', band)}"
+    assert paragraphs[1].startswith(
+        f"Denoising strategy (1 run): {steady} Segments of fewer than 5 volumes between censored ones were censored "
+        f'too. {band} {spline} {removed} The confounds are those of nilearn\'s strategy "scrubbing", with the global '
+        "signal [8]: the six motion parameters, their derivatives, and the squares of both [9], the mean"
+    )
+    assert paragraphs[2] == f"Denoising raw (1 run): {band}"
+    assert paragraphs[3] == f"Denoising loose {motion.format('1 run', band.replace('0.08', '0.1'))}"
+    numbers = [int(line.partition(".")[0]) for line in text.partition("# References")[2].splitlines() if line]
+    assert numbers == list(range(1, 10))
+    for what, n in (("gpumask", 1), ("Atlas A", 1), ("Smoothing", 1), ("Trend", 1), ("Filter", 4), ("Confounds", 4)):
+        assert [row[0] for row in page.rows].count(what) == n
+
+
+def test_alike_denoisings_are_as_described_above(tmp_path):
+    """Such as two that differ only in what has no words."""
+    made = {name: {**HOW, "denoising": name} for name in ("a", "{numpy} {0}")}
+    put(tmp_path, "sub-1", made=made | {"c": {**HOW, "background_label": 7}})
+    page = page_of(tmp_path)
+    paragraphs = [text for text in page.texts if text.endswith("All is as described above.")]
+    assert paragraphs == [
+        "Denoising a (1 run): All is as described above.",
+        "Denoising {numpy} {0} (1 run): All is as described above.",
+        "1 run, without the name of a denoising: All is as described above.",
+    ]
 
 
 def test_other_atlases_of_the_same_name_are_described_apart(tmp_path):
@@ -165,8 +224,8 @@ def test_several_denoisings_are_rows_with_their_figures(tmp_path):
     outputs = [{"path": f"figures/{name}{k}.png", "size": 1, "made": name} for k in range(2) for name in "ab"]
     quality = {"a": {**one, "volumes_kept": 90}, "b": {**one, "volumes_kept": 80}}
     put(tmp_path, "sub-1", quality=quality, made=made, outputs=outputs)
-    rows = rows_below(page_of(tmp_path), "Run", "Denoising")
-    assert [row[:3] for row in rows] == [["sub-1", "b", "done"], ["sub-1", "a", "done"]]
+    rows = rows_below(page_of(tmp_path), "Run", "Figures", "Denoising", "Outcome")
+    assert [row[:4] for row in rows] == [["sub-1", "1 2", "b", "done"], ["sub-1", "1 2", "a", "done"]]
     addresses = [addresses for _, _, addresses in packed(tmp_path)]
     assert addresses == [[f"./figures/{name}{k}.png" for k in range(2)] for name in "ba"]
 

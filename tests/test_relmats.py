@@ -114,7 +114,7 @@ def test_each_denoising_has_its_matrices_and_means(folder, tmp_path):
     assert statuses(configuration, folder) == {"done", "skipped"}
     assert missing.read_bytes() == content
     assert before.items() <= states(tmp_path).items()
-    paths, _ = summarize(tmp_path)
+    paths = summarize(tmp_path).paths
     assert [path.name for path in paths[3:]] == [
         f"group_atlas-{atlas}_stat-partialcorrelation_desc-{desc}_relmat.tsv"
         for atlas in ("Fine", "Toy")

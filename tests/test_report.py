@@ -6,6 +6,7 @@ import io
 import pickle
 import re
 import sys
+import warnings
 import webbrowser
 from html.parser import HTMLParser
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from sklearn.exceptions import NotFittedError
 
-from gpumask import MultiNiftiLabelsMasker, NiftiLabelsMasker
+from gpumask import MultiNiftiLabelsMasker, NiftiLabelsMasker, NiftiMapsMasker, NiftiSpheresMasker
 
 from . import helpers
 
@@ -127,6 +128,62 @@ def test_lost_regions_are_named(run, keep):
     assert "Lost, as too little is inside the field of view and the mask: &lt;two&gt;, three.</p>" in report
 
 
+def boxes():
+    """Three maps that don't overlap, and a mask without the second one."""
+    values = labels().get_fdata()
+    maps = np.stack([values == k for k in (1, 2, 5)], axis=-1).astype("f4")
+    mask = np.ones((9, 10, 8), "u1")
+    mask[3:6] = 0
+    return image(maps), image(mask)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_lost_maps_are_named_too(run, keep):
+    maps, mask = boxes()
+    masker = NiftiMapsMasker(maps, mask_img=mask, keep_masked_maps=keep, min_coverage=0.5).fit(run)
+    assert "Lost" not in masker.generate_report().html
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        masker.transform(run)
+    assert masker.n_elements_ == 2 + keep
+    report = masker.generate_report().html
+    assert "Lost, as too little is inside the field of view and the mask: niftimapsmasker1.</p>" in report
+
+
+@pytest.mark.parametrize("kind", ["labels", "maps", "spheres"])
+@pytest.mark.parametrize("other_grid", [False, True])
+def test_the_mask_is_outlined(run, kind, other_grid):
+    """In white, also one of another grid; a mask that is 1 everywhere has no outline."""
+    maps, _ = boxes()
+    halves = np.zeros((9, 10, 8), "u1")
+    halves[:, 2:8, 1:7] = 1
+    white = []
+    for values in (np.ones((9, 10, 8), "u1"), halves):
+        mask = image(values)
+        if other_grid:
+            halved = np.diag([0.5, 0.5, 0.5, 1])
+            halved[:3, 3] = -0.25
+            mask = image(np.kron(values, np.ones((2, 2, 2), "u1")), AFFINE @ halved)
+        masker = {
+            "labels": lambda mask: NiftiLabelsMasker(labels(), mask_img=mask),
+            "maps": lambda mask: NiftiMapsMasker(maps, mask_img=mask, resampling_target="data"),
+            "spheres": lambda mask: NiftiSpheresMasker([(-8.0, 10, 12)], radius=5, mask_img=mask),
+        }[kind](mask)
+        masker.fit(run)
+        masker.transform(run)
+        white.append((picture(masker.generate_report())[..., :3] > 0.95).all(axis=-1).sum())
+    assert white[1] > white[0] + 300
+
+
+def test_seeds_before_a_transform_are_drawn_like_cuts(run):
+    """On black, as other pictures: a white one would shine in the dark. Each seed has a colour of its own."""
+    seeds = [(-8.0, 10, 12), (0, 0, 0), (10, 4, 8)]
+    pixels = picture(NiftiSpheresMasker(seeds, radius=5).fit(run).generate_report())
+    assert np.median(pixels[..., :3]) == 0
+    coloured = pixels[..., :3][np.ptp(pixels[..., :3], axis=-1) > 0.9]
+    assert len(np.unique(coloured.round(1), axis=0)) >= 3
+
+
 @pytest.mark.filterwarnings("ignore:3 of 4 labels in in-memory image aren't whole numbers")
 @pytest.mark.parametrize("ids", [(0.5, 1.25, 3.75), (-3.0, 4.0, 1e9)])
 def test_labels_that_are_no_small_integers(run, ids):
@@ -135,7 +192,7 @@ def test_labels_that_are_no_small_integers(run, ids):
     masker.transform(run)
     report = masker.generate_report()
     assert is_coloured(picture(report)) > 0.01
-    assert all(f"<td class=n>{i}</td>" in report.html for i in ids)
+    assert all(f"<td class=n>{i:.12g}</td>" in report.html for i in ids)
     assert report.html.count("<td class=n>50</td>") == 3
 
 

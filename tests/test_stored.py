@@ -15,7 +15,6 @@ from gpumask.cohort.atlas_file import AtlasFile
 from gpumask.cohort.configuration import Configuration
 from gpumask.cohort.executors import run_cohort
 from gpumask.cohort.page import write_page
-from gpumask.cohort.parquet import write_store
 from gpumask.cohort.record import Listing, Record, failed, is_done, log_problems, unusable
 from gpumask.cohort.stored import read_attempts, read_listings, read_record
 
@@ -174,8 +173,9 @@ def test_every_command_goes_on_without_such_a_record(finished, tmp_path, content
     assert "<b>1</b>done" in page
     assert f"Log lines and records skipped as unreadable: 1 (first in logs/{path.name})." in page
     pytest.importorskip("pyarrow")
-    _, refused = write_store(configuration.out_dir, tmp_path / "s.parquet")
-    assert [message.partition(": ")[0] for message in refused] == [f"{path} isn't the record of a run"]
+    _, refused = cohorts.write_store(configuration.out_dir, tmp_path / "s.parquet")
+    assert list(refused) == [f"logs/{path.name}"]
+    assert refused[f"logs/{path.name}"].startswith("isn't the record of a run: ")
     assert sorted(record.status for record in run_cohort(configuration, runs)) == ["done", "skipped"]
     assert all(is_done(configuration, run) for run in runs)
     assert json.loads(path.read_text())["outputs"] == json.loads(text)["outputs"]
@@ -213,7 +213,7 @@ def test_mutated_records_are_read_or_refused(finished, tmp_path):
     assert f"<b>{n_read}</b>done" in page
     pytest.importorskip("pyarrow")
     with pytest.raises(ValueError, match="has no finished runs"):  # their tables are elsewhere
-        write_store(tmp_path, tmp_path / "s.parquet")
+        cohorts.write_store(tmp_path, tmp_path / "s.parquet")
 
 
 def places(value):

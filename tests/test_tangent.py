@@ -47,7 +47,7 @@ def frames(out, atlas="Inner"):
 
 
 def test_against_nilearn(out):
-    paths, refused = summarize(out, tangent=True)
+    paths, refused, _ = summarize(out, tangent=True)
     rows, mean = paths[-2:]
     assert rows == out / "group_atlas-Inner_stat-tangent_relmat.npy"
     assert mean == out / "group_atlas-Inner_stat-geometricmean_relmat.tsv"

@@ -1,5 +1,6 @@
 """Labels that aren't whole numbers: rounded if only a scale has moved them, else kept; with one warning."""
 
+import json
 import re
 import warnings
 
@@ -10,7 +11,12 @@ import pytest
 import scipy.io
 
 from gpumask import NiftiLabelsMasker
+from gpumask.bids.runs import Run
+from gpumask.cohort.atlas_file import AtlasFile
+from gpumask.cohort.configuration import Configuration
+from gpumask.cohort.executors import run_cohort
 from gpumask.images.labels import load_atlas, load_mask
+from gpumask.images.lookup import disagreement, plain_label
 
 from .helpers import image
 
@@ -357,3 +363,56 @@ def test_other_scaled_masks_are_silent(tmp_path, codes, slope, inter):
     (inside, _), said = loaded(path, load=load_mask)
     np.testing.assert_array_equal(inside, np.asarray(nib.load(path).dataobj) != 0)
     assert not said
+
+
+# Names of regions without a table
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i2", "i4", "f4", "f8"])
+def test_whole_labels_name_columns_of_a_cohort_without_a_fraction(tmp_path, dtype):
+    """In tables, sidecars and on the page; the maskers' names are nilearn's."""
+    labels = some_labels([0, 3, 96]).astype(dtype)
+    nib.save(image(labels, AFFINE), tmp_path / "atlas-A_dseg.nii")
+    data = np.random.default_rng(0).normal(100, 1, (*SHAPE, 20)).astype("f4")
+    bold = image(data, AFFINE)
+    bold.header.set_xyzt_units("mm", "sec")
+    bold.header["pixdim"][4] = 2
+    nib.save(bold, tmp_path / "sub-1_desc-preproc_bold.nii")
+    out, atlas = tmp_path / "out", tmp_path / "atlas-A_dseg.nii"
+    configuration = Configuration((AtlasFile(atlas),), out, {}, dummy_scans=0, device="cpu", min_time=0)
+    (record,) = run_cohort(configuration, [Run(tmp_path / "sub-1_desc-preproc_bold.nii")])
+    assert record.error == ""
+    (table,) = out.rglob("*_timeseries.tsv")
+    assert table.read_text().splitlines()[0] == "3\t96"
+    regions = json.loads(table.with_suffix(".json").read_text())["Regions"]
+    assert [(region["index"], region["name"]) for region in regions] == [(3, "3"), (96, "96")]
+    assert list(pd.read_table(next(out.rglob("*_stat-coverage_bold.tsv")), dtype=str)["Node"]) == ["3", "96"]
+    masker = NiftiLabelsMasker(atlas).fit()
+    assert list(masker.region_names_.values()) == [str(np.dtype(dtype).type(label)) for label in (3, 96)]
+
+
+@pytest.mark.parametrize(
+    ("label", "shown"),
+    [
+        (np.float32(96), "96"),
+        (np.float64(-3), "-3"),
+        (2e9, "2000000000"),
+        (-0.0, "0"),
+        (np.float32(0.1), "0.1"),
+        (1.5, "1.5"),
+        (np.int16(4), "4"),
+        (np.nan, "nan"),
+        (np.inf, "inf"),
+        ("a", "a"),
+    ],
+)
+def test_labels_as_they_are_shown(label, shown):
+    assert str(plain_label(label)) == shown
+
+
+def test_messages_about_labels_have_no_fractions():
+    found = disagreement(np.float32([0, 1, 2, 2.5]), 0, {"index": [0.0, 5.0, 1.0], "name": ["Background", "a", "b"]})
+    assert found.message == (
+        "`lut` doesn't fit the label image: 2 labels without a row (called 'unknown'): 2, 2.5; 1 row without a label: "
+        "5 (a). Give the table of this atlas."
+    )

@@ -26,6 +26,7 @@ from gpumask.bids.runs import Problem, Run
 _log = logging.getLogger(__name__)
 _VOLUMES = (".nii", ".nii.gz", ".nii.zst")
 _GRAYORDINATES = (".dtseries.nii", ".dtseries.nii.gz")  # compressed ones are refused when they are opened
+_GIFTI = ".func.gii"
 _NO_RUN = "has no preprocessed run"
 _OPTIONS = {"sub": "participant-label", "ses": "session-id", "task": "task-id", "run": "run-id"}
 
@@ -38,19 +39,27 @@ _EXPECTED = {
 
 @dataclass(frozen=True)
 class _Kind:
-    """The kind of images to find: volumes with a label "desc", or grayordinates, which fMRIPrep names without one."""
+    """The kind of images to find: volumes with a label "desc"; or grayordinates, which fMRIPrep names without one.
+
+    With a hemisphere ("L" or "R"), these are its GIFTI files.
+    """
 
     desc: str
     is_dense: bool
+    hemisphere: str = ""
 
     @property
     def pattern(self):
         """Names of the images, for messages."""
+        if self.hemisphere:
+            return f"*_hemi-{self.hemisphere}_*_bold{_GIFTI}"
         return "*_bold.dtseries.nii" if self.is_dense else f"*_desc-{self.desc}_bold.nii.gz"
 
     @property
     def expected(self):
         """What a folder should have been, for messages."""
+        if self.hemisphere:
+            return "the derivatives of fMRIPrep with a space of surfaces, for atlases of a hemisphere (.label.gii)"
         made = "the derivatives of fMRIPrep with --cifti-output, for atlases of grayordinates (.dlabel.nii)"
         return made if self.is_dense else _EXPECTED.get(self.desc, _EXPECTED["preproc"])
 
@@ -59,15 +68,22 @@ class _Kind:
         """The kind of images that may be there instead."""
         return _Kind("preproc", not self.is_dense)
 
-    def is_image(self, suffix, desc, extension):
-        if self.is_dense:
-            return (suffix, desc in (None, self.desc), extension in _GRAYORDINATES) == ("bold", True, True)
-        return (suffix, desc, extension in _VOLUMES) == ("bold", self.desc, True)
+    def is_image(self, name):
+        """Whether a `BidsName` is that of an image to find."""
+        desc, extension = name.entities.get("desc"), name.extension
+        if name.suffix != "bold":
+            return False
+        if self.hemisphere:
+            is_own = name.entities.get("hemi") == self.hemisphere and extension == _GIFTI
+        else:
+            is_own = extension in (_GRAYORDINATES if self.is_dense else _VOLUMES)
+        return is_own and (desc == self.desc or (self.is_dense and desc is None))
 
-    def of(self, suffix, desc, extension):
-        """Kind of a run's file by its name; None for others in `func` (surfaces, transforms), which are skipped."""
-        if self.is_image(suffix, desc, extension):
+    def of(self, name):
+        """Kind of a run's file by its `BidsName`; None for others in `func` (transforms), which are skipped."""
+        if self.is_image(name):
             return "image"
+        suffix, desc, extension = name.suffix, name.entities.get("desc"), name.extension
         if not self.is_dense and (suffix, desc, extension in _VOLUMES) == ("mask", "brain", True):
             return "mask"
         return "confounds" if (suffix, desc, extension) in CONFOUNDS else None
@@ -75,6 +91,7 @@ class _Kind:
     def is_named_so(self, name):
         """Whether a name that isn't BIDS seems to be that of an image."""
         images = r"\.dtseries\.nii(\.gz)?$" if self.is_dense else r"\.nii(\.gz|\.zst)?$"
+        images = rf"{re.escape(_GIFTI)}$" if self.hemisphere else images
         return re.search(f"{'' if self.is_dense else f'_desc-{re.escape(self.desc)}'}_bold{images}", name)
 
 
@@ -111,6 +128,7 @@ def find_runs(
     require_confounds: bool = False,
     desc: str = "preproc",
     grayordinates: bool = False,
+    hemisphere: str = "",
 ) -> tuple[list[Run], list[Problem]]:
     """Find the preprocessed runs in a folder of fMRIPrep derivatives.
 
@@ -139,7 +157,9 @@ def find_runs(
         Label "desc" of the images: "smoothAROMAnonaggr" finds those that ICA-AROMA has denoised. Names of grayordinates
         may lack it.
     grayordinates : bool
-        Whether to find dense series (CIFTI-2), and not volumes.
+        Whether to find dense series, and not volumes: CIFTI-2 files unless there is a `hemisphere`.
+    hemisphere : {"L", "R", ""}
+        Hemisphere whose GIFTI files (``*_hemi-L_space-fsaverage5_bold.func.gii``) are the dense series to find.
 
     Returns
     -------
@@ -158,7 +178,7 @@ def find_runs(
         If `root` can't be listed.
     """
     root = str(Path(root).absolute())
-    kind = _Kind(desc, grayordinates)
+    kind = _Kind(desc, grayordinates, hemisphere)
     chosen: dict[str, Collection[str]] = {"sub": participants, "ses": sessions, "task": tasks, "run": runs}
     for key, labels in (filters or {}).items():
         if chosen.get(key):
@@ -286,9 +306,8 @@ class _Scan:
                     self.problems.append(Problem(f"{self.root}/{folder}/{name}", reason))
                 continue
             entities = parsed.entities
-            identified = parsed.suffix, entities.get("desc"), parsed.extension
-            kind = self.kind.of(*identified)
-            self.has_others = self.has_others or self.kind.other.is_image(*identified)
+            kind = self.kind.of(parsed)
+            self.has_others = self.has_others or self.kind.other.is_image(parsed)
             if kind is None:
                 continue
             if kind == "image":

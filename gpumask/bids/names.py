@@ -10,7 +10,8 @@ from typing import NamedTuple
 from gpumask.bids.runs import Run
 
 _IMAGE_EXTENSION = re.compile(
-    r"(\.(d(tseries|label|scalar)|p(tseries|conn|scalar))(?=\.nii))?\.(nii|img|hdr|mgh|mgz|mnc|head|brik|par|rec)(\.(gz|bz2|zst))?$",
+    r"((\.(d(tseries|label|scalar)|p(tseries|conn|scalar))(?=\.nii))?\.(nii|img|hdr|mgh|mgz|mnc|head|brik|par|rec)"
+    r"|(\.(func|label|shape|time))?\.gii)(\.(gz|bz2|zst))?$",
     re.IGNORECASE,
 )
 _NAME = re.compile(r"(?P<entities>(?:[a-zA-Z]+-[a-zA-Z0-9+]+_)*)(?P<suffix>[a-zA-Z0-9]+)(?P<extension>(?:\..*)?)")
@@ -21,9 +22,9 @@ _OF_AN_ATLAS = re.compile(r"(?:^|_)(?:atlas|seg|scale|desc)-([a-zA-Z0-9+]+)")
 _AFTER_ATLAS = ("res", "den", "label", "desc")  # in BIDS's order of entities
 _SPACE = ("space", "cohort", "res", "den")
 _NATIVE = "func"  # fMRIPrep's name for the space of images whose names have none
-_NOT_OF_THE_RUN = {*_SPACE, "desc", "echo", "part"}  # may differ between a run's image, mask and confounds
+_NOT_OF_THE_RUN = {*_SPACE, "desc", "echo", "part", "hemi"}  # may differ between a run's image, mask and confounds
 # Further entities of atlases, masks and statistics that say nothing about the run.
-_NOT_IDENTIFYING = {*_NOT_OF_THE_RUN, "tpl", "label", "hemi", "atlas", "seg", "scale", "stat", "from", "to", "mode"}
+_NOT_IDENTIFYING = {*_NOT_OF_THE_RUN, "tpl", "label", "atlas", "seg", "scale", "stat", "from", "to", "mode"}
 # Entities of which a name has at least one if it is BIDS, and not only looks so ("my-data.nii").
 _IDENTIFYING = {
     *("sub", "ses", "sample", "task", "tracksys", "acq", "ce", "trc", "stain", "rec", "dir", "run", "mod", "flip"),

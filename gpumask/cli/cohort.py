@@ -62,7 +62,7 @@ def _plan_cohort(args):
     from gpumask.bids.sidecars import check_dataset_description
     from gpumask.cohort.atlases import load
     from gpumask.cohort.configuration import Configuration, check_names, check_spaces
-    from gpumask.cohort.grayordinates import check_runs
+    from gpumask.cohort.grayordinates import check_runs, hemisphere_of
     from gpumask.cohort.own_atlases import OwnAtlas, own_atlases
     from gpumask.cohort.record import Listing, check_unchanged
     from gpumask.process import collect_warnings
@@ -123,6 +123,7 @@ def _plan_cohort(args):
     if is_folder:
         wanted = {"require_confounds": configuration.needs_confounds, "desc": configuration.images}
         wanted["grayordinates"] = configuration.grayordinates
+        wanted["hemisphere"] = hemisphere_of(configuration.atlases)
         runs, problems = find_runs(args.source, **chosen, filters=filters, **wanted)
         for name, (desc, lut) in segmentations.items():
             runs, without = with_segmentation(runs, args.source, desc, name, lut)
@@ -228,9 +229,9 @@ def _run_cohort(args, configuration, runs, problems, listing, spread):
     from gpumask.bids.names import run_name
     from gpumask.cli.progress import CohortProgress
     from gpumask.cohort.executors import run_cohort
-    from gpumask.cohort.record import log_problems
+    from gpumask.cohort.record import log_problems, record_path
 
-    counts = {"done": 0, "skipped": 0, "failed": len(problems), "taken": 0}
+    counts, n_partly = {"done": 0, "skipped": 0, "failed": len(problems), "taken": 0}, 0
     progress, code, stopped = CohortProgress(len(runs)), 0, False
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -244,6 +245,7 @@ def _run_cohort(args, configuration, runs, problems, listing, spread):
             with contextlib.closing(records):
                 for record in records:
                     counts[record.status] += 1
+                    n_partly += record.status == "failed" and record_path(configuration, record.run).exists()
                     progress.finish(record)
                     name = run_name(record.run)
                     show_messages(record, name)
@@ -263,7 +265,7 @@ def _run_cohort(args, configuration, runs, problems, listing, spread):
     finally:
         signal.signal(signal.SIGTERM, before)
         progress.close()
-    left = len(runs) + len(problems) - sum(counts.values())
+    counts["left"] = len(runs) + len(problems) - sum(counts.values())
     if stopped and not code:
         tell("gpumask cohort: stopped at the first failed run (--stop-on-first-crash). Repeat the command to continue.")
     if code:
@@ -277,7 +279,8 @@ def _run_cohort(args, configuration, runs, problems, listing, spread):
             tell(f"gpumask cohort: error: the runs could not be summarized: {error}", logging.ERROR)
             code = 1
     words = {"skipped": "skipped (done before)", "taken": "taken (by another process)"}
-    show(", ".join([*(f"{n} {words.get(name, name)}" for name, n in counts.items()), f"{left} left"]))
+    words |= {"failed": f"failed ({n_partly} partly done)"} if n_partly else {}
+    show(", ".join(f"{n} {words.get(name, name)}" for name, n in counts.items() if n or name in ("done", "failed")))
     return code or (1 if counts["failed"] else 0)
 
 
@@ -294,21 +297,16 @@ def _write_config(args):
 
 
 def _summarize(args, n_runs=None):
-    """Write the page, the group's tables and the store; returns 1 if something could not be made."""
+    """Write the page, the group's tables and the store; returns 1 if something could not be made or used."""
     from gpumask.cohort.group import summarize
 
-    paths, refused = summarize(args.out_dir, n_runs, tangent=args.tangent)
-    for path in paths:
+    summary = summarize(args.out_dir, n_runs, tangent=args.tangent, store=args.store)
+    for path in summary.paths:
         show(path)
-    for message in refused:
+    for message in summary.refused:
         tell(f"--tangent: refused: {message}", logging.ERROR)
-    if not args.store:
-        return 1 if refused else 0
-    from gpumask.cohort.parquet import write_store
-
-    paths, skipped = write_store(args.out_dir, args.store)
-    for path in paths:
-        show(path)
-    for message in skipped:
-        tell(f"--store: skipped: {message}", logging.ERROR)
-    return 1 if refused or skipped else 0
+    if reasons := summary.unused.reasons:
+        path, reason = next(iter(reasons.items()))
+        table = args.out_dir / "group_unused.tsv"
+        tell(f"Unusable files: {len(reasons)}, listed in {table}. The first: {path}: {reason}", logging.ERROR)
+    return 1 if summary.refused or reasons else 0

@@ -179,7 +179,11 @@ def _add_extract(commands):
     )
     add = extract.add_argument
     add(
-        "runs", nargs="+", metavar="RUN", type=Path, help="3D or 4D image (NIfTI, ...), or dense series (.dtseries.nii)"
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        type=Path,
+        help="3D or 4D image (NIfTI, ...), or dense series (.dtseries.nii, .func.gii)",
     )
     add(
         "--atlas",
@@ -187,8 +191,8 @@ def _add_extract(commands):
         default=[],
         metavar="[NAME=]IMAGE",
         type=named_path,
-        help="label image (a number per region), or 4D image of maps; or for dense series, .dlabel.nii or "
-        ".dscalar.nii; several are extracted together",
+        help="label image (a number per region), or 4D image of maps; or for dense series, .dlabel.nii, "
+        ".label.gii or .dscalar.nii; several are extracted together",
     )
     _add_label_map(add)
     _add_seeds(add)
@@ -230,6 +234,7 @@ def _add_extract(commands):
     add("--out", metavar="DIR", type=Path, default=Path(), help="folder to write to (default: the current one)")
     _add_relmat(add, "default: none")
     add("--overwrite", action="store_true", help="replace existing files; without it, their runs fail")
+    _add_config(add)
 
 
 def _add_cohort(commands):
@@ -284,7 +289,8 @@ def _add_cohort(commands):
         type=named_path,
         help="label images, or 4D images of maps; all are extracted in one read, and --seeds with them. "
         "derivatives:desc-aparcaseg or derivatives:desc-aseg is each run's own segmentation by fMRIPrep. With "
-        ".dlabel.nii or .dscalar.nii, fMRIPrep's *_bold.dtseries.nii are extracted instead of volumes",
+        ".dlabel.nii or .dscalar.nii, fMRIPrep's *_bold.dtseries.nii are extracted instead of volumes; with a "
+        "hemisphere's .label.gii, its *_hemi-L_*_bold.func.gii",
     )
     _add_label_map(add)
     _add_seeds(add)
@@ -327,13 +333,7 @@ def _add_cohort(commands):
     _add_device(add, ", or several GPUs that share the runs: cuda:0,cuda:1 or cuda:all")
     add("--stop-on-first-crash", action="store_true", help="stop at the first run that fails; finished runs are kept")
     _add_verbosity(execution)
-    add(
-        "--config",
-        metavar="FILE.toml",
-        type=Path,
-        help="file of options, as detrend = true; those of the command line win. OUT_DIR/logs/config.toml repeats the "
-        "last command",
-    )
+    _add_config(add, ". OUT_DIR/logs/config.toml repeats the last command")
 
 
 def _add_signals(add):
@@ -459,6 +459,11 @@ def _add_verbosity(container):
     more = "show the stages and files of each run, and tracebacks"
     for short, name, what in (("-v", "verbose", more), ("-q", "quiet", "show errors only")):
         add(short, f"--{name}", dest="verbosity", action="store_const", const=name, help=what)
+
+
+def _add_config(add, more=""):
+    what = "file of options, as detrend = true; those of the command line win"
+    add("--config", metavar="FILE.toml", type=Path, help=f"{what}{more}")
 
 
 def _add_device(add, more=""):

@@ -1,5 +1,6 @@
 """Progress bars on a terminal; if standard error isn't one, lines for a cohort. With --quiet, nothing."""
 
+import os
 import sys
 import threading
 from typing import TYPE_CHECKING
@@ -36,6 +37,16 @@ class _Lines:
         """Nothing is kept back."""
 
 
+def _is_terminal():
+    """Whether standard error is a terminal with a size. Those of ``script`` in a batch job have none for a bar."""
+    if not sys.stderr.isatty():
+        return False
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except OSError:
+        return True
+
+
 class RunProgress:
     """A bar per run, which counts volumes."""
 
@@ -63,14 +74,14 @@ class RunProgress:
 class CohortProgress:
     """A bar of all runs of a cohort, which also advances within runs; any thread may call it.
 
-    Where standard error isn't a terminal, it is a line at once, and then one every 30 s at most. The time left is
-    estimated from runs that take time: skipped ones don't count.
+    Where standard error isn't a terminal with a size, it is a line at once, and then one every 30 s at most. The time
+    left is estimated from runs that take time: skipped ones don't count.
     """
 
     def __init__(self, n_runs: int) -> None:
         self._shares: dict[Run, float] = {}
         self._n_finished, self._n_failed, self._n_volumes = 0, 0, 0
-        is_terminal = sys.stderr.isatty()
+        is_terminal = _is_terminal()
         layout = "{desc} |{bar}| [{elapsed}<{remaining}]" if is_terminal else "{desc} [{elapsed}<{remaining}]"
         where = {} if is_terminal else {"file": _Lines(), "mininterval": _SECONDS_PER_LINE}
         hidden = not shows_results()

@@ -20,9 +20,10 @@ from gpumask.cohort.configuration import Configuration, Unit
 from gpumask.cohort.parcellated import TABLES, parcellated
 from gpumask.confounds.censoring import Censoring
 from gpumask.confounds.outliers import REASONS, Outliers
-from gpumask.confounds.tables import read_table
 from gpumask.connectivity import connectivity
 from gpumask.extraction import Prepared, Result
+from gpumask.images.lookup import plain_label
+from gpumask.process import versions as versions_of_numbers
 from gpumask.process import warn
 from gpumask.tables import json_lines, table_lines
 
@@ -46,7 +47,7 @@ def tables(
     paths = configuration.outputs(run, unit)
     regions = list(zip(one.regions.ids.tolist(), names, one.regions.counts.tolist(), strict=True))
     of_each = one.regions.grid.elements
-    index = [{"index": int(i) if i == int(i) else i, "name": n, of_each: count} for i, n, count in regions]
+    index = [{"index": plain_label(i), "name": n, of_each: count} for i, n, count in regions]
     rows = censoring.rows(result.signals, unit.denoising.output_type)
     made = [(paths["timeseries"], table_lines(names, rows), described(Regions=index))]
     if "coverage" in paths:
@@ -142,7 +143,6 @@ def outliers(configuration: Configuration, run: Run, unit: Unit, found: Outliers
 
 
 def figure(
-    run: Run,
     name: str,
     atlas: AtlasFile,
     one: Prepared,
@@ -151,16 +151,16 @@ def figure(
     names: list[str],
     mean: np.ndarray | None,
     t_r: float | None,
+    displacement: np.ndarray | None,
     kept: np.ndarray | None,
     fd_threshold: float | None,
 ) -> bytes:
-    """Figure of an atlas's signals (PNG) and their correlations, `matrix`.
+    """Figure of an atlas's signals (PNG), their correlations (`matrix`), and the run's framewise displacement.
 
     Below the regions it shows the run's `mean` volume, shape (x, y, z); without one, it doesn't show regions.
     """
     from gpumask.reports.figures import run_figure, to_png
 
-    confounds = read_table(Path(run.confounds)) if run.confounds else {}
     labels = None if mean is None else one.regions.parcels
     drawn = run_figure(
         result.signals,
@@ -172,7 +172,7 @@ def figure(
         title=name.removesuffix(".png"),
         names=names,
         t_r=t_r,
-        displacement=confounds.get("framewise_displacement"),
+        displacement=displacement,
         kept=kept,
         fd_threshold=fd_threshold,
     )
@@ -184,5 +184,6 @@ def versions(*, cupy: bool = False) -> dict[str, str]:
     """Versions of Python and of the packages that decide the numbers; CuPy's if requested."""
     # One module, many distributions: cupy-cuda12x, cupy-cuda13x, ... Several at once are a broken installation.
     cupys = metadata.packages_distributions().get("cupy", []) if cupy else []
-    names = ("gpumask", "numpy", "scipy", "nibabel", *cupys)
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
+    own = dict(zip(("gpumask", "numpy", "scipy"), versions_of_numbers(), strict=True))
+    others = {name: metadata.version(name) for name in ("nibabel", *cupys)}
+    return {"python": platform.python_version(), **own, **others}

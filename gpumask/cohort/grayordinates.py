@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gpumask.bids.runs import Run
-from gpumask.images.grayordinates import is_dense
+from gpumask.images.cifti_headers import KINDS
+from gpumask.images.gifti import is_gifti
+from gpumask.images.grayordinates import is_dense, open_dense
 from gpumask.settings import Settings, check_dense_settings, refuse_for_grayordinates
 from gpumask.text_tables import listed
 
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
 
     from gpumask.cohort.atlas_file import AtlasFile
     from gpumask.cohort.own_atlases import OwnAtlas
+
+_SIDES = {"CIFTI_STRUCTURE_CORTEX_LEFT": "L", "CIFTI_STRUCTURE_CORTEX_RIGHT": "R"}
 
 
 def check_atlases(
@@ -58,6 +62,30 @@ def check_atlases(
             "another strategy for the confounds."
         )
         raise ValueError(msg)
+
+
+def hemisphere_of(atlases: "Sequence[AtlasFile | OwnAtlas]") -> str:
+    """Return "L" or "R" if all atlases are GIFTI files of this hemisphere's cortex, and "" if none is GIFTI.
+
+    Raises
+    ------
+    ValueError
+        If only some are, or their structures differ or aren't a hemisphere's cortex.
+    """
+    if not any(is_gifti(atlas.origin) for atlas in atlases):
+        return ""
+    kinds = tuple(KINDS)
+    parts = {atlas.origin: open_dense(atlas.origin, kinds).grid.contents.split(" of ")[0] for atlas in atlases}
+    sides = {_SIDES.get(part) if is_gifti(path) else None for path, part in parts.items()}
+    if None in sides or len(sides) > 1:
+        has = "; ".join(f"{path}: {part}" for path, part in parts.items())
+        msg = (
+            "Atlases of surfaces (.label.gii) must all be of the same hemisphere, to find its runs in a folder: "
+            f"{has}. Give a command for each, or list the runs in a table."
+        )
+        raise ValueError(msg)
+    (side,) = sides
+    return str(side)
 
 
 def check_runs(atlases: "Sequence[AtlasFile | OwnAtlas]", runs: Sequence[Run]) -> None:

@@ -1,23 +1,27 @@
 """Tables of a whole cohort, made from its records: the quality of every run, and how motion shows in connectivity."""
 
 import heapq
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gpumask.cohort.matrices import Group, Matrices, Mean, MeanSums, Reading
 from gpumask.cohort.page import read_cohort, write_page
 from gpumask.cohort.page.connectivity import MOST_PICTURES, MOST_REGIONS
+from gpumask.cohort.parquet import Store
 from gpumask.cohort.qcfc import COLUMNS as OF_COHORT
 from gpumask.cohort.qcfc import MotionSums, summary
 from gpumask.cohort.quality import OF_ATLAS, OF_RECORD, OF_RUN, Column, rows
+from gpumask.cohort.recorded import Unused
 from gpumask.cohort.tangent import TangentSpaces
 from gpumask.connectivity import CORRELATIONS
 from gpumask.files import replacing, write
 from gpumask.tables import json_lines, table_lines, text_cell
 
+_log = logging.getLogger(__name__)
 _ATLASES = 50  # most with columns of their own, so that a row has a bounded size
 _KEYS = (
     Column("participant_id", "Participant", "Label of the participant, with sub-."),
@@ -38,22 +42,22 @@ class GroupTables:
         self._lines: list[tuple[str, dict[str, str]]] = []  # of a run, and of its atlases
 
     def add(self, record: dict[str, Any]) -> None:
-        """Add a finished run, by its record as `gpumask.cohort.stored.read_record` returns it, in their order."""
+        """Add a run with outputs, by its record as `gpumask.cohort.stored.read_record` returns it, in their order."""
         self._matrices.add(record)
         for row in rows([record]):
             own = _cells(row, (*_KEYS, *OF_RUN, *OF_RECORD))
             first = heapq.nsmallest(_ATLASES, row["atlases"])
             self._lines.append((own, {name: _cells(row["atlases"][name], OF_ATLAS) for name in first}))
 
-    def write(self, out_dir: Path) -> tuple[list[Path], list[Mean]]:
+    def write(self, out_dir: Path, unused: Unused) -> tuple[list[Path], list[Mean]]:
         """Write the tables, and JSON files on their contents, to the cohort's output folder.
 
-        ``group_quality.tsv`` has a row for each finished run and denoising, sorted by the names of the runs: see
+        ``group_quality.tsv`` has a row for each run and denoising with outputs, sorted by the names of the runs: see
         `gpumask.cohort.quality.rows`. Each atlas has columns of its own, ``tsnr_<atlas>``, since the first atlas's
         alone would hide what another one lost; at most 50 have them. ``group_qcfc.tsv`` has a row for each kind of
         connectivity matrices: see `gpumask.cohort.qcfc.summary`. Each kind has its mean over runs in
         ``group_atlas-<atlas>_stat-<stat>[_desc-<denoising>]_relmat.tsv``, and the number of runs of each edge in
-        ``..._runs.tsv``. Matrices are read once, one by one.
+        ``..._runs.tsv``. Matrices are read once, one by one; those that can't be used are noted in `unused`.
 
         Returns
         -------
@@ -65,11 +69,12 @@ class GroupTables:
         paths, found = [self._write_quality(out_dir)], []
         means: list[Mean] = []
         for group in self._matrices.groups():
-            reading, motion, sums = Reading(out_dir, group), MotionSums(), MeanSums(group.kind.stat)
+            reading, motion, sums = Reading(out_dir, group, unused), MotionSums(), MeanSums(group.kind.stat)
             for edges in reading:
                 motion.add(edges)
                 sums.add(edges)
             remarks = reading.remarks()
+            _log.debug("%s: %d of %d matrices used", group.stem, sums.n_used, len(group.matrices))
             found.append(_cells(summary(group, motion, remarks), OF_COHORT) + "\n")
             if sums.n_used:
                 mean = sums.mean(group, " ".join(remarks))
@@ -91,42 +96,65 @@ class GroupTables:
         return _write(out_dir / "group_quality.tsv", columns, body)
 
 
-def summarize(out_dir: Path, n_runs: int | None = None, *, tangent: bool = False) -> tuple[list[Path], list[str]]:
+class Summary(NamedTuple):
+    """What `summarize` made.
+
+    Attributes
+    ----------
+    paths : list of Path
+        The page, then the tables.
+    refused : list of str
+        A message for each tangent space that couldn't be made.
+    unused : Unused
+        Files that couldn't be used.
+    """
+
+    paths: list[Path]
+    refused: list[str]
+    unused: Unused
+
+
+def summarize(out_dir: Path, n_runs: int | None = None, *, tangent: bool = False, store: Path | None = None) -> Summary:
     """Write the page and the tables of a cohort, reading each record once.
 
     Parameters
     ----------
     out_dir : Path
-        Folder with the records of finished runs in ``logs``. Unreadable ones are skipped; the page counts them.
+        Folder with the records of runs in ``logs``, also of partly finished ones. ``group_unused.tsv`` lists the
+        records, and the tables that they name, that can't be used, with the reasons.
     n_runs : int, optional
         As of `gpumask.cohort.page.write_page`.
     tangent : bool, default=False
         Whether tangent spaces are written too, see `gpumask.cohort.tangent.TangentSpaces`.
-
-    Returns
-    -------
-    paths : list of Path
-        The page, then the tables.
-    refused : list of str
-        A message for each tangent space that couldn't be made.
+    store : Path, optional
+        Parquet file of all time series to write, see `gpumask.cohort.parquet.Store`.
 
     Raises
     ------
     FileNotFoundError
         If the folder doesn't exist.
+    ValueError, ImportError, OSError
+        As `gpumask.cohort.parquet.Store.write`, after everything else has been written.
     """
-    tables, spaces = GroupTables(), TangentSpaces()
+    tables, spaces, stored = GroupTables(), TangentSpaces(), Store()
 
     def note(record):
         tables.add(record)
         if tangent:
             spaces.add(record)
+        if store:
+            stored.add(record)
 
     cohort = read_cohort(out_dir, note)
-    paths, means = tables.write(out_dir)
+    _log.debug("%s: %d records of finished runs", out_dir, len(cohort.done))
+    paths, means = tables.write(out_dir, cohort.unused)
     page = write_page(out_dir, n_runs, cohort, means)
     of_spaces, refused = spaces.write(out_dir)
-    return [page, *paths, *of_spaces], refused
+    try:
+        of_store = stored.write(out_dir, store, cohort.unused) if store else []
+    finally:
+        listed = cohort.unused.write(out_dir)
+    return Summary([page, *paths, *of_spaces, *of_store, *listed], refused, cohort.unused)
 
 
 def _write_mean(out_dir: Path, group: Group, mean: Mean) -> Path:

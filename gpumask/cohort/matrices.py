@@ -1,5 +1,8 @@
 """The connectivity matrices of a cohort: where they are, read one by one, and their mean over runs."""
 
+import functools
+import io
+import statistics
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,16 +11,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpumask.bids.names import alphanumeric, parse_output_name
+from gpumask.cohort.recorded import Unused, evenly, read_recorded, usual
 from gpumask.cohort.stored import unit_key
 from gpumask.connectivity import averaged, mean_over_runs
 from gpumask.files import inside
-from gpumask.inputs import read_bytes
-from gpumask.tables import cells
+from gpumask.inputs import open_file
+from gpumask.tables import cells, read_numbers
 
 LEAST_READ = 10
 """Matrices of a kind that are read, if there are as many, however large they are."""
-MOST_BYTES = 2**29
-"""Bytes of all matrices that are read: 8 s. Beyond, evenly spaced runs stand for all."""
+MOST_BYTES = 5 * 2**30
+"""Bytes of all matrices that are read, in 20 s: 40 000 of 100 regions. Beyond, evenly spaced runs stand for all."""
 LARGEST = 2**26
 """Bytes of a matrix that is read: 2500 regions, whose sums take 230 MB."""
 _KINDS = 100  # of matrices
@@ -60,15 +64,15 @@ class Group(NamedTuple):
 
     @property
     def n_read(self) -> int:
-        """How many matrices are read, evenly spaced; 0 if one is too large."""
-        if self.largest > LARGEST:
+        """How many matrices are read, evenly spaced; 0 if they are too large."""
+        if self.typical > LARGEST:
             return 0
-        return min(len(self.matrices), max(self.most_bytes // max(self.largest, 1), LEAST_READ))
+        return min(len(self.matrices), max(self.most_bytes // max(self.typical, 1), LEAST_READ))
 
     @property
-    def largest(self) -> int:
-        """Size of the largest matrix in bytes."""
-        return max(matrix.size for matrix in self.matrices)
+    def typical(self) -> int:
+        """Median size of the matrices in bytes."""
+        return statistics.median_high(matrix.size for matrix in self.matrices)
 
     @property
     def stem(self) -> str:
@@ -117,51 +121,65 @@ class Edges(NamedTuple):
 
 
 class Reading:
-    """Read matrices of a group one after the other; those that are unreadable or have other regions are counted."""
+    """Read matrices of a group one after the other; those that can't be used are counted, and noted in `unused`.
 
-    def __init__(self, out_dir: Path, group: Group) -> None:
-        self._out_dir, self._group, self._header = out_dir, group, b""
+    They must have the regions of most.
+    """
+
+    def __init__(self, out_dir: Path, group: Group, unused: Unused) -> None:
+        self._out_dir, self._group, self._unused = out_dir, group, unused
         self._n_unusable = 0
 
     def __iter__(self) -> Iterator[Edges]:
-        matrices = self._group.matrices
-        for k in np.linspace(0, len(matrices) - 1, self._group.n_read).round().astype(int):
+        matrices, n_read = self._group.matrices, self._group.n_read
+        expected = usual(matrices, self._header) if n_read else None
+        for k in evenly(len(matrices), n_read):
             matrix = matrices[k]
             try:
-                header, values = read_edges(inside(self._out_dir, matrix.path), matrix.size)
-                regions = cells(header.decode())[1:]
-                self._header = self._header or header
-                if header != self._header:
-                    raise ValueError(matrix.path)
-            except (OSError, ValueError):
+                header, body = read_recorded(self._out_dir, matrix.path, matrix.size, LARGEST)
+                if header != expected:
+                    msg = "has other regions than most"
+                    raise ValueError(msg)
+                edges = Edges(cells(header.decode())[1:], edges_of(header, body), matrix.displacement)
+            except (OSError, ValueError) as error:
                 self._n_unusable += 1
+                self._unused.add(matrix.path, error)
                 continue
-            yield Edges(regions, values, matrix.displacement)
+            yield edges
+
+    def _header(self, matrix):
+        with io.BufferedReader(open_file(inside(self._out_dir, matrix.path))) as file:
+            return file.readline(LARGEST).removesuffix(b"\n")
 
     def remarks(self) -> list[str]:
         """Which matrices weren't used so far."""
         group, n_read = self._group, self._group.n_read
         if not n_read:
-            return [f"A matrix has {group.largest} bytes, more than the {LARGEST} that are read."]
-        remarks = [f"{self._n_unusable} matrices are unreadable or have other regions."] * (self._n_unusable > 0)
-        remarks += [f"{n_read} evenly spaced runs stand for all."] * (n_read < len(group.matrices))
+            return [f"Half of the matrices have {group.typical} bytes or more; {LARGEST} are read at most."]
+        remarks = [f"{self._n_unusable} matrices can't be used: group_unused.tsv says why."] * (self._n_unusable > 0)
+        if n_read < len(group.matrices):
+            of_all = f"{n_read} evenly spaced runs of {len(group.matrices)}"
+            remarks.append(f"A sample: {of_all}, since reading all matrices would take too long.")
         return remarks + [f"{group.n_others} runs were made with other options and aren't used."] * (group.n_others > 0)
 
 
-def read_edges(path: Path, size: int) -> tuple[bytes, np.ndarray]:
-    """The first line of a matrix's table, and its values from the diagonal on; ValueError for another table."""
-    content = read_bytes(path, most=size)
-    header, *lines = content.split(b"\n")
+def edges_of(header: bytes, body: bytes) -> np.ndarray:
+    """Upper triangle with the diagonal, row by row, of a matrix's table; ValueError for another table."""
     n = header.count(b"\t")
-    if len(content) != size or len(lines) != n + 1:
-        raise ValueError(path)
-    rows = [np.empty(0)]
-    for k, line in enumerate(lines[:-1]):
-        if line.count(b"\t") != n:
-            raise ValueError(path)
-        row = line.split(b"\t", k + 1)[-1].replace(b"n/a", b"nan").split(b"\t")
-        rows.append(np.fromiter(map(float, row), np.float64, n - k))
-    return header, np.concatenate(rows)
+    matrix = read_numbers(body, n, labelled=True)
+    rows = [line.partition(b"\t")[0] for line in body.split(b"\n")[:-1]]
+    if rows != header.split(b"\t")[1:] or not np.array_equal(matrix.view(np.int64), matrix.T.view(np.int64)):
+        msg = "isn't a symmetric matrix with the same names of rows and columns"
+        raise ValueError(msg)
+    if np.isnan(matrix).all():
+        msg = "has no numbers"
+        raise ValueError(msg)
+    return matrix.ravel()[_upper(n)]
+
+
+@functools.lru_cache(1)
+def _upper(n):
+    return np.flatnonzero(np.tri(n, dtype=bool).T)
 
 
 class Mean(NamedTuple):

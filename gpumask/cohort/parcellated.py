@@ -1,5 +1,6 @@
 """CIFTI-2 files of a run's parcels, for Workbench: what its tables hold, with the parcels' positions and colours."""
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,15 @@ def parcellated(
         return {}
     dropped = set(described["CensoredVolumes"] or ()) if len(rows) < described["NumberOfVolumes"] else set()
     first = next(volume for volume in range(described["NumberOfVolumes"]) if volume not in dropped)
-    t_r, parcels = described["RepetitionTime"], Parcels(regions.atlas, regions.ids.tolist(), names)
+    t_r, parcels = described["RepetitionTime"], _parcels(regions, tuple(names))
     files = {wanted["ptseries"]: parcels.series(rows, t_r, first * t_r)}
     if "pscalar" in wanted:
         files[wanted["pscalar"]] = parcels.scalars(regions.covered_share[np.newaxis], ["coverage"])
     if "pconn" in wanted and matrix is not None:
         files[wanted["pconn"]] = parcels.connectivity(matrix)
     return {path: [image.to_bytes()] for path, image in files.items()}
+
+
+@functools.lru_cache(maxsize=8)  # a study's runs share them, and 91,282 numbers as text take 20 ms
+def _parcels(regions: DenseLabelsOnRun, names: tuple[str, ...]) -> Parcels:
+    return Parcels(regions.atlas, regions.ids.tolist(), names)

@@ -1,23 +1,23 @@
 """One Parquet file of a whole cohort, made from its time series tables."""
 
-import hashlib
 import io
 import json
 import math
-import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpumask.bids.names import entity_columns, parse_output_name
-from gpumask.cohort.stored import is_plain, read_record
+from gpumask.cohort.recorded import Unused, read_recorded, usual
+from gpumask.cohort.stored import is_plain
 from gpumask.files import created, inside, replacing
 from gpumask.images.lookup import distinct_names
 from gpumask.inputs import open_file, read_json
-from gpumask.tables import cells
+from gpumask.tables import cells, read_numbers
 
 _KEYS = tuple(entity_columns(""))
 _OWN = (*_KEYS, "repetition_time", "volume")
@@ -25,70 +25,80 @@ _OWN = (*_KEYS, "repetition_time", "volume")
 # 2 GB for 40 000 runs of 1000 regions. Groups have whole runs, up to about as many values (64 MiB).
 _GROUP = 2**23
 _MOST_HEADER = 2**24  # bytes of a table's first line
+_LARGEST = 2**32  # bytes of a table
 
 
-@dataclass(frozen=True)
-class _Table:
-    """A run's time series, and what must be the same in all tables."""
+class _Table(NamedTuple):
+    """A run's time series, as its record names it."""
 
-    name: str
-    path: Path
-    configuration: str
-    header: bytes  # hash
+    run: str
+    path: str
+    size: int
+    made: str
 
 
-def write_store(out_dir: str | os.PathLike, path: str | os.PathLike) -> tuple[list[Path], list[str]]:
-    """Write the time series of all finished runs to one Parquet file per atlas, statistic and denoising.
+class Store:
+    """The time series of a cohort, by atlas, statistic and denoising, for Parquet files."""
 
-    A row is a volume. The columns are participant_id ("sub-01"), session, task, run, space and name (of the run; all
-    categories in pandas, missing if the name lacks the entity), repetition_time (s), volume (its number in the run,
-    from 0; volumes without a row in the tables are missing), and a float64 column per region, with exactly the tables'
-    numbers; "n/a" is missing. Reserved names have the region's label in them, see `column_names`. Runs are sorted by
-    name. Row groups have whole runs, up to about 64 MiB; their statistics let readers find a run without reading the
-    others. The key "gpumask" has JSON metadata: atlas, statistic, denoising, and the common values of the runs'
-    sidecars. Memory doesn't grow with the number of values.
+    def __init__(self) -> None:
+        self._tables: dict[tuple[str, str, str], list[_Table]] = defaultdict(list)
 
-    Runs that can't be read, or have another configuration or other regions than most, are refused.
+    def add(self, record: dict[str, Any]) -> None:
+        """Note the time series of a record, as `gpumask.cohort.stored.read_record` returns it, in their order."""
+        for output in record["outputs"]:
+            name = output["path"].rpartition("/")[2]
+            if name.endswith("_timeseries.tsv") and (parsed := parse_output_name(name)):
+                table = _Table(parsed.run, output["path"], output["size"], output["made"])
+                self._tables[parsed.atlas, parsed.stat, parsed.desc].append(table)
 
-    Parameters
-    ----------
-    out_dir : str or path-like
-        Output folder of a cohort, with a record of each finished run in ``logs/<name>.json``.
-    path : str or path-like
-        File to write; an old one is replaced once the new one is whole. Several atlases, statistics or
-        denoisings have a file each: ``cohort.parquet`` becomes
-        ``cohort_atlas-<atlas>_stat-<statistic>[_desc-<denoising>].parquet``.
+    def write(self, out_dir: Path, path: Path, unused: Unused) -> list[Path]:
+        """Write the time series of all finished runs to one Parquet file per atlas, statistic and denoising.
 
-    Returns
-    -------
-    paths : list of Path
-        The written files.
-    refused : list of str
-        A message for each table that isn't in them: its name and why.
+        A row is a volume. The columns are participant_id ("sub-01"), session, task, run, space and name (of the run;
+        all categories in pandas, missing if the name lacks the entity), repetition_time (s), volume (its number in the
+        run, from 0; volumes without a row in the tables are missing), and a float64 column per region, with exactly the
+        tables' numbers; "n/a" is missing. Reserved names have the region's label in them, see `column_names`. Runs are
+        sorted by name. Row groups have whole runs, up to about 64 MiB; their statistics let readers find a run without
+        reading the others. The key "gpumask" has JSON metadata: atlas, statistic, denoising, and the common values of
+        the runs' sidecars. Memory doesn't grow with the number of values.
 
-    Raises
-    ------
-    ImportError
-        If pyarrow is missing.
-    ValueError
-        If no run is finished, or regions' names can't be columns.
-    OSError
-        If the file can't be written.
-    """
-    check_pyarrow()
-    out_dir, path = Path(out_dir), Path(path)
-    tables, refused = _tables(out_dir)
-    if not tables:
-        msg = f"{out_dir} has no finished runs: expected records in {out_dir / 'logs'}, and their tables."
-        raise ValueError(msg)
-    paths = []
-    for (atlas, stat, desc), group in sorted(tables.items()):
-        of_denoising = {"denoising": desc} if desc else {}
-        name = f"{path.stem}_atlas-{atlas}_stat-{stat}{desc and f'_desc-{desc}'}{path.suffix}"
-        own = path.with_name(name) if len(tables) > 1 else path
-        refused += _write(own, group, {"atlas": atlas, "stat": stat, **of_denoising})
-        paths.append(own)
-    return paths, refused
+        Parameters
+        ----------
+        out_dir : Path
+            Output folder of the cohort.
+        path : Path
+            File to write; an old one is replaced once the new one is whole. Several atlases, statistics or
+            denoisings have a file each: ``cohort.parquet`` becomes
+            ``cohort_atlas-<atlas>_stat-<statistic>[_desc-<denoising>].parquet``.
+        unused : Unused
+            Gets the tables that can't be read, or have another configuration or other regions than most.
+
+        Returns
+        -------
+        list of Path
+            The written files.
+
+        Raises
+        ------
+        ImportError
+            If pyarrow is missing.
+        ValueError
+            If no run is finished, or regions' names can't be columns.
+        OSError
+            If the file can't be written.
+        """
+        check_pyarrow()
+        paths = []
+        for (atlas, stat, desc), tables in sorted(self._tables.items()):
+            of_denoising = {"denoising": desc} if desc else {}
+            name = f"{path.stem}_atlas-{atlas}_stat-{stat}{desc and f'_desc-{desc}'}{path.suffix}"
+            own = path.with_name(name) if len(self._tables) > 1 else path
+            if _write(own, out_dir, tables, {"atlas": atlas, "stat": stat, **of_denoising}, unused):
+                paths.append(own)
+        if not paths:
+            msg = f"{out_dir} has no finished runs: expected records in {out_dir / 'logs'}, and their tables."
+            raise ValueError(msg)
+        return paths
 
 
 def check_pyarrow() -> None:
@@ -100,46 +110,22 @@ def check_pyarrow() -> None:
         raise ImportError(msg) from None
 
 
-def _tables(out_dir):
-    """Tables of finished runs by atlas, statistic and denoising, and messages about unreadable ones."""
-    tables, unreadable = defaultdict(list), []
-    for record_path in sorted((out_dir / "logs").glob("*.json")):
-        try:
-            record = read_record(record_path)
-        except (OSError, ValueError) as error:
-            unreadable.append(str(error))
-            continue
-        try:
-            for output, size, made in ((o["path"], o["size"], o["made"]) for o in record["outputs"]):
-                path = inside(out_dir, output)
-                parsed = parse_output_name(path.name)
-                if parsed and parsed.suffix == "timeseries":
-                    if path.stat().st_size != size:
-                        msg = f"expected {size} bytes by its record, found {path.stat().st_size}"
-                        raise ValueError(msg)
-                    with io.BufferedReader(open_file(path)) as file:
-                        header = hashlib.sha256(file.readline(_MOST_HEADER)).digest()
-                    table = _Table(parsed.run, path, made, header)
-                    tables[parsed.atlas, parsed.stat, parsed.desc].append(table)
-        except (OSError, ValueError) as error:
-            unreadable.append(f"{record_path}: the run's outputs can't be read: {error}")
-    return tables, unreadable
-
-
-def _write(path, tables, metadata):
+def _write(path, out_dir, tables, metadata, unused):
+    """Write the file of tables, if one can be used; returns whether."""
     import pyarrow.parquet as pq
 
-    (configuration, header), _ = Counter((t.configuration, t.header) for t in tables).most_common(1)[0]
-    fitting, refused = [], []
+    made = Counter(table.made for table in tables).most_common(1)[0][0]
     for table in tables:
-        if table.configuration != configuration:
-            refused.append(f"{table.path}: its configuration is {table.configuration}, but most have {configuration}")
-        elif table.header != header:
-            refused.append(f"{table.path}: has other regions than most")
-        else:
-            fitting.append(table)
-    regions = _regions(fitting[0].path)
-    common = None
+        if table.made != made:
+            unused.add(table.path, f"was made with another configuration ({table.made}) than most ({made})")
+    tables = [table for table in tables if table.made == made]
+    header = usual(tables, lambda table: _header(out_dir, table))
+    runs = _runs(out_dir, tables, header, unused)
+    first = next(runs, None)
+    if first is None:
+        return False
+    regions = _regions(out_dir / first[0].path, header)
+    common = first[1]
     with (
         replacing(path) as part,
         created(part) as file,
@@ -148,22 +134,32 @@ def _write(path, tables, metadata):
         ) as writer,
     ):
         group, n_rows = [], 0
-        for table in fitting:
-            try:
-                sidecar, volumes, values = _read(table, regions)
-            except (OSError, ValueError) as error:
-                refused.append(f"{table.path}: {error}")
-                continue
-            common = sidecar if common is None else {k: v for k, v in common.items() if sidecar.get(k, ...) == v}
+        for table, sidecar, volumes, values in chain([first], runs):
+            common = {k: v for k, v in common.items() if sidecar.get(k, ...) == v}
             if group and (n_rows + len(volumes)) * len(regions) > _GROUP:
                 writer.write_table(_row_group(group, regions), row_group_size=n_rows)
                 group, n_rows = [], 0
-            group.append((table.name, sidecar.get("RepetitionTime"), volumes, values))
+            group.append((table.run, sidecar.get("RepetitionTime"), volumes, values))
             n_rows += len(volumes)
-        if group:
-            writer.write_table(_row_group(group, regions), row_group_size=max(n_rows, 1))
-        writer.add_key_value_metadata({"gpumask": json.dumps({**metadata, "sidecar": common or {}})})
-    return refused
+        writer.write_table(_row_group(group, regions), row_group_size=max(n_rows, 1))
+        writer.add_key_value_metadata({"gpumask": json.dumps({**metadata, "sidecar": common})})
+    return True
+
+
+def _header(out_dir, table):
+    with io.BufferedReader(open_file(inside(out_dir, table.path))) as file:
+        return file.readline(_MOST_HEADER).removesuffix(b"\n")
+
+
+def _runs(out_dir, tables, header, unused):
+    """Each table that can be used, its sidecar, volume numbers, and values."""
+    for table in tables:
+        try:
+            read = _read(out_dir, table, header)
+        except (OSError, ValueError) as error:
+            unused.add(table.path, error)
+            continue
+        yield table, *read
 
 
 def column_names(names: Sequence[str], ids: Sequence[float] | None) -> list[str]:
@@ -191,10 +187,9 @@ def column_names(names: Sequence[str], ids: Sequence[float] | None) -> list[str]
     return list(names)
 
 
-def _regions(path):
-    """Names of the columns of the regions in a table."""
-    with io.BufferedReader(open_file(path)) as file:
-        names = cells(file.readline(_MOST_HEADER).decode())
+def _regions(path, header):
+    """Names of the columns of the regions in tables of this first line; `path` is one of them."""
+    names = cells(header.decode())
     try:
         ids = [float(region["index"]) for region in read_json(path.with_suffix(".json"))["Regions"]]
         ids = ids if len(set(ids)) == len(ids) == len(names) and all(map(math.isfinite, ids)) else None
@@ -215,19 +210,14 @@ def _schema(regions):
     return pa.schema([*keys, *own, *((region, pa.float64()) for region in regions)])
 
 
-def _read(table, regions):
+def _read(out_dir, table, expected):
     """A run's sidecar, volume numbers, and values."""
-    import pyarrow as pa
-    from pyarrow import csv
-
-    sidecar = _sidecar(table.path.with_suffix(".json"))
-    block = min(max(table.path.stat().st_size, 1), 2**30)  # one block: a line can't be longer
-    values = csv.read_csv(
-        table.path,
-        read_options=csv.ReadOptions(block_size=block, use_threads=False, column_names=regions, skip_rows=1),
-        parse_options=csv.ParseOptions(delimiter="\t", quote_char=False),
-        convert_options=csv.ConvertOptions(column_types=dict.fromkeys(regions, pa.float64()), null_values=["n/a"]),
-    )
+    header, body = read_recorded(out_dir, table.path, table.size, _LARGEST)
+    if header != expected:
+        msg = "has other regions than most"
+        raise ValueError(msg)
+    values = read_numbers(body, header.count(b"\t") + 1)
+    sidecar = _sidecar(inside(out_dir, table.path).with_suffix(".json"))
     n_volumes, censored = sidecar.get("NumberOfVolumes", len(values)), sidecar.get("CensoredVolumes", [])
     censored = [] if "OutputType" in sidecar else censored  # they have rows
     if n_volumes - len(censored) != len(values):
@@ -266,4 +256,6 @@ def _row_group(runs, regions):
     keys = [entity_columns(name) for name in names]
     columns = [repeated([key[column] for key in keys], pa.string()).dictionary_encode() for column in _KEYS]
     columns += [repeated(times, pa.float64()), pa.array(np.concatenate(volumes))]
-    return pa.table([*columns, *pa.concat_tables(values).columns], schema=_schema(regions))
+    by_region = np.ascontiguousarray(np.concatenate(values).T)
+    columns += [pa.array(of_one, from_pandas=True) for of_one in by_region]  # NaN is missing
+    return pa.table(columns, schema=_schema(regions))

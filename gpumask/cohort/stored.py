@@ -7,7 +7,7 @@ here, so users of these functions don't have to.
 import io
 import re
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from gpumask.cohort.quality import OF_ATLAS, OF_RUN
@@ -63,11 +63,11 @@ def shortened_warnings(messages: Iterable[str]) -> tuple[str, ...]:
 
 def is_plain(value: Any, depth: int = _DEEPEST) -> bool:
     """Whether a JSON value has at most `depth` levels of lists and objects, so comparing and writing it is safe."""
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, list):
-        return True
-    return depth > 0 and all(is_plain(one, depth - 1) for one in value)
+    level = [value]
+    for _ in range(depth):
+        containers = (one.values() if type(one) is dict else one for one in level if type(one) in (dict, list))
+        level = [one for container in containers for one in container]
+    return not any(type(one) in (dict, list) for one in level)
 
 
 def _is_text(most: int) -> Callable[[Any], bool]:
@@ -100,7 +100,7 @@ def _is_called(value):
 
 def _is_encodable(text):
     """Whether a text can be in a picture and in a Parquet file: those of file names that aren't UTF-8 can't."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _are_seconds(value):
@@ -164,8 +164,8 @@ def _is_output(one):
         _is_called(path)
         and "\0" not in path
         and _is_encodable(path)
-        and not PurePosixPath(path).is_absolute()
-        and ".." not in PurePosixPath(path).parts
+        and not path.startswith("/")
+        and ".." not in path.split("/")
         and type(one.get("size")) is int
         and 0 <= one["size"] < _LARGEST_FILE
         and _is_text(64)(one.get("made"))

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpumask.bids.names import alphanumeric, parse_output_name
+from gpumask.cohort.recorded import read_recorded
 from gpumask.cohort.stored import is_plain, unit_key
 from gpumask.connectivity import shrunk_covariance, tangent_space
 from gpumask.files import created, inside, replacing, reserve, write
-from gpumask.inputs import read_bytes, read_json
-from gpumask.tables import cells, json_lines, table_lines
+from gpumask.inputs import read_json
+from gpumask.tables import cells, json_lines, read_numbers, table_lines
 
 _LARGEST = 2**32  # bytes of a table that is read
 
@@ -162,15 +163,13 @@ def _signals(out_dir, table):
     """Regions, and signals of the kept volumes; ValueError for another table than the record's."""
     path = inside(out_dir, table.path)
     try:
-        content = read_bytes(path, most=min(table.size, _LARGEST))
+        header, body = read_recorded(out_dir, table.path, table.size, _LARGEST)
         sidecar = read_json(path.with_suffix(".json"))
-        header, *lines = content.decode().split("\n")
-        regions = cells(header)
-        values = [line.replace("n/a", "nan").split("\t") for line in lines[:-1]]
-        signals = np.array(values, np.float64).reshape(len(values), len(regions))
+        regions = cells(header.decode())
+        signals = read_numbers(body, len(regions))
         if "OutputType" in sidecar:  # censored volumes have rows
             signals = np.delete(signals, sidecar["CensoredVolumes"], axis=0)
-        is_right = len(content) == table.size and len(signals) == sidecar["NumberOfVolumesKept"] and is_plain(sidecar)
+        is_right = len(signals) == sidecar["NumberOfVolumesKept"] and is_plain(sidecar)
     except (OSError, ValueError, LookupError, TypeError):
         is_right = False
     if not is_right:

@@ -14,7 +14,7 @@ from gpumask.images.cifti_images import dense_labels
 from gpumask.images.dense_atlas import DenseAtlas, DenseMaps
 from gpumask.kernels.least_squares import Solution, least_squares
 from gpumask.kernels.segments import Segments
-from gpumask.process import one_blas_thread
+from gpumask.process import one_blas_thread, one_linalg_thread
 from gpumask.text_tables import listed
 
 
@@ -32,12 +32,12 @@ class DenseLabelsOnRun(RegionsOnGrid):
     @cached_property
     def coverage(self) -> tuple[np.ndarray, np.ndarray]:
         """Number of grayordinates of each region in the atlas, and in the run; see `RegionsOnGrid.coverage`."""
-        values, counts = np.unique(self.atlas.labels, return_counts=True)
-        place = np.minimum(np.searchsorted(values, self.ids), len(values) - 1)
-        return np.where(values[place] == self.ids, counts[place], 0), self.segments.counts
+        values, counts = self.atlas.counted
+        there = np.minimum(np.searchsorted(values, self.ids), values.size - 1)
+        return np.where(values[there] == self.ids, counts[there], 0), self.segments.counts  # a run's atlas may lack ids
 
     @cached_property
-    def image(self) -> nib.Cifti2Image:
+    def image(self) -> nib.Cifti2Image | nib.GiftiImage:
         """The labels of the atlas that have a column; the background elsewhere."""
         labels = np.where(np.isin(self.atlas.labels, self.ids), self.atlas.labels, self.atlas.background)
         return dense_labels(self.atlas, labels)
@@ -226,7 +226,7 @@ class DenseMapRegions:
         offsets = np.concatenate([[0], np.cumsum(np.bincount(regions, minlength=len(weights)))])
         segments, solution = Segments(indices.astype(np.int32), offsets, weights[regions, indices]), None
         if self.solves:
-            with one_blas_thread:
+            with one_linalg_thread:
                 solution = least_squares(segments)
             segments = solution.basis or segments
         ids = np.arange(len(weights))

@@ -15,7 +15,7 @@ from gpumask.images.labels import covered_part
 from gpumask.images.maps import Maps, covered_maps
 from gpumask.kernels.least_squares import Solution, least_squares
 from gpumask.kernels.segments import Segments
-from gpumask.process import n_cores, one_blas_thread, versions
+from gpumask.process import n_cores, one_blas_thread, one_linalg_thread, versions
 
 if TYPE_CHECKING:
     import joblib
@@ -198,7 +198,7 @@ class MapRegions:
         solution = None
         if self.solves:
             solve = self._cached(_solved, "segments")
-            with one_blas_thread:
+            with one_linalg_thread:
                 solution = solve(self.memory and (versions(), chosen.identity), segments=segments)
             segments = solution.basis or segments
         else:

@@ -4,7 +4,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import scipy.sparse
+import scipy
 
 from gpumask import backend
 from gpumask.choices import VOXEL

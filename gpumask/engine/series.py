@@ -1,9 +1,10 @@
 """Runs plans over a dense CIFTI-2 series, in which the time points of a grayordinate are contiguous.
 
 Sums and means are taken in one pass over the file, a block of grayordinates at a time: threads share out the time
-points, and each adds the series of a region in ascending order. Other statistics, and time points with values that
-aren't finite, need all grayordinates of a region at once. These are gathered from the mapped file, some regions and
-time points at a time. Neither depends on the size of a block or the number of threads, to the bit.
+points, and each adds the series of a region in ascending order. Extremes are compared where the mapped file has them.
+Other statistics, and time points with values that aren't finite, need all grayordinates of a region at once. These are
+gathered from the file, some regions and time points at a time. None depends on the size of a block or the number of
+threads, to the bit.
 """
 
 import contextlib
@@ -16,14 +17,14 @@ from typing import Any
 import numpy as np
 
 from gpumask import backend, devices
-from gpumask.choices import LINEAR
+from gpumask.choices import EXTREMES, LINEAR
 from gpumask.engine.plan import Plan
 from gpumask.engine.staging import Signals
 from gpumask.engine.stream import Extraction
 from gpumask.images.grayordinates import DenseImage
 from gpumask.kernels.segments import Segments, reduce
-from gpumask.kernels.segments_numpy import from_sums
-from gpumask.kernels.series import add_block, cut
+from gpumask.kernels.segments_numpy import from_sums, rescaled
+from gpumask.kernels.series import add_block, cut, extremes, reads_extremes
 from gpumask.process import in_threads, n_cores
 
 _BLOCK_BYTES = 8 << 20  # of stored values
@@ -135,8 +136,8 @@ def _spans(n_times, n_threads):
 
 def _result(plan: Plan, sums: Any, series: DenseImage, n_threads: int) -> Signals:
     if sums is None:
-        signals = np.empty((series.n_volumes, len(plan.counts)))
-        found = _gather(plan, series, signals, np.ones(signals.shape, bool), n_threads)
+        signals, wanted = _extremes(plan, series, n_threads)
+        found = bool(wanted.any()) and _gather(plan, series, signals, wanted, n_threads)
         return Signals(signals, None, found)
     signals = from_sums(sums.values.T, plan.segments, plan.strategy, series.slope, series.inter)
     signals = np.ascontiguousarray(signals)
@@ -144,6 +145,31 @@ def _result(plan: Plan, sums: Any, series: DenseImage, n_threads: int) -> Signal
     wrong = ~np.isfinite(signals) & (plan.counts > 0)
     found = series.dtype.kind == "f" and bool(wrong.any()) and _gather(plan, series, signals, wrong, n_threads)
     return Signals(signals, None, found)
+
+
+def _extremes(plan, series, n_threads):
+    """Extremes of finite values, and which signals are still wanted: all, where values can't be compared as they lie.
+
+    A group of regions that has a value that isn't finite is wanted whole, as `reduce` judges it.
+    """
+    values = series.rows(0, series.grid.n_grayordinates)
+    shape = len(plan.counts), series.n_volumes
+    overflows = series.dtype.itemsize == 8 and (series.slope, series.inter) != (1.0, 0.0)
+    compares = plan.strategy in EXTREMES and plan.device == "cpu" and reads_extremes(values)
+    if not compares or overflows or series.slope < 0:
+        return np.empty(shape[::-1]), np.ones(shape[::-1], bool)
+    out, odd = np.empty(shape), np.empty(shape, np.uint8)
+
+    def fill(span):
+        extremes(plan.strategy, values[:, span], plan.segments, out[:, span], odd[:, span])
+
+    for _ in in_threads(fill, _spans(series.n_volumes, n_threads), n_threads):
+        pass
+    signals = rescaled(plan.strategy, np.ascontiguousarray(out.T), series.slope, series.inter, plan.segments)
+    wanted = np.zeros(signals.shape, bool)
+    for first, last in _groups(plan.segments):
+        wanted[:, first:last] = odd[first:last].any(axis=0)[:, np.newaxis]
+    return signals, wanted
 
 
 def _gather(plan, series, signals, wanted, n_threads):

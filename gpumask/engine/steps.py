@@ -7,7 +7,7 @@ from functools import cached_property, partial
 from itertools import pairwise
 
 import numpy as np
-import scipy.ndimage
+import scipy
 
 from gpumask import backend, cuda_runtime
 from gpumask.backend import Array

@@ -2,15 +2,19 @@
 
 import hashlib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
+from xml.etree.ElementTree import Element
 
 import numpy as np
+from nibabel.cifti2 import CIFTI_BRAIN_STRUCTURES
 
 from gpumask.images.errors import ImageError
 from gpumask.images.grid import Grid
 
+_DIGITS = re.compile(r"[0-9 \t\r\n]*")
 _SURFACE, _VOXELS = "CIFTI_MODEL_TYPE_SURFACE", "CIFTI_MODEL_TYPE_VOXELS"
 
 
@@ -106,7 +110,7 @@ class BrainModels:
                 msg = (
                     f"{self.name} and {other.name} have different meshes: the surface {surface.structure} has "
                     f"{surface.n_vertices} vertices in the first file, and {there.n_vertices} in the second. Resample "
-                    "one of them (wb_command -cifti-resample)."
+                    "one of them (wb_command -cifti-resample, or for GIFTI -metric-resample, -label-resample)."
                 )
                 raise ValueError(msg)
             own = slice(surface.start, surface.start + len(surface.vertices))
@@ -143,13 +147,13 @@ def _places(numbers, theirs, positions):
     return np.where(theirs[nearest] == numbers, positions[nearest], -1)
 
 
-def parse_brain_models(index_map: Any, name: str) -> BrainModels:
-    """Check and convert the brain models of a parsed CIFTI-2 header.
+def parse_brain_models(element: Element, name: str) -> BrainModels:
+    """Parse and check the brain models of a CIFTI-2 header.
 
     Parameters
     ----------
-    index_map : nibabel.cifti2.Cifti2MatrixIndicesMap
-        Of brain models.
+    element : xml.etree.ElementTree.Element
+        The MatrixIndicesMap of brain models.
     name : str
         Name of the file in messages.
 
@@ -157,31 +161,37 @@ def parse_brain_models(index_map: Any, name: str) -> BrainModels:
     ------
     ImageError
         If the models leave or share a grayordinate, or have vertices or voxels that don't exist, or twice the same.
+    KeyError, ValueError
+        If an attribute is missing, or isn't a number.
     """
-    models = sorted(index_map.brain_models, key=lambda model: model.index_offset)
-    volume = _grid(index_map.volume, name)
+    models = sorted(element.findall("BrainModel"), key=lambda model: int(model.attrib["IndexOffset"]))
+    volume = _grid(_only(element, "Volume", name), name)
     surfaces: list[Surface] = []
     positions, voxels, end = [], [], 0
     for model in models:
-        structure, start, count = str(model.brain_structure), int(model.index_offset), int(model.index_count)
+        structure, kind = model.attrib["BrainStructure"], model.attrib["ModelType"]
+        start, count = int(model.attrib["IndexOffset"]), int(model.attrib["IndexCount"])
+        if structure not in CIFTI_BRAIN_STRUCTURES:
+            raise _error(name, f"{structure!r} isn't a structure of CIFTI-2")
         if start != end or count < 1:
             raise _error(
                 name, f"{structure} has the grayordinates from {start} to {start + count - 1}, expected from {end} on"
             )
         end += count
-        if model.model_type == _SURFACE:
-            vertices, n = _integers(model.vertex_indices, (-1,)), int(model.surface_number_of_vertices or 0)
+        if kind == _SURFACE:
+            vertices = _integers(_only(model, "VertexIndices", name), (-1,))
+            n = int(model.attrib["SurfaceNumberOfVertices"])
             _check_count(name, structure, "vertices", count, vertices)
             if any(surface.structure == structure for surface in surfaces):
                 raise _error(name, f"{structure} has two surfaces")
             if vertices.min() < 0 or vertices.max() >= n:
                 what = f"{structure} has the vertex {vertices.max()} of a mesh of {n}, expected from 0 to {n - 1}"
                 raise _error(name, what if vertices.min() >= 0 else f"{structure} has the vertex {vertices.min()}")
-            if len(np.unique(vertices)) < count:
+            if not _are_unique(vertices):
                 raise _error(name, f"{structure} has a vertex twice")
             surfaces.append(Surface(structure, n, start, vertices))
-        elif model.model_type == _VOXELS:
-            some = _integers(model.voxel_indices_ijk, (-1, 3))
+        elif kind == _VOXELS:
+            some = _integers(_only(model, "VoxelIndicesIJK", name), (-1, 3))
             _check_count(name, structure, "voxels", count, some)
             if volume is None:
                 raise _error(name, f"{structure} has voxels, but the header has no volume for them")
@@ -190,19 +200,33 @@ def parse_brain_models(index_map: Any, name: str) -> BrainModels:
             positions.append(np.arange(start, end))
             voxels.append(some)
         else:
-            raise _error(name, f"{structure} has the model type {model.model_type!r}, expected surface or voxels")
+            raise _error(name, f"{structure} has the model type {kind!r}, expected surface or voxels")
     if not models:
         raise _error(name, "there are none")
     at = np.concatenate([np.zeros(0, np.int64), *positions])
     ijk = np.concatenate([np.zeros((0, 3), np.int64), *voxels])
-    if volume is not None and len(ijk) and len(np.unique(np.ravel_multi_index(ijk.T, volume.shape))) < len(ijk):
+    if volume is not None and len(ijk) and not _are_unique(np.ravel_multi_index(ijk.T, volume.shape)):
         raise _error(name, "a voxel occurs twice")
     volume = volume if len(ijk) else None
     return BrainModels(end, tuple(surfaces), at, ijk, volume, _key(surfaces, at, ijk, volume), name)
 
 
+def surface_models(structure: str, n_vertices: int) -> BrainModels:
+    """Return the brain models of one surface, with all of its vertices."""
+    surfaces = (Surface(structure, n_vertices, 0, np.arange(n_vertices)),)
+    at, ijk = np.zeros(0, np.int64), np.zeros((0, 3), np.int64)
+    return BrainModels(n_vertices, surfaces, at, ijk, None, _key(surfaces, at, ijk, None))
+
+
 def _error(name: str, what: str) -> ImageError:
     return ImageError(f"The brain models of {name} are wrong: {what}. Copy or create the file again.")
+
+
+def _only(parent: Element, tag: str, name: str) -> Element | None:
+    found = parent.findall(tag)
+    if len(found) > 1:
+        raise _error(name, f"{parent.get('BrainStructure', 'the header')} has {len(found)} elements {tag}")
+    return found[0] if found else None
 
 
 def _check_count(name, structure, what, count, found):
@@ -210,19 +234,26 @@ def _check_count(name, structure, what, count, found):
         raise _error(name, f"{structure} has {len(found)} {what}, but by its index count {count}")
 
 
-def _integers(values: Any, shape: Sequence[int]) -> np.ndarray:
-    return np.array([] if values is None else list(values), np.int64).reshape(shape)
+def _are_unique(numbers):
+    return bool(np.diff(np.sort(numbers)).all())
 
 
-def _grid(volume: Any, name: str) -> Grid | None:
+def _integers(element: Element | None, shape: Sequence[int]) -> np.ndarray:
+    text = "" if element is None else (element.text or "").strip()
+    if _DIGITS.fullmatch(text):  # numbers beyond int64 become the largest one, which is no vertex or voxel
+        return np.fromstring(text, np.int64, sep=" ").reshape(shape)
+    return np.array(list(map(int, text.split())), np.int64).reshape(shape)  # ten times slower
+
+
+def _grid(volume: Element | None, name: str) -> Grid | None:
     if volume is None:
         return None
-    space = volume.transformation_matrix_voxel_indices_ijk_to_xyz
-    shape = tuple(int(n) for n in volume.volume_dimensions)
-    if space is None or space.matrix is None or len(shape) != 3 or not 0 < math.prod(map(float, shape)) < 2**31:
+    space = _only(volume, "TransformationMatrixVoxelIndicesIJKtoXYZ", name)
+    shape = tuple(int(n) for n in volume.attrib["VolumeDimensions"].split(","))
+    if space is None or len(shape) != 3 or not 0 < math.prod(map(float, shape)) < 2**31:
         raise _error(name, f"the volume has the shape {shape} and {'no' if space is None else 'an'} affine")
-    affine = np.array(space.matrix, np.float64)
-    affine[:3] *= 10.0 ** (3 + int(space.meter_exponent or 0))  # mm
+    affine = np.array((space.text or "").split(), np.float64).reshape(4, 4)
+    affine[:3] *= 10.0 ** (3 + int(space.attrib["MeterExponent"]))  # mm
     return Grid(shape, affine, name)
 
 

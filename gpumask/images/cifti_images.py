@@ -5,6 +5,7 @@ has no colours of parcels there, so the keys and colours of the label table stan
 that `wb_command -cifti-label-import` reads.
 """
 
+import io
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -17,8 +18,9 @@ import nibabel as nib
 import numpy as np
 from nibabel import cifti2
 
-from gpumask.images.dense_atlas import DenseAtlas
-from gpumask.images.grayordinates import XML_CODE
+from gpumask.images.cifti_headers import XML_CODE
+from gpumask.images.dense_atlas import DenseAtlas, DenseMaps
+from gpumask.images.gifti import surface_labels, surface_values
 
 TABLE = "LabelTable"
 """Name of the metadata that hold keys and colours of parcels."""
@@ -47,9 +49,8 @@ class Parcels:
             msg = f"{len(names)} names of {len(ids)} parcels of {atlas.grid.name}, expected one for each."
             raise ValueError(msg)
         self.names = _unique(names, ids)
-        volume = atlas.xml.matrix.get_index_map(1).volume
         surfaces = [cifti2.Cifti2Surface(one.structure, one.n_vertices) for one in atlas.grid.surfaces]
-        parts = [part.to_xml() for part in ([] if volume is None else [volume]) + surfaces]
+        parts = [part.to_xml() for part in _volumes(atlas.grid.volume) + surfaces]
         self._xml = b"".join([*parts, *_parcels(atlas, ids, self.names)])
         self._metadata = cifti2.Cifti2MetaData({TABLE: _table(atlas, ids, self.names)}).to_xml()
 
@@ -131,8 +132,12 @@ class CiftiFile:
         header.set_data_dtype(self.values.dtype)
         header.set_intent(self.intent, name=self.name)
         header.extensions.append(nib.nifti1.Nifti1Extension(XML_CODE, self.xml))
-        data = self.values.reshape((1, 1, 1, 1, *self.values.shape))
-        return nib.Nifti2Image(data, None, header).to_bytes()
+        header.set_data_shape((1, 1, 1, 1, *self.values.shape))
+        file = io.BytesIO()
+        header.write_to(file)  # with the extension
+        file.write(bytes(header.get_data_offset() - file.tell()))
+        file.write(self.values.tobytes(order="F"))
+        return file.getvalue()
 
     def to_filename(self, path: str | os.PathLike) -> None:
         """Write the file."""
@@ -145,6 +150,13 @@ def _unique(names, ids):
     counts = Counter(names)
     some = [n if n and counts[n] == 1 else other for n, other in zip(names, labelled, strict=True)]
     return some if len(set(some)) == len(some) else labelled
+
+
+def _volumes(grid):
+    """The grid of voxels as CIFTI-2 describes it: a list of one element, or of none without voxels."""
+    if grid is None:
+        return []
+    return [cifti2.Cifti2Volume(grid.shape, cifti2.Cifti2TransformationMatrixVoxelIndicesIJKtoXYZ(-3, grid.affine))]
 
 
 def _parcels(atlas, ids, names):
@@ -196,28 +208,32 @@ def scalars_map(names: Sequence[str]) -> Any:
     return cifti2.Cifti2MatrixIndicesMap([0], _SCALARS, maps=[cifti2.Cifti2NamedMap(name) for name in names])
 
 
-def dense_labels(atlas: DenseAtlas, labels: np.ndarray) -> nib.Cifti2Image:
-    """Return labels of the atlas's grayordinates as an image of one map, with the atlas's name and table."""
-    columns = atlas.xml.matrix.get_index_map(0)
+def dense_labels(atlas: DenseAtlas, labels: np.ndarray) -> nib.Cifti2Image | nib.GiftiImage:
+    """Return labels of the atlas's grayordinates as an image of one map and its kind, with its name and table."""
+    columns = atlas.header.columns
     named = list(columns.named_maps)[atlas.number]
+    if atlas.header.is_gifti:
+        return surface_labels(atlas.grid, labels, named.map_name, named.label_table)
     only = cifti2.Cifti2MatrixIndicesMap([0], columns.indices_map_to_data_type, maps=[named])
-    rows = atlas.xml.matrix.get_index_map(1)
+    rows = atlas.header.xml.matrix.get_index_map(1)
     return cifti_image([only, rows], labels.astype(np.int32)[np.newaxis], "DENSE_LABELS", "ConnDenseLabel")
 
 
-def dense_values(xml: nib.Cifti2Header, values: np.ndarray, t_r: float) -> nib.Cifti2Image:
-    """Return values of the grayordinates of a header as dense scalars, or as a dense series.
+def dense_values(atlas: DenseAtlas | DenseMaps, values: np.ndarray, t_r: float) -> nib.Cifti2Image | nib.GiftiImage:
+    """Return values of the grayordinates of an atlas as dense scalars, or as a dense series.
 
     Parameters
     ----------
-    xml : nibabel.cifti2.Cifti2Header
-        Of a dense file.
+    atlas : DenseAtlas or DenseMaps
+        Decides whether the image is CIFTI-2 or GIFTI.
     values : ndarray, shape (n_grayordinates,) or (n_times, n_grayordinates)
         Scalars of one map, or a series.
     t_r : float
-        Seconds between time points of a series; not used for scalars.
+        Seconds between time points of a series; not used for scalars, nor by GIFTI.
     """
-    rows = xml.matrix.get_index_map(1)  # without its axis, which takes 0.1 s to make
+    if atlas.header.is_gifti:
+        return surface_values(atlas.grid, values)
+    rows = atlas.header.xml.matrix.get_index_map(1)  # without its axis, which takes 0.1 s to make
     if values.ndim == 1:
         maps = [scalars_map(["signals"]), rows]
         return cifti_image(maps, values[np.newaxis], "DENSE_SCALARS", "ConnDenseScalar")

@@ -1,20 +1,18 @@
-"""Atlases of grayordinates: labels of `.dlabel.nii` files, and maps of `.dscalar.nii` or `.dtseries.nii` files."""
+"""Atlases of grayordinates: labels of `.dlabel.nii` or `.label.gii` files, and maps of dense scalars or series."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from gpumask import process
 from gpumask.images.brain_models import BrainModels
+from gpumask.images.cifti_headers import Header
 from gpumask.images.errors import ImageError
 from gpumask.images.grayordinates import DenseImage, open_dense
 from gpumask.text_tables import listed
-
-if TYPE_CHECKING:
-    import nibabel as nib
 
 _LARGEST = 2**31  # a label is a 32-bit integer in CIFTI-2
 
@@ -33,8 +31,8 @@ class DenseAtlas:
         "index", "name" and "color" (#rrggbb) of each label in the file's table, which may have more than the map.
     number : int
         Of the map in the file.
-    xml : nibabel.cifti2.Cifti2Header
-        Of the file; don't change it.
+    header : Header
+        Of the file.
     """
 
     labels: np.ndarray
@@ -42,12 +40,17 @@ class DenseAtlas:
     background: float
     table: dict[str, list]
     number: int
-    xml: "nib.Cifti2Header"
+    header: Header
 
-    @cached_property
+    @property
     def values(self) -> np.ndarray:
         """Labels that occur, including the background, sorted."""
-        return np.unique(self.labels)
+        return self.counted[0]
+
+    @cached_property
+    def counted(self) -> tuple[np.ndarray, np.ndarray]:
+        """`values`, and the number of grayordinates of each."""
+        return np.unique(self.labels, return_counts=True)
 
     @property
     def named_table(self) -> dict[str, list]:
@@ -82,7 +85,7 @@ def load_dense_atlas(labels_img: Any, background: float = 0, label_map: str | in
 
     Parameters
     ----------
-    labels_img : path, nibabel.cifti2.Cifti2Image or DenseImage
+    labels_img : path, nibabel.cifti2.Cifti2Image, nibabel.gifti.GiftiImage or DenseImage
         Dense labels.
     background : number
         Label to ignore.
@@ -100,7 +103,7 @@ def load_dense_atlas(labels_img: Any, background: float = 0, label_map: str | in
     """
     image = open_dense(labels_img, ("labels",))
     number = map_number(image, label_map)
-    named_map = list(image.header.xml.matrix.get_index_map(0).named_maps)[number]
+    named_map = list(image.header.columns.named_maps)[number]
     if not named_map.label_table:
         msg = f"{_of(image, number)} has no label table. Create the file again (wb_command -cifti-label-import)."
         raise ImageError(msg)
@@ -123,7 +126,7 @@ def load_dense_atlas(labels_img: Any, background: float = 0, label_map: str | in
         "name": [str(entry.label or "") for entry in entries],
         "color": ["#" + "".join(map(_hexadecimal, (entry.red, entry.green, entry.blue))) for entry in entries],
     }
-    return DenseAtlas(labels, image.grid, background, table, number, image.header.xml)
+    return DenseAtlas(labels, image.grid, background, table, number, image.header)
 
 
 def _hexadecimal(share):
@@ -174,14 +177,14 @@ class DenseMaps:
     grid : BrainModels
     names : list of str
         Of the maps; their numbers if the file has none.
-    xml : nibabel.cifti2.Cifti2Header
-        Of the file; don't change it.
+    header : Header
+        Of the file.
     """
 
     weights: np.ndarray
     grid: BrainModels
     names: list[str]
-    xml: "nib.Cifti2Header"
+    header: Header
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -197,7 +200,7 @@ def load_dense_maps(maps_img: Any) -> DenseMaps:
 
     Parameters
     ----------
-    maps_img : path, nibabel.cifti2.Cifti2Image or DenseImage
+    maps_img : path, nibabel.cifti2.Cifti2Image, nibabel.gifti.GiftiImage or DenseImage
         Dense scalars, or a dense series. Values that aren't finite count as 0, with a warning.
 
     Raises
@@ -220,4 +223,4 @@ def load_dense_maps(maps_img: Any) -> DenseMaps:
         msg = f"{image.name} has maps that are 0 everywhere: {listed(empty)}. Remove them."
         raise ValueError(msg)
     names = image.header.names or [str(k) for k in range(len(weights))]
-    return DenseMaps(weights, image.grid, names, image.header.xml)
+    return DenseMaps(weights, image.grid, names, image.header)

@@ -1,154 +1,33 @@
-"""Dense CIFTI-2 files: a value of each grayordinate for each time point, map of labels or map of scalars.
+"""Dense CIFTI-2 files: a value of each grayordinate for each time point, map of labels or map of scalars; and GIFTI.
 
 The values of one grayordinate are contiguous in the file, so the reading goes over grayordinates: `DenseImage.rows`.
 """
 
-import contextlib
 import hashlib
 import os
 import re
-import threading
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.cifti2.parse_cifti2 import Cifti2Extension
 
-from gpumask.images.brain_models import BrainModels, parse_brain_models
+from gpumask.images.cifti_headers import KINDS, XML_CODE, Header, header_of, parse_header
 from gpumask.images.decoding import check_extensions, check_size
 from gpumask.images.errors import ImageError
+from gpumask.images.gifti import Surface, is_gifti, read_gifti
 from gpumask.images.opening import check_image_file
 from gpumask.images.readers import mapped_rows
 from gpumask.inputs import irregularity, open_file
 
-
-class Kind(NamedTuple):
-    """A kind of dense files: how messages call it, its extension, NIfTI intent, and type of its columns in the XML."""
-
-    noun: str
-    extension: str
-    intent: int
-    columns: str
-
-
-KINDS = {
-    "series": Kind("dense series", ".dtseries.nii", 3002, "CIFTI_INDEX_TYPE_SERIES"),
-    "labels": Kind("dense labels", ".dlabel.nii", 3007, "CIFTI_INDEX_TYPE_LABELS"),
-    "scalars": Kind("dense scalars", ".dscalar.nii", 3006, "CIFTI_INDEX_TYPE_SCALARS"),
-}
 _NAMED_SO = re.compile(r"\.d(tseries|label|scalar)\.nii(\.\w+)?$", re.IGNORECASE)
-XML_CODE = 32  # of the NIfTI extension that holds the XML
 _HEADER_BYTES = 540
 _MAGIC = b"n+2\0\r\n\x1a\n", b"n+2\0\0\0\0\0"  # the second half, if set, shows a transfer as text
 _UNKNOWN = 3000  # intent of files that nibabel writes unless it is told one: the XML decides
 _OF_CIFTI = range(3000, 3100)  # NIfTI intents
-_N_PARSED = 8  # brain models that are kept, of about 10 MB each
-
-
-class Header(NamedTuple):
-    """A parsed header. Its brain models are shared by all files with equal ones: don't change them.
-
-    Attributes
-    ----------
-    xml : nibabel.cifti2.Cifti2Header
-    kind : str
-        Key of `KINDS`.
-    models : BrainModels
-    names : list of str
-        Of the maps; empty for a series.
-    n_columns : int
-        Time points or maps.
-    t_r : float or None
-        Seconds between time points; None if they aren't in seconds.
-    """
-
-    xml: nib.Cifti2Header
-    kind: str
-    models: BrainModels
-    names: list[str]
-    n_columns: int
-    t_r: float | None
-
-
-_parsed: dict[bytes, tuple[Any, BrainModels]] = {}
-_lock = threading.Lock()
-_START = re.compile(rb"<MatrixIndicesMap\b[^>]*CIFTI_INDEX_TYPE_BRAIN_MODELS")
-_END = b"</MatrixIndicesMap>"
-
-
-def _parse(content: bytes, name: str) -> Header:
-    """Parse the XML of a file; equal brain models only once: that takes longer than to reduce the file.
-
-    The headers of a study's runs differ in their metadata and time points, but seldom in their brain models.
-    """
-    found = [match.start() for match in _START.finditer(content)]
-    end = content.find(_END, found[0]) + len(_END) if found else 0
-    if len(found) != 1 or end < len(_END) or _is_quoted(content[: found[0]]):
-        return _checked(_xml(content, name), name)
-    text, rest = content[found[0] : end], content[: found[0]] + content[end:]
-    digest = hashlib.blake2b(text, digest_size=16).digest()
-    xml = _xml(rest, name)
-    with _lock:
-        if (parsed := _parsed.pop(digest, None)) is None:
-            with _parsing(name):
-                index_map = _xml(b'<CIFTI Version="2"><Matrix>' + text + b"</Matrix></CIFTI>", name).matrix[0]
-                parsed = index_map, parse_brain_models(index_map, name)
-        while len(_parsed) >= _N_PARSED:
-            _parsed.pop(next(iter(_parsed)))
-        _parsed[digest] = parsed  # the latest used is the last to go
-    index_map, models = parsed
-    with _parsing(name):
-        xml.matrix.append(index_map)
-    return _checked(xml, name, models)
-
-
-def _is_quoted(before):
-    """Whether a CDATA section or a comment is open at the end of a text."""
-    pairs = (b"<![CDATA[", b"]]>"), (b"<!--", b"-->")
-    return any(before.rfind(start) > before.rfind(stop) for start, stop in pairs)
-
-
-def _xml(content: bytes, name: str) -> nib.Cifti2Header:
-    with _parsing(name):
-        return Cifti2Extension.from_bytes(content).get_object()
-
-
-@contextlib.contextmanager
-def _parsing(name: str) -> Iterator[None]:
-    """Convert errors in the block to an ImageError: nibabel and expat raise many classes, and leave attributes None."""
-    try:
-        yield
-    except ImageError:
-        raise
-    except Exception as error:
-        msg = (
-            f"The CIFTI-2 header of {name} can't be parsed: {type(error).__name__}: {error}. Copy or create the file "
-            "again."
-        )
-        raise ImageError(msg) from error
-
-
-def _checked(xml: nib.Cifti2Header, name: str, models: BrainModels | None = None) -> Header:
-    with _parsing(name):
-        columns, rows = (xml.matrix.get_index_map(dimension) for dimension in (0, 1))
-    kind = next((key for key, known in KINDS.items() if known.columns == columns.indices_map_to_data_type), None)
-    if kind is None or rows.indices_map_to_data_type != "CIFTI_INDEX_TYPE_BRAIN_MODELS":
-        msg = (
-            f"{name} maps {columns.indices_map_to_data_type} to {rows.indices_map_to_data_type}, expected series, "
-            "labels or scalars of brain models (.dtseries.nii, .dlabel.nii, .dscalar.nii)."
-        )
-        raise ImageError(msg)
-    with _parsing(name):
-        models = models or parse_brain_models(rows, name)
-        if kind == "series":
-            step = float(columns.series_step) * 10.0 ** int(columns.series_exponent or 0)
-            t_r = step if columns.series_unit == "SECOND" and 0 < step < np.inf else None
-            return Header(xml, kind, models, [], int(columns.number_of_series_points), t_r)
-        names = [str(one.map_name or "") for one in columns.named_maps]
-    return Header(xml, kind, models, names, len(names), None)
+_BLOCK = 2**21  # values
 
 
 class DenseImage:
@@ -221,6 +100,15 @@ class DenseImage:
             first = self._values.offset + start * self.n_volumes * self.dtype.itemsize
             return mapped_rows(file, self._values.path, self.dtype, first, (stop - start, self.n_volumes))
 
+    def blocks(self) -> list[slice]:
+        """Parts of the grayordinates of about two million values each, in order."""
+        n, step = self.grid.n_grayordinates, max(_BLOCK // self.n_volumes, 1)
+        return [slice(start, min(start + step, n)) for start in range(0, n, step)]
+
+    def scaled(self, part: slice) -> np.ndarray:
+        """Return the values of some grayordinates: ndarray of float64, shape (n, n_volumes)."""
+        return self.rows(part.start, part.stop).astype(np.float64) * self.slope + self.inter
+
     def column(self, number: int) -> np.ndarray:
         """Return one map, scaled: ndarray of float64, shape (n_grayordinates,)."""
         stored = self.rows(0, self.grid.n_grayordinates)[:, number]
@@ -243,8 +131,8 @@ class _OnDisk:
 
 
 def is_dense(img: Any) -> bool:
-    """Whether something is a dense CIFTI-2 image, or the path of one, by its NIfTI intent or its name."""
-    if isinstance(img, (DenseImage, nib.Cifti2Image)):
+    """Whether something is a dense CIFTI-2 or GIFTI image, or the path of one, by its NIfTI intent or its name."""
+    if isinstance(img, (DenseImage, nib.Cifti2Image)) or is_gifti(img):
         return True
     if not isinstance(img, (str, os.PathLike)):
         return False
@@ -264,12 +152,12 @@ def is_dense(img: Any) -> bool:
 
 
 def open_dense(img: Any, kinds: Sequence[str] = ("series",)) -> DenseImage:
-    """Open a dense CIFTI-2 file; reads its headers only.
+    """Open a dense CIFTI-2 file, reading its headers only; or a GIFTI file, which is read as a whole.
 
     Parameters
     ----------
-    img : str, path-like, nibabel.cifti2.Cifti2Image or DenseImage
-        Files aren't compressed.
+    img : str, path-like, nibabel.cifti2.Cifti2Image, nibabel.gifti.GiftiImage or DenseImage
+        Files aren't compressed as a whole.
     kinds : sequence of str
         Keys of `KINDS` that are expected.
 
@@ -282,6 +170,8 @@ def open_dense(img: Any, kinds: Sequence[str] = ("series",)) -> DenseImage:
     """
     if isinstance(img, DenseImage):
         image = img
+    elif is_gifti(img):
+        image = _of_surface(read_gifti(img))
     elif not isinstance(img, nib.Cifti2Image):
         image = _open(Path(img).expanduser())
     elif nib.is_proxy(img.dataobj) and (path := img.get_filename()):
@@ -289,13 +179,19 @@ def open_dense(img: Any, kinds: Sequence[str] = ("series",)) -> DenseImage:
     else:
         name = img.get_filename() or "in-memory image"
         values = np.asarray(img.dataobj)
-        image = DenseImage(name, _fitting(_checked(img.header, name), values.shape, name), values.T, values.dtype)
+        image = DenseImage(name, _fitting(header_of(img, name), values.shape, name), values.T, values.dtype)
     if image.header.kind not in kinds:
-        expected = " or ".join(f"{KINDS[key].noun} ({KINDS[key].extension})" for key in kinds)
+        expected = " or ".join(f"{KINDS[key].noun} ({KINDS[key].extensions})" for key in kinds)
         found = KINDS[image.header.kind]
-        msg = f"{image.name} holds {found.noun} ({found.extension}), expected {expected}."
+        msg = f"{image.name} holds {found.noun} ({found.extensions}), expected {expected}."
         raise ImageError(msg)
     return image
+
+
+def _of_surface(surface: Surface) -> DenseImage:
+    name, kind, columns, models, names, values = surface
+    header = Header(name, kind, models, columns, names, values.shape[1], None, is_gifti=True)
+    return DenseImage(name, header, values, values.dtype)
 
 
 def _open(path: Path) -> DenseImage:
@@ -331,7 +227,7 @@ def _open(path: Path) -> DenseImage:
     if extension is None:
         msg = f"{name} has no CIFTI-2 header (NIfTI extension {XML_CODE}). Copy or create the file again."
         raise ImageError(msg)
-    header = _parse(extension.content, name)
+    header = parse_header(extension.content, name)
     if kind not in (None, KINDS[header.kind]):
         msg = (
             f"{name} contradicts itself: by its NIfTI intent ({intent}) it holds {kind.noun}, by its XML "

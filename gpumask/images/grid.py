@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
-from scipy import linalg, ndimage
+import scipy
 
 from gpumask.images.errors import ImageError
 
@@ -182,7 +182,7 @@ def voxel_mapping(source: Grid, target: Grid) -> tuple[np.ndarray, np.ndarray]:
     """
     if np.array_equal(source.affine, target.affine):
         return np.ones(3), np.zeros(3)
-    transform = np.dot(linalg.inv(source.affine), target.affine)
+    transform = np.dot(scipy.linalg.inv(source.affine), target.affine)
     matrix, offset = transform[:3, :3], transform[:3, 3]
     diagonal = np.diag(matrix)
     return (diagonal.copy() if np.array_equal(np.diag(diagonal), matrix) else matrix), offset
@@ -212,7 +212,7 @@ def resample_nearest(volume: np.ndarray, source: Grid, target: Grid) -> np.ndarr
     matrix, offset = voxel_mapping(source, target)
     resampled = np.zeros(target.shape, dtype=dtype, order="F")
     if matrix.ndim == 2:
-        ndimage.affine_transform(volume, matrix, offset, target.shape, resampled, order=0)
+        scipy.ndimage.affine_transform(volume, matrix, offset, target.shape, resampled, order=0)
     else:
         # The axes are parallel, so three look-up tables replace one coordinate per voxel.
         coordinates = [(np.arange(n) + b / a) * a for n, a, b in zip(target.shape, matrix, offset, strict=True)]

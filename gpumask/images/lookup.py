@@ -183,10 +183,10 @@ def disagreement(
         What the message calls them.
     """
     names = dict(zip(columns["index"], columns["name"], strict=True))
-    labels = [label for label in values.tolist() if label != background]
+    labels = [plain_label(label) for label in values.tolist() if label != background]
     nameless = [label for label in labels if label not in names]
     others = set(labels)
-    unused = [label for label in names if label not in others and label != background]
+    unused = [plain_label(label) for label in names if label not in others and label != background]
     if not nameless and not unused:
         return None
     rows = listed(f"{label} ({names[label]})" for label in unused)
@@ -211,6 +211,8 @@ def _counted(items, what):
 def region_names(ids: np.ndarray, lut: dict[str, list] | None) -> list[str]:
     """Return the names of regions: from the look-up table, "unknown" if missing there; without a table, their labels.
 
+    Whole labels of an image of floats are "96", and not "96.0" as the maskers have it to equal nilearn's.
+
     Parameters
     ----------
     ids : ndarray, shape (n_regions,)
@@ -218,9 +220,14 @@ def region_names(ids: np.ndarray, lut: dict[str, list] | None) -> list[str]:
         See `read_lookup_table`.
     """
     if lut is None:
-        return [str(number) for number in ids]  # float32 0.1 is "0.1"; converted to a Python float it isn't
+        return [str(plain_label(label)) for label in ids]  # float32 0.1 is "0.1"; converted to a Python float it isn't
     names = dict(zip(lut["index"], lut["name"], strict=True))
     return [str(names.get(label, UNKNOWN)) for label in ids.tolist()]
+
+
+def plain_label(label: Any) -> Any:
+    """A label as it is shown and written: 96 for 96.0, from an image of floats; others as they are."""
+    return int(label) if isinstance(label, float | np.floating) and float(label).is_integer() else label
 
 
 def distinct_names(names: Sequence[str], ids: Sequence[float], reserved: Sequence[str] = ()) -> list[str]:
@@ -233,7 +240,7 @@ def distinct_names(names: Sequence[str], ids: Sequence[float], reserved: Sequenc
         Labels of the regions, each once.
     reserved : sequence of str
     """
-    labels = [int(label) if label == int(label) else label for label in ids]
+    labels = list(map(plain_label, ids))
     distinct, counts = list(names), Counter([*reserved, *names])
     while any(counts[name] > 1 for name in distinct):  # "A [1]" may be another region's name
         distinct = [f"{n} [{label}]" if counts[n] > 1 else n for n, label in zip(distinct, labels, strict=True)]
@@ -281,7 +288,7 @@ def lookup_table(
         table = loaded_lookup_table(lut)
     else:
         if names is None:
-            named = region_names(values, None)
+            named = [str(label) for label in values]  # as nilearn's: "96.0" in an image of floats
         else:
             named = ["Background" if name == "background" else name for name in names]
             if background in labels and "Background" not in named:

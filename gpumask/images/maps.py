@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from itertools import pairwise
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from gpumask import process
 from gpumask.images.grid import Grid, resample_nearest, voxel_mapping
@@ -289,7 +289,7 @@ def _resample(one: _Map, *, shape, target, inside, matrix, offset, clip) -> _Map
     if np.any(low >= high):
         return nothing
     resampled = np.empty(high - low, weights.dtype)
-    ndimage.affine_transform(box, matrix, offset + square @ low - first, resampled.shape, resampled, order=1)
+    scipy.ndimage.affine_transform(box, matrix, offset + square @ low - first, resampled.shape, resampled, order=1)
     there = tuple(slice(lo, hi) for lo, hi in zip(low, high, strict=True))
     resampled *= inside[there]
     resampled = resampled.clip(*clip).ravel(order="F")

@@ -22,9 +22,6 @@ def open_run(imgs: Any) -> Run:
     return open_dense(imgs) if is_dense(imgs) else open_volumes(imgs)
 
 
-_BLOCK = 2**21  # values that are looked at together
-
-
 def blank_volumes(run: Run) -> np.ndarray:
     """Find the volumes or time points in which all values are NaN, infinite or 0; reads the whole run.
 
@@ -37,10 +34,8 @@ def blank_volumes(run: Run) -> np.ndarray:
         blank = [chunk.start + np.flatnonzero(~_is_something(chunk.scaled()).any(axis=1)) for chunk in run.chunks(8)]
         return np.concatenate(blank)
     some = np.zeros(run.n_volumes, bool)
-    n, step = run.grid.n_grayordinates, max(_BLOCK // run.n_volumes, 1)
-    for start in range(0, n, step):
-        stored = run.rows(start, min(start + step, n))
-        some |= _is_something(stored.astype(np.float64) * run.slope + run.inter).any(axis=0)
+    for part in run.blocks():
+        some |= _is_something(run.scaled(part)).any(axis=0)
     return np.flatnonzero(~some)
 
 

@@ -8,7 +8,7 @@ import functools
 import warnings
 
 import numpy as np
-from scipy import linalg
+import scipy
 
 from gpumask import backend
 from gpumask.dlpack import across_libraries
@@ -39,7 +39,7 @@ def detrend(signals):
 def _remove_trend(signals):
     xp, signals = _as_float64(signals)
     time = np.arange(signals.shape[0]) - (signals.shape[0] - 1) / 2
-    time = backend.like(time / linalg.norm(time), signals)[:, None]
+    time = backend.like(time / scipy.linalg.norm(time), signals)[:, None]
     signals = signals - xp.mean(signals, axis=0)
     return signals - time * (time.T @ signals)
 
@@ -85,7 +85,7 @@ def orthonormal_basis(confounds):
     array of float64, shape (n_volumes, rank)
         Computed on the host: a rank is a shape, which the host has to know.
     """
-    q, r, _ = linalg.qr(backend.to_host(confounds).astype(np.float64), mode="economic", pivoting=True)
+    q, r, _ = scipy.linalg.qr(backend.to_host(confounds).astype(np.float64), mode="economic", pivoting=True)
     return backend.like(q[:, np.abs(np.diag(r)) > 100 * _EPS], confounds)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from scipy import linalg
+import scipy
 
 from gpumask.kernels.segments import Segments
 
@@ -67,13 +67,13 @@ def least_squares(segments: Segments) -> Solution:
     gram = np.zeros((len(used), len(used)))
     for columns, part in _parts(segments, used):
         gram[np.ix_(columns, columns)] += part.T @ part
-    squares = linalg.eigvalsh(gram)[::-1] if len(used) else np.zeros(0)
+    squares = scipy.linalg.eigvalsh(gram)[::-1] if len(used) else np.zeros(0)
     lowest, highest = (squares[-1], squares[0]) if len(used) else (0.0, 0.0)
     has_basis = lowest * _WELL_CONDITIONED < highest and len(used) * n_voxels <= _LARGEST_BASIS
     if not has_basis and lowest * _SURELY_FULL > highest:
-        inverse = linalg.cho_solve(linalg.cho_factor(gram), np.eye(len(used)))
+        inverse = scipy.linalg.cho_solve(scipy.linalg.cho_factor(gram), np.eye(len(used)))
         return Solution(_spread(inverse, used, len(segments)), None, np.sqrt(squares))
-    _, values, directions = linalg.svd(_triangle(_parts(segments, used), len(used)))
+    _, values, directions = scipy.linalg.svd(_triangle(_parts(segments, used), len(used)))
     kept = values > values.max(initial=0.0) * np.finfo(float).eps * max(n_voxels, len(used))
     values, directions = values[kept], directions[: len(values)][kept].T
     if not has_basis or (values[0] / values[-1]) ** 2 <= _WELL_CONDITIONED:
@@ -105,7 +105,7 @@ def _triangle(parts: Iterable[tuple[np.ndarray, np.ndarray]], n: int) -> np.ndar
 
 
 def _upper(matrix):
-    (triangle,) = linalg.qr(matrix, mode="r", check_finite=False)
+    (triangle,) = scipy.linalg.qr(matrix, mode="r", check_finite=False)
     return triangle[: min(matrix.shape)]
 
 
@@ -125,12 +125,12 @@ def _over_a_basis(segments, used, values, directions):
     """
     every, scaled = np.arange(len(values)), directions / values
     triangle = _triangle(((every, part @ scaled[columns]) for columns, part in _parts(segments, used)), len(values))
-    left, values, right = linalg.svd(triangle * values)  # T without V'
+    left, values, right = scipy.linalg.svd(triangle * values)  # T without V'
     blocks = segments.blocks
     rows = np.empty((len(used), len(blocks.voxels)))
     start = 0
     for columns, part in _parts(segments, used):
-        orthonormal = linalg.solve_triangular(triangle, (part @ scaled[columns]).T, trans="T")
+        orthonormal = scipy.linalg.solve_triangular(triangle, (part @ scaled[columns]).T, trans="T")
         rows[:, start : start + len(part)] = directions @ orthonormal
         start += len(part)
     counts = np.zeros(len(segments), np.int64)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import scipy.ndimage
+import scipy
 
 from gpumask import backend, cuda_runtime
 from gpumask.dlpack import across_libraries, computable

@@ -4,13 +4,14 @@ from functools import partial
 from itertools import pairwise
 
 import numpy as np
-import scipy.sparse
+import scipy
 
+from gpumask.choices import EXTREMES
 from gpumask.kernels import compiled
 from gpumask.kernels.weights import BLOCK
 
 # Statistics whose value can be finite although one of the voxels isn't.
-_HIDING = ("median", "minimum", "maximum")
+_HIDING = ("median", *EXTREMES)
 
 
 def reduce(data, segments, strategy, *, slope=1.0, inter=0.0, non_finite="keep"):
@@ -21,13 +22,13 @@ def reduce(data, segments, strategy, *, slope=1.0, inter=0.0, non_finite="keep")
     """
     signals, found = np.empty((len(data), len(segments))), np.zeros(len(data), bool)
     is_float, hides = data.dtype.kind == "f", strategy in _HIDING
-    first_scaled = np.full(len(data), slope < 0 and strategy in ("minimum", "maximum"))
+    first_scaled = np.full(len(data), slope < 0 and strategy in EXTREMES)
     if is_float and hides:
         first_scaled |= _has_non_finite(data, segments, slope, inter)
     if not first_scaled.all():
         stored = data[~first_scaled] if first_scaled.any() else data
         with np.errstate(over="ignore", invalid="ignore"):
-            signals[~first_scaled] = _rescaled(strategy, statistic(stored, segments, strategy), slope, inter, segments)
+            signals[~first_scaled] = rescaled(strategy, statistic(stored, segments, strategy), slope, inter, segments)
         if is_float and not hides:
             # A non-finite voxel shows in the result, which spares a pass over the volumes.
             first_scaled = ~np.isfinite(signals[:, segments.counts > 0]).all(axis=1)
@@ -60,7 +61,7 @@ def from_sums(sums, segments, strategy, slope=1.0, inter=0.0):
     """Sums or means of scaled volumes, from the sums of stored ones: arrays of shape (n_volumes, n_regions)."""
     with np.errstate(over="ignore", invalid="ignore"):
         values = sums if strategy == "sum" else _means(sums, segments)
-        return _rescaled(strategy, values, slope, inter, segments)
+        return rescaled(strategy, values, slope, inter, segments)
 
 
 def _means(sums, segments):
@@ -83,8 +84,8 @@ def _has_non_finite(data, segments, slope, inter):
     return found
 
 
-def _rescaled(strategy, values, slope, inter, segments):
-    """A statistic of the stored values as the statistic of the scaled ones."""
+def rescaled(strategy, values, slope, inter, segments):
+    """A statistic of the stored values, shape (n_volumes, n_regions), as the statistic of the scaled ones."""
     if strategy == "variance":
         return values * slope**2
     if strategy == "standard_deviation":

@@ -103,6 +103,30 @@ def add_block(data: Array, entries: Entries, sums: Array) -> None:
     half(data, entries, sums)
 
 
+def reads_extremes(data: np.ndarray) -> bool:
+    """Whether `extremes` can read stored values where they lie."""
+    return compiled.extension is not None and compiled.readable(data[:0]).dtype == data.dtype and data.flags.aligned
+
+
+def extremes(strategy: str, data: np.ndarray, segments: Segments, out: np.ndarray, odd: np.ndarray) -> None:
+    """Compute the minimum or maximum of each region at each time point.
+
+    Parameters
+    ----------
+    strategy : {"minimum", "maximum"}
+    data : ndarray, shape (n_series, n_times)
+        Stored values that `reads_extremes` accepts. Time points are contiguous.
+    segments : Segments
+        Without weights.
+    out : ndarray of float64, shape (n_regions, n_times)
+        Written to; NaN for a region without series.
+    odd : ndarray of uint8, shape (n_regions, n_times)
+        Written to: 1 where a value isn't finite, and `out` is meaningless, else 0.
+    """
+    rows, offsets = (np.ascontiguousarray(part, np.int64) for part in (segments.indices, segments.offsets))
+    compiled.extension.extremes_of_series(strategy, data, rows, offsets, out, odd)
+
+
 def _add_numpy(data, entries, sums):
     if compiled.extension is None:
         for region, (start, stop) in zip(entries.regions.tolist(), pairwise(entries.offsets.tolist()), strict=True):

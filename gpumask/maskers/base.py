@@ -16,7 +16,7 @@ from sklearn.utils import InputTags
 from sklearn.utils._set_output import _get_output_config, _wrap_data_with_container
 from sklearn.utils.validation import check_array, check_is_fitted
 
-from gpumask import devices, process
+from gpumask import backend, devices, process
 from gpumask.dlpack import has_dlpack, on_host
 from gpumask.dtypes import asked_dtype
 from gpumask.extraction import Prepared, Result, extract, prepare
@@ -41,6 +41,9 @@ _IMAGES_AT_TRANSFORM_TIME = (
     "Resampling images at transform time...\nTo avoid this warning, make sure to resample the images "
     "you want to transform to the shape of the maps or set resampling_target to 'data'."
 )
+
+
+_OF_REPORTS = ("_report_run", "_report_signals")
 
 
 @dataclass
@@ -91,7 +94,7 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         return devices.resolve_device(self.device)
 
     def _forget_run(self):
-        for name in {"plan_", "seconds_", "_on_grid", "_cleaning", "_lut_", "_run_t_r"} & set(vars(self)):
+        for name in {"plan_", "seconds_", "_on_grid", "_cleaning", "_lut_", "_run_t_r", *_OF_REPORTS} & set(vars(self)):
             delattr(self, name)
 
     def transform(self, imgs: Any, confounds: Any = None, sample_mask: Any = None) -> np.ndarray:
@@ -105,7 +108,8 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
             - a pair (array, affine), a tuple: of shape (x, y, z) or (x, y, z, t), of NumPy, CuPy, PyTorch, JAX or
               another library that supports DLPack, of integers or floats of 32 bits or more; and (4, 4), to mm.
             - a list of 3D images in files or host memory: these are its volumes.
-            - a dense series (`.dtseries.nii`), a path or a nibabel `Cifti2Image`, for regions of grayordinates.
+            - a dense series (`.dtseries.nii`, `.func.gii`), a path, a nibabel `Cifti2Image` or `GiftiImage`, for
+              regions of grayordinates.
             - what `gpumask.images.volumes.open_volumes` or `gpumask.images.grayordinates.open_dense` returns.
 
             Arrays aren't copied, except on a GPU a few volumes at a time where they aren't in Fortran order. A run on
@@ -202,6 +206,8 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         """Set the attributes that describe the run, and return the signals in their final shape."""
         self.plan_, self.seconds_, self._on_grid = prepared.plan, result.seconds, prepared.regions
         self._run_t_r = volumes.t_r if isinstance(volumes, DenseImage) else None
+        if self.reports and isinstance(volumes, DenseImage):
+            self._report_signals = backend.to_host(result.signals).copy()
         self._cleaning = prepared.cleaner.explain(result.signals.shape[1])
         shares = ", ".join(f"{step} {seconds:.3f} s" for step, seconds in self.seconds_.items())
         self._log(f"{volumes.n_volumes} volumes: {shares} (reading and reducing overlap)", "transform")
@@ -231,7 +237,8 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         ImportError
             If nilearn isn't installed.
         ValueError
-            If a parameter, other than `device`, has a value that nilearn doesn't support.
+            If a parameter, other than `device`, has a value that nilearn doesn't support; or for grayordinates: the
+            surface maskers of nilearn need coordinates of vertices, which CIFTI-2 files lack, and support no voxels.
         """
         check_is_fitted(self)
         self._require_volumes("to_nilearn")
@@ -261,6 +268,8 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
 
     def generate_report(self, engine: str = "matplotlib", title: str | None = None) -> Any:
         """Create an HTML page with the regions on a volume of the run, and the parameters.
+
+        For grayordinates, the page has signals, brain models and a table of the regions instead of a picture.
 
         Parameters
         ----------
@@ -350,7 +359,15 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
 
     def _dense_image(self, regions, values):
         """Values of the grayordinates of an atlas or maps as an image."""
-        return dense_values(regions.xml, values, self.t_r or getattr(self, "_run_t_r", None) or 1.0)
+        return dense_values(regions, values, self.t_r or getattr(self, "_run_t_r", None) or 1.0)
+
+    def _dense_report(self, title):
+        """Return the report of a masker of grayordinates."""
+        from gpumask.reports.grayordinates import dense_report
+
+        regions = self._regions
+        on_grid = getattr(self, "_on_grid", None) or regions.on(regions.grid, None, "all")
+        return dense_report(self, regions.grid, on_grid, getattr(self, "_report_signals", None), title)
 
     def _require_volumes(self, method):
         grid = self._fitted.grid
@@ -361,7 +378,6 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
     def _check_report(self, engine):
         """Raise an error unless the masker is fitted and can make a report."""
         check_is_fitted(self)
-        self._require_volumes("generate_report")
         if not self.reports:
             msg = "generate_report needs reports=True, but the masker has reports=False."
             raise ValueError(msg)
@@ -375,7 +391,7 @@ class VolumesMasker(TransformerMixin, BaseEstimator):
         return tags
 
     def __getstate__(self):
-        return {name: value for name, value in super().__getstate__().items() if name != "_report_run"}
+        return {name: value for name, value in super().__getstate__().items() if name not in _OF_REPORTS}
 
     def _make_memory(self):
         memory = self.memory

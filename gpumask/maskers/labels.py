@@ -33,7 +33,8 @@ class NiftiLabelsMasker(VolumesMasker):
     Parameters
     ----------
     labels_img : path or nibabel image
-        3D label image: one number per region. Or dense labels of grayordinates (.dlabel.nii); see the notes.
+        3D label image: one number per region. Or dense labels of grayordinates (.dlabel.nii, .label.gii); see the
+        notes.
     background_label : int or float, default=0
         Label to ignore.
     mask_img : path, nibabel image, list of these or None, default=None
@@ -120,7 +121,8 @@ class NiftiLabelsMasker(VolumesMasker):
     With dense labels (CIFTI-2, .dlabel.nii), runs are dense series (.dtseries.nii). Grayordinates are matched by
     structure and vertex number, and by the indices of voxels; those that a run lacks count in ``coverage_``. Names and
     colours come from the file's label table unless `labels` or `lut` is given. `labels_img_` and ``region_atlas_`` are
-    then CIFTI-2 images. `mask_img`, `smoothing_fwhm`, `high_variance_confounds`, `keep_masked_labels` and
+    then CIFTI-2 images. GIFTI files (.label.gii, .func.gii) are grayordinates of one surface: metadata or names state
+    the hemisphere, and images that are returned are GIFTI. `mask_img`, `smoothing_fwhm`, `keep_masked_labels` and
     ``resampling_target="labels"`` have no meaning there, and are errors. One class serves both kinds because all else
     is the same: cleaning, censoring, coverage, output; only the files change, so code for volumes needs no change.
 
@@ -278,7 +280,7 @@ class NiftiLabelsMasker(VolumesMasker):
         self._log("Finished fit", "fit")
         return self
 
-    def inverse_transform(self, signals: Any) -> nib.Nifti1Image | nib.Cifti2Image:
+    def inverse_transform(self, signals: Any) -> nib.Nifti1Image | nib.Cifti2Image | nib.GiftiImage:
         """Paint region signals into volumes, or grayordinates.
 
         Parameters
@@ -288,11 +290,12 @@ class NiftiLabelsMasker(VolumesMasker):
 
         Returns
         -------
-        nibabel.nifti1.Nifti1Image or nibabel.cifti2.Cifti2Image
+        nibabel.nifti1.Nifti1Image, nibabel.cifti2.Cifti2Image or nibabel.gifti.GiftiImage
             3D or 4D, on the grid of `labels_img_`; 0 outside the regions and the mask. Its dtype is `dtype` if that is
             set, else that of the signals. Booleans, and 64-bit integers that fit, become int32, with a warning. For
             dense labels, scalars (.dscalar.nii) or a series (.dtseries.nii) of the grayordinates of `labels_img_`; the
-            rows are `t_r` seconds apart, else as those of the last run, else 1 second.
+            rows are `t_r` seconds apart, else as those of the last run, else 1 second. For GIFTI labels, an array per
+            row.
 
         Raises
         ------
@@ -307,6 +310,8 @@ class NiftiLabelsMasker(VolumesMasker):
         return nib.Nifti1Image(data, self._regions.grid.affine, dtype=data.dtype)
 
     def _report(self, title):
+        if isinstance(self._regions, DenseLabelRegions):
+            return self._dense_report(title)
         from gpumask.reports.masker import labels_report
 
         return labels_report(self, getattr(self, "_report_run", None), title)

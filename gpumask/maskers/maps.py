@@ -234,7 +234,7 @@ class NiftiMapsMasker(VolumesMasker):
     def _region_parameters(self):
         return {"solves": self.strategy == "least_squares", "allow_overlap": self.allow_overlap}
 
-    def inverse_transform(self, signals: Any) -> nib.Nifti1Image | nib.Cifti2Image:
+    def inverse_transform(self, signals: Any) -> nib.Nifti1Image | nib.Cifti2Image | nib.GiftiImage:
         """Compute volumes, or grayordinates, from region signals: the sum of the maps, times their signals.
 
         Parameters
@@ -244,7 +244,7 @@ class NiftiMapsMasker(VolumesMasker):
 
         Returns
         -------
-        nibabel.nifti1.Nifti1Image or nibabel.cifti2.Cifti2Image
+        nibabel.nifti1.Nifti1Image, nibabel.cifti2.Cifti2Image or nibabel.gifti.GiftiImage
             3D or 4D, on the grid of `maps_img_`; 0 outside the maps and the mask. Its dtype is `dtype` if that is set,
             else that of the signals. Booleans, and 64-bit integers that fit, become int32, with a warning. For maps of
             grayordinates, scalars or a series, as in `NiftiLabelsMasker.inverse_transform`.
@@ -273,7 +273,7 @@ class NiftiMapsMasker(VolumesMasker):
         title : str or None, default=None
             If None, the name of the class.
         displayed_maps : int, list or array of int, or "all", default=10
-            Number of maps to draw, or their columns.
+            Number of maps to draw, or their columns. Maps of grayordinates aren't drawn.
 
         Returns
         -------
@@ -288,11 +288,14 @@ class NiftiMapsMasker(VolumesMasker):
             If `displayed_maps` has another type.
         """
         self._check_report(engine)
+        if isinstance(self._regions, DenseMapRegions):
+            return self._dense_report(title)
         from gpumask.reports.maps import maps_report
 
         on_grid = getattr(self, "_on_grid", None)
         maps = self._regions.maps if on_grid is None else on_grid.maps.masked.chosen(on_grid.ids)
-        return maps_report(self, maps, getattr(self, "_report_run", None), title, displayed_maps)
+        removed = [self._name(k) for k in range(len(self._regions.maps)) if k not in self._columns]
+        return maps_report(self, maps, getattr(self, "_report_run", None), title, displayed_maps, removed)
 
     def explain(self) -> str:
         """Describe how signals were computed, and why; see `VolumesMasker.explain`."""
@@ -326,7 +329,10 @@ class NiftiMapsMasker(VolumesMasker):
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Return the names of the columns, for ``set_output``: the class's name and the map's index."""
         check_is_fitted(self)
-        return np.array([f"{type(self).__name__.lower()}{k}" for k in self._columns], dtype=object)
+        return np.array([self._name(k) for k in self._columns], dtype=object)
+
+    def _name(self, k):
+        return f"{type(self).__name__.lower()}{k}"
 
     @property
     def _columns(self):

@@ -95,11 +95,17 @@ def draw_cuts(
         cut = np.take(labels, middle[axis], axis).T
         colours = np.ma.masked_where(cut == background_label, order[np.abs(cut).astype(int) % 256])
         axes.imshow(colours, cmap=cmap, vmin=0, vmax=255, alpha=0.6, interpolation="nearest", **style)
-        if mask is not None and np.ptp(outline := np.take(mask, middle[axis], axis).T.astype(float)):
-            axes.contour(outline, levels=[0.5], colors="white", linewidths=1)
+        if mask is not None:
+            draw_outline(axes, np.take(mask, middle[axis], axis).T)
         mark_sides(axes, axis)
         axes.set_title(f"{'xyz'[axis]} = {round((affine @ [*middle, 1])[axis])} mm", color="white")
         axes.set_axis_off()
+
+
+def draw_outline(axes: Any, mask: np.ndarray) -> None:
+    """Draw the outline of a cut through a mask, if there is one."""
+    if np.ptp(mask := mask.astype(float)):
+        axes.contour(mask, levels=[0.5], colors="white", linewidths=1)
 
 
 def mark_sides(axes: Any, axis: int) -> None:

@@ -1,6 +1,7 @@
 """HTML report of a masker of maps: each map over a volume of the run, the parameters, and a table of the maps."""
 
 import html
+from collections.abc import Sequence
 from typing import Any
 
 import nibabel as nib
@@ -8,11 +9,18 @@ import numpy as np
 
 from gpumask.images.maps import Maps
 from gpumask.images.volumes import open_volumes
-from gpumask.reports.figures import mark_sides, new_figure
-from gpumask.reports.masker import Report, as_text, report_page
+from gpumask.reports.figures import draw_outline, mark_sides, new_figure
+from gpumask.reports.masker import Report, as_picture, mask_on, report_page
 
 
-def maps_report(masker: Any, maps: Maps, run: Any = None, title: str | None = None, displayed: Any = 10) -> Report:
+def maps_report(
+    masker: Any,
+    maps: Maps,
+    run: Any = None,
+    title: str | None = None,
+    displayed: Any = 10,
+    removed: Sequence[str] = (),
+) -> Report:
     """Make the report of a fitted masker of maps.
 
     Parameters
@@ -27,6 +35,8 @@ def maps_report(masker: Any, maps: Maps, run: Any = None, title: str | None = No
         If None, the class's name.
     displayed : int, list or array of int, or "all"
         Number of maps to draw, or their columns.
+    removed : sequence of str
+        Names of the maps without a column.
 
     Returns
     -------
@@ -40,15 +50,18 @@ def maps_report(masker: Any, maps: Maps, run: Any = None, title: str | None = No
         If matplotlib is missing.
     """
     columns = _columns(displayed, len(maps))
-    figure = _figure(maps, columns, list(masker.get_feature_names_out()), _under(run, maps), masker.cmap)
+    images = _under(run, maps), mask_on(masker.mask_img_, maps.grid)
+    figure = _figure(maps, columns, list(masker.get_feature_names_out()), *images, masker.cmap)
     size = abs(np.linalg.det(maps.grid.affine[:3, :3]))
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td><td class=n>{len(voxels)}</td><td class=n>{len(voxels) * size:.0f}</td>"
         f"<td class=n>{weights.min(initial=0):.3g}</td><td class=n>{weights.max(initial=0):.3g}</td></tr>"
         for name, (voxels, weights) in zip(masker.get_feature_names_out(), maps, strict=True)
     )
-    head = "<tr><th>name</th><th>voxels</th><th>mm<sup>3</sup></th><th>lowest</th><th>highest weight</th></tr>"
-    return report_page(masker, title, as_text(figure), f"<div class='wide'><table>{head}{rows}</table></div>")
+    heads = ("voxels", "mm<sup>3</sup>", "lowest", "highest weight")
+    head = f"<tr><th>name</th>{''.join(f'<th class=n>{one}</th>' for one in heads)}</tr>"
+    table = f"<div class='wide'><table>{head}{rows}</table></div>"
+    return report_page(masker, title, as_picture(figure), table, removed=removed)
 
 
 def _columns(displayed, n):
@@ -80,13 +93,15 @@ def _under(run, maps):
     return next(volumes.chunks(1)).scaled_on_host().reshape(volumes.grid.shape, order="F")
 
 
-def _figure(maps, columns, names, under, cmap):
+def _figure(maps, columns, names, under, mask, cmap):
     """Figure of three cuts through the largest weight of each map, a row per map."""
     figure = new_figure((12, 4 * max(len(columns), 1)), facecolor="black")
     turn = nib.orientations.io_orientation(maps.grid.affine)
     affine = maps.grid.affine @ nib.orientations.inv_ornt_aff(turn, maps.grid.shape)
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    under = None if under is None else nib.orientations.apply_orientation(under, turn)
+    under, mask = (
+        None if image is None else nib.orientations.apply_orientation(image, turn) for image in (under, mask)
+    )
     rows = figure.subplots(max(len(columns), 1), 3, squeeze=False)
     for axes in rows.flat:
         axes.set_axis_off()
@@ -103,6 +118,8 @@ def _figure(maps, columns, names, under, cmap):
             cut = np.take(data, peak[axis], axis).T
             lowest = -limit if data.min() < 0 else 0.0
             axes.imshow(np.ma.masked_equal(cut, 0), cmap=cmap, vmin=lowest, vmax=limit, alpha=0.7, **style)
+            if mask is not None:
+                draw_outline(axes, np.take(mask, peak[axis], axis).T)
             mark_sides(axes, axis)
             where = f"{'xyz'[axis]} = {round((affine @ [*peak, 1])[axis])} mm"
             axes.set_title(f"{names[column]}, {where}" if axis == 0 else where, color="white")

@@ -4,6 +4,7 @@ import base64
 import html
 import os
 import webbrowser
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -13,6 +14,7 @@ from scipy.ndimage import affine_transform
 
 from gpumask.files import appearing_together, check_folder, write
 from gpumask.images.grid import Grid
+from gpumask.images.lookup import plain_label
 from gpumask.images.volumes import open_volumes
 from gpumask.reports.figures import draw_cuts, new_figure, to_png
 
@@ -22,7 +24,9 @@ _STYLE = (
     "img{max-width:100%}.wide{overflow-x:auto}@media print{:root{color-scheme:light}}"
     "table{border-collapse:collapse;font-size:90%}"
     "td,th{border-bottom:1px solid #8884;padding:.2em .8em;text-align:left}"
-    "td.n{text-align:right}pre{background:#8882;padding:1em;white-space:pre-wrap}"
+    ".n{text-align:right}th,td.n{overflow-wrap:normal}td:not(.n){min-width:8em}"
+    "pre{background:#8882;padding:1em;white-space:pre-wrap}"
+    "@media print{h2{break-after:avoid}tr,img{break-inside:avoid}}"
 )
 
 
@@ -91,7 +95,16 @@ def labels_report(masker: Any, run: Any = None, title: str | None = None) -> Rep
     return report_page(masker, title, figure, _regions(masker, labels))
 
 
-def report_page(masker: Any, title: str | None, figure: str, regions: str, heading: str = "") -> Report:
+def report_page(
+    masker: Any,
+    title: str | None,
+    above: str,
+    regions: str,
+    heading: str = "",
+    *,
+    removed: Sequence[str] = (),
+    lost_because: str = "too little is inside the field of view and the mask",
+) -> Report:
     """Make the page that the reports of all maskers share.
 
     Parameters
@@ -100,12 +113,16 @@ def report_page(masker: Any, title: str | None, figure: str, regions: str, headi
         Fitted. After a `transform`, the page describes it.
     title : str or None
         If None, the class's name.
-    figure : str
-        Picture of the regions: PNG, in base64.
+    above : str
+        HTML above the regions, such as a picture of them (`as_picture`).
     regions : str
         Table of the regions: HTML.
     heading : str
         Of the regions; their number if it is empty.
+    removed : sequence of str
+        Regions without a column that the masker's own tables don't name.
+    lost_because : str
+        Why regions are lost, if any are.
     """
     title = html.escape(str(title or type(masker).__name__))
     parameters = "".join(
@@ -116,15 +133,15 @@ def report_page(masker: Any, title: str | None, figure: str, regions: str, headi
     if hasattr(masker, "plan_"):
         seconds = ", ".join(f"{name} {value:.2f} s" for name, value in masker.seconds_.items())
         done = f"<h2>Last run</h2><pre>{html.escape(masker.plan_.explain())}\n{seconds}</pre>"
-    lost = _lost(masker)
+    lost = [*removed, *_lost(masker)]
     if lost:
         more = f" and {len(lost) - _MOST_LOST} more" if len(lost) > _MOST_LOST else ""
         names = html.escape(", ".join(lost[:_MOST_LOST]))
-        done += f"<p>Lost, as too little is inside the field of view and the mask: {names}{more}.</p>"
+        done += f"<p>Lost, as {lost_because}: {names}{more}.</p>"
     return Report(
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
         f"<title>{title}</title><style>{_STYLE}</style></head><body>"
-        f"<h1>{title}</h1><img alt='regions on a volume' src='data:image/png;base64,{figure}'>"
+        f"<h1>{title}</h1>{above}"
         f"{done}<h2>{heading or f'Regions: {masker.n_elements_}'}</h2>{regions}"
         f"<h2>Parameters</h2><div class='wide'><table>{parameters}</table></div></body></html>"
     )
@@ -153,11 +170,11 @@ def _regions(masker, labels):
     size = abs(np.linalg.det(labels.affine[:3, :3]))
     regions = [label for key, label in masker.region_ids_.items() if key != "background"]
     rows = "".join(
-        f"<tr><td class=n>{label}</td><td>{html.escape(str(name))}</td>"
+        f"<tr><td class=n>{plain_label(label)}</td><td>{html.escape(str(name))}</td>"
         f"<td class=n>{voxels.get(label, 0)}</td><td class=n>{voxels.get(label, 0) * size:.0f}</td></tr>"
         for label, name in zip(regions, masker.region_names_.values(), strict=True)
     )
-    heads = "<tr><th>label</th><th>name</th><th>voxels</th><th>mm<sup>3</sup></th></tr>"
+    heads = "<tr><th class=n>label</th><th>name</th><th class=n>voxels</th><th class=n>mm<sup>3</sup></th></tr>"
     return f"<div class='wide'><table>{heads}{rows}</table></div>"
 
 
@@ -179,7 +196,7 @@ def regions_figure(
     Returns
     -------
     str
-        PNG, in base64.
+        HTML.
     """
     figure = new_figure((12, 4), facecolor="black")
     under = None
@@ -190,22 +207,23 @@ def regions_figure(
             under = chunk.scaled_on_host().reshape(volumes.grid.shape, order="F")
     data = np.asanyarray(labels.dataobj)
     draw_cuts(
-        figure, data, under, labels.affine, background_label=background_label, cmap=cmap, mask=_on_grid(mask, labels)
+        figure, data, under, labels.affine, background_label=background_label, cmap=cmap, mask=mask_on(mask, labels)
     )
-    return as_text(figure)
+    return as_picture(figure)
 
 
-def _on_grid(mask, labels):
-    """The mask's values on the grid of the labels."""
+def mask_on(mask: Any, grid: Any) -> np.ndarray | None:
+    """Values (0 and 1) of a mask image, or None, on the grid of an image or a `Grid`, by the nearest voxels."""
     if mask is None:
         return None
     data = (np.asanyarray(mask.dataobj) != 0).astype(np.uint8)
-    if data.shape == labels.shape and np.allclose(mask.affine, labels.affine):
+    if data.shape == grid.shape and np.allclose(mask.affine, grid.affine):
         return data
-    to_mask = np.linalg.inv(mask.affine) @ labels.affine
-    return affine_transform(data, to_mask, output_shape=labels.shape, order=0)
+    to_mask = np.linalg.inv(mask.affine) @ grid.affine
+    return affine_transform(data, to_mask, output_shape=grid.shape, order=0)
 
 
-def as_text(figure: Any) -> str:
-    """Return a figure as PNG, in base64."""
-    return base64.b64encode(to_png(figure, dpi=80)).decode()
+def as_picture(figure: Any, description: str = "regions on a volume") -> str:
+    """Return a figure as an HTML element, a PNG image; `description` is for those who don't see it."""
+    content = base64.b64encode(to_png(figure, dpi=80)).decode()
+    return f"<img alt='{description}' src='data:image/png;base64,{content}'>"

@@ -6,8 +6,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from gpumask.reports.figures import new_figure
-from gpumask.reports.masker import Report, as_text, regions_figure, report_page
+from gpumask.reports.figures import mark_sides, new_figure
+from gpumask.reports.masker import Report, as_picture, regions_figure, report_page
 
 
 def spheres_report(
@@ -55,7 +55,10 @@ def spheres_report(
         + f"<td class=n>{radius}</td><td class=n>{masker.plan_.counts[k] if done else ''}</td></tr>"
         for k in shown
     )
-    heads = "".join(f"<th>{head}</th>" for head in ("sphere", "name", "x", "y", "z", "radius (mm)", "voxels"))
+    heads = "".join(
+        f"<th{'' if head == 'name' else ' class=n'}>{head}</th>"
+        for head in ("sphere", "name", "x", "y", "z", "radius (mm)", "voxels")
+    )
     return report_page(masker, title, figure, f"<div class='wide'><table><tr>{heads}</tr>{rows}</table></div>")
 
 
@@ -76,9 +79,15 @@ def _numbers(displayed, n):
 
 
 def _seeds_figure(seeds):
-    """PNG (base64) of the seeds, projected along each axis."""
-    figure = new_figure((12, 4))
-    for axes, (across, up) in zip(figure.subplots(1, 3), ((1, 2), (0, 2), (0, 1)), strict=True):
-        axes.scatter(seeds[:, across], seeds[:, up], c=np.arange(len(seeds)), cmap="hsv")
-        axes.set(xlabel=f"{'xyz'[across]} (mm)", ylabel=f"{'xyz'[up]} (mm)", aspect="equal")
-    return as_text(figure)
+    """PNG (base64) of the seeds, projected along each axis; in the colours of cuts, which are black on any page."""
+    figure = new_figure((12, 4), facecolor="black")
+    for axis, (axes, (across, up)) in enumerate(zip(figure.subplots(1, 3), ((1, 2), (0, 2), (0, 1)), strict=True)):
+        # The first and the last colour of "hsv" are the same.
+        axes.scatter(seeds[:, across], seeds[:, up], c=np.arange(len(seeds)), cmap="hsv", vmin=0, vmax=len(seeds))
+        axes.set(aspect="equal", adjustable="datalim", facecolor="black")
+        for name, set_label in ((across, axes.set_xlabel), (up, axes.set_ylabel)):
+            set_label(f"{'xyz'[name]} (mm)", color="white")
+        axes.tick_params(colors="white")
+        axes.spines[:].set_color("white")
+        mark_sides(axes, axis)
+    return as_picture(figure)

@@ -5,6 +5,7 @@ import hashlib
 import html
 import importlib.resources
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,10 +19,7 @@ from gpumask.files import replacing, write
 
 # No page, image or script of another site; of scripts only this one, whatever else should ever be in the page.
 _POLICY = "default-src 'none'; img-src 'self' file: data:; style-src 'unsafe-inline'; script-src '{}'; base-uri 'none'"
-_NAVIGATION = (
-    "<nav><a href='#failures'>Failures</a> <a href='#runs'>Runs</a> <a href='#coverage'>Coverage</a> "
-    "<a href='#methods'>What was done</a> <a href='#timings'>Timings</a> <a href='#warnings'>Warnings</a></nav>"
-)
+_HEADING = re.compile("<h2 id='([a-z]+)'>([A-Za-z ]+)")
 
 
 def read_cohort(out_dir: str | os.PathLike, noting: Callable[[dict[str, Any]], object] = lambda record: None) -> Cohort:
@@ -31,7 +29,7 @@ def read_cohort(out_dir: str | os.PathLike, noting: Callable[[dict[str, Any]], o
     ----------
     out_dir : str or path-like
     noting : callable, optional
-        Gets the record of each finished run, in the order of their names.
+        Gets the record of each run that has one, also of partly finished ones, in the order of their names.
 
     Raises
     ------
@@ -80,6 +78,12 @@ def write_page(
     cohort, out_dir = cohort or read_cohort(out_dir), Path(out_dir)
     title = f"Cohort {html.escape(out_dir.resolve().name)}"
     now = html.escape(time.strftime("%Y-%m-%d %H:%M:%S %z"))
+    body = (
+        f"{sections.failures(cohort)}{runs.section(cohort)}{coverage.section(cohort, out_dir)}"
+        f"{connectivity.section(means)}{methods.section(cohort.methods)}{sections.timings(cohort)}"
+        f"{sections.warnings(cohort)}"
+    )
+    links = " ".join(f"<a href='#{key}'>{heading}</a>" for key, heading in _HEADING.findall(body))
     script = _part("script.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = (
@@ -88,9 +92,7 @@ def write_page(
         "<meta name='viewport' content='width=device-width'>"
         f"<title>{title}</title><style>{_part('style.css')}</style></head><body><h1>{title}</h1>"
         f"<p><small>{html.escape(str(out_dir.resolve()))}<br>{now}, gpumask {__version__}</small></p>"
-        f"{sections.totals(cohort, n_runs)}{_NAVIGATION}{sections.failures(cohort)}{runs.section(cohort)}"
-        f"{coverage.section(cohort, out_dir)}{connectivity.section(means)}{methods.section(cohort.methods)}"
-        f"{sections.timings(cohort)}{sections.warnings(cohort)}<script>{script}</script></body></html>\n"
+        f"{sections.totals(cohort, n_runs)}<nav>{links}</nav>{body}<script>{script}</script></body></html>\n"
     )
     path = out_dir / "cohort.html"
     with replacing(path) as part:

@@ -1,5 +1,8 @@
 """Methods of a cohort as a text for a paper, with references."""
 
+from collections import ChainMap
+from typing import NamedTuple
+
 from gpumask.cohort.page.markup import counted
 from gpumask.cohort.page.processing import (
     OUTPUT_WORDS,
@@ -9,13 +12,14 @@ from gpumask.cohort.page.processing import (
     is_of_each_run,
     is_of_grayordinates,
     signal_words,
+    split_shared,
     standardized,
     text_of,
 )
 
 LICENSE = "This text is in the public domain (CC0): copy it unchanged, or edit it."
 """What others may do with the text."""
-_MOTION = "the six motion parameters, their derivatives, and the squares of both {friston}"
+_MOTION = "the six motion parameters, their derivatives, and the squares of both {friston}"  # keys of REFERENCES
 _STRATEGIES = {
     "simple": f"{_MOTION}, the mean signals of white matter and cerebrospinal fluid, and slow cosines",
     "scrubbing": f"{_MOTION}, the mean signals of white matter and cerebrospinal fluid with their derivatives and "
@@ -65,92 +69,132 @@ def citation(methods: Methods) -> str:
     return "\n".join(lines) + "\n"
 
 
-class _Citing:
-    """Numbers of references in the order of their first use."""
+class _Sentence(NamedTuple):
+    """A sentence: a template for ``str.format``, whose fields are among the values, or keys of references."""
 
-    def __init__(self):
-        self.keys = []
+    template: str
+    values: dict[str, str] = {}  # noqa: RUF012 - never written to
 
-    def __call__(self, *keys):
-        self.keys += [key for key in keys if key not in self.keys]
-        return "[" + ", ".join(str(self.keys.index(key) + 1) for key in keys) + "]"
+
+class _Numbers(dict):
+    """Numbers of references by their keys, in the order of their first use."""
+
+    def __missing__(self, key):
+        self[key] = f"[{len(self) + 1}]"
+        return self[key]
 
 
 def paragraphs(methods: Methods) -> tuple[list[str], list[str]]:
-    """Paragraphs for a paper, one for each way of processing, and their references."""
-    cite = _Citing()
-    texts = [" ".join(_sentences(processing, cite)) for processing in methods.processings.values()]
-    return texts, [REFERENCES[key] for key in cite.keys]
+    """Paragraphs for a paper, and their references.
+
+    With several ways of processing, the first paragraph has what they share, and each has one with the rest.
+    """
+    processings = list(methods.processings.values())
+    sentences = [list(_sentences(processing)) for processing in processings]
+    if len(processings) == 1:
+        of_paragraphs = [[_extraction(processings[0], f" of {_runs(processings[0])}"), *sentences[0]]]
+    else:
+        shared, own = split_shared([[_extraction(p), *s] for p, s in zip(processings, sentences, strict=True)])
+        of_paragraphs = [shared] if shared else []
+        of_paragraphs += [[_lead(p), *(s or [_AS_ABOVE])] for p, s in zip(processings, own, strict=True)]
+    numbers = _Numbers()
+    texts = [
+        " ".join(template.format_map(ChainMap(values, numbers)) for template, values in one) for one in of_paragraphs
+    ]
+    return texts, [REFERENCES[key] for key in numbers]
 
 
-def _sentences(processing, cite):
+_AS_ABOVE = _Sentence("All is as described above.")
+
+
+def _runs(processing):
+    return counted(max(processing.runs.values()), "run").replace("\u202f", " ")
+
+
+def _lead(processing):
+    name = processing.how.get("denoising")
+    named = {"name": text_of(name) if name else "", "runs": _runs(processing)}
+    return _Sentence("Denoising {name} ({runs}):" if name else "{runs}, without the name of a denoising:", named)
+
+
+def _extraction(processing, of_runs=""):
+    name = processing.how.get("denoising") if of_runs else None
+    return _Sentence(
+        "Time series{runs} were extracted{named} with gpumask {version}, which computes what the maskers of nilearn "
+        "compute {nilearn}, and uses NumPy {numpy}, SciPy {scipy} and NiBabel {nibabel}.",
+        {
+            "runs": of_runs,
+            "named": f" (denoising {text_of(name)})" if name else "",
+            "version": text_of(processing.how.get("version", "")),
+        },
+    )
+
+
+def _sentences(processing):
+    """What was done after the extraction. Each can stand without those before it, as others may share only some."""
     how, settings, confounds = processing.how, processing.how["settings"], processing.how.get("confounds") or {}
     confounds = confounds if isinstance(confounds, dict) else {}
-    n_runs = counted(max(processing.runs.values()), "run").replace("\u202f", " ")
-    name = how.get("denoising")
-    named = f" (denoising {text_of(name)})" if name else ""
-    yield (
-        f"Time series of {n_runs} were extracted{named} with gpumask {text_of(how.get('version', ''))}, which "
-        f"computes what the maskers of nilearn compute {cite('nilearn')}, and uses NumPy {cite('numpy')}, SciPy "
-        f"{cite('scipy')} and NiBabel {cite('nibabel')}."
-    )
     atlases = []
     for atlas, (described, n) in processing.atlases.items():
         facts = [] if n is None else [f"{n} columns"]
         facts += ["each run's own image"] * is_of_each_run(described)
         atlases.append(f"{text_of(atlas)} ({', '.join(facts)})" if facts else text_of(atlas))
-    yield f"Regions are those of {'the atlas' if len(atlases) == 1 else 'the atlases'} {', '.join(atlases)}."
-    yield f"Each signal is {signal_words(how).replace('each region', 'the region')}."
+    these = "the atlas" if len(atlases) == 1 else "the atlases"
+    yield _Sentence(f"Regions are those of {these} {{atlases}}.", {"atlases": ", ".join(atlases)})
+    yield _Sentence("Each signal is {signal}.", {"signal": signal_words(how).replace("each region", "the region")})
     if settings.get("smoothing_fwhm") is not None:
-        yield f"Volumes were smoothed with a Gaussian kernel of {text_of(settings['smoothing_fwhm'])} mm FWHM."
+        fwhm = {"fwhm": text_of(settings["smoothing_fwhm"])}
+        yield _Sentence("Volumes were smoothed with a Gaussian kernel of {fwhm} mm FWHM.", fwhm)
     dummies = how.get("dummy_scans")
     if dummies == "auto" and (confounds or processing.has_dummies):
-        yield f"Volumes that the confounds tables of fMRIPrep {cite('fmriprep')} mark as non-steady state were dropped."
+        yield _Sentence(
+            "Volumes that the confounds tables of fMRIPrep {fmriprep} mark as non-steady state were dropped."
+        )
     elif dummies not in ("auto", 0, None):
-        yield f"The first {text_of(dummies)} volumes of each run were dropped."
-    if (limit := confounds.get("fd_threshold")) is not None:
-        yield f"Volumes with a framewise displacement {cite('power')} above {text_of(limit)} mm were censored."
-    if (limit := confounds.get("std_dvars_threshold")) is not None:
-        yield f"Volumes with a standardized DVARS {cite('power')} above {text_of(limit)} were censored."
+        yield _Sentence("The first {n} volumes of each run were dropped.", {"n": text_of(dummies)})
+    for key, measure in (("fd_threshold", "framewise displacement"), ("std_dvars_threshold", "standardized DVARS")):
+        if (limit := confounds.get(key)) is not None:
+            above = {"limit": text_of(limit) + " mm" * (key == "fd_threshold")}
+            yield _Sentence(f"Volumes with a {measure} {{power}} above {{limit}} were censored.", above)
     if confounds.get("scrub"):
-        yield f"Segments between them of fewer than {text_of(confounds['scrub'])} volumes were censored too."
+        yield _Sentence(
+            "Segments of fewer than {n} volumes between censored ones were censored too.",
+            {"n": text_of(confounds["scrub"])},
+        )
     if (words := OUTPUT_WORDS.get(text_of(how.get("output_type")))) is not None:
-        yield f"{words[0].upper()}{words[1:]}."
-    yield from _cleaning(settings, confounds, cite)
+        yield _Sentence(f"{words[0].upper()}{words[1:]}.")
+    yield from _cleaning(settings, confounds)
     least = settings.get("min_coverage")
     if is_number(least) and least > 0:
         if is_of_grayordinates(how):
-            yield f"Regions of which a run has less than {least:.0%} of the grayordinates are missing values."
+            few = f"of which a run has less than {least:.0%} of the grayordinates"
         else:
-            yield f"Regions less than {least:.0%} within the field of view and the brain mask are missing values."
+            few = f"less than {least:.0%} within the field of view and the brain mask"
+        yield _Sentence(f"Regions {few} are missing values.")
 
 
-def _cleaning(settings, confounds, cite):
+def _cleaning(settings, confounds):
     if settings.get("detrend"):
-        yield "Mean and linear trend of each signal were removed."
+        yield _Sentence("Mean and linear trend of each signal were removed.")
     low, high = settings.get("low_pass"), settings.get("high_pass")
     is_filtered = is_number(low) or is_number(high)
     if is_filtered:
         bounds = [f"{side} {at:g} Hz" for side, at in (("above", high), ("below", low)) if is_number(at)]
-        yield f"A Butterworth filter passed frequencies {' and '.join(bounds)}."
+        yield _Sentence(f"A Butterworth filter passed frequencies {' and '.join(bounds)}.")
         if confounds:
-            yield "Censored volumes were replaced by a cubic spline for the filter, and removed after it."
+            yield _Sentence("Censored volumes were replaced by a cubic spline for the filter, and removed after it.")
     strategy, columns = confounds.get("strategy"), confounds.get("columns")
+    if strategy or columns:
+        also = ", after filtering them like the signals {lindquist}" if is_filtered else ""
+        tables = "Confounds from the tables of fMRIPrep {fmriprep}"
+        yield _Sentence(f"{tables} were removed from the signals by linear regression{also}.")
     if isinstance(strategy, str):
         base = strategy.removesuffix("+gsr")
         what = _STRATEGIES.get(base, "")
-        for key in ("friston", "power", "behzadi", "pruim"):
-            if f"{{{key}}}" in what:
-                what = what.replace(f"{{{key}}}", cite(key))
         gsr = ", with the global signal" if strategy.endswith("+gsr") else ""
-        yield (
-            f"Confounds were chosen from the tables of fMRIPrep {cite('fmriprep')} by nilearn's strategy "
-            f'"{text_of(base)}"{gsr} {cite("wang")}{f": {what}" if what else ""}.'
-        )
+        they_are = 'The confounds are those of nilearn\'s strategy "{strategy}"'
+        yield _Sentence(f"{they_are}{gsr} {{wang}}{f': {what}' if what else ''}.", {"strategy": text_of(base)})
     elif isinstance(columns, list):
-        yield f"Confounds were {expanded(columns)}, from the tables of fMRIPrep {cite('fmriprep')}."
-    if strategy or columns:
-        also = f", after filtering them like the signals {cite('lindquist')}" if is_filtered else ""
-        yield f"They were removed from the signals by linear regression{also}."
+        yield _Sentence("The confounds are {columns}.", {"columns": expanded(columns)})
     if (words := standardized(settings)) is not None:
-        yield f"Signals were standardized {words}."
+        yield _Sentence(f"Signals were standardized {words}.")

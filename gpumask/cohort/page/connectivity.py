@@ -13,7 +13,10 @@ MOST_PICTURES = 12
 MOST_REGIONS = 400
 """Rows of a picture."""
 
-_HEAD = "<h2 id='connectivity'>Mean connectivity</h2><p>Grey: no run has a number.</p>"
+_HEAD = (
+    "<h2 id='connectivity'>Mean connectivity</h2><p>Grey: no run has a number. How motion shows in the matrices "
+    "(QC-FC): <a href='./group_qcfc.tsv'>group_qcfc.tsv</a>.</p>"
+)
 
 
 def section(means: Sequence[Mean]) -> str:

@@ -9,9 +9,8 @@ import numpy as np
 from gpumask.cohort.page.logs import Cohort
 from gpumask.cohort.page.markup import counted, html_table
 from gpumask.cohort.page.pictures import heat_map
-from gpumask.files import inside
-from gpumask.inputs import read_bytes
-from gpumask.tables import cells
+from gpumask.cohort.recorded import read_recorded, usual
+from gpumask.tables import cells, read_numbers
 
 _LOW = 0.5  # less covered regions are "n/a" by default
 _PICTURE = (400, 600)  # most rows (regions) and columns (runs) of a picture: those of a window
@@ -26,42 +25,42 @@ def section(cohort: Cohort, out_dir: Path) -> str:
     if not cohort.coverage:
         parts.append("<p>No coverage tables.</p>")
     for atlas, tables in heapq.nsmallest(_ATLASES, cohort.coverage.items()):
-        parts.append(f"<h3>{html.escape(atlas)}</h3>{_read_coverage(tables, out_dir).html()}")
+        parts.append(f"<h3>{html.escape(atlas)}</h3>{_read_coverage(tables, out_dir, cohort.unused).html()}")
     if (left := len(cohort.coverage) - _ATLASES) > 0:
         parts.append(f"<p>And {counted(left, 'more atlas', 'more atlases')}, in tables *_stat-coverage_bold.tsv.</p>")
     return "".join(parts)
 
 
-def _read_coverage(tables, out_dir):
-    """Read an atlas's coverage tables one after the other; memory doesn't grow with regions times runs."""
-    names, found, bad = [name for name, _, _ in tables], None, []
+def _read_coverage(tables, out_dir, unused):
+    """Read an atlas's coverage tables one after the other; memory doesn't grow with regions times runs.
+
+    Those that can't be used, as with other regions than most, are noted in `unused`.
+    """
+    names, bad = [name for name, _, _ in tables], []
+    expected = usual(tables, lambda table: _coverage_table(out_dir, *table[1:])[0])
+    found = _Coverage(names, cells(expected.decode().replace("\n", "\t")) if expected else [], bad)
     for index, (name, path, size) in enumerate(tables):
         try:
-            nodes, values = _coverage_table(inside(out_dir, path), size)
-        except (OSError, ValueError):
+            nodes, values = _coverage_table(out_dir, path, size)
+            if nodes != expected:
+                msg = "has other regions than most"
+                raise ValueError(msg)
+        except (OSError, ValueError) as error:
             bad.append(name)
+            unused.add(path, error)
             continue
-        if found is None:
-            found = _Coverage(names, nodes, bad)
-        if nodes != found.nodes:
-            bad.append(name)
-        else:
-            found.add(index, values)
-    return found or _Coverage(names, [], bad)
+        found.add(index, values)
+    return found
 
 
-def _coverage_table(path, size):
-    """Regions and their coverage; ValueError for a table other than the record's, of `size` bytes."""
-    content = read_bytes(path, most=min(size, _LARGEST_TABLE))
-    header, _, body = content.decode("utf-8").partition("\n")
-    found = cells(body.removesuffix("\n").replace("\n", "\t")) if body else []
-    nodes, shares = found[0::2], found[1::2]
-    if len(content) != size or header.split("\t") != ["Node", "coverage"] or len(nodes) != len(shares):
-        raise ValueError(path)
-    values = np.array([float("nan" if share == "n/a" else share) for share in shares])
-    if np.any((values < 0) | (values > 1)):
-        raise ValueError(path)
-    return nodes, values
+def _coverage_table(out_dir, path, size):
+    """Regions, one a line, and their coverage; ValueError for a table other than the record's, of `size` bytes."""
+    header, body = read_recorded(out_dir, path, size, _LARGEST_TABLE)
+    values = read_numbers(body, 1, labelled=True)[:, 0]
+    if header != b"Node\tcoverage" or np.any((values < 0) | (values > 1)):
+        msg = "isn't a table of coverage from 0 to 1"
+        raise ValueError(msg)
+    return b"\n".join(line.partition(b"\t")[0] for line in body.split(b"\n")[:-1]), values
 
 
 class _Coverage:

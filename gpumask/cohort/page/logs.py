@@ -12,6 +12,7 @@ from gpumask.bids.names import parse_output_name
 from gpumask.cohort.page.processing import Methods
 from gpumask.cohort.quality import rows
 from gpumask.cohort.record import unusable
+from gpumask.cohort.recorded import Unused
 from gpumask.cohort.stored import read_attempt, read_attempts, read_record, unit_key
 
 _KINDS = 10_000  # most different messages that are counted
@@ -40,20 +41,27 @@ class Cohort:
     """Outcomes of all runs."""
 
     done: list = field(default_factory=list)  # names, sorted
-    failed: dict = field(default_factory=dict)  # name: attempt
+    partial: list = field(default_factory=list)  # names, sorted: with a record, but the last attempt has failed
+    failed: dict = field(default_factory=dict)  # name: attempt; with the partial ones
     taken: list = field(default_factory=list)
     lost: list = field(default_factory=list)  # logged as done, without a record
     skipped: int = 0  # finished runs whose last attempt found them finished
     unreadable: Counter = field(default_factory=Counter)  # by log file: lines or whole records
+    unused: Unused = field(default_factory=Unused)
     configurations: Counter = field(default_factory=Counter)
     coverage: dict = field(default_factory=lambda: defaultdict(list))  # atlas: (name, relative path, size)
     seconds: dict = field(default_factory=lambda: defaultdict(list))  # stage: one number per run
-    runs: list = field(default_factory=list)  # of finished runs, see `_quality`
+    runs: list = field(default_factory=list)  # of runs with a record, see `_quality`
     methods: Methods = field(default_factory=Methods)
     rates: list = field(default_factory=list)  # volumes per second, one number per run
     warnings: Counter = field(default_factory=Counter)  # runs by message, without what differs between runs
     errors: Counter = field(default_factory=Counter)
     example: dict = field(default_factory=dict)  # a whole message by such a message
+
+    @property
+    def n_recorded(self) -> int:
+        """Number of runs with a record."""
+        return len(self.done) + len(self.partial)
 
 
 def read_logs(logs: Path, noting: Callable[[dict[str, Any]], object] = lambda record: None) -> Cohort:
@@ -67,25 +75,30 @@ def read_logs(logs: Path, noting: Callable[[dict[str, Any]], object] = lambda re
     for path in sorted(logs.glob("*.json")):
         try:
             record = read_record(path)
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
             cohort.unreadable[path.name] += 1
+            cohort.unused.add(f"logs/{path.name}", str(error).removeprefix(f"{path} "))
             continue
         noting(record)
         name = record["name"]
-        last = attempts.pop(name, None)
-        if last and last.status == "failed" and last.time > record["time"]:  # finished once, redone in vain
+        messages, last = record["warnings"], attempts.pop(name, None)
+        if last and last.status == "failed" and last.time > record["time"]:  # a denoising, or a run redone in vain
             attempts[name] = last
-            continue
-        cohort.done.append(name)
+            cohort.partial.append(name)
+            messages = [*messages, *line_of(last, name)["warnings"]]
+        else:
+            cohort.done.append(name)
+            cohort.skipped += last is not None and last.status == "skipped"
         times_done[name] = record["time"]
-        cohort.skipped += last is not None and last.status == "skipped"
         cohort.configurations[record["configuration"]] += 1
-        _count(cohort.warnings, cohort, record["warnings"], record)
+        _count(cohort.warnings, cohort, messages, record)
         _add_seconds(cohort, record)
         cohort.methods.add(record)
         cohort.runs += _quality(record)
         covered = set()  # a run's coverage is the same for all denoisings
         for output in record["outputs"]:
+            if not output["path"].endswith("_bold.tsv"):  # parsing takes longer
+                continue
             table = parse_output_name(Path(output["path"]).name)
             if table and (table.stat, table.suffix) == ("coverage", "bold") and table.atlas not in covered:
                 covered.add(table.atlas)
@@ -95,9 +108,10 @@ def read_logs(logs: Path, noting: Callable[[dict[str, Any]], object] = lambda re
         if attempt.status == "failed":
             line = line_of(attempt, name)
             cohort.failed[name] = attempt
-            attempt.error = _beginning(line["error"].replace(line["run"], "…"))
+            attempt.error = _beginning(without_folder(line["error"].replace(line["run"], "…"), line["run"]))
             _count(cohort.errors, cohort, [line["error"]], line)
-            _count(cohort.warnings, cohort, line["warnings"], line)
+            if name not in times_done:  # otherwise counted with its record's
+                _count(cohort.warnings, cohort, line["warnings"], line)
         else:
             (cohort.taken if attempt.status == "taken" else cohort.lost).append(name)
     return cohort
@@ -150,6 +164,12 @@ def line_of(attempt: Attempt, name: str) -> dict[str, Any]:
     except OSError:
         line = None
     return missing | (line or {"error": f"{attempt.file} has changed while it was read."})
+
+
+def without_folder(message: str, run: str) -> str:
+    """A message about a run without the run's folder, in which its confounds and its mask are too."""
+    folder, _, _ = run.rpartition("/")
+    return re.sub(rf"(?<![\w./-]){re.escape(folder)}/", "", message) if folder else message
 
 
 def _count(counter, cohort, messages, values):

@@ -13,6 +13,7 @@ from gpumask.cohort.page.processing import (
     is_of_each_run,
     is_of_grayordinates,
     signal_words,
+    split_shared,
     standardized,
     text_of,
 )
@@ -22,16 +23,20 @@ _LONGEST = 900  # characters of a cell
 
 
 def section(methods: Methods) -> str:
-    """Section of the page: a table for each way of processing, and the paragraph."""
+    """Section of the page: a table for each way of processing, one of what they share, and the paragraphs."""
     if not methods.processings:
         return ""
     parts = ["<h2 id='methods'>What was done</h2>"]
-    for processing in methods.processings.values():
-        rows = [(html.escape(what), html.escape(words)) for what, words in _words(processing)]
+    processings = list(methods.processings.values())
+    own = [_words(processing) for processing in processings]
+    if len(processings) > 1:
+        shared, own = split_shared(own)
+        parts.append(f"<h3>The same in all runs and denoisings</h3>{_table(shared)}" if shared else "")
+    for processing, rows in zip(processings, own, strict=True):
         name = processing.how.get("denoising")
         title = f"Denoising {text_of(name)}" if name else "Settings"
         runs = counted(max(processing.runs.values()), "run")
-        parts.append(f"<h3>{html.escape(title)}: {runs}</h3>{html_table((), rows)}")
+        parts.append(f"<h3>{html.escape(title)}: {runs}</h3>{_table(rows)}")
     if methods.n_more:
         parts.append(f"<p>And {counted(methods.n_more, 'output')} made in other ways.</p>")
     texts, references = paragraphs(methods)
@@ -42,6 +47,10 @@ def section(methods: Methods) -> str:
         + f"<ol>{listing}</ol></blockquote>"
     )
     return "".join(parts)
+
+
+def _table(rows):
+    return html_table((), [(html.escape(what), html.escape(words)) for what, words in rows]) if rows else ""
 
 
 def _words(processing):

@@ -68,19 +68,26 @@ def _short(name, length=28):
 
 
 def histograms(panels: Sequence[tuple[str, Sequence[float]]], width: float = 2) -> str:
-    """Picture of distributions over runs: a label and a number per run for each, `width` inches wide."""
+    """Picture of distributions over runs: a label, of one or more lines, and a number per run for each panel.
+
+    A panel is `width` inches wide.
+    """
 
     def draw(figure):
         for axes, (label, values) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             values = np.float64(np.float32(values))  # there are no bins between doubles next to each other
             axes.hist(values, bins=min(30, max(5, len(values) // 3)), color=_ACCENT)
-            axes.set_xlabel(label)
+            axes.set_xlabel("\n".join(map(_short, label.split("\n"))))
             axes.spines[["top", "right"]].set_visible(False)
+            axes.set_facecolor("none")
             _ink(axes)
-            axes.locator_params(nbins=3)
+            is_whole = {"x": bool(np.all(values == np.rint(values))), "y": True}
+            for axis, integer in is_whole.items():
+                axes.locator_params(axis=axis, nbins=3, integer=integer, min_n_ticks=1 if integer else 2)
         figure.axes[0].set_ylabel("runs")
 
-    return svg(draw, (width * len(panels), 2), "distribution over runs of " + ", ".join(label for label, _ in panels))
+    labels = ", ".join(label.replace("\n", ", ") for label, _ in panels)
+    return svg(draw, (width * len(panels), 2), f"distribution over runs of {labels}")
 
 
 def _ink(axes):

@@ -8,12 +8,15 @@ import itertools
 import json
 import re
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from gpumask.cohort.stored import unit_key
 from gpumask.inputs import shortened
 from gpumask.text_tables import listed
+
+_Item = TypeVar("_Item")
 
 MOST_SHOWN = 20
 """Ways of processing, and atlases of each, that are shown."""
@@ -102,6 +105,12 @@ class Methods:
         known = self.processings
         keys = (f"{common} {number}" for number in itertools.count())
         return next(key for key in keys if key not in known or known[key].made.get(atlas, made) == made)
+
+
+def split_shared(lists: Sequence[Sequence[_Item]]) -> tuple[list[_Item], list[list[_Item]]]:
+    """What all lists share, in the order of the first one, and each list without it."""
+    shared = [item for item in lists[0] if all(item in other for other in lists[1:])]
+    return shared, [[item for item in own if item not in shared] for own in lists]
 
 
 def text_of(value: Any) -> str:

@@ -9,21 +9,25 @@ import functools
 import html
 import json
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from gpumask.cohort.page.logs import Cohort
 from gpumask.cohort.page.markup import counted
 from gpumask.cohort.page.pictures import histograms
+from gpumask.cohort.page.processing import text_of
 from gpumask.cohort.quality import OF_ATLAS, OF_RECORD, OF_RUN, Column
+from gpumask.text_tables import listed
 
 _ATLASES = 3  # most that have columns
 _SHOWN = 100  # rows without JavaScript
 _MOST_BYTES = 2**21  # of compressed rows: a third more in base64
 _PER_BLOCK = 500  # rows between looks at the size
+_PANELS = 5  # of kept volumes: with that of FD, a picture as wide as the page
 _FIGURES = 50  # most figures of a run
 _LONGEST = 200  # characters of a name
 _SPARED = {"fd_threshold", "fd_median", "fd_median_kept", "fd_max_kept"}  # columns of the group's table only
@@ -38,7 +42,7 @@ class Row(NamedTuple):
     Attributes
     ----------
     name, denoising, outcome : str
-        Outcome: "done", or the beginning of an error.
+        Outcome: "done", "failed: " and the beginning of an error, or "partly done: " and that of the last attempt.
     numbers : dict
         By the names of columns; None if unknown.
     figures : tuple of str
@@ -54,41 +58,43 @@ class Row(NamedTuple):
 
 def section(cohort: Cohort) -> str:
     """Table of all runs, with distributions of what is left of them."""
-    atlases, n_more = _atlases(cohort)
+    (atlases, n_more), failed = _atlases(cohort), cohort.failed
     rows = [
-        Row(row["name"], row["denoising"], "done", row | _of_atlases(row["atlases"], atlases), row["figures"])
+        Row(row["name"], row["denoising"], outcome, row | _of_atlases(row["atlases"], atlases), row["figures"])
         for row in cohort.runs
+        for outcome in [f"partly done: {failed[row['name']].error}" if row["name"] in failed else "done"]
     ]
     sums = _left(rows) + _distributions(rows)
-    rows += [Row(name, "", attempt.error or "failed", {}, ()) for name, attempt in cohort.failed.items()]
+    recorded = {row.name for row in rows}
+    rows += [Row(name, "", f"failed: {failed[name].error}", {}, ()) for name in failed if name not in recorded]
     if not rows:
         return ""
     rows.sort(key=_least_first)
     columns = [column for column in _columns(atlases) if any(row.numbers.get(column.name) for row in rows)]
-    named = any(row.denoising for row in rows)
-    heads = [("Run", "Name of the run."), *[("Denoising", "Name of the denoising.")] * named]
-    heads += [("Outcome", "done, or why the run failed.")]
-    headings = "".join(f"<th title='{html.escape(meaning)}'>{label}</th>" for label, meaning in heads)
-    headings += "".join(
-        f"<th class=n title='{html.escape(column.description)}'>{html.escape(_label(column))}</th>"
-        for column in columns
+    named, pictured = (any(getattr(row, part) for row in rows) for part in ("denoising", "figures"))
+    heads = [("", "Run", "Name of the run."), *[("figures", "Figures", "Opened with a click.")] * pictured]
+    heads += [("text", "Denoising", "Name of the denoising.")] * named
+    heads += [("text", "Outcome", "done; or why the last attempt failed: partly done, if outputs exist.")]
+    heads += [("n", html.escape(_label(column)), column.description) for column in columns]
+    headings = "".join(
+        f"<th class='{kind}' title='{html.escape(meaning)}'>{label}</th>" for kind, label, meaning in heads
     )
     packed, n_packed = _packed([_digits(column) for column in columns], (_plain(row, columns, named) for row in rows))
-    body = "".join(_html(_plain(row, columns, named), columns) for row in rows[:_SHOWN])
-    order = "Failed runs are first, then those of which the smallest share of volumes is kept."
+    body = "".join(_html(_plain(row, columns, named), columns, pictured) for row in rows[:_SHOWN])
+    order = "Failed and partly done runs are first, then those of which the smallest share of volumes is kept."
     shown = f"The first {counted(_SHOWN)} of {counted(len(rows), 'row')}. {order}" if len(rows) > _SHOWN else order
     lost = f" These are the first {counted(n_packed)} of {counted(len(rows), 'row')}." if n_packed < len(rows) else ""
     return (
         f"<h2 id='runs'>Runs</h2>{sums}"
         "<p class='tools' hidden><label>Search <input type='search' placeholder='sub-01 rest'></label> "
         f"<output></output>{lost}</p><p id='part'>{shown}</p>"
-        f"<div class='wide'><table id='all'><thead><tr>{headings}<th>Figures</th></tr></thead>"
+        f"<div class='wide'><table id='all'><thead><tr>{headings}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
         "<p class='tools' hidden><button type='button'>More rows</button></p>"
         f"<script type='text/plain' id='rows'>{packed}</script>"
         f"<p><small>{f'{counted(n_more)} more atlases have no columns here. ' if n_more else ''}"
-        "group_quality.tsv has the numbers of all finished runs and atlases, group_quality.json their meanings."
-        "</small></p>"
+        "<a href='./group_quality.tsv'>group_quality.tsv</a> has the numbers of all runs with outputs and of all "
+        "atlases, <a href='./group_quality.json'>group_quality.json</a> their meanings.</small></p>"
     )
 
 
@@ -146,12 +152,24 @@ def _left(rows):
 
 
 def _distributions(rows):
-    panels = [
-        (label, values)
-        for label, key in (("volumes kept", "volumes_kept"), ("mean FD, mm", "fd_mean"))
-        if (values := [row.numbers[key] for row in rows if row.numbers.get(key) is not None])
-    ]
-    return histograms(panels, 4) if panels else ""
+    """Pictures of distributions over runs: kept volumes, of each denoising that differs in them, and mean FD."""
+    kept: dict[str, dict[str, int]] = defaultdict(dict)
+    displacement: dict[str, float] = {}  # the same for all denoisings
+    for row in rows:
+        kept[row.denoising][row.name] = row.numbers["volumes_kept"]
+        if row.numbers.get("fd_mean") is not None:
+            displacement.setdefault(row.name, row.numbers["fd_mean"])
+    alike = defaultdict(list)
+    for denoising, of_runs in sorted(kept.items()):
+        alike[tuple(of_runs.items())].append(denoising)
+    panels: list[tuple[str, Sequence[float]]] = []
+    for of_runs, denoisings in islice(alike.items(), _PANELS):
+        named = f"\n{text_of(listed(denoisings))}" if len(alike) > 1 else ""
+        panels.append((f"volumes kept{named}", [n_kept for _, n_kept in of_runs]))
+    if displacement:
+        panels.append(("mean FD, mm", list(displacement.values())))
+    more = f"<p>And {counted(len(alike) - _PANELS, 'more denoising')}.</p>" if len(alike) > _PANELS else ""
+    return histograms(panels, max(2, 8 / len(panels))) + more if panels else ""
 
 
 def _least_first(row):
@@ -197,14 +215,15 @@ def _packed(digits: Sequence[int], rows: Iterable[Any]) -> tuple[str, int]:
     return base64.b64encode(b"".join([*parts, packer.flush()])).decode(), number
 
 
-def _html(plain, columns):
-    texts, numbers, figures = plain
-    cells = [f"<td>{html.escape(text)}</td>" for text in texts]
+def _html(plain, columns, pictured):
+    (name, *texts), numbers, figures = plain
+    cells = [f"<td>{html.escape(name)}</td>", *[f"<td class=figures>{_figures(figures)}</td>"] * pictured]
+    cells += [f"<td class=text>{html.escape(text)}</td>" for text in texts]
     cells += [
         f"<td class=n>{'n/a' if value is None else f'{value:.{_digits(column)}f}'}</td>"
         for value, column in zip(numbers, columns, strict=True)
     ]
-    return f"<tr>{''.join(cells)}<td>{_figures(figures)}</td></tr>"
+    return f"<tr>{''.join(cells)}</tr>"
 
 
 def _figures(addresses):

@@ -10,7 +10,8 @@
   const [tools, more] = document.querySelectorAll(".tools");
   const search = tools.querySelector("input"), found = tools.querySelector("output");
   const button = more.querySelector("button"), body = table.tBodies[0];
-  const heads = [...table.tHead.rows[0].cells].slice(0, -1); // the last has the figures
+  const pictured = table.tHead.querySelector(".figures") !== null;
+  const heads = [...table.tHead.rows[0].cells].filter((head) => head.className !== "figures");
   const values = rows.map(([texts, numbers]) => [...texts, ...numbers]);
   const texts = rows.map((row) => row[0].join(" ").toLowerCase());
   const step = 100;
@@ -20,31 +21,45 @@
     const one = row.insertCell();
     if (kind) one.className = kind;
     one.append(content);
+    return one;
   };
-  const figures = (links) => {
+  const pictures = (links) => {
+    const row = document.createElement("tr"), one = row.insertCell();
+    one.colSpan = heads.length + 1;
+    for (const link of links) {
+      const anchor = document.createElement("a"), image = document.createElement("img");
+      image.alt = "figure";
+      anchor.href = image.src = link;
+      anchor.append(image);
+      one.append(anchor);
+    }
+    return row;
+  };
+  const figures = (row, links) => {
     if (!links.length) return "";
-    const details = document.createElement("details"), summary = document.createElement("summary");
-    summary.textContent = links.length;
-    details.append(summary);
-    // Not loading=lazy: printing loads those pictures even where details are closed.
-    details.addEventListener("toggle", () => {
-      for (const link of links) {
-        const anchor = document.createElement("a"), image = document.createElement("img");
-        image.alt = "figure";
-        anchor.href = image.src = link;
-        anchor.append(image);
-        details.append(anchor);
-      }
-    }, { once: true });
-    return details;
+    const opener = document.createElement("button");
+    let shown = null;
+    opener.type = "button";
+    opener.textContent = links.length;
+    opener.title = "Show or hide the figures";
+    opener.ariaExpanded = false;
+    // Loaded when they are opened. Not loading=lazy: printing would load those of all runs.
+    opener.addEventListener("click", () => {
+      if (shown) shown.remove();
+      else row.after(shown = pictures(links));
+      if (!shown.isConnected) shown = null;
+      opener.ariaExpanded = shown !== null;
+    });
+    return opener;
   };
   const show = () => {
     const rest = new DocumentFragment();
     for (const k of chosen.slice(0, shown)) {
       const row = document.createElement("tr"), [words, numbers, links] = rows[k];
-      for (const word of words) cell(row, word);
+      cell(row, words[0]).title = words[0];
+      if (pictured) cell(row, figures(row, links), "figures");
+      for (const word of words.slice(1)) cell(row, word, "text").title = word;
       numbers.forEach((number, j) => cell(row, number === null ? "n/a" : number.toFixed(digits[j]), "n"));
-      cell(row, figures(links));
       rest.append(row);
     }
     body.replaceChildren(rest);

@@ -2,11 +2,10 @@
 
 import heapq
 import html
-from pathlib import Path
 
 import numpy as np
 
-from gpumask.cohort.page.logs import Cohort, line_of
+from gpumask.cohort.page.logs import Cohort, line_of, without_folder
 from gpumask.cohort.page.markup import counted, html_table
 from gpumask.cohort.page.pictures import histograms
 from gpumask.cohort.page.remedies import remedy
@@ -18,14 +17,14 @@ _FAILURES, _GROUPS = 300, 50  # rows of tables
 def totals(cohort: Cohort, n_runs: int | None) -> str:
     """Numbers of runs by outcome."""
     done, failed = len(cohort.done), len(cohort.failed)
-    tiles = [
-        ("", done, "done"),
-        ("bad" * bool(failed), failed, "failed"),
-        ("", cohort.skipped, "of these skipped, as done before"),
-    ]
-    tiles[1:] = tiles[:0:-1]  # "of these" follows "done"
-    if n_runs is not None:
-        tiles.append(("", max(n_runs - done - failed, 0), "left"))
+    tiles = [("", done, "done")]
+    if cohort.skipped:
+        tiles.append(("", cohort.skipped, "of these skipped, as done before"))
+    tiles.append(("bad" * bool(failed), failed, "failed"))
+    if cohort.partial:
+        tiles.append(("", len(cohort.partial), "of these partly done"))
+    if n_runs is not None and n_runs > done + failed:
+        tiles.append(("", n_runs - done - failed, "left"))
     elif cohort.lost:
         tiles.append(("", len(cohort.lost), "to be done again"))
     if cohort.taken:
@@ -50,16 +49,22 @@ def failures(cohort: Cohort) -> str:
     """Failed runs, and their errors by kind."""
     if not cohort.failed:
         return "<h2 id='failures'>Failures</h2><p>None.</p>"
-    rows = []
+    rows, partial = [], set(cohort.partial)
     for name, attempt in heapq.nsmallest(_FAILURES, cohort.failed.items(), key=lambda item: item[0]):
         line = line_of(attempt, name)
-        error = html.escape(line["error"].replace(line["run"], Path(line["run"]).name))  # the path is below
+        error = html.escape(without_folder(line["error"], line["run"]))  # the path is below
         rest = "\n".join(line[key] for key in ("run", "time", "traceback") if line.get(key))
         details = f"<details><summary>{error}</summary><pre>{html.escape(rest)}</pre></details>{_remedy(line['error'])}"
-        rows.append((f"<div class='run'>{html.escape(name)}</div>", details))
+        state = "<br><small>partly done</small>" if name in partial else ""
+        rows.append((f"<div class='run'>{html.escape(name)}{state}</div>", details))
     left = len(cohort.failed) - len(rows)
     more = f"<p>And {counted(left)} more, in logs/*.jsonl.</p>" if left else ""
     heading = f"<h2 id='failures'>Failures: {counted(len(cohort.failed))}</h2>"
+    if partial:
+        heading += (
+            f"<p>{counted(len(partial))} of them {'is' if len(partial) == 1 else 'are'} partly done: outputs of other "
+            "denoisings, or of an earlier attempt, exist. The sections below have their numbers.</p>"
+        )
     heading += "<p>Repeat the command once they are remedied: it does only failed and new runs.</p>"
     runs = f"{html_table(('Run', 'Error'), rows)}{more}"
     if len(cohort.failed) > len(cohort.errors) > 1 or left:
@@ -103,8 +108,8 @@ def timings(cohort: Cohort) -> str:
         panels.append((label, values))
         rows.append((html.escape(label), *(f"{x:.3g}" for x in (*np.percentile(values, (5, 50, 95)), max(values)))))
     return (
-        f"<h2 id='timings'>Timings</h2><p>Of {counted(len(cohort.done), 'run')}. Stages overlap; reduce is summed over "
-        "threads.</p>"
+        f"<h2 id='timings'>Timings</h2><p>Of {counted(cohort.n_recorded, 'run')}. Stages overlap; reduce is summed "
+        "over threads.</p>"
         + histograms(panels)
         + html_table(("", "5 %", "median", "95 %", "largest"), rows, numeric=range(1, 5))
     )

@@ -39,9 +39,11 @@ int check_offsets(const int64_t *offsets, Py_ssize_t n_offsets, Py_ssize_t n_ent
 PyObject *add_series(PyObject *module, PyObject *args);
 PyObject *blocks(PyObject *module, PyObject *args);
 PyObject *decimals(PyObject *module, PyObject *args);
+PyObject *extremes_of_series(PyObject *module, PyObject *args);
 PyObject *fold(PyObject *module, PyObject *args);
 PyObject *interpolate(PyObject *module, PyObject *args);
 PyObject *multiply(PyObject *module, PyObject *args);
+PyObject *numbers(PyObject *module, PyObject *args);
 PyObject *statistics(PyObject *module, PyObject *args);
 PyObject *sums(PyObject *module, PyObject *args);
 
