@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gpumask import NiftiLabelsMasker, __version__, extraction
+from gpumask import NiftiLabelsMasker, __version__, plans
 from gpumask.bids.runs import Run
 from gpumask.cohort import contents, writer
 from gpumask.cohort.atlas_file import AtlasFile
@@ -274,12 +274,12 @@ def test_two_runs_with_one_name_are_refused_at_once(tmp_path, atlas, out):
 def test_runs_on_other_grids_give_no_warning_and_share_a_plan(tmp_path, atlas, out, volumes, target, monkeypatch):
     affine = np.diag([1.1, 1.0, 1.0, 1.0])
     runs = [Run(save(tmp_path / f"{name}.nii", volumes, affine)) for name in "ab"]
-    plans, compile_plan = [], extraction.compile_plan
-    monkeypatch.setattr(extraction, "compile_plan", lambda *a, **k: plans.append(a) or compile_plan(*a, **k))
+    compiled, compile_plan = [], plans.compile_plan
+    monkeypatch.setattr(plans, "compile_plan", lambda *a, **k: compiled.append(a) or compile_plan(*a, **k))
     records = [extract_run(atlas, run, out, resampling_target=target) for run in runs]
     assert [record.warnings for record in records] == [(), ()]
     assert [record.error for record in records] == ["", ""]
-    assert len(plans) == 1
+    assert len(compiled) == 1
 
 
 def test_progress_begins_at_0_and_ends_at_all(out, atlas, run):

@@ -8,7 +8,8 @@ import pytest
 
 from gpumask import cli
 from gpumask.bids import find_runs
-from gpumask.cohort.configuration import AtlasFile, Configuration
+from gpumask.cohort.atlas_file import AtlasFile
+from gpumask.cohort.configuration import Configuration
 from gpumask.cohort.executors import run_cohort
 from gpumask.cohort.group import summarize
 from gpumask.cohort.page.logs import without_folder

@@ -12,7 +12,8 @@ import scipy.io
 
 from gpumask import NiftiLabelsMasker
 from gpumask.bids.runs import Run
-from gpumask.cohort.configuration import AtlasFile, Configuration
+from gpumask.cohort.atlas_file import AtlasFile
+from gpumask.cohort.configuration import Configuration
 from gpumask.cohort.executors import run_cohort
 from gpumask.images.labels import load_atlas, load_mask
 from gpumask.images.lookup import disagreement, plain_label
