@@ -59,7 +59,7 @@ def _process(folder, n_regions, n_denoisings, n_volumes):
         image.header.set_zooms((3, 3, 3, 2))
         image.header.set_xyzt_units("mm", "sec")
         image.to_filename(f"{stem}_space-{SPACE}_desc-preproc_bold.nii.gz")
-        mask = (labels > k % 7) & (rng.random(labels.shape) > 0.1)
+        mask = (labels > k % min(7, n_regions)) & (rng.random(labels.shape) > 0.1)
         nib.Nifti1Image(mask.astype(np.uint8), affine).to_filename(f"{stem}_space-{SPACE}_desc-brain_mask.nii.gz")
         table = pd.DataFrame(rng.normal(size=(n_volumes, 3)), columns=["csf", "white_matter", "trans_x"])
         table["framewise_displacement"] = [np.nan, *rng.gamma(2, 0.02 * (1 + k % 5), n_volumes - 1)]
@@ -96,9 +96,9 @@ def main(argv=None):
         command = [sys.executable, "-m", "gpumask", *map(str, words)]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         _, status, used = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - started
+        seconds, process.returncode = time.perf_counter() - started, os.waitstatus_to_exitcode(status)
         if status:
-            raise SystemExit(f"{command} ended with the status {os.waitstatus_to_exitcode(status)}")
+            raise SystemExit(f"{command} ended with the status {process.returncode}")
         page = (folder / "out" / "cohort.html").stat().st_size
     print(
         f"{options.runs} runs of {options.denoisings} denoisings and {options.regions} regions: {seconds:.1f} s, "
