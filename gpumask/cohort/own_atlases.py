@@ -42,7 +42,6 @@ class OwnAtlas:
     grayordinates: bool = False
     columns: tuple[tuple[float, str], ...] = ()
     kind = "labels"
-    images = ()  # that all runs share
 
     @property
     def is_dense_labels(self) -> bool:
