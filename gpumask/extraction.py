@@ -307,6 +307,7 @@ def prepare(
     output: str = "host",
     plans: Plans | None = None,
     memory: "joblib.Memory | None" = None,
+    cleaner: Cleaner | None = None,
 ) -> Prepared:
     """Check the arguments, compile the plan and prepare the cleaning, before a volume is read.
 
@@ -325,6 +326,8 @@ def prepare(
         Compiled plans of earlier runs. If None, the plan is compiled.
     memory : joblib.Memory, optional
         Cache of plans, signals and high-variance confounds on disk.
+    cleaner : Cleaner, optional
+        That of an earlier preparation, for the same run, cleaning, confounds and sample mask, and other regions.
 
     Raises
     ------
@@ -336,10 +339,11 @@ def prepare(
     check_kind(volumes, regions.grid)
     if isinstance(volumes, DenseImage):
         check_dense_settings(settings)
-    if settings.high_variance_confounds:
-        confounds = _with_high_variance(volumes, confounds, memory)
-    with one_blas_thread:
-        cleaner = settings.cleaner(volumes.n_volumes, confounds, sample_mask)
+    if cleaner is None:
+        if settings.high_variance_confounds:
+            confounds = _with_high_variance(volumes, confounds, memory)
+        with one_blas_thread:
+            cleaner = settings.cleaner(volumes.n_volumes, confounds, sample_mask)
     plans = plans or Plans()
     on_grid, plan = plans.get(regions, volumes.grid, settings, memory, device=device, data_on=volumes.device)
     for message, category in on_grid.notes:

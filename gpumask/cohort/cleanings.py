@@ -9,7 +9,7 @@ from gpumask.cohort.configuration import Configuration, Unit
 from gpumask.confounds.censoring import Censoring, censor, check_kept_time
 from gpumask.confounds.fmriprep import censoring_thresholds, fmriprep_confounds
 from gpumask.confounds.outliers import Outliers, find_outliers
-from gpumask.confounds.tables import confounds_matrix
+from gpumask.confounds.tables import ConfoundsTable, confounds_matrix
 from gpumask.extraction import Prepared
 from gpumask.images.volumes import Volumes
 from gpumask.process import collect_warnings, warn
@@ -69,7 +69,8 @@ def cleanings_of(
     t_r : float or None
         Repetition time in s.
     prepare : callable
-        Gets a unit, its settings, confounds and the volumes to keep; see `gpumask.extraction.prepare`.
+        Gets a unit, its settings, confounds, the volumes to keep and, if there is one of the same denoising, a
+        `cleaner`; see `gpumask.extraction.prepare`.
 
     Returns
     -------
@@ -86,13 +87,14 @@ def cleanings_of(
     by_denoising: dict[str, list[Unit]] = {}
     for unit in units:
         by_denoising.setdefault(unit.denoising.name, []).append(unit)
+    table = ConfoundsTable.of(run.confounds) if run.confounds else None
     cleanings: dict[str, Cleaning] = {}
     refusals: dict[str, Exception] = {}
     messages: dict[str, list[str]] = {}
     for name, own in by_denoising.items():
         with collect_warnings() as messages[name]:
             try:
-                cleanings[name] = _cleaning(configuration, run, volumes, own, t_r, prepare)
+                cleanings[name] = _cleaning(configuration, run, table, volumes, own, t_r, prepare)
             except ValueError as error:
                 refusals[name] = error
     for message in dict.fromkeys(message for some in messages.values() for message in some):
@@ -111,11 +113,11 @@ def reasons(refusals: dict[str, Exception]) -> str:
     return " ".join(f"{name}: {error}" for name, error in refusals.items())
 
 
-def _cleaning(configuration, run, volumes, units: Sequence[Unit], t_r, prepare):
+def _cleaning(configuration, run, table, volumes, units: Sequence[Unit], t_r, prepare):
     """The cleaning of units of the same denoising."""
     denoising = units[0].denoising
-    confounds, sample_mask = _confounds(run, volumes, denoising)
-    censoring = censor(run.confounds, volumes.n_volumes, sample_mask, denoising.dummy_scans)
+    confounds, sample_mask = _confounds(run, table, volumes, denoising)
+    censoring = censor(table, volumes.n_volumes, sample_mask, denoising.dummy_scans)
     _check_confounds(run, confounds, volumes, censoring.kept)
     check_kept_time(censoring, t_r, configuration.min_time, str(run.path))
     settings = [replace(configuration.settings_of(unit), t_r=t_r) for unit in units]
@@ -124,21 +126,23 @@ def _cleaning(configuration, run, volumes, units: Sequence[Unit], t_r, prepare):
             f"Drifts are removed twice: by the Butterworth high-pass ({settings[0].high_pass:g} Hz), and by the cosine "
             "columns among the confounds. Use one of them."
         )
-    prepared = {
-        unit.name: prepare(unit, own, confounds, censoring.kept) for unit, own in zip(units, settings, strict=True)
-    }
+    prepared: dict[str, Prepared] = {}
+    cleaner = None
+    for unit, own in zip(units, settings, strict=True):  # they differ in space alone
+        prepared[unit.name] = prepare(unit, own, confounds, censoring.kept, cleaner=cleaner)
+        cleaner = prepared[unit.name].cleaner
     freedom = _degrees_of_freedom(configuration, run, prepared[units[0].name], censoring)
-    outliers = find_outliers(censoring, run.confounds, **censoring_thresholds(**denoising.confounds))
+    outliers = find_outliers(censoring, table, **censoring_thresholds(**denoising.confounds))
     return Cleaning(confounds, censoring, outliers, prepared, freedom)
 
 
-def _confounds(run, volumes, denoising):
+def _confounds(run, table, volumes, denoising):
     if not denoising.confounds:
         return None, None
-    if not run.confounds:
+    if table is None:
         msg = f"{run.path} has no confounds table, but confounds were requested."
         raise ValueError(msg)
-    return fmriprep_confounds(run.path, run.confounds, **denoising.confounds, n_volumes=volumes.n_volumes)
+    return fmriprep_confounds(run.path, table, **denoising.confounds, n_volumes=volumes.n_volumes)
 
 
 def _check_confounds(run, confounds, volumes, kept):

@@ -19,7 +19,6 @@ from gpumask.cohort.configuration import AtlasFile, Configuration, Unit
 from gpumask.cohort.parcellated import TABLES, parcellated
 from gpumask.confounds.censoring import Censoring
 from gpumask.confounds.outliers import REASONS, Outliers
-from gpumask.confounds.tables import read_table
 from gpumask.connectivity import connectivity
 from gpumask.extraction import Prepared, Result
 from gpumask.process import warn
@@ -141,7 +140,6 @@ def outliers(configuration: Configuration, run: Run, unit: Unit, found: Outliers
 
 
 def figure(
-    run: Run,
     name: str,
     atlas: AtlasFile,
     one: Prepared,
@@ -150,16 +148,16 @@ def figure(
     names: list[str],
     mean: np.ndarray | None,
     t_r: float | None,
+    displacement: np.ndarray | None,
     kept: np.ndarray | None,
     fd_threshold: float | None,
 ) -> bytes:
-    """Figure of an atlas's signals (PNG) and their correlations, `matrix`.
+    """Figure of an atlas's signals (PNG), their correlations (`matrix`), and the run's framewise displacement.
 
     Below the regions it shows the run's `mean` volume, shape (x, y, z); without one, it doesn't show regions.
     """
     from gpumask.reports.figures import run_figure, to_png
 
-    confounds = read_table(Path(run.confounds)) if run.confounds else {}
     labels = None if mean is None else one.regions.parcels
     drawn = run_figure(
         result.signals,
@@ -171,7 +169,7 @@ def figure(
         title=name.removesuffix(".png"),
         names=names,
         t_r=t_r,
-        displacement=confounds.get("framewise_displacement"),
+        displacement=displacement,
         kept=kept,
         fd_threshold=fd_threshold,
     )

@@ -242,7 +242,7 @@ def _extract(configuration, run, units, progress, *, n_threads, turn):
     place = functools.partial(prepare, volumes, device=loaded.device(turn), plans=loaded.plans)
     cleanings, refusals = cleanings_of(
         *(configuration, run, volumes, [unit for unit in units if unit.atlas], t_r.seconds),
-        lambda unit, *options: place(regions[unit.atlas.name], *options),
+        lambda unit, *options, **more: place(regions[unit.atlas.name], *options, **more),
     )
     units = [unit for unit in units if unit.denoising.name in cleanings]
     of_signals = [unit for unit in units if unit.atlas]
@@ -271,9 +271,9 @@ def _extract(configuration, run, units, progress, *, n_threads, turn):
         signals = one, result, matrix, names
         tables = contents.tables(configuration, run, unit, atlas, *signals, cleaning.censoring, described)
         if configuration.figures:
-            path, limit = configuration.outputs(run, unit)["figure"], cleaning.outliers.fd_threshold
-            of_run = mean, t_r.seconds, cleaning.censoring.kept, limit
-            tables[path] = [contents.figure(run, path.name, atlas, *signals, *of_run)]
+            path, outliers = configuration.outputs(run, unit)["figure"], cleaning.outliers
+            of_run = mean, t_r.seconds, outliers.displacement, cleaning.censoring.kept, outliers.fd_threshold
+            tables[path] = [contents.figure(path.name, atlas, *signals, *of_run)]
         files |= {path: (unit.name, lines) for path, lines in tables.items()}
         summary[atlas.name] = {"regions": len(names)}
         if configuration.coverage:

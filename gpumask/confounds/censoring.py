@@ -3,17 +3,12 @@
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gpumask.confounds.sample_masks import AllVolumesRemovedError
-from gpumask.confounds.tables import numeric_column, read_table
+from gpumask.confounds.tables import ConfoundsTable, numeric_column
 from gpumask.kernels.cleaning import interpolate_censored
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _NON_STEADY = re.compile(r"non_steady_state_outlier[0-9]*")
 
@@ -81,7 +76,7 @@ class Censoring:
 
 
 def censor(
-    confounds_path: str | os.PathLike | None,
+    confounds: str | os.PathLike | ConfoundsTable | None,
     n_volumes: int,
     sample_mask: np.ndarray | None = None,
     dummy_scans: str | int = "auto",
@@ -90,7 +85,7 @@ def censor(
 
     Parameters
     ----------
-    confounds_path : str, path-like or None
+    confounds : str, path-like, ConfoundsTable or None
         fMRIPrep's table, whose columns ``non_steady_state_outlier*`` name the volumes before the steady state.
     n_volumes : int
     sample_mask : ndarray of int or None
@@ -104,7 +99,7 @@ def censor(
         A ValueError, if no volume is left.
     """
     if dummy_scans == "auto":
-        dropped = non_steady_volumes(confounds_path) if confounds_path else np.zeros(0, int)
+        dropped = non_steady_volumes(confounds) if confounds else np.zeros(0, int)
     else:
         dropped = np.arange(min(int(dummy_scans), n_volumes))
     kept = np.arange(n_volumes) if sample_mask is None else np.asarray(sample_mask)
@@ -115,15 +110,11 @@ def censor(
     return censoring
 
 
-def non_steady_volumes(confounds_path: str | os.PathLike) -> np.ndarray:
+def non_steady_volumes(confounds: str | os.PathLike | ConfoundsTable) -> np.ndarray:
     """Volumes that fMRIPrep's table marks as before the steady state: ndarray of int."""
-    return non_steady_marks(read_table(Path(confounds_path)).rename(columns=str), confounds_path)
-
-
-def non_steady_marks(table: "pd.DataFrame", path: str | os.PathLike) -> np.ndarray:
-    """The same for a table that has been read from `path`."""
-    marks = [column for column in table if _NON_STEADY.fullmatch(column)]
-    is_marked = [numeric_column(table, column, path, "0 or 1") == 1 for column in marks]
+    table = ConfoundsTable.of(confounds)
+    marks = [column for column in table.frame if _NON_STEADY.fullmatch(column)]
+    is_marked = [numeric_column(table.frame, column, table.path, "0 or 1") == 1 for column in marks]
     return np.flatnonzero(np.any(is_marked, axis=0)) if marks else np.zeros(0, int)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from gpumask.bids.content import check_content
 from gpumask.bids.names import image_of_confounds
 from gpumask.confounds.sample_masks import AllVolumesRemovedError
-from gpumask.confounds.tables import choose_columns, has_names, numeric_column, read_table
+from gpumask.confounds.tables import ConfoundsTable, choose_columns, has_names, numeric_column
 from gpumask.inputs import open_file, read_json
 from gpumask.process import warn
 from gpumask.text_tables import listed, read_text_table
@@ -34,7 +34,7 @@ _MEASURES = {
 
 def fmriprep_confounds(
     run_path: str | os.PathLike,
-    confounds_path: str | os.PathLike,
+    confounds: str | os.PathLike | ConfoundsTable,
     *,
     strategy: str | None = None,
     columns: Sequence[str] | None = None,
@@ -49,7 +49,7 @@ def fmriprep_confounds(
     ----------
     run_path : str or path-like
         The image; only "ica_aroma" uses its name.
-    confounds_path : str or path-like
+    confounds : str, path-like or ConfoundsTable
         The table. A strategy needs fMRIPrep's name, ``*_desc-confounds_timeseries.tsv`` or ``_regressors``, and
         "compcor" the JSON file next to it.
     strategy : str, optional
@@ -84,7 +84,8 @@ def fmriprep_confounds(
     ImportError
         If a strategy is given and nilearn isn't installed.
     """
-    confounds_path = Path(confounds_path)
+    whole = ConfoundsTable.of(confounds)
+    confounds_path = whole.path
     options: dict[str, Any] = {
         "fd_threshold": fd_threshold,
         "std_dvars_threshold": std_dvars_threshold,
@@ -92,28 +93,28 @@ def fmriprep_confounds(
     }
     check_options(strategy=strategy, columns=columns, **options)
     given = {name: value for name, value in options.items() if value is not None}
-    confounds = kept = None
+    chosen = kept = None
     check_content(confounds_path)
     moves = np.empty(0, bool)
     if columns is not None or given or _is_scrubbing(strategy):
-        table = _unambiguous(read_table(confounds_path).rename(columns=str), confounds_path)
+        table = _unambiguous(whole.frame, confounds_path)
         _check_length(table, confounds_path, run_path, n_volumes)
         n_volumes = len(table)
         if columns is not None:
-            confounds = _first_row_filled(choose_columns(table, columns, confounds_path))
+            chosen = _first_row_filled(choose_columns(table, columns, confounds_path))
         if given or _is_scrubbing(strategy):
             moves = _moves(table, confounds_path, given if given.keys() - {"scrub"} else {"fd_threshold": np.inf})
     if strategy is not None:
-        confounds, kept = _by_strategy(run_path, confounds_path, strategy, given)
-        _check_length(confounds, confounds_path, run_path, n_volumes)
-        n_volumes = len(confounds)
+        chosen, kept = _by_strategy(run_path, confounds_path, strategy, given)
+        _check_length(chosen, confounds_path, run_path, n_volumes)
+        n_volumes = len(chosen)
     if given and not _is_scrubbing(strategy):
         low = np.flatnonzero(_long_enough(~moves, scrub or 0))
         kept = low if kept is None else np.intersect1d(low, kept)
     if kept is not None and len(kept) == 0:
         msg = f"{confounds_path} censors all {n_volumes} volumes, as motion or non-steady state."
         raise AllVolumesRemovedError(msg)
-    return confounds, None if kept is None or len(kept) == n_volumes else kept
+    return chosen, None if kept is None or len(kept) == n_volumes else kept
 
 
 def _unambiguous(table, path):

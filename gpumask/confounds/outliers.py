@@ -3,12 +3,11 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from gpumask.confounds.censoring import Censoring, non_steady_marks
-from gpumask.confounds.tables import numeric_column, read_table
+from gpumask.confounds.censoring import Censoring, non_steady_volumes
+from gpumask.confounds.tables import ConfoundsTable, numeric_column
 from gpumask.process import warn
 
 _FD, _DVARS = "framewise_displacement", "std_dvars"
@@ -49,7 +48,7 @@ class Outliers:
 
 def find_outliers(
     censoring: Censoring,
-    confounds_path: str | os.PathLike | None,
+    confounds: str | os.PathLike | ConfoundsTable | None,
     *,
     fd_threshold: float | None = None,
     std_dvars_threshold: float | None = None,
@@ -62,13 +61,13 @@ def find_outliers(
     Parameters
     ----------
     censoring : Censoring
-    confounds_path : str, path-like or None
+    confounds : str, path-like, ConfoundsTable or None
         fMRIPrep's table.
     fd_threshold, std_dvars_threshold : float, optional
         With which `censoring` was made.
     """
     n_volumes = censoring.n_volumes
-    motion, marked = _columns(confounds_path, n_volumes)
+    motion, marked = _columns(None if confounds is None else ConfoundsTable.of(confounds), n_volumes)
     removed = _mask(n_volumes, censoring.dropped)
     reasons = {
         "non_steady_state": removed & marked,
@@ -90,20 +89,19 @@ def _exceeds(values, threshold, n_volumes):
     return np.zeros(n_volumes, bool) if values is None or threshold is None else values > threshold
 
 
-def _columns(path, n_volumes):
+def _columns(table, n_volumes):
     """Columns of motion by name, and the mask of the non-steady-state volumes."""
     unknown = {}, np.zeros(n_volumes, bool)
-    if path is None:
+    if table is None:
         return unknown
-    table = read_table(Path(path)).rename(columns=str)
-    if len(table) != n_volumes:
-        warn(f"{path} has {len(table)} rows, but the run has {n_volumes} volumes: its motion is unknown.")
+    if len(table.frame) != n_volumes:
+        warn(f"{table.path} has {len(table.frame)} rows, but the run has {n_volumes} volumes: its motion is unknown.")
         return unknown
     motion = {}
     for name in (_FD, _DVARS):
         try:
-            if name in table:
-                motion[name] = numeric_column(table, name, path, "numbers")
+            if name in table.frame:
+                motion[name] = numeric_column(table.frame, name, table.path, "numbers")
         except ValueError as error:
             warn(f"{error} It isn't used.")
-    return motion, _mask(n_volumes, non_steady_marks(table, path))
+    return motion, _mask(n_volumes, non_steady_volumes(table))

@@ -7,7 +7,9 @@ import numbers
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,7 +105,10 @@ def _checked_columns(confound, n_volumes, used):
             f"Signal length: {n_volumes}; confound length: {len(table)}.{where}"
         )
         raise ValueError(msg)
-    values = table.apply(_as_floats).to_numpy(np.float64, na_value=np.nan)
+    if all(isinstance(dtype, np.dtype) and dtype.kind in "iuf" for dtype in table.dtypes):
+        values = table.to_numpy(np.float64)
+    else:  # takes 0.1 ms a column
+        values = table.apply(_as_floats).to_numpy(np.float64, na_value=np.nan)
     checked = np.zeros(n_volumes, dtype=bool)
     checked[slice(None) if used is None else used] = True
     bad = ~np.isfinite(values) & checked[:, None]
@@ -169,6 +174,28 @@ def _parsed(table):
         skip_blank_lines=False,
         **exact,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class ConfoundsTable:
+    """fMRIPrep's table of confounds of a run, which is read once: when it is first needed.
+
+    Attributes
+    ----------
+    path : Path
+    """
+
+    path: Path
+
+    @classmethod
+    def of(cls, confounds: "str | os.PathLike | ConfoundsTable") -> "ConfoundsTable":
+        """The table of a file; a table as it is."""
+        return confounds if isinstance(confounds, ConfoundsTable) else cls(Path(confounds))
+
+    @cached_property
+    def frame(self) -> "pd.DataFrame":
+        """What `read_table` returns, with texts as names of the columns; not to be changed."""
+        return read_table(self.path).rename(columns=str)
 
 
 def has_names(first_row: Sequence[str]) -> bool:
