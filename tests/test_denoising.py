@@ -58,6 +58,34 @@ def test_columns_of_presets_are_nilearns(made, preset):
     check_as_nilearn(made, preset, IMAGE)
 
 
+OF_STRATEGIES = ["simple", "scrubbing", "acompcor50", "simple+gsr", "scrubbing+gsr", "acompcor50+gsr"]
+
+
+@pytest.mark.parametrize("preset", [*OF_PRESETS, *OF_STRATEGIES])
+def test_each_column_that_a_preset_misses(tmp_path, preset):
+    """It is named, with the file; and all others can be missing. Cosines are what the run's length asks for."""
+    table, metadata = made_confounds()
+    used = set(loaded(write_confounds(tmp_path, table, metadata), preset)[0])
+    used |= {"framewise_displacement", "std_dvars"} if preset.startswith("scrub") else set()
+    used = sorted(name for name in used if not name.startswith("cosine"))
+    assert len(used) >= 9
+    for name in table:
+        path = write_confounds(tmp_path, table.drop(columns=name), metadata)
+        if name not in used:
+            loaded(path, preset)
+            continue
+        with pytest.raises(ValueError) as caught:
+            loaded(path, preset)
+        message = str(caught.value)
+        assert message.startswith(f"{path} has no column {name}")
+        if name != "framewise_displacement" and preset in OF_STRATEGIES:
+            strategy = preset.replace("acompcor50", "compcor")
+            assert message == (
+                f"{path} has no column {name}, which the confounds strategy {strategy!r} needs. "
+                "Add it to the table, or choose a strategy or columns that the table has."
+            )
+
+
 @pytest.mark.parametrize("preset", OF_PRESETS)
 def test_columns_of_presets_of_a_real_run(data, tmp_path, preset):
     table = pd.read_table(data / REAL)

@@ -122,8 +122,9 @@ def test_columns_of_a_real_run(data):
     displacement = pd.read_table(path)["framewise_displacement"]
     assert 0 < len(kept) < 156
     assert set(range(156)) - set(kept) == set(np.flatnonzero(displacement > 0.2))
-    message = "can't be used with the confounds strategy 'simple': The following keywords or parameters are missing"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(
+        ValueError, match="has no column csf, white_matter, which the confounds strategy 'simple' needs"
+    ):
         fmriprep_confounds(IMAGE, path, strategy="simple")
 
 
@@ -207,10 +208,16 @@ def test_columns_that_a_strategy_misses(tmp_path):
     path = write_confounds(tmp_path, table.drop(columns=["csf", "rot_z_power2"]), metadata)
     with pytest.raises(ValueError) as caught:
         fmriprep_confounds(IMAGE, path, strategy="simple")
-    assert str(caught.value) == f"{path} can't be used with the confounds strategy 'simple': ['csf'] not in index"
-    path = write_confounds(tmp_path, table.drop(columns=["rot_z_power2"]), metadata)
-    with pytest.raises(ValueError, match=r"strategy 'simple': The following keywords .* missing: .*rot_z_power2"):
-        fmriprep_confounds(IMAGE, path, strategy="simple")
+    assert str(caught.value) == (
+        f"{path} has no column rot_z_power2, csf, which the confounds strategy 'simple' needs. "
+        "Add it to the table, or choose a strategy or columns that the table has."
+    )
+    path = write_confounds(tmp_path, table[["framewise_displacement", "std_dvars"]], metadata)
+    with pytest.raises(
+        ValueError, match=r"no column trans_x, trans_x_derivative1, .* and 27 more, which .* 'scrubbing'"
+    ):
+        fmriprep_confounds(IMAGE, path, strategy="scrubbing")
+    path = write_confounds(tmp_path, table, metadata)
     path.with_suffix(".json").unlink()
     with pytest.raises(ValueError, match=r"can't be used with the confounds strategy 'compcor'.*json"):
         fmriprep_confounds(IMAGE, path, strategy="compcor")

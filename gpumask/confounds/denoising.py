@@ -8,16 +8,10 @@ from typing import Any
 
 from gpumask.bids.names import alphanumeric
 from gpumask.choices import OUTPUT_TYPES, STANDARDIZE, check_choice
-from gpumask.confounds.fmriprep import check_options
+from gpumask.confounds.fmriprep import MOTION, check_options, expanded
 from gpumask.inputs import read_json, read_toml, shortened
 
-_MOTION = tuple(f"{kind}_{axis}" for kind in ("trans", "rot") for axis in "xyz")
 _TISSUES = ("csf", "white_matter", "global_signal")
-_EXPANSIONS = ("", "_derivative1", "_power2", "_derivative1_power2")
-
-
-def _expanded(names):
-    return [f"{name}{expansion}" for name in names for expansion in _EXPANSIONS]
 
 
 @dataclass(frozen=True)
@@ -43,18 +37,18 @@ class Preset:
 _NILEARN = "as nilearn's load_confounds_strategy; Wang 2024"
 PRESETS = {
     "9p": Preset(
-        {"columns": [*_MOTION, *_TISSUES]},
+        {"columns": [*MOTION, *_TISSUES]},
         "6 motion parameters, csf, white_matter, global_signal",
         "Ciric 2017",
         has_gsr=True,
     ),
     "24p": Preset(
-        {"columns": _expanded(_MOTION)},
+        {"columns": expanded(MOTION)},
         "6 motion parameters, their derivatives, and the squares of these 12",
         "Friston 1996, with derivatives as Satterthwaite 2013 and Ciric 2017",
     ),
     "36p": Preset(
-        {"columns": _expanded([*_MOTION, *_TISSUES])},
+        {"columns": expanded([*MOTION, *_TISSUES])},
         "the 9 of 9p, their derivatives, and the squares of these 18",
         "Satterthwaite 2013; Ciric 2017",
         has_gsr=True,

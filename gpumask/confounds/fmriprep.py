@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,22 @@ from gpumask.text_tables import listed, read_text_table
 if TYPE_CHECKING:
     import pandas as pd
 
-_STRATEGIES = ("simple", "scrubbing", "compcor", "ica_aroma")
+MOTION = tuple(f"{kind}_{axis}" for kind in ("trans", "rot") for axis in "xyz")
+"""Columns of the six motion parameters."""
+
+
+def expanded(names: Iterable[str]) -> list[str]:
+    """Names of columns, of their derivatives, and of the squares of both."""
+    return [f"{name}{kind}" for name in names for kind in ("", "_derivative1", "_power2", "_derivative1_power2")]
+
+
+_TISSUES = ("csf", "white_matter")
+_STRATEGIES = {  # and the columns that each needs, next to those that +gsr and the JSON file of CompCor name
+    "simple": [*expanded(MOTION), *_TISSUES],
+    "scrubbing": [*expanded(MOTION), *expanded(_TISSUES), "framewise_displacement", "std_dvars"],
+    "compcor": expanded(MOTION),
+    "ica_aroma": list(_TISSUES),
+}
 _AROMA = "smoothAROMAnonaggr"
 _NEEDS_NILEARN = "needs nilearn 0.13 or later: pip install 'gpumask[fmriprep]'"
 _MEASURES = {
@@ -251,19 +266,33 @@ def _by_strategy(run_path, confounds_path, strategy, given):
     metadata = confounds_path.with_suffix(".json")
     if name == "compcor":
         check_content(metadata)
-    if metadata.exists():  # nilearn reads it for every strategy
-        read_json(metadata)
+    described = read_json(metadata) if metadata.exists() else {}  # nilearn reads it for every strategy
+    there = None
     try:
-        with _as_nilearn_reads(confounds_path) as path:
+        with _as_nilearn_reads(confounds_path) as (path, there):
             return load_confounds_strategy(str(path.with_name(image)), name, **options)
     except (ValueError, KeyError) as error:  # the latter if some columns of a kind are missing, but not all
+        needed = [*_STRATEGIES[name], *(_components(described) if name == "compcor" else ())]
+        needed += ["global_signal"] if options.get("global_signal") else []
+        if missing := [column for column in needed if column not in (there or needed)]:
+            msg = (
+                f"{confounds_path} has no column {listed(missing)}, which the confounds strategy {strategy!r} needs. "
+                "Add it to the table, or choose a strategy or columns that the table has."
+            )
+            raise ValueError(msg) from error
         msg = f"{confounds_path} can't be used with the confounds strategy {strategy!r}: {error.args[0]}"
         raise ValueError(msg) from error
 
 
+def _components(described):
+    """Columns that a JSON file describes as components of CompCor, of both tissues combined."""
+    facts = described.items() if isinstance(described, dict) else ()
+    return [name for name, about in facts if isinstance(about, dict) and about.get("Mask") == "combined"]
+
+
 @contextlib.contextmanager
 def _as_nilearn_reads(path):
-    """Path of a table as its name says: the file itself, or a copy if it is written in another way.
+    """Path of a table as its name says (the file, or a copy if it is written in another way), and its columns' names.
 
     nilearn takes pandas' defaults, which shift the columns of a table whose rows end with a tab.
     """
@@ -273,14 +302,14 @@ def _as_nilearn_reads(path):
     with open_file(path) as file:
         is_written_so = file.read(2 * len(text) + 1).replace(b"\r\n", b"\n") == text
     if is_written_so:
-        yield path
+        yield path, table.names
         return
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, path.name)
         copy.write_bytes(text)
         if (metadata := path.with_suffix(".json")).exists():
             shutil.copyfile(metadata, copy.with_suffix(".json"))
-        yield copy
+        yield copy, table.names
 
 
 def _first_row_filled(table):
