@@ -1,6 +1,7 @@
 """The cohort benchmark runs, compares before it times, and reports what it measured."""
 
 import json
+import os
 
 import pytest
 
@@ -18,8 +19,11 @@ def test_tiny(tmp_path, capsys):
     assert report["seconds"].keys() == {"gpumask 2", "nilearn 2", "gpumask, 6 denoisings 2"}
     assert report["difference"] < 1e-9
     ours, theirs, several = (report["seconds"][f"{way} 2"][0] for way in cohort.WAYS)
+    one, _, six = (report["cpu_seconds"][f"{way} 2"][0] for way in cohort.WAYS)
+    assert 0.5 < one < 2 * os.cpu_count() * ours  # imports alone take that; workers are counted
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == f"| 2 | {120 / ours:.1f} | {120 / theirs:.1f} | {theirs / ours:.1f}x | {several / ours:.2f} |"
+    speeds = f"{120 / ours:.1f} | {120 / theirs:.1f} | {theirs / ours:.1f}x"
+    assert last == f"| 2 | {speeds} | {several / ours:.2f} | {six / one:.2f} |"
 
 
 @pytest.mark.parametrize(("change", "message"), [(1.001, "results differ by"), (None, "tables of")])
