@@ -89,7 +89,7 @@ def _plan_cohort(args):
         raise ValueError(msg)
     names = ("min_coverage", "smoothing_fwhm", "detrend", "low_pass", "high_pass", "standardize")
     confounds = {"strategy": args.confounds_strategy, "columns": args.confounds_columns}
-    confounds = {**confounds, "fd_threshold": args.fd_threshold}
+    confounds = {**confounds, "fd_threshold": args.fd_threshold, "motion_filter": args.motion_filter}
     denoisings = denoisings_of(args)
     configuration = Configuration(
         atlases,

@@ -61,7 +61,7 @@ def _start(args, progress, stack):
     atlases = atlases_of(args)
     check_file("--mask", args.mask)
     check_confounds(args)
-    for option in ("confounds_columns", "confounds_strategy", "fd_threshold", "denoise"):
+    for option in ("confounds_columns", "confounds_strategy", "fd_threshold", "motion_filter", "denoise"):
         if getattr(args, option) not in (None, []) and not args.confounds:
             msg = f"--{option.replace('_', '-')}: requires --confounds (auto: the table next to each run)"
             raise ValueError(msg)
@@ -87,7 +87,7 @@ def _start(args, progress, stack):
     confounds = {"strategy": args.confounds_strategy, "columns": args.confounds_columns}
     if args.confounds and args.confounds_strategy is None and args.confounds_columns is None:
         confounds["columns"] = ["*"]
-    confounds["fd_threshold"] = args.fd_threshold
+    confounds |= {"fd_threshold": args.fd_threshold, "motion_filter": args.motion_filter}
     denoisings = denoisings_of(args)
     configuration = Configuration(
         atlases,

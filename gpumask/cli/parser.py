@@ -405,6 +405,12 @@ def _add_confounds(add, columns):
     )
     add("--fd-threshold", metavar="MM", type=positive, help="censor volumes with more framewise displacement")
     add(
+        "--motion-filter",
+        metavar="FILTER",
+        help="filter respiration out of the motion parameters for framewise displacement: notch:12-18 (a band) or "
+        "lowpass:6, in breaths per minute, as XCP-D's",
+    )
+    add(
         "--output-type",
         choices=OUTPUT_TYPES,
         default="censored",

@@ -36,7 +36,7 @@ def denoisings_of(args: argparse.Namespace) -> "tuple[Denoising, ...]":
     """
     from gpumask.confounds.denoising import denoising_of
 
-    names = ("fd_threshold", "low_pass", "high_pass")
+    names = ("fd_threshold", "motion_filter", "low_pass", "high_pass")
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
     return tuple(denoising_of(text, {**given, **rows_of(args)}) for text in args.denoise)
 

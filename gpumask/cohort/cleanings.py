@@ -8,6 +8,7 @@ from gpumask.bids.runs import Run
 from gpumask.cohort.configuration import Configuration, Unit
 from gpumask.confounds.censoring import Censoring, censor, check_kept_time
 from gpumask.confounds.fmriprep import censoring_thresholds, fmriprep_confounds
+from gpumask.confounds.motion_filter import with_filtered_displacement
 from gpumask.confounds.outliers import Outliers, find_outliers
 from gpumask.confounds.tables import ConfoundsTable, confounds_matrix
 from gpumask.extraction import Prepared
@@ -116,6 +117,8 @@ def reasons(refusals: dict[str, Exception]) -> str:
 def _cleaning(configuration, run, table, volumes, units: Sequence[Unit], t_r, prepare):
     """The cleaning of units of the same denoising."""
     denoising = units[0].denoising
+    if table is not None and (motion_filter := denoising.confounds.get("motion_filter")):
+        table = with_filtered_displacement(table, motion_filter, t_r)
     confounds, sample_mask = _confounds(run, table, volumes, denoising)
     censoring = censor(table, volumes.n_volumes, sample_mask, denoising.dummy_scans)
     _check_confounds(run, confounds, volumes, censoring.kept)
@@ -142,7 +145,8 @@ def _confounds(run, table, volumes, denoising):
     if table is None:
         msg = f"{run.path} has no confounds table, but confounds were requested."
         raise ValueError(msg)
-    return fmriprep_confounds(run.path, table, **denoising.confounds, n_volumes=volumes.n_volumes)
+    options = {name: value for name, value in denoising.confounds.items() if name != "motion_filter"}
+    return fmriprep_confounds(run.path, table, **options, n_volumes=volumes.n_volumes)
 
 
 def _check_confounds(run, confounds, volumes, kept):

@@ -323,6 +323,10 @@ class Configuration:
             return settings
         return replace(settings, strategy=MAPS_STRATEGIES[self.maps_strategy], nan_policy="zero")
 
+    def needs_t_r(self, unit: Unit) -> bool:
+        """Whether a unit can't be made without a repetition time: signals or motion are filtered."""
+        return self.settings_of(unit).filters or "motion_filter" in unit.denoising.confounds
+
     def strategy_of(self, atlas: AtlasFile) -> str:
         """What the signals of an atlas are, by the parameter ``strategy`` of its masker."""
         return self.maps_strategy if atlas.kind == "maps" else self.settings.strategy

@@ -125,6 +125,8 @@ def outliers(configuration: Configuration, run: Run, unit: Unit, found: Outliers
     for column, threshold in (("framewise_displacement", found.fd_threshold), ("std_dvars", found.std_dvars_threshold)):
         if threshold is not None:
             described[column]["Threshold"] = threshold
+    if (motion_filter := unit.denoising.confounds.get("motion_filter")) is not None:
+        described["framewise_displacement"]["MotionFilter"] = f"{motion_filter} breaths per minute"
     sources = [file for file in (run.path, run.confounds) if file]
     content = {
         **described,

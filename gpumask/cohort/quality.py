@@ -41,7 +41,10 @@ class Column:
 
 
 _SEVERAL = "A volume with several reasons counts once for each: the counts may add up to more than were removed."
-_FD = "framewise displacement as in the confounds table; the first volume has none."
+_FD = (
+    "framewise displacement as in the confounds table, or of filtered motion parameters if --motion-filter was given "
+    "(sidecars: ConfoundsOptions); the first volume has none."
+)
 
 OF_RUN = (
     Column("volumes", "Volumes", "Volumes of the image.", is_count=True),

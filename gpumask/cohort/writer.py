@@ -227,7 +227,7 @@ def _extract(configuration, run, units, progress, *, n_threads, turn):
             "different affines. Use the mask of the same space and resolution."
         )
         raise ValueError(msg)
-    t_r = repetition_time(run, volumes.t_r, needed=any(configuration.settings_of(unit).filters for unit in units))
+    t_r = repetition_time(run, volumes.t_r, needed=any(configuration.needs_t_r(unit) for unit in units))
     for message in t_r.messages:
         warn(message)
     if configuration.cifti and t_r.seconds is None:

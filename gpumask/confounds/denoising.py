@@ -8,7 +8,8 @@ from typing import Any
 
 from gpumask.bids.names import alphanumeric
 from gpumask.choices import OUTPUT_TYPES, STANDARDIZE, check_choice
-from gpumask.confounds.fmriprep import MOTION, check_options, expanded
+from gpumask.confounds.fmriprep import check_options, expanded
+from gpumask.confounds.tables import MOTION
 from gpumask.inputs import read_json, read_toml, shortened
 
 _TISSUES = ("csf", "white_matter", "global_signal")
@@ -108,7 +109,8 @@ class Denoising:
     name : str
         Label "desc" of its outputs. Empty: they have none.
     confounds : dict
-        Keywords of `gpumask.confounds.fmriprep.fmriprep_confounds`. Empty: confounds aren't used.
+        Keywords of `gpumask.confounds.fmriprep.fmriprep_confounds`, and "motion_filter", a text of
+        `gpumask.confounds.motion_filter.MotionFilter.of`. Empty: confounds aren't used.
     settings : dict
         Those of the fields "detrend", "low_pass", "high_pass" (Hz) and "standardize" of `gpumask.extraction.Settings`
         that differ from the cohort's.
@@ -154,7 +156,8 @@ def denoising_of(text: str, given: Mapping[str, Any]) -> Denoising:
     text : str
         SPEC is a preset, see `preset_confounds`, or a file ``.toml`` or ``.json`` with some of the keys "preset" or
         "columns" (names of the confounds table's columns, with the wildcards * ? []), "fd_threshold" (mm),
-        "std_dvars_threshold", "scrub" (volumes), "dummy_scans", "low_pass" and "high_pass" (Hz), "detrend",
+        "std_dvars_threshold", "scrub" (volumes), "motion_filter" (see `gpumask.confounds.motion_filter`),
+        "dummy_scans", "low_pass" and "high_pass" (Hz), "detrend",
         "standardize" and "output_type". NAME is by default the preset's letters and digits, or the file's stem.
     given : mapping
         Values of some of these keys that a file without them, or a preset, gets.
@@ -214,6 +217,7 @@ _OF_CONFOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "fd_threshold": _POSITIVE,
     "std_dvars_threshold": _POSITIVE,
     "scrub": (_is_count, "a number of volumes"),
+    "motion_filter": (lambda value: isinstance(value, str), "a text such as notch:12-18"),
 }
 _OF_SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "low_pass": _POSITIVE,

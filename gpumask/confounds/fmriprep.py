@@ -14,17 +14,15 @@ import numpy as np
 
 from gpumask.bids.content import check_content
 from gpumask.bids.names import image_of_confounds
+from gpumask.confounds.motion_filter import MotionFilter
 from gpumask.confounds.sample_masks import AllVolumesRemovedError
-from gpumask.confounds.tables import ConfoundsTable, choose_columns, has_names, numeric_column
+from gpumask.confounds.tables import MOTION, ConfoundsTable, choose_columns, has_names, numeric_column
 from gpumask.inputs import open_file, read_json
 from gpumask.process import warn
 from gpumask.text_tables import listed, read_text_table
 
 if TYPE_CHECKING:
     import pandas as pd
-
-MOTION = tuple(f"{kind}_{axis}" for kind in ("trans", "rot") for axis in "xyz")
-"""Columns of the six motion parameters."""
 
 
 def expanded(names: Iterable[str]) -> list[str]:
@@ -154,8 +152,21 @@ def check_options(
     fd_threshold: float | None = None,
     std_dvars_threshold: float | None = None,
     scrub: int | None = None,
+    motion_filter: str | None = None,
 ) -> None:
-    """Check the options of `fmriprep_confounds` that don't depend on a run, and raise its errors."""
+    """Check the options of `fmriprep_confounds` that don't depend on a run, and raise its errors.
+
+    `motion_filter` is another one: see `gpumask.confounds.motion_filter`. "scrubbing" has none, as nilearn reads the
+    framewise displacement from the file.
+    """
+    if motion_filter is not None:
+        MotionFilter.of(motion_filter)
+        if _is_scrubbing(strategy):
+            msg = (
+                f"motion_filter={motion_filter!r} doesn't go with the strategy {strategy!r}, which censors by the "
+                "table's own framewise displacement. Use another one with fd_threshold (--fd-threshold)."
+            )
+            raise ValueError(msg)
     if strategy is not None and columns is not None:
         msg = f"Expected a strategy or columns of the confounds, got both: {strategy!r} and {list(columns)}."
         raise ValueError(msg)

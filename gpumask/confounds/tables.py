@@ -22,6 +22,8 @@ from gpumask.text_tables import is_number, listed, read_text_table
 if TYPE_CHECKING:
     import pandas as pd
 
+MOTION = tuple(f"{kind}_{axis}" for kind in ("trans", "rot") for axis in "xyz")
+"""Columns of the six motion parameters: translations in mm, rotations in radians."""
 _LONG_INTEGER = re.compile("[+-]?[0-9]{19,}")  # becomes uint64, a Python integer or text in pandas
 _MOST = 1e100  # the sum of the squares of larger values may overflow
 _EXPECTED = "a table of confounds with a column per signal and a row per volume"
@@ -196,6 +198,12 @@ class ConfoundsTable:
     def frame(self) -> "pd.DataFrame":
         """What `read_table` returns, with texts as names of the columns; not to be changed."""
         return read_table(self.path).rename(columns=str)
+
+    def replacing(self, **columns: np.ndarray) -> "ConfoundsTable":
+        """The same table with other values in some columns."""
+        other = ConfoundsTable(self.path)
+        vars(other)["frame"] = self.frame.assign(**columns)
+        return other
 
 
 def has_names(first_row: Sequence[str]) -> bool:

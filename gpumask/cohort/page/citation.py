@@ -24,6 +24,10 @@ _STRATEGIES = {
     "ica_aroma": "the mean signals of white matter and cerebrospinal fluid, and slow cosines, from images of which "
     "ICA-AROMA {pruim} had removed motion",
 }
+_MOTION_FILTERS = {
+    "notch": ("A notch filter removed {} breaths per minute from the motion parameters", "fair"),
+    "lowpass": ("A low-pass filter kept up to {} breaths per minute of the motion parameters", "gratton"),
+}
 REFERENCES = {
     "nilearn": "Abraham A, Pedregosa F, Eickenberg M, et al. (2014). Machine learning for neuroimaging with "
     "scikit-learn. Frontiers in Neuroinformatics 8:14. doi:10.3389/fninf.2014.00014",
@@ -38,6 +42,11 @@ REFERENCES = {
     "power": "Power JD, Barnes KA, Snyder AZ, Schlaggar BL, Petersen SE (2012). Spurious but systematic "
     "correlations in functional connectivity MRI networks arise from subject motion. NeuroImage "
     "59:2142-2154. doi:10.1016/j.neuroimage.2011.10.018",
+    "fair": "Fair DA, Miranda-Dominguez O, Snyder AZ, et al. (2020). Correction of respiratory artifacts in MRI head "
+    "motion estimates. NeuroImage 208:116400. doi:10.1016/j.neuroimage.2019.116400",
+    "gratton": "Gratton C, Dworetsky A, Coalson RS, et al. (2020). Removal of high frequency contamination from motion "
+    "estimates in single-band fMRI saves data without biasing functional connectivity. NeuroImage 217:116866. "
+    "doi:10.1016/j.neuroimage.2020.116866",
     "friston": "Friston KJ, Williams S, Howard R, Frackowiak RSJ, Turner R (1996). Movement-related effects in fMRI "
     "time-series. Magnetic Resonance in Medicine 35:346-355. doi:10.1002/mrm.1910350312",
     "behzadi": "Behzadi Y, Restom K, Liau J, Liu TT (2007). A component based noise correction method (CompCor) for "
@@ -105,6 +114,11 @@ def _sentences(processing, cite):
         yield f"Volumes that the confounds tables of fMRIPrep {cite('fmriprep')} mark as non-steady state were dropped."
     elif dummies not in ("auto", 0, None):
         yield f"The first {text_of(dummies)} volumes of each run were dropped."
+    if (motion_filter := confounds.get("motion_filter")) is not None:
+        kind, _, band = text_of(motion_filter).partition(":")
+        words, reference = _MOTION_FILTERS.get(kind, _MOTION_FILTERS["lowpass"])
+        filtered = words.format(band.replace("-", " to "))
+        yield f"{filtered} {cite(reference)} before framewise displacement was computed."
     if (limit := confounds.get("fd_threshold")) is not None:
         yield f"Volumes with a framewise displacement {cite('power')} above {text_of(limit)} mm were censored."
     if (limit := confounds.get("std_dvars_threshold")) is not None:

@@ -117,6 +117,8 @@ def _censoring(confounds):
     strategy = confounds.get("strategy")
     scrubs = isinstance(strategy, str) and strategy.startswith("scrubbing")
     words = f"volumes with {' or '.join(limits)}{short}" if limits else ""
+    if (motion_filter := confounds.get("motion_filter")) is not None:
+        words += f"{'; ' * bool(words)}motion parameters filtered ({text_of(motion_filter)} breaths per minute)"
     return "; ".join(filter(None, [words, "by the strategy scrubbing" * scrubs])) or "none"
 
 
