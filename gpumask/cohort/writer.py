@@ -132,6 +132,8 @@ def _process(configuration, run, progress, turn, messages):
                 path.unlink(missing_ok=True)
         earlier = kept(configuration, run)
         old = recorded_outputs(configuration, run, of_all=False) if configuration.overwrite else []
+        left = (output for output in earlier.outputs if configuration.out_dir / output.path not in old)
+        earlier = replace(earlier, outputs=tuple(left))
         files, record, refusals = _extract(configuration, run, todo, progress, n_threads=1, turn=turn)
         if identities(run) != inputs:
             msg = f"{run.path}, or a file that goes with it, was changed while it was read. Run it again."
