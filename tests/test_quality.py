@@ -394,7 +394,7 @@ def test_outliers_of_other_options_are_not_replaced(cohort, tmp_path):
     """Though the atlas is another one, whose outputs would be new."""
     finish(configured(cohort, tmp_path, ["Toy"]), cohort)
     other = configured(cohort, tmp_path, ["Fine"], confounds={"fd_threshold": 0.5})
-    message = r"_outliers\.tsv was made with confounds \{'fd_threshold': 0\.38\}, now \{'fd_threshold': 0\.5\}\. "
+    message = r"_outliers\.tsv was made with confounds fd_threshold 0\.38, now 0\.5\. "
     with pytest.raises(ValueError, match=message):
         finish(other, cohort)
     finish(configured(cohort, tmp_path, ["Fine"], confounds={"fd_threshold": 0.5}, overwrite=True), cohort)

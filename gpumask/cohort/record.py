@@ -205,15 +205,20 @@ def _difference(configuration, run):
 
 def _changes(old, new):
     """What differs between two descriptions of outputs, in words; nothing for the version."""
-    of_atlas = ("kind", "radius", "background_label", "regions_of_all_runs", "label_map", "combined")
-    own = (*of_atlas, "confounds", "dummy_scans", "output_type")
-    olds, news = ({key: how.get(key) for key in own} | how["settings"] for how in (old, new))
+    olds, news = _options(old), _options(new)
     is_other = list(old["files"].values()) != list(new["files"].values())
     return (["another atlas, look-up table or mask"] if is_other else []) + [
         "{} {}, now {}".format(name, *_shown(olds.get(name), news.get(name)))
         for name in dict.fromkeys([*olds, *news])
         if olds.get(name) != news.get(name)
     ]
+
+
+def _options(how):
+    """Options of a description of outputs, by their names in messages."""
+    of_atlas = ("kind", "radius", "background_label", "regions_of_all_runs", "label_map", "combined")
+    of_confounds = {f"confounds {name}": value for name, value in how.get("confounds", {}).items()}
+    return {key: how.get(key) for key in (*of_atlas, "dummy_scans", "output_type")} | of_confounds | how["settings"]
 
 
 def _shown(old, new):
