@@ -12,8 +12,9 @@ from dataclasses import replace
 from gpumask import __version__
 from gpumask.bids.content import check_content
 from gpumask.cli.config import lines_of
+from gpumask.cli.options import CHOOSING
 from gpumask.cli.output import USER_ERRORS, kept_volumes, refuse, show, show_details, show_messages, tell
-from gpumask.cli.parser import CHOOSING, check_cutoffs, check_file, options_of
+from gpumask.cli.parser import options_of
 from gpumask.cli.usage import (
     atlases_of,
     check_confounds,
@@ -28,6 +29,7 @@ from gpumask.cli.usage import (
     rows_of,
     segmentations_of,
 )
+from gpumask.cli.values import check_cutoffs, check_file
 
 
 def command(args: argparse.Namespace) -> int:
