@@ -354,7 +354,7 @@ def test_progress_is_shown_while_images_are_read(listed, capsys):
     assert lines[0] == "0/3 images of the atlas Own [00:00<?]"
     assert lines.index("0/3 runs [00:00<?]") > 0
     with_column(listed, "lut_Own", ["names.tsv"] * 3)
-    (listed.parent / "names.tsv").write_text("index\tname\n3\tA\n")
+    (listed.parent / "names.tsv").write_text("index\tname\n3\tA\n7\tB\n")
     assert cohort(listed, out="other") == 0
     assert "images of the atlas" not in capsys.readouterr().err
     assert cohort(listed, "--quiet", out="other") == 0
