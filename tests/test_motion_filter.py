@@ -191,6 +191,8 @@ def test_a_cohort(tmp_path, capsys):
     words = r"A low-pass filter kept up to 6 breaths per minute of the motion parameters \[\d\] before framewise"
     assert re.search(words, text)
     assert "Gratton C" in text
+    page = (tmp_path / "o" / "cohort.html").read_text()
+    assert "above 0.25 mm; motion parameters filtered (lowpass:6 breaths per minute)" in page
     capsys.readouterr()
     assert cli.main([*command, "--motion-filter", "lowpass"]) == 2
     assert "motion_filter must be notch:LOW-HIGH or lowpass:HIGH" in capsys.readouterr().err

@@ -78,8 +78,8 @@ static void keys_float(const char *data, Py_ssize_t stride, const int64_t *restr
             for (int l = 0; l < HALF; l++) differ |= (uint32_t)(low[l] ^ high[l]);                            \
             int bit = -1;                                                                                     \
             while (bit < 31 && differ >> (bit + 1)) bit++;                                                    \
-            const uint32_t shared = bit < 31 ? ~((2u << bit) - 1) : 0;                                        \
-            for (int l = 0; l < HALF; l++) found[l] = ((uint32_t)low[l] ^ SIGN) & (bit < 0 ? ~0u : shared);   \
+            const uint32_t shared = bit < 31 ? ~0u << (bit + 1) : 0;                                          \
+            for (int l = 0; l < HALF; l++) found[l] = ((uint32_t)low[l] ^ SIGN) & shared;                     \
             for (; bit >= 0; bit--) {                                                                         \
                 for (int l = 0; l < HALF; l++) limit[l] = (int32_t)((found[l] | 1u << bit) ^ SIGN);           \
                 below = (Keys){0};                                                                            \
