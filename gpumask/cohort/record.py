@@ -13,7 +13,7 @@ from typing import Any
 
 from gpumask.bids.content import check_content
 from gpumask.bids.metadata import metadata_files
-from gpumask.bids.names import run_name
+from gpumask.bids.names import run_name, sidecar_path
 from gpumask.bids.runs import Problem, Run
 from gpumask.cohort.configuration import Configuration, Unit
 from gpumask.cohort.quality import joined_qualities
@@ -236,6 +236,8 @@ class Kept:
     ----------
     outputs : tuple of Output
         Existing files of the recorded sizes.
+    missing : frozenset of str
+        Paths of recorded outputs that don't exist, or have other sizes.
     made : dict of str
         How the outputs were made, by ``Output.made``.
     atlases, quality : dict
@@ -244,6 +246,7 @@ class Kept:
     """
 
     outputs: tuple[Output, ...] = ()
+    missing: frozenset[str] = frozenset()
     made: dict[str, dict[str, Any]] = field(default_factory=dict)
     atlases: dict[str, dict[str, Any]] = field(default_factory=dict)
     quality: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -258,12 +261,14 @@ def kept(configuration: Configuration, run: Run) -> Kept:
             return Kept()
     except Exception:  # a fault of the run's files shows when it is processed
         return Kept()
+    recorded = {output.path for output in outputs}
     outputs = tuple(o for o in outputs if _size(configuration.out_dir / o.path) == o.size)
+    missing = frozenset(recorded - {output.path for output in outputs})
     made = {output.made: record["made"][output.made] for output in outputs}
     used = set(map(unit_key, made.values()))
     atlases = {name: facts for name, facts in record["atlases"].items() if name in {atlas for atlas, _ in used}}
     quality = joined_qualities(record["quality"], {}, used)
-    return Kept(outputs, made, atlases, quality, tuple(record["warnings"]) if outputs else ())
+    return Kept(outputs, missing, made, atlases, quality, tuple(record["warnings"]) if outputs else ())
 
 
 def _size(path):
@@ -274,14 +279,16 @@ def _size(path):
 
 
 def unfinished(configuration: Configuration, run: Run) -> list[Unit]:
-    """Units for which a run's outputs are missing, outdated, or made with another configuration.
+    """Units for which a run's outputs, or their sidecars, are missing, outdated, or made with another configuration.
 
     If those of a denoising alone are, all of that denoising: it knows which volumes are removed once it is prepared.
     """
-    there = {(output.path, output.made) for output in kept(configuration, run).outputs}
+    found = kept(configuration, run)
+    there = {(output.path, output.made) for output in found.outputs}
 
     def is_there(path, unit):
-        return (path.relative_to(configuration.out_dir).as_posix(), configuration.made[unit.name]) in there
+        name, sidecar = (p.relative_to(configuration.out_dir).as_posix() for p in (path, sidecar_path(path)))
+        return (name, configuration.made[unit.name]) in there and sidecar not in found.missing
 
     wanted = ((unit, configuration.outputs(run, unit).values()) for unit in configuration.units)
     missing = {unit.key for unit, paths in wanted if not all(is_there(path, unit) for path in paths)}

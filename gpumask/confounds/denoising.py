@@ -88,7 +88,10 @@ def preset_confounds(name: str) -> dict[str, Any]:
     plain = name.removesuffix("+gsr")
     preset = PRESETS.get(plain)
     if preset is None:
-        msg = f"Unknown preset {shortened(repr(name))}. Expected one of {', '.join(PRESETS)}, or one followed by +gsr."
+        msg = (
+            f"Unknown preset {shortened(repr(name))}. Expected one of {', '.join(PRESETS)}, or one followed by +gsr; or a "
+            "file that ends in .toml or .json."
+        )
         raise ValueError(msg)
     if plain == name:
         return dict(preset.confounds)
