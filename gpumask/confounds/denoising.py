@@ -89,8 +89,8 @@ def preset_confounds(name: str) -> dict[str, Any]:
     preset = PRESETS.get(plain)
     if preset is None:
         msg = (
-            f"Unknown preset {shortened(repr(name))}. Expected one of {', '.join(PRESETS)}, or one followed by +gsr; or a "
-            "file that ends in .toml or .json."
+            f"Unknown preset {shortened(repr(name))}. Expected one of {', '.join(PRESETS)}, or one followed by "
+            "+gsr; or a file that ends in .toml or .json."
         )
         raise ValueError(msg)
     if plain == name:
