@@ -426,6 +426,19 @@ def test_bad_labels(tmp_path, values, message):
     assert error_of(load_dense_atlas, path) == message.format(path)
 
 
+@pytest.mark.parametrize("name", ["Parcel 1", "Parcel 2"])
+def test_two_names_of_a_label(labels, name):
+    """Also of a map that isn't chosen, and if both are equal."""
+    content = labels.read_bytes()
+    row = re.findall(rb'<Label Key="2" [^>]*>Parcel 2</Label>', content)[-1]
+    other = row.replace(b'"2"', b'"1"').replace(b"Parcel 2", name.encode())
+    head, _, tail = content.rpartition(row)
+    labels.write_bytes(head + other + tail)
+    assert error_of(load_dense_atlas, labels, 0, "Glasser") == (
+        f"{labels} has several names of a label in its table: 1. Create the file again."
+    )
+
+
 def test_labels_without_a_table(tmp_path):
     path = dense.save(dense.labels_image([1, 2, 3], dense.surface([1, 2, 3])), tmp_path / "a.dlabel.nii")
     content = path.read_bytes()
