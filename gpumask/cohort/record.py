@@ -69,7 +69,8 @@ class Record:
     seconds : dict
         Wall-clock seconds: "read" (the disk and decompressing), "reduce", "clean", "write" and "total".
     atlases : dict
-        For each atlas its number of "regions" and, if coverage is written, its median, "coverage_median".
+        For each atlas its number of "regions"; if coverage is written, its median, "coverage_median"; and messages
+        about "overlaps" of the images that it is combined from, if there are any.
     quality : dict
         What each denoising leaves of the run, and how the run moved, by the name of the denoising ("" for one without
         a name): see `gpumask.cohort.quality.quality_of`.

@@ -282,6 +282,8 @@ def _extract(configuration, run, units, progress, *, n_threads, turn):
             tables[path] = [contents.figure(path.name, atlas, *signals, *of_run)]
         files |= {path: (unit.name, lines) for path, lines in tables.items()}
         summary[atlas.name] = {"regions": len(names)}
+        if one.regions.overlaps:
+            summary[atlas.name]["overlaps"] = one.regions.overlaps
         if configuration.coverage:
             summary[atlas.name]["coverage_median"] = float(np.median(one.regions.covered_share))
         of_atlases[unit.denoising.name][atlas.name] = atlas_quality(result.signals, matrix, result.snr)
