@@ -76,6 +76,16 @@ def test_unique_fractions(values):
     np.testing.assert_array_equal(unique_labels(np.array(values)), expected)
 
 
+@pytest.mark.parametrize("dtype", ["i2", ">i2", "u1", "u8", "f4", ">f8"])
+@pytest.mark.parametrize("last", [7, 40, 7.5])
+def test_unique_labels_of_many_voxels(dtype, last):
+    """They are read in blocks: a label, or a fraction, may occur in the last one alone."""
+    labels = np.random.default_rng(0).choice([3, 7, 90], 100_001).astype(dtype)
+    labels[-1] = last
+    labels = labels[:100_000].reshape(50, 50, 40) if last == 7 else labels[1:].reshape(50, 50, 40)
+    np.testing.assert_array_equal(unique_labels(labels), np.unique(labels))
+
+
 def test_unique_labels_of_nothing():
     assert unique_labels(np.array([np.nan, np.inf])).tolist() == []
 

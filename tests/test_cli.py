@@ -17,7 +17,8 @@ import pytest
 
 from gpumask import NiftiLabelsMasker, __version__, choices, cli, devices
 from gpumask.cli.output import configured, refuse
-from gpumask.cli.parser import build_parser, number, options_of, positive
+from gpumask.cli.parser import build_parser, options_of
+from gpumask.cli.values import number, positive
 from gpumask.images import gzip_decoders
 from gpumask.kernels import compiled
 from gpumask.kernels.segments import STRATEGIES

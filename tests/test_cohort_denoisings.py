@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import gpumask.settings
 from gpumask import NiftiLabelsMasker, cli, extraction
 from gpumask.bids import find_runs
 from gpumask.cohort.atlas_file import AtlasFile
@@ -20,6 +21,7 @@ from gpumask.cohort.executors import run_cohort
 from gpumask.cohort.page import write_page
 from gpumask.cohort.record import is_done
 from gpumask.cohort.stored import read_record
+from gpumask.confounds import tables
 from gpumask.confounds.denoising import PRESETS, Denoising
 from gpumask.connectivity import correlations
 
@@ -58,6 +60,23 @@ def statuses(configuration, runs):
 def record_of(configuration, run):
     (record,) = run_cohort(configuration, [run])
     return record
+
+
+def test_work_that_denoisings_and_atlases_share(tmp_path, runs, monkeypatch):
+    """A run's confounds are parsed once, and its cleaning is prepared once for each denoising."""
+    parsed, prepared = [], []
+
+    class Counted(gpumask.settings.Cleaner):
+        def __init__(self, *args, **options):
+            prepared.append(options["high_pass"])
+            super().__init__(*args, **options)
+
+    read = tables.read_table
+    monkeypatch.setattr(tables, "read_table", lambda path: parsed.append(path) or read(path))
+    monkeypatch.setattr(gpumask.settings, "Cleaner", Counted)
+    assert record_of(configured(tmp_path, "out"), runs[0]).error == ""
+    assert parsed == [Path(runs[0].confounds)]
+    assert len(prepared) == len(SIX)
 
 
 def table_of(out, run, atlas, denoising, stat="mean", suffix="timeseries", extension=".tsv"):

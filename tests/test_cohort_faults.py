@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import shutil
 import signal
@@ -9,20 +10,28 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from gpumask import files as outputs
 from gpumask.bids import find_runs
+from gpumask.bids.runs import RunAtlas
 from gpumask.cohort import writer
 from gpumask.cohort.atlas_file import AtlasFile
+from gpumask.cohort.combined_atlas import CombinedAtlasFile
 from gpumask.cohort.configuration import Configuration
 from gpumask.cohort.executors import run_cohort
+from gpumask.cohort.own_atlases import OwnAtlas, with_columns
 from gpumask.cohort.writer import process
 from gpumask.confounds.denoising import Denoising
 
 from . import cohorts
+from .helpers import save
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a cohort needs POSIX locks")
 HEAVY = bool(os.environ.get("GPUMASK_TEST_HEAVY"))
@@ -39,8 +48,8 @@ def made(tmp_path_factory):
     return folder, runs, cohorts.outputs(folder / "undisturbed")
 
 
-def configured(folder, out, **options):
-    atlases = tuple(AtlasFile(folder / f"atlas-{name}_dseg.nii.gz") for name in ("Toy", "Fine"))
+def configured(folder, out, atlases=None, **options):
+    atlases = atlases or tuple(AtlasFile(folder / f"atlas-{name}_dseg.nii.gz") for name in ("Toy", "Fine"))
     return Configuration(atlases, folder / out, {"detrend": True}, device="cpu", **options)
 
 
@@ -56,19 +65,40 @@ def statuses(configuration, runs, **options):
     return Counter(record.status for record in run_cohort(configuration, runs, **options))
 
 
-@pytest.mark.parametrize("columns", [(), ("csf", "cosine00")], ids=["one denoising", "two denoisings"])
-def test_killed_at_random_moments(made, columns):
+def with_own_atlases(folder, runs):
+    """The runs with an atlas each, of three images, and the atlas of the cohort that they are."""
+    toy = nib.load(folder / "atlas-Toy_dseg.nii.gz")
+    labels = np.asarray(toy.dataobj)
+    for lost in (10, 20, 30):
+        save(folder / f"own-{lost}.nii.gz", np.where(labels == lost, 0, labels), toy.affine)
+    paths = itertools.cycle(str(folder / f"own-{lost}.nii.gz") for lost in (10, 20, 30))
+    runs = [replace(run, atlases=(RunAtlas("Own", next(paths)),)) for run in runs]
+    own, _ = with_columns(OwnAtlas("Own"), runs)
+    return runs, own
+
+
+KINDS = {"one denoising": (), "two denoisings": ("csf", "cosine00"), "with atlases of runs": ("csf", "cosine00")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_at_random_moments(made, kind):
     folder, runs, files = made
-    denoisings = tuple(Denoising(column, {"columns": [column]}) for column in columns)
-    if columns:
-        list(run_cohort(configured(folder, "undisturbed two", denoisings=denoisings), runs))
-        files = cohorts.outputs(folder / "undisturbed two")
+    denoisings = tuple(Denoising(column, {"columns": [column]}) for column in KINDS[kind])
+    wanted = partial(configured, folder, denoisings=denoisings)
+    if "atlases" in kind:
+        runs, own = with_own_atlases(folder, runs)
+        toy, fine = (AtlasFile(folder / f"atlas-{name}_dseg.nii.gz") for name in ("Toy", "Fine"))
+        wanted = partial(wanted, atlases=(toy, CombinedAtlasFile((toy, fine), "Both"), own))
+    if denoisings:
+        list(run_cohort(wanted(out=f"undisturbed {kind}"), runs))
+        files = cohorts.outputs(folder / f"undisturbed {kind}")
         assert sum("_desc-csf_" in name for name in files) == sum("_desc-cosine00_" in name for name in files) > 100
-    out = folder / f"killed {len(columns)}"
-    ends = cohorts.killed_at_random_moments(configured(folder, out.name, denoisings=denoisings), runs)
+        assert any("_atlas-Own_" in name for name in files) == ("atlases" in kind)
+    configuration = wanted(out=f"killed {kind}")
+    ends = cohorts.killed_at_random_moments(configuration, runs)
     assert ends.count(signal.SIGKILL) >= 10
     assert ends[-1] == 0
-    cohorts.check_whole(out, files, runs)
+    cohorts.check_whole(configuration.out_dir, files, runs)
 
 
 def test_a_killed_driver_takes_its_processes_along(made):

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -15,6 +17,7 @@ import pandas as pd
 import pytest
 from nilearn.signal import clean
 
+import gpumask.cohort.own_atlases as own_atlases_module
 import gpumask.plans
 from gpumask.bids import read_manifest
 from gpumask.cli import main
@@ -305,3 +308,54 @@ def test_each_run_has_its_own_dense_labels(tmp_path):
         parcels = nib.load(next((tmp_path / "out").rglob(f"sub-{k}_*.ptseries.nii")))
         assert parcels.header.get_axis(1).name.tolist() == list(table)
         np.testing.assert_allclose(parcels.get_fdata(), table, rtol=1e-6)
+
+
+# Reading the images of all runs
+
+
+def test_messages_and_names_do_not_depend_on_which_image_is_read_first(listed, monkeypatch):
+    """The first of several errors, and of files with the same content, is that of the first run."""
+    folder = listed.parent
+    for k in (1, 3):
+        (folder / f"sub-{k}_seg.nii").write_bytes(b"no image")
+    runs, _ = read_manifest(listed)
+    (atlas,) = own_atlases(runs)
+    read, seen = own_atlases_module.load_file, []
+
+    def late(file):
+        time.sleep(0.1 * ("sub-1" in str(file.path)))
+        seen.append(Path(file.path).name)
+        return read(file)
+
+    monkeypatch.setattr(own_atlases_module, "load_file", late)
+    progress = []
+    made, notes = with_columns(atlas, runs, lambda *done: progress.append(done), 3)
+    assert [label for label, _ in made.columns] == [7, 11]
+    assert [re.search(r"sub-\d_seg\.nii", note)[0] for note in notes[:-1]] == ["sub-1_seg.nii", "sub-3_seg.nii"]
+    assert all(note.endswith(" Its labels have no column.") for note in notes[:-1])
+    assert progress == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert sorted(seen) == [f"sub-{k}_seg.nii" for k in (1, 2, 3)]
+
+
+def test_images_of_the_same_content_are_read_once(listed, monkeypatch):
+    for k in (2, 3):
+        shutil.copy(listed.parent / "sub-1_seg.nii", listed.parent / f"sub-{k}_seg.nii")
+    runs, _ = read_manifest(listed)
+    read, seen = own_atlases_module.load_file, []
+    monkeypatch.setattr(own_atlases_module, "load_file", lambda file: (seen.append(file.path), read(file))[1])
+    made, _ = with_columns(own_atlases(runs)[0], runs, n_threads=3)
+    assert [Path(path).name for path in seen] == ["sub-1_seg.nii"]
+    assert [label for label, _ in made.columns] == [3, 7]
+
+
+def test_progress_is_shown_while_images_are_read(listed, capsys):
+    assert cohort(listed) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "0/3 images of the atlas Own [00:00<?]"
+    assert lines.index("0/3 runs [00:00<?]") > 0
+    with_column(listed, "lut_Own", ["names.tsv"] * 3)
+    (listed.parent / "names.tsv").write_text("index\tname\n3\tA\n7\tB\n")
+    assert cohort(listed, out="other") == 0
+    assert "images of the atlas" not in capsys.readouterr().err
+    assert cohort(listed, "--quiet", out="other") == 0
+    assert capsys.readouterr().err == ""

@@ -13,7 +13,6 @@ from gpumask.cohort.configuration import Configuration
 from gpumask.cohort.executors import run_cohort
 from gpumask.cohort.group import summarize
 from gpumask.cohort.page.logs import without_folder
-from gpumask.cohort.parquet import write_store
 from gpumask.confounds.denoising import Denoising
 
 from . import cohorts
@@ -71,7 +70,7 @@ def test_what_was_written_is_shown_next_to_the_failure(made):
     assert [record.status for record in run_cohort(configuration, runs)] == ["skipped", "done"]
     page_of(out, 2)
     assert totals((out / "cohort.html").read_text("utf-8"))[0] == ("2", "done")
-    assert "partly" not in page_of(out, 2).text
+    assert "of them is partly done" not in page_of(out, 2).text
 
 
 def test_tables_and_store_have_what_was_written(made, tmp_path):
@@ -86,8 +85,8 @@ def test_tables_and_store_have_what_was_written(made, tmp_path):
         (RUNS[0], "tissue"),
         (RUNS[1], "motion"),
     ]
-    paths, refused = write_store(configuration.out_dir, tmp_path / "c.parquet")
-    assert refused == []
+    paths, refused = cohorts.write_store(configuration.out_dir, tmp_path / "c.parquet")
+    assert refused == {}
     names = {path.name.partition("desc-")[2]: sorted(pd.read_parquet(path)["name"].unique()) for path in paths}
     assert names == {"motion.parquet": RUNS, "tissue.parquet": RUNS[:1]}
 
@@ -174,6 +173,7 @@ def test_each_section_has_a_link(made):
     text = (configuration.out_dir / "cohort.html").read_text("utf-8")
     links = re.findall("<a href='#([a-z]+)'>([^<]*)</a>", text)
     assert [heading for _, heading in links] == [
-        *("Failures", "Runs", "Coverage", "Mean connectivity", "What was done", "Timings", "Warnings")
+        *("Failures", "Runs", "Coverage", "Mean connectivity", "Motion in connectivity"),
+        *("What was done", "Timings", "Warnings"),
     ]
     assert [key for key, _ in links] == re.findall("<h2 id='([^']*)'", text)

@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from gpumask.cohort import matrices as matrices_of_group
+from gpumask.cohort.group import summarize
 from gpumask.tables import table_lines
 
 from . import cohorts
@@ -183,3 +184,32 @@ def test_a_row_for_each_kind_of_matrix(tmp_path):
     ]
     numbers = expected(upper(matrices[1::3]), displacements[1::3])
     assert table["median_abs_r"].astype(float)[2] == numbers["median_abs_r"]
+
+
+def test_the_page_shows_the_numbers(tmp_path):
+    """Columns that no row has a value for, such as a remark, are left out."""
+    matrices, displacements = made(30)
+    for k, matrix in enumerate(matrices):
+        write_run(tmp_path, k, matrix, displacements[k], denoising=("x", "y")[k < 11], made=f"m{k < 11}")
+    page = summarize(tmp_path).paths[0].read_text("utf-8")
+    section = page.partition("<h2 id='qcfc'>")[2].partition("<h2")[0]
+    rows = [re.findall("<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall("<tr>(.*?)</tr>", section)]
+    numbers = [expected(upper(matrices)[of], displacements[of]) for of in (slice(11, None), slice(0, 11))]
+    shares = ("share_significant", "share_significant_fdr")
+    shown = [
+        ["A", name, "pearsoncorrelation", *map(str, (n, n, one["edges"])), f"{one['median_abs_r'].expected:.3f}"]
+        + [f"{one[key].expected:.1%}" for key in shares]
+        for name, n, one in zip("xy", (19, 11), numbers, strict=True)
+    ]
+    assert rows[1:] == shown
+    assert rows[0][:4] == ["Atlas", "Denoising", "Statistic", "Runs"]
+    assert "the nearer it is to chance, the less motion is left" in section
+    assert "<a href='#qcfc'>Motion in connectivity</a>" in page
+
+
+def test_the_page_says_why_there_are_no_numbers(tmp_path):
+    for k, (matrix, displacement) in enumerate(zip(*made(9), strict=True)):
+        write_run(tmp_path, k, matrix, displacement)
+    page = summarize(tmp_path).paths[0].read_text("utf-8")
+    cells = re.findall("<td[^>]*>(.*?)</td>", page.partition("<h2 id='qcfc'>")[2].partition("<h2")[0])
+    assert cells == ["A", "pearsoncorrelation", "9", "9", "9 runs, expected 10 or more."]

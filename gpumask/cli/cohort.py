@@ -12,8 +12,9 @@ from dataclasses import replace
 from gpumask import __version__
 from gpumask.bids.content import check_content
 from gpumask.cli.config import lines_of
+from gpumask.cli.options import CHOOSING
 from gpumask.cli.output import USER_ERRORS, kept_volumes, refuse, show, show_details, show_messages, tell
-from gpumask.cli.parser import CHOOSING, check_cutoffs, check_file, options_of
+from gpumask.cli.parser import options_of
 from gpumask.cli.usage import (
     atlases_of,
     check_confounds,
@@ -28,6 +29,7 @@ from gpumask.cli.usage import (
     rows_of,
     segmentations_of,
 )
+from gpumask.cli.values import check_cutoffs, check_file
 
 
 def command(args: argparse.Namespace) -> int:
@@ -131,7 +133,7 @@ def _plan_cohort(args):
     else:
         check_runs(configuration.atlases, runs)
     if own and runs:
-        configuration = _with_columns(configuration, runs)
+        configuration = _with_columns(configuration, runs, args.nthreads)
     check_names(configuration, runs)
     check_unchanged(configuration, runs)
     messages = check_spaces(configuration, runs)
@@ -147,13 +149,18 @@ def _plan_cohort(args):
     return configuration, runs[first::n_shards], problems[first::n_shards], listing
 
 
-def _with_columns(configuration, runs):
+def _with_columns(configuration, runs, n_threads):
     """The configuration with the columns of the atlases of which each run has its own."""
+    from gpumask.cli.progress import CountProgress
     from gpumask.cohort.own_atlases import OwnAtlas, with_columns
 
     atlases = []
     for atlas in configuration.atlases:
-        made, notes = with_columns(atlas, runs) if isinstance(atlas, OwnAtlas) else (atlas, [])
+        if not isinstance(atlas, OwnAtlas):
+            atlases.append(atlas)
+            continue
+        with CountProgress(f"images of the atlas {atlas.name}") as progress:
+            made, notes = with_columns(atlas, runs, progress, n_threads)
         atlases.append(made)
         for note in notes:
             tell(f"warning: {atlas.name}: {note}", logging.WARNING)

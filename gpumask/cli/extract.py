@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpumask.cli.output import USER_ERRORS, kept_volumes, refuse, show, show_details, show_messages, tell
-from gpumask.cli.parser import check_cutoffs, check_file, parse
+from gpumask.cli.parser import parse
 from gpumask.cli.usage import (
     atlases_of,
     check_confounds,
@@ -22,6 +22,7 @@ from gpumask.cli.usage import (
     relmats_of,
     rows_of,
 )
+from gpumask.cli.values import check_cutoffs, check_file
 
 
 def command(args: argparse.Namespace) -> int:

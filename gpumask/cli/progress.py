@@ -71,21 +71,47 @@ class RunProgress:
             self._bar.close()
 
 
-class CohortProgress:
-    """A bar of all runs of a cohort, which also advances within runs; any thread may call it.
+def _bar(total, what):
+    """A bar; where standard error isn't a terminal with a size, a line at once, and then one every 30 s at most."""
+    is_terminal = _is_terminal()
+    layout = "{desc} |{bar}| [{elapsed}<{remaining}]" if is_terminal else "{desc} [{elapsed}<{remaining}]"
+    where = {} if is_terminal else {"file": _Lines(), "mininterval": _SECONDS_PER_LINE}
+    hidden = not shows_results()
+    return _Bar(desc=f"0/{total} {what}", total=total, bar_format=layout, disable=hidden, **where, **_OPTIONS)
 
-    Where standard error isn't a terminal with a size, it is a line at once, and then one every 30 s at most. The time
-    left is estimated from runs that take time: skipped ones don't count.
+
+class CountProgress:
+    """A bar that counts things of one kind, such as files: as `_bar`, from the first call on; a context manager."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._bar: _Bar | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that `done` of `total` are done."""
+        if self._bar is None:
+            self._bar = _bar(total, self._what)
+        self._bar.set_description_str(f"{done}/{total} {self._what}", refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def __enter__(self) -> "CountProgress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class CohortProgress:
+    """A bar of all runs of a cohort, as `_bar`, which also advances within runs; any thread may call it.
+
+    The time left is estimated from runs that take time: skipped ones don't count.
     """
 
     def __init__(self, n_runs: int) -> None:
         self._shares: dict[Run, float] = {}
         self._n_finished, self._n_failed, self._n_volumes = 0, 0, 0
-        is_terminal = _is_terminal()
-        layout = "{desc} |{bar}| [{elapsed}<{remaining}]" if is_terminal else "{desc} [{elapsed}<{remaining}]"
-        where = {} if is_terminal else {"file": _Lines(), "mininterval": _SECONDS_PER_LINE}
-        hidden = not shows_results()
-        self._bar = _Bar(desc=f"0/{n_runs} runs", total=n_runs, bar_format=layout, disable=hidden, **where, **_OPTIONS)
+        self._bar = _bar(n_runs, "runs")
 
     def __call__(self, run: Run, share: float) -> None:
         """Show that a share, from 0 to 1, of a run is done."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpumask.bids.content import absence, check_content
-from gpumask.cli.parser import check_file
 from gpumask.cli.paths import split_name, split_paths
+from gpumask.cli.values import check_file
 
 if TYPE_CHECKING:
     from gpumask.cohort.atlas_file import AtlasFile

@@ -49,7 +49,7 @@ class GroupTables:
             first = heapq.nsmallest(_ATLASES, row["atlases"])
             self._lines.append((own, {name: _cells(row["atlases"][name], OF_ATLAS) for name in first}))
 
-    def write(self, out_dir: Path, unused: Unused) -> tuple[list[Path], list[Mean]]:
+    def write(self, out_dir: Path, unused: Unused) -> tuple[list[Path], list[Mean], list[dict[str, Any]]]:
         """Write the tables, and JSON files on their contents, to the cohort's output folder.
 
         ``group_quality.tsv`` has a row for each run and denoising with outputs, sorted by the names of the runs: see
@@ -65,8 +65,10 @@ class GroupTables:
             The written tables.
         means : list of Mean
             The first mean matrices, small enough for pictures.
+        motion : list of dict
+            The rows of ``group_qcfc.tsv``.
         """
-        paths, found = [self._write_quality(out_dir)], []
+        paths, found = [self._write_quality(out_dir)], list[dict[str, Any]]()
         means: list[Mean] = []
         for group in self._matrices.groups():
             reading, motion, sums = Reading(out_dir, group, unused), MotionSums(), MeanSums(group.kind.stat)
@@ -75,13 +77,14 @@ class GroupTables:
                 sums.add(edges)
             remarks = reading.remarks()
             _log.debug("%s: %d of %d matrices used", group.stem, sums.n_used, len(group.matrices))
-            found.append(_cells(summary(group, motion, remarks), OF_COHORT) + "\n")
+            found.append(summary(group, motion, remarks))
             if sums.n_used:
                 mean = sums.mean(group, " ".join(remarks))
                 paths.append(_write_mean(out_dir, group, mean))
                 means += [mean.thinned(MOST_REGIONS)] * (len(means) < MOST_PICTURES)
-        paths.insert(1, _write(out_dir / "group_qcfc.tsv", OF_COHORT, found))
-        return paths, means
+        body = (_cells(row, OF_COHORT) + "\n" for row in found)
+        paths.insert(1, _write(out_dir / "group_qcfc.tsv", OF_COHORT, body))
+        return paths, means, found
 
     def _write_quality(self, out_dir):
         atlases = sorted({name for _, of_atlases in self._lines for name in of_atlases})[:_ATLASES]
@@ -147,8 +150,8 @@ def summarize(out_dir: Path, n_runs: int | None = None, *, tangent: bool = False
 
     cohort = read_cohort(out_dir, note)
     _log.debug("%s: %d records of finished runs", out_dir, len(cohort.done))
-    paths, means = tables.write(out_dir, cohort.unused)
-    page = write_page(out_dir, n_runs, cohort, means)
+    paths, means, motion = tables.write(out_dir, cohort.unused)
+    page = write_page(out_dir, n_runs, cohort, means, motion)
     of_spaces, refused = spaces.write(out_dir)
     try:
         of_store = stored.write(out_dir, store, cohort.unused) if store else []

@@ -1,9 +1,10 @@
 """Atlases of which each run has an image of its own: one list of columns for all runs."""
 
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,8 +17,10 @@ from gpumask.images.labels import Atlas, load_atlas
 from gpumask.images.lookup import UNKNOWN, read_lookup_table
 from gpumask.images.opening import image_hashes
 from gpumask.inputs import sha256
-from gpumask.process import collect_warnings
+from gpumask.process import collect_warnings, in_threads, n_cores
 from gpumask.text_tables import listed
+
+_UNREADABLE = (OSError, ValueError, TypeError)  # errors of images and headers
 
 
 @dataclass(frozen=True)
@@ -114,12 +117,26 @@ def load_file(file: AtlasFile) -> Atlas | DenseAtlas:
     return atlas
 
 
-def with_columns(atlas: OwnAtlas, runs: Iterable[Run]) -> tuple[OwnAtlas, list[str]]:
+def with_columns(
+    atlas: OwnAtlas,
+    runs: Iterable[Run],
+    progress: Callable[[int, int], object] = lambda done, total: None,
+    n_threads: int | None = None,
+) -> tuple[OwnAtlas, list[str]]:
     """The atlas with the columns that all runs get.
 
     They are the rows of the look-up tables that the runs are given. Without these, they are the labels that occur in
     any image; tables that are found next to the images, or the label tables of grayordinates, name them. Files of the
-    same content are read once; one image at a time is in memory.
+    same content are read once; each thread has one or two images in memory.
+
+    Parameters
+    ----------
+    atlas : OwnAtlas
+    runs : iterable of Run
+    progress : callable, optional
+        Called with the number of runs whose image has been read, from 0, and of all runs; not if tables have the rows.
+    n_threads : int, optional
+        Threads that read images. If None, one per core.
 
     Returns
     -------
@@ -139,7 +156,10 @@ def with_columns(atlas: OwnAtlas, runs: Iterable[Run]) -> tuple[OwnAtlas, list[s
     if tables and (without := [path for path, lut in given.items() if not lut]):
         msg = f"{without[0]} has no look-up table of the atlas {atlas.name}, others have {tables[0]}. Give all one."
         raise ValueError(msg)
-    names = _joined(_rows_of_tables(tables), atlas.background) if tables else _names_of_labels(atlas, runs, notes)
+    if tables:
+        names = _joined(_rows_of_tables(tables), atlas.background)
+    else:
+        names = _names_of_labels(atlas, runs, notes, progress, n_threads or n_cores())
     if not names:
         msg = " ".join([f"No run has a label of the atlas {atlas.name}.", *notes[:1]])
         raise ValueError(msg)
@@ -175,28 +195,61 @@ def _rows_of_tables(paths: Iterable[str]) -> Iterator[tuple[str, dict[float, str
         yield path, dict(zip(table["index"], table["name"], strict=True))
 
 
-def _names_of_labels(atlas, runs, notes):
+def _names_of_labels(atlas, runs, notes, progress, n_threads):
     """Name of each label that occurs in an image; adds to `notes` why an image can't be read."""
-    labels, seen, named, tables = set(), set(), [], {}
-    for run in runs:
-        try:
-            file = file_of(atlas, run)
-            check_content(file.path)
-            content = tuple(image_hashes(file.path).values())
-            if content not in seen:
-                with collect_warnings():  # each run has them
-                    image = load_file(file)
-                labels.update(image.values.tolist())
-                if isinstance(image, DenseAtlas):
-                    names = image.named_table
-                    named.append((os.fspath(file.path), dict(zip(names["index"], names["name"], strict=True))))
-                seen.add(content)
-        except (OSError, ValueError, TypeError) as error:
-            notes.append(f"{error} Its labels have no column.")
+    labels, failed, named, tables = set(), set(), [], {}
+    hashed = in_threads(functools.partial(_hashed, atlas), runs, n_threads)
+    progress(0, len(runs))
+    # Results are in the order of the runs, so that messages don't depend on the threads.
+    for number, (file, content, found) in enumerate(in_threads(_read_first, _marked(hashed), n_threads), start=1):
+        progress(number, len(runs))
+        if content in failed:
+            found = _labels_in(file)  # for the message, which names the file
+        if isinstance(found, Exception):
+            failed.add(content)
+            notes.append(f"{found} Its labels have no column.")
             continue
+        if found:
+            labels.update(found[0])
+            named += [(os.fspath(file.path), found[1])] * bool(found[1])
         if file.lut:
             tables[os.fspath(file.lut)] = None
     named += [(path, {label: rows[label] for label in labels & rows.keys()}) for path, rows in _rows_of_tables(tables)]
     known = _joined(named, atlas.background)
     nameless = {label: UNKNOWN if known else str(int(label)) for label in labels if label != atlas.background}
     return {int(label): name for label, name in {**nameless, **known}.items()}
+
+
+def _hashed(atlas, run):
+    """A run's file, and the hashes of its content; or an error, and None."""
+    try:
+        file = file_of(atlas, run)
+        check_content(file.path)
+        return file, tuple(image_hashes(file.path).values())
+    except _UNREADABLE as error:
+        return error, None
+
+
+def _marked(hashed):
+    """Files and their hashes, each with whether it is the first file of its content."""
+    seen = {None}  # an error
+    for file, content in hashed:
+        yield file, content, content not in seen
+        seen.add(content)
+
+
+def _read_first(marked):
+    """A file, its hashes, and the `_labels_in` it, or its error; None for a content that another file has."""
+    file, content, is_first = marked
+    return file, content, file if content is None else _labels_in(file) if is_first else None
+
+
+def _labels_in(file):
+    """Labels of an image, and the names that it gives them; or an error."""
+    try:
+        with collect_warnings():  # each run has them
+            image = load_file(file)
+    except _UNREADABLE as error:
+        return error
+    table = image.named_table if isinstance(image, DenseAtlas) else {"index": (), "name": ()}
+    return image.values.tolist(), dict(zip(table["index"], table["name"], strict=True))

@@ -14,13 +14,13 @@ _N_CUTOFFS = {"notch": 2, "lowpass": 1}
 
 @dataclass(frozen=True)
 class MotionFilter:
-    """A filter of motion parameters, as XCP-D's of its default order (4). It is applied forwards and backwards.
+    """A filter of motion parameters, as XCP-D's of its default order: 2 forwards, and 2 backwards.
 
     Attributes
     ----------
     kind : {"notch", "lowpass"}
-        "notch" removes a band, and is applied twice (Fair 2020); "lowpass" is a Butterworth filter of order 2 (Gratton
-        2020).
+        "notch" removes a band (Fair 2020); "lowpass" is a Butterworth filter (Gratton 2020). Fair's code and XCP-D
+        applied the notch twice as often until 2025 and 2024, an error (PennLINC/xcp_d #1300).
     cutoffs : tuple of float
         In breaths per minute, ascending: the ends of the band, or the highest frequency that is kept.
     """
@@ -71,14 +71,10 @@ class MotionFilter:
         if self.kind == "notch":
             low, high = self.cutoffs
             centre = (low + high) / 2
-            coefficients, n_times = signal.iirnotch(centre, centre / (high - low), fs=rate), 2
+            coefficients = signal.iirnotch(centre, centre / (high - low), fs=rate)
         else:
-            coefficients, n_times = signal.butter(2, self.cutoffs[0], fs=rate), 1
-        for _ in range(n_times):
-            parameters = signal.filtfilt(
-                *coefficients, parameters, axis=0, padtype="constant", padlen=len(parameters) - 1
-            )
-        return parameters
+            coefficients = signal.butter(2, self.cutoffs[0], fs=rate)
+        return signal.filtfilt(*coefficients, parameters, axis=0, padtype="constant", padlen=len(parameters) - 1)
 
 
 def framewise_displacement(parameters: np.ndarray) -> np.ndarray:

@@ -266,13 +266,14 @@ def resample_mask(mask: np.ndarray, source: Grid, target: Grid) -> tuple[np.ndar
 
 
 _NON_FINITE = "Non-finite values detected. These values will be replaced with zeros."
+_BLOCK = 1 << 15  # voxels whose labels, in int64, fit into a core's cache
 _NO_LABEL_IN_MASK = "No label left after applying mask to the labels image."
 
 
 def unique_labels(labels: np.ndarray) -> np.ndarray:
     """Return the sorted distinct finite values of a label volume, in its dtype and native byte order.
 
-    Integers in a small range are counted, in a tenth of the time of the sort that other values need.
+    Whole numbers in a small range are marked, block by block: in a tenth of the time of the sort that others need.
     """
     flat = labels.ravel(order="K")
     flat = flat.astype(flat.dtype.newbyteorder("="), copy=False)
@@ -281,10 +282,15 @@ def unique_labels(labels: np.ndarray) -> np.ndarray:
     if flat.size and flat.dtype.kind != "b":
         low, high = flat.min(), flat.max()
         if float(high) - float(low) < 1 << 20 and max(-float(low), float(high)) < 1 << 53:
-            whole = flat.astype(np.int64)
-            if flat.dtype.kind in "iu" or np.array_equal(whole, flat):
-                present = np.flatnonzero(np.bincount(whole - int(low)))
-                return (present + int(low)).astype(flat.dtype)
+            present = np.zeros(int(high) - int(low) + 1, bool)
+            for start in range(0, flat.size, _BLOCK):
+                block = flat[start : start + _BLOCK]
+                whole = block.astype(np.int64)
+                if flat.dtype.kind == "f" and not np.array_equal(whole, block):
+                    break
+                present[whole - int(low)] = True
+            else:
+                return (np.flatnonzero(present) + int(low)).astype(flat.dtype)
     return np.unique(flat)
 
 

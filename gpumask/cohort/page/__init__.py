@@ -7,7 +7,7 @@ import importlib.resources
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,11 @@ def read_cohort(out_dir: str | os.PathLike, noting: Callable[[dict[str, Any]], o
 
 
 def write_page(
-    out_dir: str | os.PathLike, n_runs: int | None = None, cohort: Cohort | None = None, means: Sequence[Mean] = ()
+    out_dir: str | os.PathLike,
+    n_runs: int | None = None,
+    cohort: Cohort | None = None,
+    means: Sequence[Mean] = (),
+    motion: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write the page of a cohort's output folder, ``cohort.html``, and ``logs/CITATION.md``.
 
@@ -65,6 +69,8 @@ def write_page(
         The folder's, if it has been read.
     means : sequence of Mean
         Mean matrices to show.
+    motion : sequence of dict
+        QC-FC of each kind of matrices, as `gpumask.cohort.qcfc.summary` returns it.
 
     Returns
     -------
@@ -80,8 +86,8 @@ def write_page(
     now = html.escape(time.strftime("%Y-%m-%d %H:%M:%S %z"))
     body = (
         f"{sections.failures(cohort)}{runs.section(cohort)}{coverage.section(cohort, out_dir)}"
-        f"{connectivity.section(means)}{methods.section(cohort.methods)}{sections.timings(cohort)}"
-        f"{sections.warnings(cohort)}"
+        f"{connectivity.section(means)}{connectivity.motion_section(motion)}{methods.section(cohort.methods)}"
+        f"{sections.timings(cohort)}{sections.warnings(cohort)}"
     )
     links = " ".join(f"<a href='#{key}'>{heading}</a>" for key, heading in _HEADING.findall(body))
     script = _part("script.js")
