@@ -163,7 +163,7 @@ def is_stale(configuration: Configuration, run: Run) -> bool:
 
 
 def _has_inputs(record, run):
-    """Whether a record was made from a run's inputs. An own atlas that only one of them has decides no output of both."""
+    """Whether a record was made from a run's inputs; own atlases that only one of them has don't count."""
     old, new = dict(record["inputs"]), identities(run)
     before, now = (inputs.pop("atlases", {}) for inputs in (old, new))
     return old == new and all(before[name] == now[name] for name in before.keys() & now.keys())
