@@ -146,7 +146,9 @@ def _process(configuration, run, progress, turn, messages):
         made = {configuration.made[unit.name]: configuration.described(unit) for unit in todo}
 
         def content(record):
-            whole = {"configuration": configuration.hash, "inputs": inputs, **_with_earlier(record, made, earlier)}
+            own = {**earlier.own, **inputs.get("atlases", {})}
+            of_all = inputs | ({"atlases": own} if own else {})
+            whole = {"configuration": configuration.hash, "inputs": of_all, **_with_earlier(record, made, earlier)}
             return json_lines({**described(record), **whole, "host": platform.node(), "pid": os.getpid()})
 
         return _refusing(_write(configuration, files, record, started, run_name(run), last, content, old), refusals)
