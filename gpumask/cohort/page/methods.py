@@ -143,8 +143,10 @@ def _confounds(confounds):
     if not isinstance(confounds, dict):
         return text_of(confounds)
     if columns := confounds.get("columns"):
-        words = expanded(columns) if isinstance(columns, list) else text_of(columns)
-        return f"{words} ({counted(len(columns), 'column')})" if isinstance(columns, list) else words
+        if not isinstance(columns, list):
+            return text_of(columns)
+        matches = any(set("*?[") & set(str(name)) for name in columns)  # how many columns, each run's table decides
+        return expanded(columns) + f" ({counted(len(columns), 'column')})" * (not matches)
     strategy = confounds.get("strategy")
     return f"nilearn's strategy {text_of(strategy)}" if strategy else "none are removed"
 
