@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from gpumask.cohort import page as cohort_page
+from gpumask.cohort.group import summarize
 from gpumask.cohort.page import coverage, logs, write_page
 
 from . import cohorts
@@ -335,9 +336,8 @@ def test_region_names_that_look_like_formulas(cohort):
     assert "$\\frac$ <b>" in page_of(cohort.out).text
 
 
-@pytest.mark.parametrize("folder", ["logs", ""])
-def test_no_runs(tmp_path, folder):
-    (tmp_path / "a <b> & c" / folder).mkdir(parents=True)
+def test_no_runs(tmp_path):
+    (tmp_path / "a <b> & c" / "logs").mkdir(parents=True)
     page = page_of(tmp_path / "a <b> & c", 0)
     assert "Cohort a <b> & c" in page.texts
     assert "Failures" in page.texts
@@ -349,6 +349,13 @@ def test_no_folder(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         write_page(tmp_path / "none")
     assert str(error.value) == (f"No such folder: {tmp_path / 'none'}. Expected the output folder of a cohort.")
+
+
+def test_a_folder_of_others_is_left_alone(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        summarize(tmp_path)
+    assert str(error.value) == f"No such folder: {tmp_path / 'logs'}. Expected the output folder of a cohort."
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_matplotlib(cohort, monkeypatch):

@@ -46,6 +46,13 @@ def packed(out):
     return rows
 
 
+@pytest.mark.parametrize("columns", [["trans_*", "cosine0?"], ["csf", "rot_[xy]"]])
+def test_patterns_of_columns_are_not_counted(tmp_path, columns):
+    put(tmp_path, "sub-0", {**HOW, "confounds": {"columns": columns}})
+    rows = {row[0]: row[1] for row in page_of(tmp_path).rows if len(row) == 2}
+    assert rows["Confounds"] == ", ".join(columns)
+
+
 def test_what_was_done_in_words(tmp_path):
     for number in range(3):
         put(tmp_path, f"sub-{number}")

@@ -93,7 +93,7 @@ def installed(folder, line):
 
 
 def test_the_command_its_repetition_and_the_group(folder, gpumask):
-    assert installed(folder, command())[-1].startswith("2 done, 0 skipped")
+    assert installed(folder, command())[-1].startswith("2 done, 0 failed")
     out = folder / "OUT_DIR"
     for subject in ("sub-01", "sub-02"):
         name = f"{STEM.replace('sub-02', subject)}_space-MNI152NLin2009cAsym_atlas-Schaefer400"

@@ -99,8 +99,8 @@ def add_cohort(commands: Any) -> None:
         description="Write time series, coverage and correlations of the regions of one or more atlases for all runs "
         "in a folder of fMRIPrep derivatives, as BIDS derivatives. Finished runs are skipped: after an interruption, "
         "repeat the command. Failed runs are logged in OUT_DIR/logs; the others continue.",
-        epilog="Exit status: 0 all done; 1 some runs failed, the others are written; 2 wrong usage, nothing started; "
-        "130 or 143 interrupted. Options may use _ for -.",
+        epilog="Exit status: 0 all done; 1 some runs failed or group files couldn't be made, the others are written; 2 "
+        "wrong usage, nothing started; 130 or 143 interrupted. Options may use _ for -.",
     )
     add = cohort.add_argument
     add(
@@ -114,7 +114,7 @@ def add_cohort(commands: Any) -> None:
     add(
         "level",
         choices=LEVELS,
-        help="participant: extract the runs. group: only summarize OUT_DIR (page and --store)",
+        help="participant: extract the runs. group: only summarize OUT_DIR (page, tables, --store, --tangent)",
     )
     add = cohort.add_argument_group("runs").add_argument
     for plural, option in list(CHOOSING.items())[:-1]:
@@ -166,7 +166,12 @@ def add_cohort(commands: Any) -> None:
     add("--no-relmat", action="store_true", help="write no connectivity matrices")
     _add_cifti(add)
     add("--figures", action="store_true", help="write figures of each run (needs matplotlib)")
-    add("--store", metavar="FILE.parquet", type=Path, help="at the end, also write all time series to a Parquet file")
+    add(
+        "--store",
+        metavar="FILE.parquet",
+        type=Path,
+        help="at the end, also write all time series to Parquet: a file, or one for each atlas and denoising",
+    )
     add(
         "--tangent",
         action="store_true",

@@ -108,7 +108,8 @@ OF_ATLAS = (
     Column(
         "coverage_median",
         "Median coverage",
-        "Median over the regions of the share of their voxels that the run and its mask cover.",
+        "Median over the regions of the share of their voxels that the run and its mask cover. In an atlas of several "
+        "images, voxels that belong to an earlier image count as not covered.",
     ),
     Column(
         "median_abs_r",

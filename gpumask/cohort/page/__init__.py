@@ -34,13 +34,14 @@ def read_cohort(out_dir: str | os.PathLike, noting: Callable[[dict[str, Any]], o
     Raises
     ------
     FileNotFoundError
-        If the folder doesn't exist.
+        If the folder, or ``logs`` in it, doesn't exist.
     """
-    out_dir = Path(out_dir)
-    if not out_dir.is_dir():
-        msg = f"No such folder: {out_dir}. Expected the output folder of a cohort."
-        raise FileNotFoundError(msg)
-    return read_logs(out_dir / "logs", noting)
+    logs = Path(out_dir) / "logs"
+    for folder in (logs.parent, logs):
+        if not folder.is_dir():
+            msg = f"No such folder: {folder}. Expected the output folder of a cohort."
+            raise FileNotFoundError(msg)
+    return read_logs(logs, noting)
 
 
 def write_page(

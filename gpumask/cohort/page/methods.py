@@ -144,9 +144,12 @@ def _confounds(confounds):
     if not isinstance(confounds, dict):
         return text_of(confounds)
     if columns := confounds.get("columns"):
-        words = expanded(columns) if isinstance(columns, list) else text_of(columns)
-        named = f"; the preset {preset}" if (preset := preset_of(confounds)) else ""
-        return f"{words} ({counted(len(columns), 'column')}{named})" if isinstance(columns, list) else words
+        if not isinstance(columns, list):
+            return text_of(columns)
+        matches = any(set("*?[") & set(str(name)) for name in columns)  # how many columns, each run's table decides
+        facts = [] if matches else [counted(len(columns), "column")]
+        facts += [f"the preset {preset}"] if (preset := preset_of(confounds)) else []
+        return expanded(columns) + (f" ({'; '.join(facts)})" if facts else "")
     strategy = confounds.get("strategy")
     return f"nilearn's strategy {text_of(strategy)}" if strategy else "none are removed"
 
