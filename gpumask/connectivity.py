@@ -1,7 +1,8 @@
 """Connectivity of regions: symmetric matrices of their signals, and the tangent space of the matrices of a group.
 
 Arrays in, arrays out. A region with NaN, or without variance, has NaN in its row and column. `tangent_space` is for
-groups: its matrices are deviations from the group's mean.
+groups: its matrices are deviations from the group's mean. All use one BLAS thread: with several, the last bits would
+depend on their number, and so on whether a cohort runs in threads or processes.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpumask.choices import RELMATS, check_choice
+from gpumask.process import one_blas_thread
 
 CORRELATIONS = (RELMATS["pearson"], RELMATS["partial"])
 """Labels of the kinds whose mean is that of Fisher z."""
@@ -35,6 +37,7 @@ class Connectivity(NamedTuple):
     facts: dict[str, Any]
 
 
+@one_blas_thread
 def connectivity(signals: np.ndarray, kind: str = "pearson") -> Connectivity:
     """Connectivity of the columns.
 
@@ -81,6 +84,7 @@ def connectivity(signals: np.ndarray, kind: str = "pearson") -> Connectivity:
     return Connectivity(whole, facts)
 
 
+@one_blas_thread
 def correlations(signals: np.ndarray) -> np.ndarray:
     """Pearson correlations of the columns; NaN for those with NaN or without variance.
 
@@ -99,6 +103,7 @@ def correlations(signals: np.ndarray) -> np.ndarray:
     return upper + upper.T + np.diag(diagonal)
 
 
+@one_blas_thread
 def shrunk_covariance(signals: np.ndarray) -> tuple[np.ndarray, float | None]:
     """Ledoit-Wolf covariance of z-scored columns, and its shrinkage; the divisor of both is the number of volumes.
 
@@ -130,6 +135,7 @@ def shrunk_covariance(signals: np.ndarray) -> tuple[np.ndarray, float | None]:
     return covariance, float(shrinkage) if values[0] > _SINGULAR * values[-1] else None
 
 
+@one_blas_thread
 def tangent_space(
     n_matrices: int, covariance: Callable[[int], np.ndarray], store: Callable[[int, np.ndarray], object]
 ) -> np.ndarray:

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 
-class Counted:
+class Counted(contextlib.ContextDecorator):
     """A process-wide state: the first user sets it, and the last user restores the former one, in any order.
+
+    A context, or a decorator of functions.
 
     Parameters
     ----------

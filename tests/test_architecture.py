@@ -40,7 +40,7 @@ LAYERS = {
         "text_tables",
     },
     "bids": {"bids", "files", "tables", "inputs", "text_tables"},
-    "connectivity": {"choices"},
+    "connectivity": {"choices", "process"},
     "confounds": {
         *("confounds", "bids", "images", "kernels", "dlpack", "devices", "backend"),
         *("choices", "process", "inputs", "text_tables"),
