@@ -1,7 +1,8 @@
 """Connectivity of regions: symmetric matrices of their signals, and the tangent space of the matrices of a group.
 
 Arrays in, arrays out. A region with NaN, or without variance, has NaN in its row and column. `tangent_space` is for
-groups: its matrices are deviations from the group's mean.
+groups: its matrices are deviations from the group's mean. All use one BLAS thread: with several, the last bits would
+depend on their number, and so on whether a cohort runs in threads or processes.
 """
 
 from collections.abc import Callable

@@ -19,6 +19,8 @@ from typing import Any
 class Counted(contextlib.ContextDecorator):
     """A process-wide state: the first user sets it, and the last user restores the former one, in any order.
 
+    A context, or a decorator of functions.
+
     Parameters
     ----------
     make : callable
@@ -145,10 +147,13 @@ def collect_warnings() -> Iterator[list[str]]:
             _messages.of_thread = outer
 
 
+_INSIDE = ("gpumask", "joblib", "sklearn")
+
+
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn, pointing at the innermost caller outside gpumask and scikit-learn (which wraps `transform`)."""
+    """Warn, pointing at the innermost caller outside gpumask and what calls it back, scikit-learn and joblib."""
     frame, level = sys._getframe().f_back, 2
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("gpumask", "sklearn"):
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
 

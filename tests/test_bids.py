@@ -436,6 +436,11 @@ def test_labels_that_arent_there(root, filters, message):
 
 
 def test_folders_that_are_no_derivatives(tmp_path, root):
+    (tmp_path / "HCP" / "100307" / "MNINonLinear").mkdir(parents=True)
+    assert error_of(tmp_path / "HCP") == (
+        f"{tmp_path}/HCP has no folders sub-*: expected fMRIPrep's folder of derivatives. For another layout, such as "
+        "HCP's, list the runs in a TSV file (column bold)."
+    )
     assert error_of(tmp_path) == (
         f"{tmp_path} has no folders sub-*: expected fMRIPrep's folder of derivatives. Did you mean {tmp_path}/fmriprep?"
     )

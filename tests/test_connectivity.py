@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from nilearn.connectome import ConnectivityMeasure, vec_to_sym_matrix
 from sklearn.covariance import EmpiricalCovariance, LedoitWolf
+from threadpoolctl import threadpool_limits
 
 from gpumask import connectivity as of
 from gpumask.choices import RELMATS
@@ -139,6 +140,24 @@ def test_shrunk_covariance_names_lost_columns():
     signals[:, 3], signals[7, 1] = 5, np.nan
     with pytest.raises(ValueError, match=r"columns without a number or without variance: \[1, 3\]"):
         shrunk_covariance(signals)
+
+
+def tangent(signals):
+    covariances = [shrunk_covariance(part)[0] for part in np.split(signals, 2)]
+    return tangent_space(2, covariances.__getitem__, lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [tangent, lambda signals: shrunk_covariance(signals)[0], lambda signals: connectivity(signals, "partial").matrix],
+    ids=["tangent", "shrunk covariance", "partial correlation"],
+)
+def test_same_bits_for_any_number_of_blas_threads(function):
+    signals, found = signals_of(200, 379), []
+    for n_threads in (1, 2):
+        with threadpool_limits(n_threads, "blas"):
+            found.append(function(signals))
+    np.testing.assert_array_equal(*found)
 
 
 def test_mean_of_correlations_is_by_fisher_z():

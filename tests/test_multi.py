@@ -190,6 +190,16 @@ def test_jobs(runs):
         masker.transform(runs, confounds=[CONFOUNDS[0], CONFOUNDS[1][:7], None])
 
 
+@pytest.mark.parametrize("memory", [False, True])
+def test_warnings_point_at_the_caller(tmp_path, memory):
+    """And not at joblib, which calls the masker for each run, and for what it caches."""
+    run = nib.Nifti1Image(np.full((6, 6, 6, 3), np.nan), AFFINE)
+    masker = MultiNiftiLabelsMasker(labels(), memory=tmp_path if memory else None)
+    with pytest.warns(UserWarning, match="^Non-finite values detected") as caught:
+        masker.fit_transform([run])
+    assert {warning.filename for warning in caught} == {__file__}
+
+
 @pytest.mark.parametrize("container", ["pandas", "polars"])
 def test_set_output_makes_a_table_of_each_run(runs, container):
     """nilearn's list holds arrays nevertheless; of a single run it makes a table."""

@@ -216,8 +216,9 @@ class _Scan:
         names = _listing(root)
         subjects = {name: label for name in names if (label := folder_label(name, "sub"))}
         if not subjects:
-            inner = [f" Did you mean {root}/{name}?" for name in ("fmriprep", "derivatives") if name in names]
-            msg = f"{root} has no folders sub-*: expected fMRIPrep's folder of derivatives.{''.join(inner[:1])}"
+            inner = [f"Did you mean {root}/{name}?" for name in ("fmriprep", "derivatives") if name in names]
+            other = "For another layout, such as HCP's, list the runs in a TSV file (column bold)."
+            msg = f"{root} has no folders sub-*: expected fMRIPrep's folder of derivatives. {[*inner, other][0]}"
             raise ValueError(msg)
         self.present["sub"].update(subjects.values())
         self.check_labels("sub")
