@@ -375,6 +375,18 @@ def test_messages_and_names_do_not_depend_on_which_image_is_read_first(listed, m
     assert sorted(seen) == [f"sub-{k}_seg.nii" for k in (1, 2, 3)]
 
 
+def test_several_images_that_are_not_there(listed):
+    runs, _ = read_manifest(listed)
+    (atlas,) = own_atlases(runs)
+    for k in (1, 3):
+        (listed.parent / f"sub-{k}_seg.nii").unlink()
+    made, notes = with_columns(atlas, runs)
+    assert [label for label, _ in made.columns] == [7, 11]
+    for k, note in zip((1, 3), notes[:-1], strict=True):
+        assert f"sub-{k}_seg.nii" in note
+        assert note.endswith(" Its labels have no column.")
+
+
 def test_images_of_the_same_content_are_read_once(listed, monkeypatch):
     for k in (2, 3):
         shutil.copy(listed.parent / "sub-1_seg.nii", listed.parent / f"sub-{k}_seg.nii")
