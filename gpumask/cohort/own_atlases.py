@@ -207,7 +207,7 @@ def _names_of_labels(atlas, runs, notes, progress, n_threads):
             found = _labels_in(file)  # for the message, which names the file
         if isinstance(found, Exception):
             failed.add(content)
-            notes.append(f"{found} Its labels have no column.")
+            notes.append(f"{str(found).removesuffix('.')}. Its labels have no column.")
             continue
         if found:
             labels.update(found[0])
