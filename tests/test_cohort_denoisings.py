@@ -186,7 +186,8 @@ def test_an_added_denoising_is_extracted_alone(runs, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"confounds": {"columns": ["csf"]}}, r"confounds {'columns': \['trans_\*'\]}, now {'columns': \['csf'\]}"),
+        ({"confounds": {"columns": ["csf"]}}, r"confounds columns \['trans_\*'\], now \['csf'\]"),
+        ({"confounds": {"columns": ["trans_*"], "fd_threshold": 0.4}}, "confounds fd_threshold None, now 0.4"),
         ({"settings": {"low_pass": 0.1}}, "low_pass None, now 0.1"),
         ({"dummy_scans": 3}, "dummy_scans 'auto', now 3"),
         ({"output_type": "n/a"}, "output_type None, now 'n/a'"),
@@ -238,6 +239,13 @@ def test_no_usable_denoising(runs, tmp_path):
     pattern = rf"none: {path} has no column white_matter, rot_\*\. Its 5 columns include .* hard: .* of --min-time\. .*"
     assert re.fullmatch(pattern, record.error)
     assert list((tmp_path / "out").rglob("*.tsv")) == []
+
+
+def test_a_reason_is_given_once(runs, tmp_path):
+    some = (replace(HARD, name="a"), Denoising("b", {"columns": ["rot_*"]}), replace(HARD, name="c"), SIX[3])
+    error = record_of(configured(tmp_path, "out", some, min_time=60), runs[0]).error
+    assert error.startswith(f"a, c: {runs[0].path} keeps ")
+    assert [error.count(words) for words in ("--min-time. ", " b: ", "has no column")] == [1, 1, 1]
 
 
 def test_warnings_name_the_denoisings_that_they_are_about(runs, tmp_path):

@@ -136,7 +136,8 @@ def test_missing_columns_are_named(made):
     [
         (
             "12p",
-            "Unknown preset '12p'. Expected one of 9p, 24p, 36p, simple, scrubbing, acompcor50, or one followed by",
+            "Unknown preset '12p'. Expected one of 9p, 24p, 36p, simple, scrubbing, acompcor50, or one followed by "
+            "+gsr; or a file that ends in .toml or .json.",
         ),
         ("36p+gsr", "The preset 36p removes the global signal already. Expected '36p', got '36p+gsr'."),
         ("9p+gsr", "The preset 9p removes the global signal already."),

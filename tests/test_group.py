@@ -140,6 +140,37 @@ def test_an_outdated_list_of_unused_files_is_removed(tmp_path):
     assert not listed.exists()
 
 
+def test_matrices_of_an_earlier_summary_are_removed(tmp_path, caplog):
+    """Those that aren't made again would be of other runs, or of other options, than the rest."""
+    path = write_run(tmp_path, 0, np.eye(4))
+    kept = {path.name for path in summarize(tmp_path).paths}
+    names = ("stat-partialcorrelation_desc-a_relmat", "stat-partialcorrelation_desc-a_runs", "stat-tangent_relmat")
+    for name in names:
+        for end in ("tsv", "npy", "json"):
+            (tmp_path / f"group_atlas-A_{name}.{end}").touch()
+    others = {"group_atlas-A_stat-mine.tsv", "group_mine.tsv", "group_atlas-A_stat-tangent_relmat.png"}
+    for name in others:
+        (tmp_path / name).touch()
+    assert {path.name for path in summarize(tmp_path).paths} == kept
+    left = {path.name for path in tmp_path.glob("group_*") if path.suffix != ".json"}
+    runs = "group_atlas-A_stat-pearsoncorrelation_runs.tsv"
+    assert left == (kept | others | {runs, "group_atlas-A_stat-partialcorrelation_desc-a_runs.npy"}) - {"cohort.html"}
+    assert not list(tmp_path.glob("group_atlas-A_stat-[!pm]*.json"))
+    removed = [
+        "group_atlas-A_stat-partialcorrelation_desc-a_relmat.npy",
+        "group_atlas-A_stat-partialcorrelation_desc-a_relmat.tsv",
+        "group_atlas-A_stat-tangent_relmat.npy",
+        "group_atlas-A_stat-tangent_relmat.tsv",
+    ]
+    assert caplog.messages == [
+        f"Removed: {', '.join(removed)}. They are of an earlier summary and weren't made again (tangent spaces need "
+        "--tangent)."
+    ]
+    path.unlink()
+    summarize(tmp_path)
+    assert not list(tmp_path.glob("group_atlas-A_stat-pearson*"))
+
+
 def test_records_and_matrices_are_read_once(tmp_path, monkeypatch):
     read = []
     monkeypatch.setattr(logs, "read_record", lambda path, f=logs.read_record: (read.append(path), f(path))[1])

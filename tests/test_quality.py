@@ -379,11 +379,15 @@ def test_an_atlas_that_is_added_joins_the_numbers_of_the_others(cohort, tmp_path
     assert joined_qualities(*both, {("", "b")}) == {"b": {**after, "atlases": {}}}
 
 
-def test_outliers_that_are_missing_or_cut_are_made_again(cohort, tmp_path):
+def test_files_that_are_missing_or_cut_are_made_again(cohort, tmp_path):
     configuration = configured(cohort, tmp_path)
     finish(configuration, cohort)
     first, second = sorted((tmp_path / "out").rglob("*_outliers.tsv"))[:2]
     contents = cohorts.outputs(tmp_path / "out")
+    second.with_suffix(".json").unlink()
+    min((tmp_path / "out").rglob("*_timeseries.json")).unlink()
+    assert sorted(finish(configuration, cohort)) == ["done", "done", "skipped", "skipped"]
+    assert cohorts.outputs(tmp_path / "out") == contents
     first.unlink()
     second.write_bytes(second.read_bytes()[:-4])
     assert sorted(finish(configuration, cohort)) == ["done", "done", "skipped", "skipped"]
@@ -394,7 +398,7 @@ def test_outliers_of_other_options_are_not_replaced(cohort, tmp_path):
     """Though the atlas is another one, whose outputs would be new."""
     finish(configured(cohort, tmp_path, ["Toy"]), cohort)
     other = configured(cohort, tmp_path, ["Fine"], confounds={"fd_threshold": 0.5})
-    message = r"_outliers\.tsv was made with confounds \{'fd_threshold': 0\.38\}, now \{'fd_threshold': 0\.5\}\. "
+    message = r"_outliers\.tsv was made with confounds fd_threshold 0\.38, now 0\.5\. "
     with pytest.raises(ValueError, match=message):
         finish(other, cohort)
     finish(configured(cohort, tmp_path, ["Fine"], confounds={"fd_threshold": 0.5}, overwrite=True), cohort)

@@ -102,6 +102,19 @@ def test_a_kind_is_added_to_a_finished_folder_without_touching_the_rest(folder, 
     assert len(at_once) == len(after)
 
 
+def test_overwriting_with_fewer_kinds_forgets_the_others(folder, tmp_path):
+    assert statuses(configured(folder, tmp_path, KINDS), folder) == {"done"}
+    assert statuses(configured(folder, tmp_path, overwrite=True), folder) == {"done"}
+    records = [json.loads(path.read_text()) for path in tmp_path.glob("logs/*.json")]
+    named = {output["path"] for record in records for output in record["outputs"]}
+    tables = {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("sub-*/**/*.tsv")}
+    assert {name for name in named if name.endswith(".tsv")} == tables
+    assert {path.split("_stat-")[1] for path in tables if path.endswith("_relmat.tsv")} == {
+        "pearsoncorrelation_relmat.tsv"
+    }
+    assert summarize(tmp_path).unused.reasons == {}
+
+
 def test_each_denoising_has_its_matrices_and_means(folder, tmp_path):
     denoisings = tuple(Denoising(name, {"columns": [name]}) for name in ("csf", "cosine00"))
     configuration = configured(folder, tmp_path, ("partial",), denoisings=denoisings, confounds={})

@@ -16,6 +16,7 @@ from gpumask.cohort.executors import run_cohort
 from gpumask.cohort.group import summarize
 from gpumask.cohort.stored import read_record
 from gpumask.cohort.tangent import TangentSpaces
+from gpumask.confounds.denoising import Denoising
 
 from . import cohorts
 from .helpers import save
@@ -143,7 +144,22 @@ def test_the_option(out, capsys):
     printed, err = capsys.readouterr()
     assert f"{out}/group_atlas-Inner_stat-tangent_relmat.npy\n" in printed
     assert err.startswith("--tangent: refused: Toy mean: ")
-    for path in out.glob("group_*tangent*"):
-        path.unlink()
-    assert main(["cohort", str(out.parent), str(out), "group"]) == 0
+    assert main(["cohort", str(out.parent), str(out), "group"]) == 0  # they may not be of these runs
     assert not list(out.glob("group_*tangent*"))
+    assert not list(out.glob("group_*geometricmean*"))
+
+
+def test_names_with_a_denoising(tmp_path):
+    """As those of other matrices: the statistic, then the denoising."""
+    cohorts.make_cohort(tmp_path / "d", 2, bad=False)
+    labels = np.zeros((9, 10, 8), np.int16)
+    labels[2:-2] = np.array([1, 1, 2, 2, 3])[:, None, None]
+    save(tmp_path / "atlas-Inner_dseg.nii.gz", labels, np.diag([3.0, 3, 3, 1]))
+    denoisings = (Denoising("a", {"columns": ["csf"]}),)
+    atlases = (AtlasFile(tmp_path / "atlas-Inner_dseg.nii.gz"),)
+    configuration = Configuration(atlases, tmp_path / "out", denoisings=denoisings, min_time=0, device="cpu")
+    assert all(not record.error for record in run_cohort(configuration, find_runs(tmp_path / "d")[0]))
+    names = [path.name for path in summarize(tmp_path / "out", tangent=True).paths]
+    stats = ("pearsoncorrelation", "tangent", "geometricmean")
+    expected = [f"group_atlas-Inner_stat-{stat}_desc-a_relmat" for stat in stats]
+    assert [name.partition(".")[0] for name in names[3:]] == expected

@@ -315,5 +315,7 @@ def _summarize(args, n_runs=None):
     if reasons := summary.unused.reasons:
         path, reason = next(iter(reasons.items()))
         table = args.out_dir / "group_unused.tsv"
-        tell(f"Unusable files: {len(reasons)}, listed in {table}. The first: {path}: {reason}", logging.ERROR)
+        remedy = "To make a file of a run again, delete it and repeat the participant command."
+        first = f"The first: {path}: {reason.removesuffix('.')}."
+        tell(f"Unusable files: {len(reasons)}, listed in {table}. {first} {remedy}", logging.ERROR)
     return 1 if summary.refused or reasons else 0

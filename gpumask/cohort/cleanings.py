@@ -110,8 +110,11 @@ def cleanings_of(
 
 
 def reasons(refusals: dict[str, Exception]) -> str:
-    """Why denoisings can't be used for a run, each with its name."""
-    return " ".join(f"{name}: {error}" for name, error in refusals.items())
+    """Why denoisings can't be used for a run, each reason with their names."""
+    names: dict[str, list[str]] = {}
+    for name, error in refusals.items():
+        names.setdefault(str(error), []).append(name)
+    return " ".join(f"{', '.join(own)}: {error}" for error, own in names.items())
 
 
 def _cleaning(configuration, run, table, volumes, units: Sequence[Unit], t_r, prepare):

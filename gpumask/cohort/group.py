@@ -20,8 +20,10 @@ from gpumask.cohort.tangent import TangentSpaces
 from gpumask.connectivity import CORRELATIONS
 from gpumask.files import replacing, write
 from gpumask.tables import json_lines, table_lines, text_cell
+from gpumask.text_tables import listed
 
 _log = logging.getLogger(__name__)
+_ENDS = ("_relmat.tsv", "_relmat.npy", "_relmat.json", "_runs.tsv", "_runs.json")
 _ATLASES = 50  # most with columns of their own, so that a row has a bounded size
 _KEYS = (
     Column("participant_id", "Participant", "Label of the participant, with sub-."),
@@ -128,7 +130,8 @@ def summarize(out_dir: Path, n_runs: int | None = None, *, tangent: bool = False
     n_runs : int, optional
         As of `gpumask.cohort.page.write_page`.
     tangent : bool, default=False
-        Whether tangent spaces are written too, see `gpumask.cohort.tangent.TangentSpaces`.
+        Whether tangent spaces are written too, see `gpumask.cohort.tangent.TangentSpaces`. Without it, earlier ones are
+        removed, as are means that aren't made again: they may be of other runs than the other tables.
     store : Path, optional
         Parquet file of all time series to write, see `gpumask.cohort.parquet.Store`.
 
@@ -153,11 +156,29 @@ def summarize(out_dir: Path, n_runs: int | None = None, *, tangent: bool = False
     paths, means, motion = tables.write(out_dir, cohort.unused)
     page = write_page(out_dir, n_runs, cohort, means, motion)
     of_spaces, refused = spaces.write(out_dir)
+    _remove_earlier(out_dir, {*paths, *of_spaces})
     try:
         of_store = stored.write(out_dir, store, cohort.unused) if store else []
     finally:
         listed = cohort.unused.write(out_dir)
     return Summary([page, *paths, *of_spaces, *of_store, *listed], refused, cohort.unused)
+
+
+def _remove_earlier(out_dir: Path, written: set[Path]) -> None:
+    """Remove matrices of the group that an earlier summary wrote and this one doesn't, with a warning."""
+    stems = {path.name.rpartition("_")[0] for path in written}
+    found = [
+        path
+        for path in out_dir.glob("group_atlas-*_stat-*_*")
+        if path.name.endswith(_ENDS) and path.name.rpartition("_")[0] not in stems
+    ]
+    for path in found:
+        path.unlink(missing_ok=True)
+    if matrices := sorted(path.name for path in found if path.name.endswith(("_relmat.tsv", "_relmat.npy"))):
+        _log.warning(
+            "Removed: %s. They are of an earlier summary and weren't made again (tangent spaces need --tangent).",
+            listed(matrices),
+        )
 
 
 def _write_mean(out_dir: Path, group: Group, mean: Mean) -> Path:

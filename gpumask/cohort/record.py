@@ -13,7 +13,7 @@ from typing import Any
 
 from gpumask.bids.content import check_content
 from gpumask.bids.metadata import metadata_files
-from gpumask.bids.names import run_name
+from gpumask.bids.names import run_name, sidecar_path
 from gpumask.bids.runs import Problem, Run
 from gpumask.cohort.configuration import Configuration, Unit
 from gpumask.cohort.quality import joined_qualities
@@ -69,7 +69,8 @@ class Record:
     seconds : dict
         Wall-clock seconds: "read" (the disk and decompressing), "reduce", "clean", "write" and "total".
     atlases : dict
-        For each atlas its number of "regions" and, if coverage is written, its median, "coverage_median".
+        For each atlas its number of "regions"; if coverage is written, its median, "coverage_median"; and messages
+        about "overlaps" of the images that it is combined from, if there are any.
     quality : dict
         What each denoising leaves of the run, and how the run moved, by the name of the denoising ("" for one without
         a name): see `gpumask.cohort.quality.quality_of`.
@@ -214,15 +215,20 @@ def _difference(configuration, run):
 
 def _changes(old, new):
     """What differs between two descriptions of outputs, in words; nothing for the version."""
-    of_atlas = ("kind", "radius", "background_label", "regions_of_all_runs", "label_map", "combined")
-    own = (*of_atlas, "confounds", "dummy_scans", "output_type")
-    olds, news = ({key: how.get(key) for key in own} | how["settings"] for how in (old, new))
+    olds, news = _options(old), _options(new)
     is_other = list(old["files"].values()) != list(new["files"].values())
     return (["another atlas, look-up table or mask"] if is_other else []) + [
         "{} {}, now {}".format(name, *_shown(olds.get(name), news.get(name)))
         for name in dict.fromkeys([*olds, *news])
         if olds.get(name) != news.get(name)
     ]
+
+
+def _options(how):
+    """Options of a description of outputs, by their names in messages."""
+    of_atlas = ("kind", "radius", "background_label", "regions_of_all_runs", "label_map", "combined")
+    of_confounds = {f"confounds {name}": value for name, value in how.get("confounds", {}).items()}
+    return {key: how.get(key) for key in (*of_atlas, "dummy_scans", "output_type")} | of_confounds | how["settings"]
 
 
 def _shown(old, new):
@@ -240,6 +246,8 @@ class Kept:
     ----------
     outputs : tuple of Output
         Existing files of the recorded sizes.
+    missing : frozenset of str
+        Paths of recorded outputs that don't exist, or have other sizes.
     made : dict of str
         How the outputs were made, by ``Output.made``.
     atlases, quality : dict
@@ -250,6 +258,7 @@ class Kept:
     """
 
     outputs: tuple[Output, ...] = ()
+    missing: frozenset[str] = frozenset()
     made: dict[str, dict[str, Any]] = field(default_factory=dict)
     atlases: dict[str, dict[str, Any]] = field(default_factory=dict)
     quality: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -265,7 +274,9 @@ def kept(configuration: Configuration, run: Run) -> Kept:
             return Kept()
     except Exception:  # a fault of the run's files shows when it is processed
         return Kept()
+    recorded = {output.path for output in outputs}
     outputs = tuple(o for o in outputs if _size(configuration.out_dir / o.path) == o.size)
+    missing = frozenset(recorded - {output.path for output in outputs})
     made = {output.made: record["made"][output.made] for output in outputs}
     used = set(map(unit_key, made.values()))
     named = {atlas for atlas, _ in used}
@@ -274,7 +285,7 @@ def kept(configuration: Configuration, run: Run) -> Kept:
         for of_all in (record["atlases"], record["inputs"].get("atlases", {}))
     )
     quality = joined_qualities(record["quality"], {}, used)
-    return Kept(outputs, made, atlases, quality, tuple(record["warnings"]) if outputs else (), own)
+    return Kept(outputs, missing, made, atlases, quality, tuple(record["warnings"]) if outputs else (), own)
 
 
 def _size(path):
@@ -285,14 +296,16 @@ def _size(path):
 
 
 def unfinished(configuration: Configuration, run: Run) -> list[Unit]:
-    """Units for which a run's outputs are missing, outdated, or made with another configuration.
+    """Units for which a run's outputs, or their sidecars, are missing, outdated, or made with another configuration.
 
     If those of a denoising alone are, all of that denoising: it knows which volumes are removed once it is prepared.
     """
-    there = {(output.path, output.made) for output in kept(configuration, run).outputs}
+    found = kept(configuration, run)
+    there = {(output.path, output.made) for output in found.outputs}
 
     def is_there(path, unit):
-        return (path.relative_to(configuration.out_dir).as_posix(), configuration.made[unit.name]) in there
+        name, sidecar = (p.relative_to(configuration.out_dir).as_posix() for p in (path, sidecar_path(path)))
+        return (name, configuration.made[unit.name]) in there and sidecar not in found.missing
 
     wanted = ((unit, configuration.outputs(run, unit).values()) for unit in configuration.units)
     missing = {unit.key for unit, paths in wanted if not all(is_there(path, unit) for path in paths)}

@@ -145,6 +145,7 @@ def _are_descriptions(value):
         and "atlas" in how
         and all(isinstance(name, str) for name in unit_key(how))
         and all(isinstance(how.get(key), dict) for key in ("files", "settings"))
+        and isinstance(how.get("confounds", {}), dict)
         and is_plain(how)
         for how in value.values()
     )

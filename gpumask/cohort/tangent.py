@@ -50,9 +50,9 @@ class TangentSpaces:
     def write(self, out_dir: Path) -> tuple[list[Path], list[str]]:
         """Write the tangent space of each atlas and denoising.
 
-        ``group_atlas-<atlas>[_desc-<denoising>]_stat-tangent_relmat.npy`` is a float32 array of shape (n_runs,
+        ``group_atlas-<atlas>_stat-tangent[_desc-<denoising>]_relmat.npy`` is a float32 array of shape (n_runs,
         n_regions (n_regions + 1) / 2), with rows as `gpumask.connectivity.vectorized` makes them, in the order of the
-        runs that the JSON file lists. ``..._stat-geometricmean_relmat.tsv`` is the mean. While they are made, the
+        runs that the JSON file lists. ``..._stat-geometricmean..._relmat.tsv`` is the mean. While they are made, the
         covariances of all runs lie in an unnamed file in the folder, 8 bytes times n_runs n_regions^2. The memory used
         doesn't grow with the number of runs.
 
@@ -105,8 +105,8 @@ def _write(out_dir, kind, tables):
             "ConfigurationHash": tables[0].made,
             "Regions": regions,
         }
-        stem = f"group_atlas-{kind.atlas}{kind.denoising and f'_desc-{kind.denoising}'}"
-        rows, mean_path = (out_dir / f"{stem}_stat-{stat}_relmat.{end}" for stat, end in _FILES)
+        stem, desc = f"group_atlas-{kind.atlas}", kind.denoising and f"_desc-{kind.denoising}"
+        rows, mean_path = (out_dir / f"{stem}_stat-{stat}{desc}_relmat.{end}" for stat, end in _FILES)
         n_edges = len(regions) * (len(regions) + 1) // 2
         with replacing(rows) as part, created(part) as file:
             header = {"descr": "<f4", "fortran_order": False, "shape": (n_runs, n_edges)}

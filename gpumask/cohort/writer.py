@@ -132,6 +132,8 @@ def _process(configuration, run, progress, turn, messages):
                 path.unlink(missing_ok=True)
         earlier = kept(configuration, run)
         old = recorded_outputs(configuration, run, of_all=False) if configuration.overwrite else []
+        left = (output for output in earlier.outputs if configuration.out_dir / output.path not in old)
+        earlier = replace(earlier, outputs=tuple(left))
         files, record, refusals = _extract(configuration, run, todo, progress, n_threads=1, turn=turn)
         if identities(run) != inputs:
             msg = f"{run.path}, or a file that goes with it, was changed while it was read. Run it again."
@@ -282,6 +284,8 @@ def _extract(configuration, run, units, progress, *, n_threads, turn):
             tables[path] = [contents.figure(path.name, atlas, *signals, *of_run)]
         files |= {path: (unit.name, lines) for path, lines in tables.items()}
         summary[atlas.name] = {"regions": len(names)}
+        if one.regions.overlaps:
+            summary[atlas.name]["overlaps"] = one.regions.overlaps
         if configuration.coverage:
             summary[atlas.name]["coverage_median"] = float(np.median(one.regions.covered_share))
         of_atlases[unit.denoising.name][atlas.name] = atlas_quality(result.signals, matrix, result.snr)

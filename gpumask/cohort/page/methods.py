@@ -18,6 +18,7 @@ from gpumask.cohort.page.processing import (
     standardized,
     text_of,
 )
+from gpumask.confounds.denoising import preset_of
 from gpumask.inputs import shortened
 
 _LONGEST = 900  # characters of a cell
@@ -144,7 +145,8 @@ def _confounds(confounds):
         return text_of(confounds)
     if columns := confounds.get("columns"):
         words = expanded(columns) if isinstance(columns, list) else text_of(columns)
-        return f"{words} ({counted(len(columns), 'column')})" if isinstance(columns, list) else words
+        named = f"; the preset {preset}" if (preset := preset_of(confounds)) else ""
+        return f"{words} ({counted(len(columns), 'column')}{named})" if isinstance(columns, list) else words
     strategy = confounds.get("strategy")
     return f"nilearn's strategy {text_of(strategy)}" if strategy else "none are removed"
 
