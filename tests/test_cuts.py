@@ -40,6 +40,7 @@ def test_each_region_is_in_a_cut(affine, n):
     assert n_hidden == 0
     assert shown(labels, affine, cuts) == {7 * k for k in range(1, n + 1)}
     assert len(cuts) <= -(-n // 3)
+    assert [len(set(of_axis)) for of_axis in cuts.T.tolist()] == [len(cuts)] * 3  # no cut twice
 
 
 def test_regions_that_no_cut_shows_are_counted():

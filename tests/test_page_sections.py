@@ -10,7 +10,7 @@ import pytest
 from gpumask import cli
 from gpumask.cohort.page import pictures, runs, write_page
 from gpumask.cohort.page.processing import Methods, expanded
-from gpumask.cohort.page.remedies import remedy
+from gpumask.cohort.remedies import remedy
 from gpumask.confounds.denoising import preset_confounds
 
 from . import cohorts
@@ -314,10 +314,17 @@ def test_rows_are_as_many_as_fit(tmp_path, monkeypatch):
     [
         ("[Errno 28] No space left on device: '/out/x'", "Free space"),
         ("[Errno 13] Permission denied", "Allow"),
-        ("Unable to allocate 3 GiB", "Repeat the command with a smaller --nprocs"),
+        ("Unable to allocate 3 GiB", "Give the job more memory"),
         ("/x.nii.gz is truncated or corrupt: EOFError", "Copy or create the file again"),
         ("Too many open files", "Raise the limit"),
         ("Connection timed out", "The file system failed"),
+        ("c.tsv has 27 rows, but r.nii has 30 volumes.", "Give the confounds of this run"),
+        ("c.tsv has no column csf. Its 2 columns include a, b.", "Request columns"),
+        ("c.tsv has no column csf, which the confounds strategy 'simple' needs. Add it to the table.", ""),
+        ("c.tsv censors all 30 volumes, as motion or non-steady state.", "Leave the run out, or censor less."),
+        ("r.nii: only NaN, infinite values and 0 in volume 5.", "Create the image again"),
+        ("r.nii is a 3D image, expected a run: a 4D image.", "Leave it out"),
+        ("r.nii is truncated or corrupt. Copy or create the file again.", ""),
         ("The mask has another grid. Use the mask of the same space.", ""),
         ("", ""),
     ],

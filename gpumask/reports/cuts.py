@@ -87,7 +87,7 @@ def cuts_through_each(
 ) -> tuple[np.ndarray, int]:
     """Choose rows of cuts that show as many regions as possible, each near its largest section.
 
-    Each cut is the one that shows most of the regions that those before it don't.
+    Each cut is the one that shows most of the regions that those before it don't; without any left, another one.
 
     Parameters
     ----------
@@ -114,10 +114,11 @@ def cuts_through_each(
     shows = [2 * own >= own.max(axis=0) for own in sections]
     shown, cuts = np.zeros(regions.max() + 1, bool), list[list[int]]()
     while len(cuts) < most and not shown.all():
-        row = []
+        row: list[int] = []
         for of_axis, own in zip(shows, sections, strict=True):
             new = np.count_nonzero(of_axis & ~shown, axis=1)
-            best = np.lexsort((own.sum(axis=1), np.count_nonzero(of_axis, axis=1), new))[-1]
+            others = ~np.isin(np.arange(len(own)), [earlier[len(row)] for earlier in cuts])
+            best = np.lexsort((own.sum(axis=1), np.count_nonzero(of_axis, axis=1), others, new))[-1]
             row.append(int(best))
             shown |= of_axis[best]
         cuts.append(row)
