@@ -77,6 +77,11 @@ class Plans:
                 on_devices[device, data_on] = plan.on(device, data_on)
             return on_grid, on_devices[device, data_on]
 
+    def forget(self, regions: Regions) -> None:
+        """Drop the plans of regions that won't be used again: a plan keeps them in memory."""
+        with self._lock:
+            self._kept = {key: kept for key, kept in self._kept.items() if key[0] is not regions}
+
     def __reduce__(self):
         return Plans, (self._n_kept,)
 

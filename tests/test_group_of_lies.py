@@ -95,7 +95,7 @@ def test_half_of_the_files_lie(folder, capsys):
     false = sorted(path.relative_to(out).as_posix() for paths in lies.values() for path in paths)
     assert listed["file"].tolist() == false
     assert set(listed["reason"][listed["file"].str.endswith("coverage_bold.tsv")]) == {
-        *("No such file or directory", "row 1 hasn't 1 numbers", "has other regions than most")
+        *("No such file or directory", "row 1 doesn't have 1 numbers", "has other regions than most")
     }
     assert stderr.count("\n") == 1
     assert f"Unusable files: {N_RUNS // 2}, listed in {out}/group_unused.tsv. The first: " in stderr

@@ -142,6 +142,29 @@ def test_files_and_options_of_denoisings(tmp_path):
         denoising_of(str(tmp_path / "b.toml"), {})
 
 
+def test_columns_that_are_removed_are_those_of_the_file(tmp_path):
+    """Also the framewise displacement; and a table without one doesn't get one more column."""
+    cohorts.make_cohort(tmp_path / "d", 1, bad=False)
+    (atlas, _) = cohorts.make_atlases(tmp_path)
+    (run,), _ = find_runs(tmp_path / "d")
+    rng, table = np.random.default_rng(0), pd.read_table(run.confounds)
+    table[list(MOTION)] = rng.standard_normal((40, 6)).cumsum(axis=0)
+    for name in ("with", "without"):
+        table = table.drop(columns="framewise_displacement") if name == "without" else table
+        table.to_csv(run.confounds, sep="\t", index=False, na_rep="n/a")
+        denoisings = tuple(
+            Denoising(key, {"columns": ["f*", "trans_x"] if name == "with" else ["*"], **more})
+            for key, more in (("raw", {}), ("calm", {"motion_filter": "lowpass:6"}))
+        )
+        configuration = Configuration(
+            (AtlasFile(atlas),), tmp_path / name, denoisings=denoisings, device="cpu", min_time=0
+        )
+        (record,) = run_cohort(configuration, [run])
+        assert record.error == ""
+        raw, calm = (configuration.outputs(run, unit)["timeseries"] for unit in configuration.units if unit.atlas)
+        assert calm.read_bytes() == raw.read_bytes()
+
+
 def test_a_cohort(tmp_path, capsys):
     """FD counts and censors after the filter; the parameters that are removed aren't filtered."""
     cohorts.make_cohort(tmp_path / "d", 1, bad=False)

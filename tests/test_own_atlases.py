@@ -1,5 +1,6 @@
 """Atlases of which each run has its own: numbers, one list of columns, what is made again, and options next to them."""
 
+import gc
 import json
 import os
 import re
@@ -21,9 +22,11 @@ import gpumask.cohort.own_atlases as own_atlases_module
 import gpumask.plans
 from gpumask.bids import read_manifest
 from gpumask.cli import main
+from gpumask.cohort.atlas_file import AtlasFile
 from gpumask.cohort.configuration import Configuration
 from gpumask.cohort.executors import run_cohort
 from gpumask.cohort.own_atlases import own_atlases, with_columns
+from gpumask.engine.regions import LabelRegions
 
 from . import cohorts, dense
 from .helpers import save, slabs
@@ -262,8 +265,8 @@ def compiled(monkeypatch):
     return plans
 
 
-def processed(listed, atlases):
-    """Process runs that share an image, with atlases of these labels, in this order."""
+def processed(listed, atlases, of_all=()):
+    """Process runs that share an image, with atlases of these labels, in this order, and atlases of all runs."""
     folder, lines = listed.parent, ["bold\tname\tatlas_Own"]
     for k, labels in enumerate(atlases):
         save(folder / f"atlas{k}.nii", slabs(labels), AFFINE)
@@ -271,7 +274,7 @@ def processed(listed, atlases):
     listed.write_text("\n".join(lines) + "\n")
     runs, _ = read_manifest(listed)
     own = tuple(with_columns(atlas, runs)[0] for atlas in own_atlases(runs))
-    records = list(run_cohort(Configuration(own, folder / "out", device="cpu"), runs, n_threads=1))
+    records = list(run_cohort(Configuration((*of_all, *own), folder / "out", device="cpu"), runs, n_threads=1))
     assert {record.status for record in records} == {"done"}
     columns = sorted({label for labels in atlases for label in labels})
     for k, labels in enumerate(atlases):
@@ -287,6 +290,17 @@ def test_plans_of_many_atlases_are_not_all_kept(listed, compiled):
     many = [(3, 20 + k) for k in range(20)]
     processed(listed, [*many, many[-1], many[0]])
     assert len(compiled) == 21  # the last is kept, the first isn't
+
+
+def test_an_atlas_of_all_runs_is_compiled_once_next_to_own_ones(listed, compiled):
+    processed(listed, [(3, 20 + k) for k in range(12)], [AtlasFile(listed.parent / "sub-2_seg.nii", name="All")])
+    assert len(compiled) == 12 + 1
+
+
+def test_few_atlases_are_in_memory(listed):
+    processed(listed, [(3, 20 + k) for k in range(20)])
+    kept = [one for one in gc.get_objects() if isinstance(one, LabelRegions) and 3 in one.atlas.values]
+    assert len(kept) <= 9  # 8, and the one that was made last
 
 
 # Options and outputs next to them
@@ -373,6 +387,18 @@ def test_messages_and_names_do_not_depend_on_which_image_is_read_first(listed, m
     assert all(note.endswith(" Its labels have no column.") for note in notes[:-1])
     assert progress == [(0, 3), (1, 3), (2, 3), (3, 3)]
     assert sorted(seen) == [f"sub-{k}_seg.nii" for k in (1, 2, 3)]
+
+
+def test_several_images_that_are_not_there(listed):
+    runs, _ = read_manifest(listed)
+    (atlas,) = own_atlases(runs)
+    for k in (1, 3):
+        (listed.parent / f"sub-{k}_seg.nii").unlink()
+    made, notes = with_columns(atlas, runs)
+    assert [label for label, _ in made.columns] == [7, 11]
+    for k, note in zip((1, 3), notes[:-1], strict=True):
+        path = listed.parent / f"sub-{k}_seg.nii"
+        assert note == f"[Errno 2] No such file or directory: '{path}'. Its labels have no column."
 
 
 def test_images_of_the_same_content_are_read_once(listed, monkeypatch):

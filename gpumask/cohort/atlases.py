@@ -3,6 +3,7 @@
 import contextlib
 import os
 import threading
+from weakref import WeakKeyDictionary
 
 from gpumask import devices
 from gpumask.bids.runs import Run
@@ -48,7 +49,8 @@ class LoadedAtlases:
         self.notes = [note for atlas in self.atlases.values() for note in atlas.notes]
         self._n_kept = min([atlas.kept_masks for atlas in self.atlases.values()], default=OwnLabels.kept_masks)
         self.plans = Plans(n_kept=self._n_kept * len(configuration.atlases))
-        self._regions, self._lock = {}, threading.Lock()
+        self._regions: WeakKeyDictionary[LoadedAtlas, dict[tuple, Regions]] = WeakKeyDictionary()
+        self._lock = threading.Lock()
 
     def device(self, turn: int) -> str:
         """Return the device whose turn it is, for `gpumask.devices.resolve_device`."""
@@ -86,14 +88,15 @@ class LoadedAtlases:
                     raise OSError(msg)
                 while len(self._loaded_own) >= _KEPT_OWN * len(self._own):
                     dropped = self._loaded_own.pop(next(iter(self._loaded_own)))
-                    self._regions = {key: made for key, made in self._regions.items() if dropped not in key}
+                    for regions in self._regions.pop(dropped, {}).values():
+                        self.plans.forget(regions)
                 self._loaded_own[key] = loaded
             return self._loaded_own[key]
 
     def regions(
         self, mask: str | os.PathLike | None, grid: Grid | BrainModels, atlases: dict[str, LoadedAtlas] | None = None
     ) -> dict[str, Regions]:
-        """Regions by atlas, within a mask, for runs of a grid; the same objects for the same mask file and grid.
+        """Regions by atlas, within a mask, for runs of a grid; the same objects for the same atlas, mask file and grid.
 
         `atlases` are those of the run, see `of_run`; if None, those of all runs.
         """
@@ -102,17 +105,18 @@ class LoadedAtlases:
         of_all = mask is not None and mask == self._mask
         within = mask and (os.fspath(mask), None if of_all else _state(mask))
         of_grid = (grid.shape, grid.affine.tobytes()) if isinstance(grid, Grid) else (grid.key,)
-        key = within, *of_grid, *(atlases[atlas.name] for atlas in self._own)
+        key = within, *of_grid
         with self._lock:
-            if key not in self._regions:
+            made = {name: self._regions.setdefault(atlas, {}) for name, atlas in atlases.items()}
+            if missing := [name for name, of_one in made.items() if key not in of_one]:
                 with self._as_hashed(mask if of_all else None):
                     inside, mask_grid = load_mask(mask) if mask else (None, None)
-                while len(self._regions) >= self._n_kept:
-                    self._regions.pop(next(iter(self._regions)))
                 meeting = grid if self._resamples and isinstance(grid, Grid) else None
-                made = {name: atlas.within(inside, mask_grid, meeting) for name, atlas in atlases.items()}
-                self._regions[key] = made
-            return self._regions[key]
+                for name in missing:
+                    while len(made[name]) >= self._n_kept:
+                        made[name].pop(next(iter(made[name])))
+                    made[name][key] = atlases[name].within(inside, mask_grid, meeting)
+            return {name: of_one[key] for name, of_one in made.items()}
 
 
 def _state(file):

@@ -120,9 +120,10 @@ def reasons(refusals: dict[str, Exception]) -> str:
 def _cleaning(configuration, run, table, volumes, units: Sequence[Unit], t_r, prepare):
     """The cleaning of units of the same denoising."""
     denoising = units[0].denoising
+    motion = table
     if table is not None and (motion_filter := denoising.confounds.get("motion_filter")):
-        table = with_filtered_displacement(table, motion_filter, t_r)
-    confounds, sample_mask = _confounds(run, table, volumes, denoising)
+        motion = with_filtered_displacement(table, motion_filter, t_r)
+    confounds, sample_mask = _confounds(run, table, motion, volumes, denoising)
     censoring = censor(table, volumes.n_volumes, sample_mask, denoising.dummy_scans)
     _check_confounds(run, confounds, volumes, censoring.kept)
     check_kept_time(censoring, t_r, configuration.min_time, str(run.path))
@@ -138,18 +139,18 @@ def _cleaning(configuration, run, table, volumes, units: Sequence[Unit], t_r, pr
         prepared[unit.name] = prepare(unit, own, confounds, censoring.kept, cleaner=cleaner)
         cleaner = prepared[unit.name].cleaner
     freedom = _degrees_of_freedom(configuration, run, prepared[units[0].name], censoring)
-    outliers = find_outliers(censoring, table, **censoring_thresholds(**denoising.confounds))
+    outliers = find_outliers(censoring, motion, **censoring_thresholds(**denoising.confounds))
     return Cleaning(confounds, censoring, outliers, prepared, freedom)
 
 
-def _confounds(run, table, volumes, denoising):
+def _confounds(run, table, motion, volumes, denoising):
     if not denoising.confounds:
         return None, None
     if table is None:
         msg = f"{run.path} has no confounds table, but confounds were requested."
         raise ValueError(msg)
     options = {name: value for name, value in denoising.confounds.items() if name != "motion_filter"}
-    return fmriprep_confounds(run.path, table, **options, n_volumes=volumes.n_volumes)
+    return fmriprep_confounds(run.path, table, **options, n_volumes=volumes.n_volumes, motion=motion)
 
 
 def _check_confounds(run, confounds, volumes, kept):

@@ -203,11 +203,11 @@ def _names_of_labels(atlas, runs, notes, progress, n_threads):
     # Results are in the order of the runs, so that messages don't depend on the threads.
     for number, (file, content, found) in enumerate(in_threads(_read_first, _marked(hashed), n_threads), start=1):
         progress(number, len(runs))
-        if content in failed:
+        if content and content in failed:
             found = _labels_in(file)  # for the message, which names the file
         if isinstance(found, Exception):
             failed.add(content)
-            notes.append(f"{found} Its labels have no column.")
+            notes.append(f"{str(found).removesuffix('.')}. Its labels have no column.")
             continue
         if found:
             labels.update(found[0])

@@ -55,6 +55,7 @@ def fmriprep_confounds(
     std_dvars_threshold: float | None = None,
     scrub: int | None = None,
     n_volumes: int | None = None,
+    motion: ConfoundsTable | None = None,
 ) -> tuple["pd.DataFrame | None", np.ndarray | None]:
     """Confounds of a run and the volumes to keep, from fMRIPrep's table.
 
@@ -80,6 +81,8 @@ def fmriprep_confounds(
         this and both thresholds, and has its own defaults for those that are None.
     n_volumes : int, optional
         Volumes of the run. If None, the table's number of rows isn't checked.
+    motion : ConfoundsTable, optional
+        The same table with another framewise displacement to censor by, see `gpumask.confounds.motion_filter`.
 
     Returns
     -------
@@ -116,7 +119,8 @@ def fmriprep_confounds(
         if columns is not None:
             chosen = _first_row_filled(choose_columns(table, columns, confounds_path))
         if given or _is_scrubbing(strategy):
-            moves = _moves(table, confounds_path, given if given.keys() - {"scrub"} else {"fd_threshold": np.inf})
+            measured = table if motion is None else motion.frame
+            moves = _moves(measured, confounds_path, given if given.keys() - {"scrub"} else {"fd_threshold": np.inf})
     if strategy is not None:
         chosen, kept = _by_strategy(run_path, confounds_path, strategy, given)
         _check_length(chosen, confounds_path, run_path, n_volumes)

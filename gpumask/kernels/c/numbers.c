@@ -97,7 +97,7 @@ static int read_lines(const char *text, const char *end, double *rows, Py_ssize_
             text = stop + 1;
         }
         if (!line_end) {
-            PyErr_Format(PyExc_ValueError, "row %zd hasn't %zd numbers", k + 1, n);
+            PyErr_Format(PyExc_ValueError, "row %zd doesn't have %zd numbers", k + 1, n);
             return -1;
         }
     }
