@@ -133,7 +133,8 @@ class Cleaner:
 
             self.in_blocks(signals.shape[1], lambda block: (signals[:, block], None), put, signals)
             return out
-        cleaned = self._by_steps(self._finite(xp.astype(signals, xp.float64, copy=False)))
+        with self._one_thread:
+            cleaned = self._by_steps(self._finite(xp.astype(signals, xp.float64, copy=False)))
         is_ready = backend.is_numpy(cleaned) and cleaned.dtype == dtype and cleaned.flags.c_contiguous
         if is_ready and not (copy and cleaned is signals):
             return cleaned
@@ -163,10 +164,11 @@ class Cleaner:
         if not self.changes:
             return float(self.n_kept)
         traces, squares = 0.0, 0.0
-        for map_ in self.operator.maps:
-            covariance = map_.matrix @ map_.matrix.T
-            traces += np.trace(covariance)
-            squares += np.sum(covariance**2)
+        with self._one_thread:
+            for map_ in self.operator.maps:
+                covariance = map_.matrix @ map_.matrix.T
+                traces += np.trace(covariance)
+                squares += np.sum(covariance**2)
         n_volumes = sum(len(rows) for rows in self.run_rows)
         # What is left of a variance of 1 per volume is rounding noise.
         return float(traces**2 / squares) if traces > 1e-10 * n_volumes else 0.0
@@ -237,6 +239,11 @@ class Cleaner:
         return self.detrend or self.sos is not None or any(basis is not None for basis in self.bases)
 
     @property
+    def _one_thread(self):
+        """Context of its products, so their bits don't depend on the number of cores."""
+        return one_linalg_thread if self.changes else nullcontext()
+
+    @property
     def first_kept(self) -> int:
         """The first volume of the series that is kept."""
         kept = zip(self.run_rows, self.kept, strict=True)
@@ -298,7 +305,8 @@ class Cleaner:
         """
         n_volumes = sum(map(len, self.run_rows))
         by_product = self.way(n_series) == "product"
-        operator = self.operator.like(where) if by_product or self.standardize == "psc" else None
+        with self._one_thread:
+            operator = self.operator.like(where) if by_product or self.standardize == "psc" else None
 
         def values(block):
             x, base = read(block)
@@ -325,7 +333,7 @@ class Cleaner:
             return (_in_threads if backend.is_numpy(where) else _in_turn)(function, blocks)
 
         put_back = None
-        with one_linalg_thread if self.changes else nullcontext():
+        with self._one_thread:
             if self.standardize == "psc":
                 put_back = puts_back(each(sizes))
             each(clean)
@@ -372,9 +380,9 @@ class Cleaner:
         """Orthonormal basis of one run's confounds, censored, detrended and filtered as the signals; on the host."""
         if confounds is None or not confounds.shape[1]:
             return None
-        with one_linalg_thread:
-            return self._orthonormal(confounds, kept, standardized)
+        return self._orthonormal(confounds, kept, standardized)
 
+    @one_linalg_thread
     def _orthonormal(self, confounds, kept, standardized):
         confounds, _, noise = self._prepared(confounds, kept)
         if standardized:

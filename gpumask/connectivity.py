@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpumask.choices import RELMATS, check_choice
+from gpumask.process import one_blas_thread
 
 CORRELATIONS = (RELMATS["pearson"], RELMATS["partial"])
 """Labels of the kinds whose mean is that of Fisher z."""
@@ -35,6 +36,7 @@ class Connectivity(NamedTuple):
     facts: dict[str, Any]
 
 
+@one_blas_thread
 def connectivity(signals: np.ndarray, kind: str = "pearson") -> Connectivity:
     """Connectivity of the columns.
 
@@ -81,6 +83,7 @@ def connectivity(signals: np.ndarray, kind: str = "pearson") -> Connectivity:
     return Connectivity(whole, facts)
 
 
+@one_blas_thread
 def correlations(signals: np.ndarray) -> np.ndarray:
     """Pearson correlations of the columns; NaN for those with NaN or without variance.
 
@@ -99,6 +102,7 @@ def correlations(signals: np.ndarray) -> np.ndarray:
     return upper + upper.T + np.diag(diagonal)
 
 
+@one_blas_thread
 def shrunk_covariance(signals: np.ndarray) -> tuple[np.ndarray, float | None]:
     """Ledoit-Wolf covariance of z-scored columns, and its shrinkage; the divisor of both is the number of volumes.
 
@@ -130,6 +134,7 @@ def shrunk_covariance(signals: np.ndarray) -> tuple[np.ndarray, float | None]:
     return covariance, float(shrinkage) if values[0] > _SINGULAR * values[-1] else None
 
 
+@one_blas_thread
 def tangent_space(
     n_matrices: int, covariance: Callable[[int], np.ndarray], store: Callable[[int, np.ndarray], object]
 ) -> np.ndarray:

@@ -6,7 +6,6 @@ of prepared extractions.
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -30,7 +29,7 @@ from gpumask.images.grayordinates import DenseImage
 from gpumask.images.grid import Grid
 from gpumask.images.runs import Run
 from gpumask.plans import Plans, plan_key
-from gpumask.process import one_linalg_thread, versions, warn
+from gpumask.process import versions, warn
 from gpumask.settings import Settings, check_dense_settings
 
 if TYPE_CHECKING:
@@ -351,8 +350,7 @@ def _of_regions(prepared, signals, *, keep):
         lost = np.zeros_like(lost)
     if settings.min_coverage is not None:
         lost = lost | (prepared.regions.covered_share < settings.min_coverage)
-    with one_linalg_thread if prepared.cleaner.changes else nullcontext():
-        return _cleaned(signals, lost, prepared.cleaner, copy=keep)  # signals from `memory` may be a mapped file
+    return _cleaned(signals, lost, prepared.cleaner, copy=keep)  # signals from `memory` may be a mapped file
 
 
 def _cleaned(signals, lost, cleaner, *, copy):

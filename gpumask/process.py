@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 
-class Counted:
+class Counted(contextlib.ContextDecorator):
     """A process-wide state: the first user sets it, and the last user restores the former one, in any order.
 
     Parameters

@@ -26,6 +26,7 @@ LAYERS = {
     "tables": {"kernels"},
     "inputs": set(),
     "text_tables": {"inputs"},
+    "references": set(),
     "images": {"images", "dlpack", "cuda_runtime", "backend", "files", "process", "inputs", "text_tables"},
     "kernels": {"kernels", "dlpack", "cuda_runtime", "backend", "choices"},
     "engine": {
@@ -40,10 +41,10 @@ LAYERS = {
         "text_tables",
     },
     "bids": {"bids", "files", "tables", "inputs", "text_tables"},
-    "connectivity": {"choices"},
+    "connectivity": {"choices", "process"},
     "confounds": {
         *("confounds", "bids", "images", "kernels", "dlpack", "devices", "backend"),
-        *("choices", "process", "inputs", "text_tables"),
+        *("choices", "process", "inputs", "text_tables", "references"),
     },
     "time_operator": {"kernels", "backend"},
     "cleaner_options": {"process"},
@@ -80,7 +81,7 @@ LAYERS = {
             "reports",
             "bids",
         ),
-        *("files", "tables", "inputs", "text_tables", "choices", "process", "devices"),
+        *("files", "tables", "inputs", "text_tables", "choices", "process", "devices", "references"),
     },
     "demo": {"files"},
     "cli": {

@@ -81,7 +81,8 @@ def test_extract(runs, tmp_path, monkeypatch, capsys, error):
     raise_in_the_first(monkeypatch, error)
     assert extract(tmp_path, [run.path for run in runs]) == 1
     out, err = capsys.readouterr()
-    text = str(error) or type(error).__name__
+    memory = "MemoryError. Give the job more memory, or have fewer runs at a time (cohort: --nprocs, --nthreads)."
+    text = str(error) or (memory if type(error) is MemoryError else type(error).__name__)
     assert [line for line in err.splitlines() if ": error: " in line] == [f"{runs[0].path}: error: {text}"]
     assert len(out.splitlines()) == 3
 

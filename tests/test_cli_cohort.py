@@ -61,7 +61,8 @@ def test_a_cohort_from_the_command_line(folder, capsys):
         "out/group_atlas-Toy_stat-pearsoncorrelation_relmat.tsv",
         "5 done, 1 failed",
     ]
-    progress, error = err.splitlines()
+    progress, error, remedy = err.splitlines()
+    assert remedy == "Repeat the command once the failures are remedied: it does only failed and new runs."
     assert progress == "0/6 runs [00:00<?]"
     assert error.startswith(f"sub-01_task-rest_run-1_{space}: error: {folder}/d/sub-01/func/sub-01_task-rest")
     assert len(names(folder / "out")) == 10
@@ -255,7 +256,7 @@ def test_progress_on_a_terminal(monkeypatch):
     monkeypatch.setattr(sys, "stderr", terminal)
     assert run(f"d out participant {ATLASES}") == 1
     lines = [line for line in terminal.getvalue().split("\r") if line.strip()]
-    bars = [line for line in lines if "runs" in line and "error: " not in line]
+    bars = [line for line in lines if "/6 runs" in line and "error: " not in line]
     assert bars[0].startswith("0/6 runs |  ")
     assert re.match(r"6/6 runs, 1 failed, \d+ volumes/s \|#+\| \[\d\d:\d\d<00:00\]", bars[-1])
     assert any("error: " in line for line in lines)
@@ -424,3 +425,26 @@ def test_extract_and_cohort_filter_with_the_same_repetition_time(folder, inherit
     pd.testing.assert_frame_equal(of_cohort.dropna(axis=1, how="all"), of_extract, check_exact=True)
     sidecar = json.loads(tables["Toy"][1].with_suffix(".json").read_text())
     assert (sidecar["RepetitionTime"], sidecar["RepetitionTimeSource"]) == (2.0, "JSON")
+
+
+def test_what_to_do_about_failed_runs_is_said_here_and_on_the_page(folder, capsys):
+    """The same words, once each; also for messages that say it themselves."""
+    tables = sorted((folder / "d").rglob("*_desc-confounds_timeseries.tsv"))
+    tables[1].write_text(tables[1].read_text().rpartition("\n")[0].rpartition("\n")[0] + "\n")
+    pd.read_table(tables[2]).drop(columns="csf").to_csv(tables[2], sep="\t", index=False)
+    pd.read_table(tables[3]).assign(framewise_displacement=9.0).to_csv(tables[3], sep="\t", index=False)
+    assert run("d out participant --atlas atlas-Toy_dseg.nii.gz --confounds-columns csf --fd-threshold 2 --min-time 0")
+    err = capsys.readouterr().err
+    page = (folder / "out" / "cohort.html").read_text().partition("<h2 id='failures'>")[2].partition("<h2")[0]
+    for start, remedy in {
+        "has 39 rows, but ": "has 40 volumes. Give the confounds of this run: a row per volume of the image.",
+        "has no column csf. ": "framewise_displacement. Request columns that the tables of all runs have, or leave the "
+        "run out.",
+        "censors all 40 volumes": "steady state. Leave the run out, or censor less.",
+        "is truncated or corrupt": "reached. Copy or create the file again.",
+    }.items():
+        (line,) = (line for line in err.splitlines() if start in line)
+        assert line.endswith(remedy)
+        assert remedy.partition(". ")[2] in page
+    assert page.count("class='remedy'") == 3
+    assert err.endswith("Repeat the command once the failures are remedied: it does only failed and new runs.\n")

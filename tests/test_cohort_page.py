@@ -487,3 +487,17 @@ def test_a_log_that_is_a_folder_is_unreadable(cohort):
     (cohort.logs / "runs-x.jsonl").mkdir()
     (cohort.logs / "x.json").mkdir()
     assert "skipped as unreadable: 2 (first in logs/runs-x.jsonl)" in page_of(cohort.out).text
+
+
+def test_overlaps_of_any_type(tmp_path):
+    """Texts of records are shown as they are, and a few of them only."""
+    (tmp_path / "logs").mkdir()
+    given = [None, 7, ["<b>no</b>", 3, {"a": 1}, *map(str, range(30))], ["x" * 10**5]]
+    for k, overlaps in enumerate(given):
+        record = cohorts.record(f"sub-{k}", [(f"sub-{k}_atlas-A_stat-coverage_bold.tsv", 1, "m")])
+        record["atlases"] = {"A": {"regions": 3, "overlaps": overlaps}}
+        (tmp_path / "logs" / f"sub-{k}.json").write_text(json.dumps(record))
+    texts = page_of(tmp_path).texts
+    assert "<b>no</b>" in texts
+    assert [str(k) for k in range(30) if str(k) in texts[texts.index("A") :]][:9] == list(map(str, range(9)))
+    assert max(map(len, texts)) < 10**4

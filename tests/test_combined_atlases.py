@@ -1,5 +1,6 @@
 """Several label images as one atlas in the commands: --atlas NAME=IMAGE+IMAGE."""
 
+import html
 import json
 import pickle
 import re
@@ -118,6 +119,8 @@ def test_outputs_equal_a_loop_over_voxels(folder, capsys):
     left = sum(unmasked[1, label] * (labels == label).sum() for label in (1, 2, 3))
     assert total == np.count_nonzero(labels)
     assert lost >= total - round(left) > 0  # some of the voxels may lie outside the runs
+    page = Path("out/cohort.html").read_text()
+    assert html.escape(re.search(overlap, err)[0]) in page.partition("<h2 id='coverage'>")[2].partition("<h2")[0]
     assert f"{folder}/cortex.nii.gz + {folder}/sub.nii.gz has several regions called Vis. Their columns have the" in err
     assert list(pd.read_parquet("s.parquet")).count("Tha") == 1
 

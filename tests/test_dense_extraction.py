@@ -13,6 +13,9 @@ from gpumask import (
     NiftiMapsMasker,
     NiftiMasker,
     NiftiSpheresMasker,
+    clean_img,
+    correlation_maps,
+    smooth_img,
     transform_together,
 )
 from gpumask.choices import STRATEGIES
@@ -421,11 +424,21 @@ def test_volumes_and_grayordinates_cannot_be_mixed(made, tmp_path):
             assert str(error.value) == f"{message} regions of the run's kind."
     with pytest.raises(ValueError, match=r"^.* has grayordinates, the regions are spheres in volumes\. Pass an image"):
         NiftiSpheresMasker([(0, 0, 0)], radius=3).fit().transform(run)
-    for masker in (NiftiMasker(), NiftiSpheresMasker([(0, 0, 0)], radius=3)):
-        with pytest.raises(
-            ValueError, match=r"run\.dtseries\.nii holds grayordinates \(CIFTI-2\), expected an image of vol"
-        ):
-            masker.fit(run)
+    for call in (
+        NiftiMasker().fit,
+        NiftiSpheresMasker([(0, 0, 0)], radius=3).fit,
+        clean_img,
+        lambda img: smooth_img(img, 4),
+        lambda img: correlation_maps(NiftiLabelsMasker(atlas).fit(), img, mask_img=labels),
+        lambda img: NiftiLabelsMasker(atlas).fit_transform([img, img]),  # a list is of volumes
+    ):
+        for img in (run, nib.load(run)):
+            with pytest.raises(ValueError) as error:
+                call(img)
+            assert str(error.value) == (
+                f"{run} holds grayordinates (CIFTI-2), expected an image of volumes (NIfTI, Analyze or MGH). Only "
+                "maskers of labels and of maps read grayordinates, one file at a time."
+            )
     with pytest.raises(ValueError, match=rf"^{run} has grayordinates, the regions of {labels} voxels\."):
         NiftiMasker(mask_img=labels).fit().transform(run)
     with pytest.raises(ValueError, match=r"^label_map='a' is for dense labels \(\.dlabel"):

@@ -11,8 +11,9 @@ from nibabel import cifti2
 from gpumask.images import cifti_headers
 from gpumask.images.cifti_images import dense_labels
 from gpumask.images.dense_atlas import load_dense_atlas, load_dense_maps
-from gpumask.images.errors import ImageError
+from gpumask.images.errors import DimensionError, ImageError
 from gpumask.images.grayordinates import is_dense, open_dense
+from gpumask.images.runs import open_run
 from tests import dense
 
 
@@ -153,8 +154,34 @@ def test_compressed(series):
     )
 
 
+def test_compressed_without_its_name(series, tmp_path):
+    """Nibabel opens it as an image of six dimensions."""
+    path = tmp_path / "bold.nii.gz"
+    path.write_bytes(gzip.compress(series.read_bytes()))
+    for img in (path, nib.load(path)):
+        with pytest.raises(DimensionError) as error:
+            open_run(img)
+        assert str(error.value).endswith(
+            f" {path} has shape {nib.load(path).shape}, expected (x, y, z) or (x, y, z, time). CIFTI-2 files have such "
+            "shapes: pass the path of the decompressed file (.dtseries.nii)."
+        )
+
+
+@pytest.mark.parametrize("suffix", ["dtseries", "dlabel"])
+def test_volumes_under_the_name_of_grayordinates(tmp_path, suffix):
+    path = tmp_path / "image.nii"
+    nib.save(nib.Nifti1Image(np.ones((2, 2, 2), "i2"), np.eye(4)), path)
+    path = path.rename(tmp_path / f"image.{suffix}.nii")
+    assert error_of(open_run, path) == (
+        f"{path} has volumes by its header (NIfTI-1), but its name is that of CIFTI-2. Pass a dense file."
+    )
+
+
 def test_missing_empty_folder_and_truncated(series, tmp_path):
     assert error_of(open_dense, "none.dtseries.nii") == "File not found: 'none.dtseries.nii'"
+    assert error_of(open_dense, "sub-*.dtseries.nii") == (
+        "File not found: 'sub-*.dtseries.nii'. Patterns stand for lists of volumes: pass the path of one file."
+    )
     (tmp_path / "folder.dtseries.nii").mkdir()
     assert "is a directory" in error_of(open_dense, tmp_path / "folder.dtseries.nii")
     (tmp_path / "empty.dtseries.nii").write_bytes(b"")
@@ -170,12 +197,21 @@ def test_missing_empty_folder_and_truncated(series, tmp_path):
         image.rows(0, image.grid.n_grayordinates)
 
 
-@pytest.mark.parametrize("intent", [0, 2001, 3001, 3004, 3012])
-def test_wrong_intent(series, intent):
+@pytest.mark.parametrize(
+    ("intent", "found"),
+    [
+        (0, "0 (NIFTI_INTENT_NONE)"),
+        (1500, "1500"),
+        (2001, "2001 (NIFTI_INTENT_TIME_SERIES)"),
+        (3001, "3001 (NIFTI_INTENT_CONNECTIVITY_DENSE)"),
+        (3004, "3004 (NIFTI_INTENT_CONNECTIVITY_PARCELLATED_SERIES)"),
+    ],
+)
+def test_wrong_intent(series, intent, found):
     edited_header(series, intent_code=intent)
     assert error_of(open_dense, series) == (
-        f"{series} has the NIfTI intent {intent}, expected one of dense CIFTI-2 files: 3002 (.dtseries.nii), "
-        "3007 (.dlabel.nii), 3006 (.dscalar.nii)."
+        f"{series} has the NIfTI intent {found}, expected one of dense CIFTI-2 files: 3002 (.dtseries.nii), "
+        "3007 (.dlabel.nii), 3006 (.dscalar.nii). Pass a dense file."
     )
 
 
@@ -388,6 +424,19 @@ def test_two_maps_of_one_name(tmp_path):
 def test_bad_labels(tmp_path, values, message):
     path = dense.save(dense.labels_image(values, dense.surface([1, 2, 3])), tmp_path / "a.dlabel.nii")
     assert error_of(load_dense_atlas, path) == message.format(path)
+
+
+@pytest.mark.parametrize("name", ["Parcel 1", "Parcel 2"])
+def test_two_names_of_a_label(labels, name):
+    """Also of a map that isn't chosen, and if both are equal."""
+    content = labels.read_bytes()
+    row = re.findall(rb'<Label Key="2" [^>]*>Parcel 2</Label>', content)[-1]
+    other = row.replace(b'"2"', b'"1"').replace(b"Parcel 2", name.encode())
+    head, _, tail = content.rpartition(row)
+    labels.write_bytes(head + other + tail)
+    assert error_of(load_dense_atlas, labels, 0, "Glasser") == (
+        f"{labels} has several names of a label in its table: 1. Create the file again."
+    )
 
 
 def test_labels_without_a_table(tmp_path):

@@ -470,7 +470,7 @@ def test_few_volumes_for_a_filter():
         ([1, 2], r"1 label without a row \(called 'unknown'\): 5"),
         ([1, 2, 5, 9], r"`lut` has 1 row without a label in the label image: 9 \(d\)"),
         ([0, 1, 4], "The index seems to start at 0, the labels at 1"),
-        ([11, 12], "No row of `lut` matches a label of the label image"),
+        ([11, 12], "`lut` matches no label of the label image"),
     ],
 )
 def test_look_up_tables_that_disagree(index, message):

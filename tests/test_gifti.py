@@ -282,9 +282,11 @@ def test_kinds_that_are_mixed_up(tmp_path, made):
     assert error_of(NiftiLabelsMasker(atlas).fit().transform, atlas) == (
         f"{atlas} holds dense labels (.dlabel.nii, .label.gii), expected dense series (.dtseries.nii, .func.gii)."
     )
-    assert error_of(NiftiMasker().fit, run) == (
-        f"{run} is a GiftiImage, expected an image of volumes (NIfTI, Analyze or MGH)."
-    )
+    for img, name in ((run, run), ([run, run], run), (nib.load(run), "in-memory image")):
+        assert error_of(NiftiMasker().fit, img) == (
+            f"{name} is a GiftiImage, expected an image of volumes (NIfTI, Analyze or MGH). Only maskers of labels and "
+            "of maps read grayordinates, one file at a time."
+        )
     expected = (
         "expected only NIFTI_INTENT_LABEL (.label.gii), or those of a series (.func.gii): NIFTI_INTENT_TIME_SERIES, "
         "NIFTI_INTENT_NONE, NIFTI_INTENT_NORMAL, NIFTI_INTENT_ESTIMATE."

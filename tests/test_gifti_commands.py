@@ -13,7 +13,7 @@ from gpumask import cli
 from gpumask.bids import find_runs
 from gpumask.bids.names import run_name
 from gpumask.signal import clean
-from tests import surfaces
+from tests import dense, surfaces
 
 N_TIMES, N_VERTICES, T_R = 150, 40, 2.0
 RUNS = ("sub-01_task-rest_run-1", "sub-01_task-rest_run-2", "sub-02_task-rest_run-1")
@@ -142,6 +142,10 @@ def test_atlases_of_both_hemispheres(capsys):
         f"{left}: CIFTI_STRUCTURE_CORTEX_LEFT; {right}: CIFTI_STRUCTURE_CORTEX_RIGHT. Give a command for each, or list "
         "the runs in a table."
     ) in refused(f"cohort d out participant --atlas L={left} R={right}", capsys)
+    both = dense.save(dense.labels_image([0, 1], dense.surface([0, 1])), Path("atlas-Both.dlabel.nii").absolute())
+    assert f"folder: {both}: CIFTI-2; {left}: CIFTI_STRUCTURE_CORTEX_LEFT. Give" in refused(
+        f"cohort d out participant --atlas {both} {left}", capsys
+    )
 
 
 def test_volumes_and_surfaces_cannot_be_mixed(capsys):

@@ -173,9 +173,9 @@ def test_that_all_have_a_partner(labels, index, background):
             "l.tsv doesn't fit a.nii: 1 label without a row (called 'unknown'): 2; 2 rows without a label: 7 (n7), 8 "
             "(n8). Give",
         ),
-        ([0, 1, 2], [11, 12], True, "No row of l.tsv matches a label of a.nii: 2 labels without a row (called 'unkno"),
-        ([0, 1, 2], [], True, "No row of l.tsv matches a label of a.nii: 2 labels"),
-        ([0, 1, 2], ["one", "two"], True, "No row of l.tsv matches a label of a.nii: 2 labels"),
+        ([0, 1, 2], [11, 12], True, "l.tsv matches no label of a.nii: 2 labels without a row (called 'unkno"),
+        ([0, 1, 2], [], True, "l.tsv matches no label of a.nii: 2 labels"),
+        ([0, 1, 2], ["one", "two"], True, "l.tsv matches no label of a.nii: 2 labels"),
     ],
 )
 def test_disagreements(labels, index, nothing, message):
@@ -210,7 +210,7 @@ def test_an_index_that_starts_at_0(labels, names, hint):
         (np.array([1, 2, 3], object), []),
         ([1, 2], ["`lut` doesn't fit the label image: 1 label without a row (called 'unknown'): 3. Give the table"]),
         ([1, 2, 3, 4], ["`lut` has 1 row without a label in the label image: 4 (n3)."]),
-        (["a", "b", "c"], ["No row of `lut` matches a label of the label image: 3 labels without a row"]),
+        (["a", "b", "c"], ["`lut` matches no label of the label image: 3 labels without a row"]),
     ],
 )
 def test_the_masker_warns_and_goes_on_as_nilearn_does(index, messages):
@@ -306,9 +306,7 @@ def test_no_row_has_a_name(tmp_path, name, form):
         lut.to_csv(tmp_path / "lut.tsv", sep="\t", index=False, na_rep="n/a")
         lut = tmp_path / "lut.tsv"
     masker = NiftiLabelsMasker(atlas_of(1, 2, 3), lut=lut)
-    with pytest.warns(
-        UserWarning, match=r"^No row of `lut` matches a label of the label image: 3 labels without a row "
-    ):
+    with pytest.warns(UserWarning, match=r"^`lut` matches no label of the label image: 3 labels without a row "):
         masker.fit(run())
     assert masker.transform(run()).shape == (3, 3)
     assert list(masker.region_names_.values()) == ["unknown"] * 3

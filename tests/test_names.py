@@ -132,7 +132,7 @@ def test_image_and_table_disagree(folder, capsys, command):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("index\tname\n1\tA\n2\tB\n", "No row of {lut} matches a label of {atlas}: 6 labels without a row"),
+        ("index\tname\n1\tA\n2\tB\n", "{lut} matches no label of {atlas}: 6 labels without a row"),
         ("index\tname\n10\tA\n20\n", "{lut}, line 3: has 1 cell, expected 2"),
         ("", "{lut} is empty."),
         ("<xml/>", "{lut}, line 1: is XML or HTML."),

@@ -163,6 +163,44 @@ def test_only_the_run_whose_atlas_changed_is_made_again(listed):
     np.testing.assert_allclose(series(listed, 2), expected(listed, 2, (11, 7)), rtol=1e-6)
 
 
+def test_a_column_that_comes_or_goes_leaves_the_outputs_of_other_atlases(listed):
+    """Nothing is made again, or removed; but an atlas that comes back with another content is."""
+    both = [f"--atlas=All={listed.parent / 'sub-2_seg.nii'}", "--relmat", "pearson"]
+    only_own = listed.read_text()
+    with_column(listed, "atlas_Other", ["sub-3_seg.nii", "sub-1_seg.nii", "sub-1_seg.nii"])
+    with_other = listed.read_text()
+
+    def written():
+        tables = (listed.parent / "out").rglob("sub-*_timeseries.tsv")
+        return {path.name: path.stat().st_mtime_ns for path in tables}
+
+    listed.write_text(only_own)
+    assert cohort(listed, *both) == 0
+    first = written()
+    listed.write_text(with_other)
+    assert cohort(listed, *both) == 0
+    second = written()
+    assert len(second) == len(first) + 3
+    assert second.items() > first.items()
+
+    listed.write_text("".join(line.rpartition("\t")[0] + "\n" for line in only_own.splitlines()))  # without any
+    assert cohort(listed, *both) == 0
+    assert statuses(listed) == {f"sub-{k}": "skipped" for k in (1, 2, 3)}
+    listed.write_text(with_other)
+    assert cohort(listed, *both) == 0
+    assert written() == second
+
+    listed.write_text(only_own)
+    save(listed.parent / "sub-1_seg.nii", slabs((7, 3)), AFFINE)  # of sub-1, and the other atlas of the others
+    assert cohort(listed, *both) == 0
+    assert statuses(listed) == {"sub-1": "done", "sub-2": "skipped", "sub-3": "skipped"}
+    np.testing.assert_allclose(series(listed, 1), expected(listed, 1, (7, 3)), rtol=1e-6)
+    listed.write_text(with_other)
+    assert cohort(listed, *both) == 0
+    assert statuses(listed) == {f"sub-{k}": "done" for k in (1, 2, 3)}
+    np.testing.assert_allclose(series(listed, 2, "Other"), expected(listed, 2, (7, 3)), rtol=1e-6)
+
+
 def test_a_new_label_changes_the_columns_of_all_runs(listed, capsys):
     assert cohort(listed) == 0
     save(listed.parent / "sub-2_seg.nii", slabs((7, 12)), AFFINE)

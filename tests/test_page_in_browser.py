@@ -51,7 +51,9 @@ def out(tmp_path_factory):
     (out / "logs" / "sub-x.json").write_text(json.dumps(hostile))
     (out / "logs" / "runs-host-1.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     (out / "figures" / "sub-007_task-rest_run-1 #1.png").write_bytes(to_png(new_figure((2, 1))))
-    write_page(out)
+    kind = {"atlas": "A", "denoising": "24p", "stat": "pearsoncorrelation", "remark": "of a sample " * 9}
+    numbers = {"runs": 250, "runs_used": 240, "edges": 79800, "median_abs_r": 0.0712, "share_significant": 0.08125}
+    write_page(out, motion=[{**kind, **numbers, "share_significant_fdr": 0.0}])
     return out
 
 
@@ -168,6 +170,13 @@ def test_fits_the_window(page, out, width, dark):
     # Pictures have no ground of their own: white ones would shine in the dark.
     grounds = "[...document.querySelectorAll('svg [id^=patch_] path')].map((path) => getComputedStyle(path).fill)"
     assert "rgb(255, 255, 255)" not in page.value(grounds)
+    # Names of matrices are broken between words only, numbers nowhere.
+    assert page.value(f"({LINES})(document.querySelector('.whole'))") <= 3
+    cells = "[...document.querySelectorAll('#qcfc ~ .wide')][0].querySelectorAll('td.n')"
+    assert page.value(f"[...{cells}].map((cell) => cell.textContent.replace(/\\s/g, ' '))") == [
+        *("250", "240", "79 800", "0.071", "8.1 %", "0.0 %"),
+    ]
+    assert set(page.value(f"[...{cells}].map({LINES})")) == {1}
 
 
 def test_without_scripts(page, out):

@@ -2,13 +2,16 @@
 
 import base64
 import json
+import re
 import zlib
 
 import pytest
 
+from gpumask import cli
 from gpumask.cohort.page import pictures, runs, write_page
 from gpumask.cohort.page.processing import Methods, expanded
-from gpumask.cohort.page.remedies import remedy
+from gpumask.cohort.remedies import remedy
+from gpumask.confounds.denoising import preset_confounds
 
 from . import cohorts
 from .test_cohort_page import page_of, rows_below
@@ -131,14 +134,62 @@ def test_what_denoisings_share_is_said_once(tmp_path):
     assert paragraphs[1].startswith(
         f"Denoising strategy (1 run): {steady} Segments of fewer than 5 volumes between censored ones were censored "
         f'too. {band} {spline} {removed} The confounds are those of nilearn\'s strategy "scrubbing", with the global '
-        "signal [8]: the six motion parameters, their derivatives, and the squares of both [9], the mean"
+        "signal [8], [9], [6], [10]: the six motion parameters, their derivatives, and the squares of both, the mean"
     )
     assert paragraphs[2] == f"Denoising raw (1 run): {band}"
     assert paragraphs[3] == f"Denoising loose {motion.format('1 run', band.replace('0.08', '0.1'))}"
     numbers = [int(line.partition(".")[0]) for line in text.partition("# References")[2].splitlines() if line]
-    assert numbers == list(range(1, 10))
+    assert numbers == list(range(1, 11))
     for what, n in (("gpumask", 1), ("Atlas A", 1), ("Smoothing", 1), ("Trend", 1), ("Filter", 4), ("Confounds", 4)):
         assert [row[0] for row in page.rows].count(what) == n
+
+
+PUBLISHED = {
+    "9p": ["Ciric 2017"],
+    "24p": ["Friston 1996", "Satterthwaite 2013", "Ciric 2017"],
+    "36p": ["Satterthwaite 2013", "Ciric 2017"],
+    "simple": ["Friston 1996", "Satterthwaite 2013", "Wang 2024"],
+    "scrubbing": ["Friston 1996", "Satterthwaite 2013", "Power 2012", "Wang 2024"],
+    "acompcor50": ["Behzadi 2007", "Muschelli 2014", "Friston 1996", "Satterthwaite 2013", "Wang 2024"],
+}
+
+
+@pytest.mark.parametrize("preset", [*PUBLISHED, "24p+gsr", "acompcor50+gsr"])
+def test_the_sources_of_a_preset_are_cited(tmp_path, capsys, preset):
+    """The same as `gpumask info --denoise` lists."""
+    confounds = preset_confounds(preset)
+    if "columns" in confounds:
+        confounds["columns"] = confounds["columns"][::-1]  # their order isn't part of a preset
+    put(tmp_path, "sub-1", {**HOW, "confounds": {**confounds, "fd_threshold": 0.3}})
+    page = page_of(tmp_path)
+    text, _, listing = (tmp_path / "logs" / "CITATION.md").read_text("utf-8").partition("# References")
+    sentence = re.search(r"The confounds(?: are those of nilearn's strategy| \().*?(?:\.$|\. )", text, re.MULTILINE)[0]
+    references = dict(line.split(". ", 1) for line in listing.splitlines() if line)
+    before = sentence.partition(":")[0] if "strategy" in confounds else sentence.partition(")")[0]
+    cited = [references[number] for number in re.findall(r"\[(\d+)\]", before)]
+    plain = preset.removesuffix("+gsr")
+    assert [f"{line.split()[0]} {re.search(r'[(](....)[)]', line)[1]}" for line in cited] == PUBLISHED[plain]
+    assert ("global signal" in expanded_text(sentence)) == (preset in ("9p", "36p", "24p+gsr", "acompcor50+gsr"))
+    if "columns" in confounds:
+        assert sentence.startswith(f"The confounds ({preset} [")
+        (confounds_row,) = (row[1] for row in page.rows if row[0] == "Confounds")
+        assert confounds_row.endswith(f"columns; the preset {preset})")
+    assert cli.main(["info", "--denoise"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    line = lines[next(k for k, line in enumerate(lines) if line.startswith(f"{plain} ")) + 1]
+    assert line.strip().startswith(f"({'; '.join(PUBLISHED[plain])}")
+
+
+def expanded_text(sentence):
+    return sentence.replace("global_signal", "global signal")
+
+
+@pytest.mark.parametrize("columns", [["csf", 7], "csf", {"a": 1}, preset_confounds("24p")["columns"][1:]])
+def test_other_confounds_cite_no_preset(tmp_path, columns):
+    put(tmp_path, "sub-1", {**HOW, "confounds": {"columns": columns}})
+    page_of(tmp_path)
+    text = (tmp_path / "logs" / "CITATION.md").read_text("utf-8")
+    assert not any(author in text for author in ("Friston", "Satterthwaite", "Ciric", "Wang HT"))
 
 
 def test_alike_denoisings_are_as_described_above(tmp_path):
@@ -270,10 +321,17 @@ def test_rows_are_as_many_as_fit(tmp_path, monkeypatch):
     [
         ("[Errno 28] No space left on device: '/out/x'", "Free space"),
         ("[Errno 13] Permission denied", "Allow"),
-        ("Unable to allocate 3 GiB", "Repeat the command with a smaller --nprocs"),
+        ("Unable to allocate 3 GiB", "Give the job more memory"),
         ("/x.nii.gz is truncated or corrupt: EOFError", "Copy or create the file again"),
         ("Too many open files", "Raise the limit"),
         ("Connection timed out", "The file system failed"),
+        ("c.tsv has 27 rows, but r.nii has 30 volumes.", "Give the confounds of this run"),
+        ("c.tsv has no column csf. Its 2 columns include a, b.", "Request columns"),
+        ("c.tsv has no column csf, which the confounds strategy 'simple' needs. Add it to the table.", ""),
+        ("c.tsv censors all 30 volumes, as motion or non-steady state.", "Leave the run out, or censor less."),
+        ("r.nii: only NaN, infinite values and 0 in volume 5.", "Create the image again"),
+        ("r.nii is a 3D image, expected a run: a 4D image.", "Leave it out"),
+        ("r.nii is truncated or corrupt. Copy or create the file again.", ""),
         ("The mask has another grid. Use the mask of the same space.", ""),
         ("", ""),
     ],

@@ -193,16 +193,17 @@ def test_the_page_shows_the_numbers(tmp_path):
         write_run(tmp_path, k, matrix, displacements[k], denoising=("x", "y")[k < 11], made=f"m{k < 11}")
     page = summarize(tmp_path).paths[0].read_text("utf-8")
     section = page.partition("<h2 id='qcfc'>")[2].partition("<h2")[0]
+    section = re.sub("</?span[^>]*>", "", section)
     rows = [re.findall("<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall("<tr>(.*?)</tr>", section)]
     numbers = [expected(upper(matrices)[of], displacements[of]) for of in (slice(11, None), slice(0, 11))]
     shares = ("share_significant", "share_significant_fdr")
     shown = [
-        ["A", name, "pearsoncorrelation", *map(str, (n, n, one["edges"])), f"{one['median_abs_r'].expected:.3f}"]
-        + [f"{one[key].expected:.1%}" for key in shares]
+        [f"A {name} pearsoncorrelation", *map(str, (n, n, one["edges"])), f"{one['median_abs_r'].expected:.3f}"]
+        + [f"{one[key].expected * 100:.1f} %" for key in shares]
         for name, n, one in zip("xy", (19, 11), numbers, strict=True)
     ]
     assert rows[1:] == shown
-    assert rows[0][:4] == ["Atlas", "Denoising", "Statistic", "Runs"]
+    assert rows[0] == ["Matrices", "Runs", "Runs used", "Edges", "Median |r|", "p &lt; 0.05", "p &lt; 0.05, FDR"]
     assert "the nearer it is to chance, the less motion is left" in section
     assert "<a href='#qcfc'>Motion in connectivity</a>" in page
 
@@ -212,4 +213,4 @@ def test_the_page_says_why_there_are_no_numbers(tmp_path):
         write_run(tmp_path, k, matrix, displacement)
     page = summarize(tmp_path).paths[0].read_text("utf-8")
     cells = re.findall("<td[^>]*>(.*?)</td>", page.partition("<h2 id='qcfc'>")[2].partition("<h2")[0])
-    assert cells == ["A", "pearsoncorrelation", "9", "9", "9 runs, expected 10 or more."]
+    assert cells == ["<span class='whole'>A pearsoncorrelation</span>", "9", "9", "9 runs, expected 10 or more."]

@@ -196,7 +196,7 @@ def test_a_changed_outer_file_redoes_the_run(folder, capsys):
     assert "0 done, 1 skipped" in capsys.readouterr().out
     write("d/task-rest_bold.json", {"RepetitionTime": 2.25})
     assert cli.main(shlex.split(line)) == 0
-    assert "1 done, 0 skipped" in capsys.readouterr().out
+    assert "1 done, 0 failed" in capsys.readouterr().out
 
 
 # Volumes that aren't evenly spaced

@@ -12,16 +12,19 @@ from html.parser import HTMLParser
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.exceptions import NotFittedError
 
 from gpumask import MultiNiftiLabelsMasker, NiftiLabelsMasker, NiftiMapsMasker, NiftiSpheresMasker
+from gpumask.reports.parameters import parameter_words
 
-from . import helpers
+from . import dense, helpers
 
 pyplot = pytest.importorskip("matplotlib.pyplot")
 
 AFFINE = np.diag([-2.0, 2, 3, 1])
+MODELS = dense.models()
 
 
 def image(data, affine=AFFINE):
@@ -248,6 +251,51 @@ def test_text_is_escaped(run):
     assert [name for name in page.texts["td"] if name in names] == names
     assert page.texts["title"] == page.texts["h1"] == ["<i>title</i> & more"]
     assert html.escape(names[2]) in report.html
+
+
+def method(table):
+    """A function as a parameter."""
+
+
+def parameters(masker):
+    report = masker.generate_report().html.partition("<h2>Parameters</h2>")[2]
+    return {name: html.unescape(words) for name, words in re.findall("<tr><th>(.*?)</th><td>(.*?)</td></tr>", report)}
+
+
+@pytest.mark.parametrize("form", ["image", "file", "path", "loaded", "pair"])
+def test_images_among_the_parameters(run, form, tmp_path):
+    path, own = tmp_path / "my <atlas>.nii", labels()
+    nib.save(own, path)
+    data = np.asanyarray(own.dataobj)
+    given, words = {
+        "image": (labels(), "in-memory image of shape (9, 10, 8)"),
+        "file": (str(path), repr(str(path))),
+        "path": (path, str(path)),
+        "loaded": (nib.load(path), str(path)),
+        "pair": ((data, AFFINE), "(ndarray of shape (9, 10, 8), ndarray of shape (4, 4))"),
+    }[form]
+    found = parameters(NiftiLabelsMasker(given, smoothing_fwhm=3.0).fit(run))
+    assert (found["labels_img"], found["smoothing_fwhm"], found["mask_img"]) == (words, "3.0", "None")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (pd.DataFrame({"index": [1, 2], "name": ["a", "b"]}), "DataFrame of shape (2, 2)"),
+        (np.arange(3.0), "ndarray of shape (3,)"),
+        ([image(np.ones((2, 3, 4))), "a.nii"], "[in-memory image of shape (2, 3, 4), 'a.nii']"),
+        ((1.5,), "(1.5,)"),
+        ({"mask": image(np.ones((2, 3, 4))), "n": 3}, "{'mask': in-memory image of shape (2, 3, 4), 'n': 3}"),
+        (method, "method"),
+        (object(), "object"),
+        (nib.GiftiImage(), "in-memory GIFTI image"),
+        (dense.scalars_image(np.zeros((1, len(MODELS))), MODELS), f"in-memory image of shape (1, {len(MODELS)})"),
+        ("x" * 300, f"'{'x' * 199}..."),
+        ([(0.0, 1.0, 2.0)] * 10**5, f"[{'(0.0, 1.0, 2.0), ' * 12}"[:200] + "..."),
+    ],
+)
+def test_values_of_parameters(value, words):
+    assert parameter_words(value) == words
 
 
 def test_titles(run):

@@ -670,7 +670,7 @@ def test_not_an_image_of_volumes(tmp_path):
     nib.GiftiImage().to_filename(tmp_path / "a.gii")
     with pytest.raises(ImageError) as caught:
         open_volumes(tmp_path / "a.gii")
-    assert message(caught) == f"{tmp_path}/a.gii is a GiftiImage, expected an image of volumes (NIfTI, Analyze or MGH)."
+    assert message(caught).startswith(f"{tmp_path}/a.gii is a GiftiImage, expected an image of volumes (NIfTI, ")
 
 
 def test_truncated_plain_file(tmp_path):

@@ -285,6 +285,8 @@ def _run_cohort(args, configuration, runs, problems, listing, spread):
         except USER_ERRORS as error:
             tell(f"gpumask cohort: error: the runs could not be summarized: {error}", logging.ERROR)
             code = 1
+    if counts["failed"] and not code and not stopped:
+        tell("Repeat the command once the failures are remedied: it does only failed and new runs.")
     words = {"skipped": "skipped (done before)", "taken": "taken (by another process)"}
     words |= {"failed": f"failed ({n_partly} partly done)"} if n_partly else {}
     show(", ".join(f"{n} {words.get(name, name)}" for name, n in counts.items() if n or name in ("done", "failed")))

@@ -86,11 +86,14 @@ def kept_volumes(record: "Record", *, motion: bool = True) -> str:
 
 
 def show_messages(record: "Record", name: str) -> None:
-    """Write the warnings and the error of a run, and with --verbose its traceback, to standard error."""
+    """Write a run's warnings and error with its remedy, and with --verbose its traceback, to standard error."""
+    from gpumask.cohort.remedies import remedy
+
     for message in record.warnings:
         tell(f"{name}: warning: {message}", logging.WARNING)
     if record.error:
-        tell(f"{name}: error: {record.error}", logging.ERROR)
+        error, words = record.error, remedy(record.error)
+        tell(f"{name}: error: {error.rstrip('.')}. {words}" if words else f"{name}: error: {error}", logging.ERROR)
     if record.traceback:
         _log.debug("%s", record.traceback.rstrip("\n"))
 

@@ -79,8 +79,8 @@ def hemisphere_of(atlases: "Sequence[AtlasFile | CombinedAtlasFile | OwnAtlas]")
     files = [path for atlas in atlases for path in atlas.images]
     if not any(map(is_gifti, files)):
         return ""
-    parts = {path: open_dense(path, tuple(KINDS)).grid.contents.split(" of ")[0] for path in files}
-    sides = {_SIDES.get(part) if is_gifti(path) else None for path, part in parts.items()}
+    parts = {path: _structure(path) if is_gifti(path) else "CIFTI-2" for path in files}
+    sides = {_SIDES.get(part) for part in parts.values()}
     if None in sides or len(sides) > 1:
         has = "; ".join(f"{path}: {part}" for path, part in parts.items())
         msg = (
@@ -90,6 +90,10 @@ def hemisphere_of(atlases: "Sequence[AtlasFile | CombinedAtlasFile | OwnAtlas]")
         raise ValueError(msg)
     (side,) = sides
     return str(side)
+
+
+def _structure(path):
+    return open_dense(path, tuple(KINDS)).grid.surfaces[0].structure
 
 
 def check_runs(atlases: "Sequence[AtlasFile | CombinedAtlasFile | OwnAtlas]", runs: Sequence[Run]) -> None:

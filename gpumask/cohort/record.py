@@ -69,7 +69,8 @@ class Record:
     seconds : dict
         Wall-clock seconds: "read" (the disk and decompressing), "reduce", "clean", "write" and "total".
     atlases : dict
-        For each atlas its number of "regions" and, if coverage is written, its median, "coverage_median".
+        For each atlas its number of "regions"; if coverage is written, its median, "coverage_median"; and messages
+        about "overlaps" of the images that it is combined from, if there are any.
     quality : dict
         What each denoising leaves of the run, and how the run moved, by the name of the denoising ("" for one without
         a name): see `gpumask.cohort.quality.quality_of`.
@@ -111,18 +112,20 @@ def record_path(configuration: Configuration, run: Run) -> Path:
 def identities(run: Run) -> dict[str, Any]:
     """Size and modification time (ns) of each of a run's input files, and its `t_r` if one was given.
 
-    The files of its own atlases have their SHA-256. Of look-up tables the configuration has what decides the outputs.
+    "atlases" has the SHA-256 of the files of each of its own atlases, by name. Of look-up tables the configuration has
+    what decides the outputs.
     """
     files = [file for file in (run.path, run.confounds, run.mask) if file]
     described = [*metadata_files(run), *([Path(run.confounds).with_suffix(".json")] if run.confounds else [])]
     identities = {os.path.abspath(file): _identity(file) for file in files}  # noqa: PTH100
-    for atlas in run.atlases:
-        check_content(atlas.path)
-        identities |= image_hashes(os.path.abspath(atlas.path))  # noqa: PTH100
     for file in described:
         with contextlib.suppress(FileNotFoundError):  # also of a link whose content isn't here
             identities[os.path.abspath(file)] = _identity(file)  # noqa: PTH100
-    return identities | ({} if run.t_r is None else {"t_r": run.t_r})
+    atlases = {}
+    for atlas in run.atlases:
+        check_content(atlas.path)
+        atlases[atlas.name] = image_hashes(os.path.abspath(atlas.path))  # noqa: PTH100
+    return identities | ({"atlases": atlases} if atlases else {}) | ({} if run.t_r is None else {"t_r": run.t_r})
 
 
 def _identity(file):
@@ -157,7 +160,14 @@ def recorded_outputs(configuration: Configuration, run: Run, *, of_all: bool = T
 def is_stale(configuration: Configuration, run: Run) -> bool:
     """Whether a run's record was made from other inputs, or of a run that has less left than is now required."""
     record, _ = _recorded(configuration, run)
-    return bool(record) and (record["inputs"] != identities(run) or _falls_short(configuration, record))
+    return bool(record) and (not _has_inputs(record, run) or _falls_short(configuration, record))
+
+
+def _has_inputs(record, run):
+    """Whether a record was made from a run's inputs; own atlases that only one of them has don't count."""
+    old, new = dict(record["inputs"]), identities(run)
+    before, now = (inputs.pop("atlases", {}) for inputs in (old, new))
+    return old == new and all(before[name] == now[name] for name in before.keys() & now.keys())
 
 
 def _falls_short(configuration, record):
@@ -243,6 +253,8 @@ class Kept:
     atlases, quality : dict
         As in `Record`.
     warnings : tuple of str
+    own : dict
+        "atlases" of the `identities` that the outputs were made from.
     """
 
     outputs: tuple[Output, ...] = ()
@@ -251,13 +263,14 @@ class Kept:
     atlases: dict[str, dict[str, Any]] = field(default_factory=dict)
     quality: dict[str, dict[str, Any]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    own: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 def kept(configuration: Configuration, run: Run) -> Kept:
     """Read a run's record, if it was made from the same inputs, and look for its outputs."""
     record, outputs = _recorded(configuration, run)
     try:
-        if not record or record["inputs"] != identities(run) or _falls_short(configuration, record):
+        if not record or not _has_inputs(record, run) or _falls_short(configuration, record):
             return Kept()
     except Exception:  # a fault of the run's files shows when it is processed
         return Kept()
@@ -266,9 +279,13 @@ def kept(configuration: Configuration, run: Run) -> Kept:
     missing = frozenset(recorded - {output.path for output in outputs})
     made = {output.made: record["made"][output.made] for output in outputs}
     used = set(map(unit_key, made.values()))
-    atlases = {name: facts for name, facts in record["atlases"].items() if name in {atlas for atlas, _ in used}}
+    named = {atlas for atlas, _ in used}
+    atlases, own = (
+        {name: facts for name, facts in of_all.items() if name in named}
+        for of_all in (record["atlases"], record["inputs"].get("atlases", {}))
+    )
     quality = joined_qualities(record["quality"], {}, used)
-    return Kept(outputs, missing, made, atlases, quality, tuple(record["warnings"]) if outputs else ())
+    return Kept(outputs, missing, made, atlases, quality, tuple(record["warnings"]) if outputs else (), own)
 
 
 def _size(path):

@@ -190,7 +190,7 @@ _RESULTS = {
 _FILES = {
     "name": lambda value: _is_called(value) and _is_encodable(value),
     "configuration": _is_text(64),
-    "inputs": lambda value: isinstance(value, dict) and is_plain(value),
+    "inputs": lambda value: isinstance(value, dict) and is_plain(value) and isinstance(value.get("atlases", {}), dict),
     "outputs": _are_outputs,
     "made": _are_descriptions,
 }

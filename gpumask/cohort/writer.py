@@ -146,7 +146,9 @@ def _process(configuration, run, progress, turn, messages):
         made = {configuration.made[unit.name]: configuration.described(unit) for unit in todo}
 
         def content(record):
-            whole = {"configuration": configuration.hash, "inputs": inputs, **_with_earlier(record, made, earlier)}
+            own = {**earlier.own, **inputs.get("atlases", {})}
+            of_all = inputs | ({"atlases": own} if own else {})
+            whole = {"configuration": configuration.hash, "inputs": of_all, **_with_earlier(record, made, earlier)}
             return json_lines({**described(record), **whole, "host": platform.node(), "pid": os.getpid()})
 
         return _refusing(_write(configuration, files, record, started, run_name(run), last, content, old), refusals)
@@ -282,6 +284,8 @@ def _extract(configuration, run, units, progress, *, n_threads, turn):
             tables[path] = [contents.figure(path.name, atlas, *signals, *of_run)]
         files |= {path: (unit.name, lines) for path, lines in tables.items()}
         summary[atlas.name] = {"regions": len(names)}
+        if one.regions.overlaps:
+            summary[atlas.name]["overlaps"] = one.regions.overlaps
         if configuration.coverage:
             summary[atlas.name]["coverage_median"] = float(np.median(one.regions.covered_share))
         of_atlases[unit.denoising.name][atlas.name] = atlas_quality(result.signals, matrix, result.snr)

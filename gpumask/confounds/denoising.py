@@ -11,6 +11,7 @@ from gpumask.choices import OUTPUT_TYPES, STANDARDIZE, check_choice
 from gpumask.confounds.fmriprep import check_options, expanded
 from gpumask.confounds.tables import MOTION
 from gpumask.inputs import read_json, read_toml, shortened
+from gpumask.references import short_reference
 
 _TISSUES = ("csf", "white_matter", "global_signal")
 
@@ -23,50 +24,60 @@ class Preset:
     ----------
     confounds : dict
         Keywords of `gpumask.confounds.fmriprep.fmriprep_confounds`.
-    removes, source : str
+    removes : str
         In words.
+    sources : tuple of str
+        Keys of `gpumask.references.REFERENCES`.
     has_gsr : bool
         Whether the global signal is among the confounds already.
     """
 
     confounds: Mapping[str, Any]
     removes: str
-    source: str
+    sources: tuple[str, ...]
     has_gsr: bool = False
 
+    @property
+    def source(self) -> str:
+        """In words: "Friston 1996; Wang 2024"."""
+        strategy = self.confounds.get("strategy")
+        same = [f"{strategy} of nilearn's load_confounds_strategy"] if strategy else []
+        return "; ".join([*map(short_reference, self.sources), *same])
 
-_NILEARN = "as nilearn's load_confounds_strategy; Wang 2024"
+
 PRESETS = {
     "9p": Preset(
         {"columns": [*MOTION, *_TISSUES]},
         "6 motion parameters, csf, white_matter, global_signal",
-        "Ciric 2017",
+        ("ciric",),
         has_gsr=True,
     ),
     "24p": Preset(
         {"columns": expanded(MOTION)},
         "6 motion parameters, their derivatives, and the squares of these 12",
-        "Friston 1996, with derivatives as Satterthwaite 2013 and Ciric 2017",
+        ("friston", "satterthwaite", "ciric"),
     ),
     "36p": Preset(
         {"columns": expanded([*MOTION, *_TISSUES])},
         "the 9 of 9p, their derivatives, and the squares of these 18",
-        "Satterthwaite 2013; Ciric 2017",
+        ("satterthwaite", "ciric"),
         has_gsr=True,
     ),
     "simple": Preset(
-        {"strategy": "simple"}, "the 24 of 24p, csf, white_matter, cosines (high-pass)", f"simple {_NILEARN}"
+        {"strategy": "simple"},
+        "the 24 of 24p, csf, white_matter, cosines (high-pass)",
+        ("friston", "satterthwaite", "wang"),
     ),
     "scrubbing": Preset(
         {"strategy": "scrubbing"},
         "the 24 of 24p, csf and white_matter expanded as in 36p, cosines; censors volumes with an FD above 0.5 mm or a "
         "standardized DVARS above 1.5, and fewer than 5 volumes between them",
-        f"scrubbing {_NILEARN}",
+        ("friston", "satterthwaite", "power", "wang"),
     ),
     "acompcor50": Preset(
         {"strategy": "compcor"},
         "the 24 of 24p, the components of csf and white matter combined that explain 50 % of their variance, cosines",
-        f"Behzadi 2007; Muschelli 2014; compcor {_NILEARN}",
+        ("behzadi", "muschelli", "friston", "satterthwaite", "wang"),
     ),
 }
 """Presets by name. Only those with cosines filter; filters, detrending and censoring can be added to all."""
@@ -101,6 +112,26 @@ def preset_confounds(name: str) -> dict[str, Any]:
     if "strategy" in preset.confounds:
         return {"strategy": f"{preset.confounds['strategy']}+gsr"}
     return {"columns": [*preset.confounds["columns"], "global_signal"]}
+
+
+def preset_of(confounds: Mapping[str, Any]) -> str | None:
+    """Name of the preset whose confounds these are, as `preset_confounds` takes it; None if there isn't one.
+
+    Parameters
+    ----------
+    confounds : mapping
+        Keywords of `gpumask.confounds.fmriprep.fmriprep_confounds`, or what a record has for them, of any type. Those
+        for censoring don't count.
+    """
+    names = [name for name, preset in PRESETS.items() for name in (name, f"{name}+gsr")[: 2 - preset.has_gsr]]
+    return next((name for name in names if _chosen(preset_confounds(name)) == _chosen(confounds)), None)
+
+
+def _chosen(confounds):
+    """The strategy, and the columns in any order."""
+    columns = confounds.get("columns")
+    are_names = isinstance(columns, list) and all(isinstance(name, str) for name in columns)
+    return confounds.get("strategy"), sorted(columns) if are_names else columns
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from gpumask.images.grayordinates import DenseImage
 from gpumask.images.runs import Run
 from gpumask.images.volumes import Volumes
 from gpumask.kernels import cleaning
-from gpumask.process import in_threads, n_cores, one_blas_thread
+from gpumask.process import in_threads, n_cores, one_linalg_thread
 
 
+@one_linalg_thread  # the bits don't depend on the number of cores
 def high_variance_confounds(
     run: Run, n_confounds: int = 5, percentile: float = 2.0, detrend: bool = True
 ) -> np.ndarray:
@@ -52,7 +53,7 @@ def _in_grayordinates(run: DenseImage, percentile: float, detrend: bool) -> np.n
     """Return the chosen series, shape (n_volumes, n_chosen)."""
 
     def squares(part):
-        with np.errstate(invalid="ignore", over="ignore"), one_blas_thread:
+        with np.errstate(invalid="ignore", over="ignore"):
             series = run.scaled(part).T
             return np.mean((cleaning.detrend(series) if detrend else series) ** 2, axis=0)
 

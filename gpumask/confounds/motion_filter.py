@@ -90,8 +90,8 @@ def framewise_displacement(parameters: np.ndarray) -> np.ndarray:
     ndarray of float64, shape (n_volumes,)
         NaN for the first volume.
     """
-    steps = np.abs(np.diff(parameters, axis=0)) @ np.repeat([1, HEAD_RADIUS], 3)
-    return np.append(np.nan, steps)
+    steps = np.abs(np.diff(parameters, axis=0))
+    return np.append(np.nan, steps[:, :3].sum(axis=1) + HEAD_RADIUS * steps[:, 3:].sum(axis=1))
 
 
 def with_filtered_displacement(table: ConfoundsTable, motion_filter: str, t_r: float | None) -> ConfoundsTable:

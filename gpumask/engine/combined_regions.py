@@ -44,6 +44,11 @@ class CombinedOnGrid(RegionsOnGrid):
         return [f"{n} {self.grid.elements} of {name}: left to regions of atlases named before" for name, n in lost]
 
     @property
+    def overlaps(self) -> list[str]:
+        """See `RegionsOnGrid`."""
+        return self.combined.overlaps
+
+    @property
     def origins(self) -> list[dict[str, Any]]:
         """The image of each region ("atlas"), by the name of its file, and its label there ("label")."""
         names = [Path(part.grid.name).name for part in self.combined.parts]

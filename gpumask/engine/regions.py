@@ -131,6 +131,11 @@ class RegionsOnGrid:
         return covered / np.maximum(voxels, 1)
 
     @property
+    def overlaps(self) -> list[str]:
+        """Messages about what images lose to others that are combined with them."""
+        return []
+
+    @property
     def extent(self) -> tuple[float, str]:
         """Share of the regions' volume in the field of view of the runs, and what they were read from, for messages.
 

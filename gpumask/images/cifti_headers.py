@@ -7,7 +7,8 @@ import contextlib
 import hashlib
 import re
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from nibabel.cifti2.parse_cifti2 import Cifti2Extension
 
 from gpumask.images.brain_models import BrainModels, parse_brain_models
 from gpumask.images.errors import ImageError
+from gpumask.text_tables import listed
 
 
 class Kind(NamedTuple):
@@ -84,6 +86,13 @@ class Header:
         return _xml(self._content, self.name)
 
 
+def check_label_keys(keys: Sequence[int], name: str) -> None:
+    """Raise ImageError if the label table of a file, called `name` in the message, has several rows of a label."""
+    if twice := sorted(key for key, n in Counter(keys).items() if n > 1):
+        msg = f"{name} has several names of a label in its table: {listed(twice)}. Create the file again."
+        raise ImageError(msg)
+
+
 _parsed: dict[bytes, BrainModels] = {}
 _lock = threading.Lock()
 _START = re.compile(rb"<MatrixIndicesMap\b[^>]*CIFTI_INDEX_TYPE_BRAIN_MODELS[^>]*>")
@@ -132,6 +141,8 @@ def parse_header(content: bytes, name: str) -> Header:
             t_r = step if columns.series_unit == "SECOND" and 0 < step < float("inf") else None
             return Header(name, kind, models, columns, [], int(columns.number_of_series_points), t_r, content)
         names = [str(one.map_name or "") for one in columns.named_maps]
+        for table in ElementTree.fromstring(rest).iter("LabelTable"):  # of a repeated label, nibabel keeps the last
+            check_label_keys([int(label.get("Key", "")) for label in table.iter("Label")], name)
     return Header(name, kind, models, columns, names, len(names), None, content)
 
 

@@ -95,15 +95,20 @@ class CombinedAtlas:
 
     @property
     def notes(self) -> list[str]:
-        """Messages about ids that aren't labels, and about overlaps: counted on the grid of the part that loses."""
+        """Messages about ids that aren't labels, and `overlaps`."""
         notes = []
-        each = zip(self.parts, self.labels, self.offsets, self.claimed, strict=True)
-        for k, (part, labels, offset, claimed) in enumerate(each):
-            name, earlier = part.grid.name, _earlier(self.parts[:k])
+        for k, (part, labels, offset) in enumerate(zip(self.parts, self.labels, self.offsets, strict=True)):
             if offset:
                 ids = numbered(labels, offset)
-                shared = f"{name} has labels that {earlier} has too"
+                shared = f"{part.grid.name} has labels that {_earlier(self.parts[:k])} has too"
                 notes.append(f"{shared}. Its regions have the ids {ids[0]} to {ids[-1]}: label + {offset}.")
+        return [*notes, *self.overlaps]
+
+    @cached_property
+    def overlaps(self) -> list[str]:
+        """A message for each part that loses voxels to earlier ones: counted on its grid."""
+        notes = []
+        for k, (part, labels, claimed) in enumerate(zip(self.parts, self.labels, self.claimed, strict=True)):
             labelled = part.labels != part.background
             if not (n := int((labelled & claimed).sum())):
                 continue
@@ -111,8 +116,8 @@ class CombinedAtlas:
             few = labels[2 * left < voxels].tolist()
             few_left = f" Less than half is left of the labels {listed(few)}." if few else ""
             notes.append(
-                f"{n} of the {int(labelled.sum())} {part.grid.elements} with a label in {name} lie inside regions of "
-                f"{earlier}, which come first and keep them.{few_left}"
+                f"{n} of the {int(labelled.sum())} {part.grid.elements} with a label in {part.grid.name} lie inside "
+                f"regions of {_earlier(self.parts[:k])}, which come first and keep them.{few_left}"
             )
         return notes
 

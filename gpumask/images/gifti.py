@@ -17,7 +17,7 @@ from nibabel import cifti2, gifti
 from nibabel.gifti.parse_gifti_fast import GiftiImageParser
 
 from gpumask.images.brain_models import BrainModels
-from gpumask.images.cifti_headers import Header, parse_header
+from gpumask.images.cifti_headers import Header, check_label_keys, parse_header
 from gpumask.images.errors import ImageError
 from gpumask.images.opening import check_image_file
 from gpumask.inputs import open_file
@@ -213,10 +213,7 @@ def _table(img, name):
     if not labels:
         msg = f"{name} has no label table. Create the file again (wb_command -metric-label-import)."
         raise ImageError(msg)
-    keys = [label.key for label in labels]
-    if twice := sorted({key for key in keys if keys.count(key) > 1}):
-        msg = f"{name} has several names of a label in its table: {listed(twice)}. Create the file again."
-        raise ImageError(msg)
+    check_label_keys([label.key for label in labels], name)
     return {label.key: (label.label or "", _colour(label)) for label in labels}
 
 

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from gpumask.inputs import irregularity, open_file
 
 _NAMED_SO = re.compile(r"\.d(tseries|label|scalar)\.nii(\.\w+)?$", re.IGNORECASE)
 _HEADER_BYTES = 540
+_NIFTI_1_BYTES = 348
 _MAGIC = b"n+2\0\r\n\x1a\n", b"n+2\0\0\0\0\0"  # the second half, if set, shows a transfer as text
 _UNKNOWN = 3000  # intent of files that nibabel writes unless it is told one: the XML decides
 _OF_CIFTI = range(3000, 3100)  # NIfTI intents
+_INTENTS = nib.nifti1.intent_codes.value_set("code")
 _BLOCK = 2**21  # values
 
 
@@ -192,7 +195,8 @@ def open_dense(img: Any, kinds: Sequence[str] = ("series",)) -> DenseImage:
 def _open(path: Path) -> DenseImage:
     name = str(path)
     if not path.exists():
-        msg = f"File not found: '{name}'"
+        patterns = ". Patterns stand for lists of volumes: pass the path of one file." if has_magic(name) else ""
+        msg = f"File not found: '{name}'{patterns}"
         raise ValueError(msg)
     check_image_file(path)
     if not name.lower().endswith(".nii"):
@@ -216,7 +220,8 @@ def _open(path: Path) -> DenseImage:
     kind = next((known for known in KINDS.values() if known.intent == intent), None)
     if kind is None and intent != _UNKNOWN:
         known = ", ".join(f"{kind.intent} ({kind.extension})" for kind in KINDS.values())
-        msg = f"{name} has the NIfTI intent {intent}, expected one of dense CIFTI-2 files: {known}."
+        found = f"{intent} ({nib.nifti1.intent_codes.niistring[intent]})" if intent in _INTENTS else intent
+        msg = f"{name} has the NIfTI intent {found}, expected one of dense CIFTI-2 files: {known}. Pass a dense file."
         raise ImageError(msg)
     extension = next((one for one in nifti.extensions if one.get_code() == XML_CODE), None)
     if extension is None:
@@ -244,7 +249,11 @@ def _check_start(path):
     with open_file(path) as file:
         start = file.read(12) or b""
     size, magic = start[:4], start[4:]
-    if _HEADER_BYTES not in (int.from_bytes(size, order) for order in ("little", "big")) or magic not in _MAGIC:
+    sizes = [int.from_bytes(size, order) for order in ("little", "big")]
+    if _NIFTI_1_BYTES in sizes:
+        msg = f"{path} has volumes by its header (NIfTI-1), but its name is that of CIFTI-2. Pass a dense file."
+        raise ImageError(msg)
+    if _HEADER_BYTES not in sizes or magic not in _MAGIC:
         msg = f"{path} doesn't start with a NIfTI-2 header, expected a CIFTI-2 file. Copy or create the file again."
         raise ImageError(msg)
 

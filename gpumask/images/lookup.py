@@ -193,7 +193,7 @@ def disagreement(
     if not nameless:
         return Disagreement(False, f"{table} has {_counted(unused, 'row')} without a label in {image}: {rows}.")
     nothing = len(nameless) == len(labels)
-    lead = f"No row of {table} matches a label of {image}" if nothing else f"{table} doesn't fit {image}"
+    lead = f"{table} matches no label of {image}" if nothing else f"{table} doesn't fit {image}"
     what = f"{_counted(nameless, 'label')} without a row (called {UNKNOWN!r}): {listed(nameless)}"
     if unused:
         what = f"{what}; {_counted(unused, 'row')} without a label: {rows}"

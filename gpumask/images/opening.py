@@ -34,6 +34,8 @@ def resolved(imgs: Any) -> tuple[list[Any], bool]:
         If a file isn't found, or a pattern has no match.
     TypeError
         If `imgs` isn't an image, or is an empty list; or if an array can't be shared by DLPack.
+    ImageError
+        If it is a nibabel image of grayordinates.
     """
     single = is_single(imgs)
     if not single and (dlpack.has_dlpack(imgs) or not hasattr(imgs, "__iter__")):
@@ -66,6 +68,8 @@ def image_hashes(path: str | os.PathLike) -> dict[str, str]:
 
 
 def _not_an_image(item):
+    if isinstance(item, (nib.Cifti2Image, nib.GiftiImage)):
+        return _not_of_volumes(item, item.get_filename() or "in-memory image")
     msg = (
         "input should be a NiftiLike object or an iterable of NiftiLike object. "
         f"Got: {type(item).__name__}. Pass a path, a nibabel image or a list of these."
@@ -73,6 +77,15 @@ def _not_an_image(item):
     if dlpack.has_dlpack(item):
         msg += " An array needs its affine: pass the tuple (array, affine)."
     return TypeError(msg)
+
+
+def _not_of_volumes(img, name):
+    of_cifti = isinstance(img, nib.Cifti2Image)
+    what = "holds grayordinates (CIFTI-2)" if of_cifti else f"is a {type(img).__name__}"
+    msg = f"{name} {what}, expected an image of volumes (NIfTI, Analyze or MGH)."
+    if of_cifti or isinstance(img, nib.GiftiImage):
+        msg += " Only maskers of labels and of maps read grayordinates, one file at a time."
+    return ImageError(msg)
 
 
 def _resolve(item):
@@ -110,12 +123,8 @@ def opened(item: Any) -> Stored:
     except Exception as error:  # nibabel and the decoders raise many classes
         msg = f"{item} can't be read as an image: {type(error).__name__}: {error}. Expected NIfTI, Analyze or MGH."
         raise ImageError(msg) from error
-    if isinstance(img, nib.Cifti2Image):
-        msg = f"{item} holds grayordinates (CIFTI-2), expected an image of volumes (NIfTI, Analyze or MGH)."
-        raise ImageError(msg)
     if not isinstance(img, nib.spatialimages.SpatialImage):
-        msg = f"{item} is a {type(img).__name__}, expected an image of volumes (NIfTI, Analyze or MGH)."
-        raise ImageError(msg)
+        raise _not_of_volumes(img, str(item))
     return stored(img, str(item))
 
 

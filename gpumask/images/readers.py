@@ -65,6 +65,8 @@ def check_dimensions(shape: tuple[int, ...], name: str) -> None:
             "Input data has incompatible dimensionality: Expected dimension is 4D and you provided a "
             f"{len(shape)}D image. {name} has shape {shape}, expected (x, y, z) or (x, y, z, time)."
         )
+        if len(shape) == 6 and shape[:4] == (1, 1, 1, 1):
+            msg += " CIFTI-2 files have such shapes: pass the path of the decompressed file (.dtseries.nii)."
         raise DimensionError(msg)
     if min(shape) < 1:
         msg = f"The image is empty. {name} has shape {shape}; every dimension must be at least 1."

@@ -7,18 +7,16 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import nibabel as nib
 import numpy as np
 
+from gpumask.reports.cuts import draw_cuts
 from gpumask.reports.networks import networks
 
 if TYPE_CHECKING:
-    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure, FigureBase
 
 _NONE = "#d9b26f"  # tan, for regions without values: neither colour map has it
 _CENSORED = "#a9c7e8"  # light blue, for volumes that aren't kept
-_SIDES = (("P", "A"), ("L", "R"), ("L", "R"))  # at the left and right of cuts across x, y and z, in RAS+
 _MOST_NAMES = 40  # of regions at the axes of a matrix
 _LEAST_SHARE = 1 / 60  # of a network in a matrix, to be named
 
@@ -37,82 +35,6 @@ def new_figure(size: tuple[float, float], **options: Any) -> "Figure":
         msg = "Missing package 'matplotlib' for figures. Run: pip install 'gpumask[report]'"
         raise ImportError(msg) from None
     return Figure(figsize=size, layout="constrained", **options)
-
-
-def draw_cuts(
-    figure: "FigureBase",
-    labels: np.ndarray,
-    image: np.ndarray | None,
-    affine: np.ndarray,
-    *,
-    background_label: float = 0,
-    cmap: "str | Colormap" = "hsv",
-    mask: np.ndarray | None = None,
-) -> None:
-    """Draw three cuts through the middle of the regions, over an image. Left is left.
-
-    Parameters
-    ----------
-    figure : matplotlib Figure or SubFigure
-        Empty. Its background should be black.
-    labels : ndarray, shape (x, y, z)
-        A number per region.
-    image : ndarray, shape (x, y, z), or None
-        Image below the regions.
-    affine : ndarray, shape (4, 4)
-        From voxels to mm. The cuts are along the axes of the array, reoriented to be close to RAS+.
-    background_label : number
-        Label that isn't a region.
-    cmap : str or matplotlib Colormap
-    mask : ndarray, shape (x, y, z), optional
-        Its outline is drawn.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ.
-    """
-    labels, affine = np.asarray(labels), np.asarray(affine)
-    shape = labels.shape if image is None else np.shape(image)
-    if labels.ndim != 3 or shape != labels.shape:
-        msg = f"Expected labels and image of the same 3D shape, got {labels.shape} and {shape}."
-        raise ValueError(msg)
-    turn = nib.orientations.io_orientation(affine)
-    affine = affine @ nib.orientations.inv_ornt_aff(turn, labels.shape)
-    labels = nib.orientations.apply_orientation(labels, turn)
-    image = None if image is None else nib.orientations.apply_orientation(image, turn)
-    mask = None if mask is None else nib.orientations.apply_orientation(np.asarray(mask) != 0, turn)
-    inside = np.argwhere(labels != background_label)
-    middle = inside.mean(axis=0).round().astype(int) if len(inside) else np.array(labels.shape) // 2
-    # Neighbouring labels are often neighbouring regions: shuffling gives them different colours.
-    order = np.random.default_rng(0).permutation(256)
-    sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    for axis, axes in enumerate(figure.subplots(1, 3)):
-        rest = [a for a in range(3) if a != axis]
-        style = {"origin": "lower", "aspect": sizes[rest[1]] / sizes[rest[0]]}
-        if image is not None:
-            axes.imshow(np.take(image, middle[axis], axis).T, cmap="gray", **style)
-        cut = np.take(labels, middle[axis], axis).T
-        colours = np.ma.masked_where(cut == background_label, order[np.abs(cut).astype(int) % 256])
-        axes.imshow(colours, cmap=cmap, vmin=0, vmax=255, alpha=0.6, interpolation="nearest", **style)
-        if mask is not None:
-            draw_outline(axes, np.take(mask, middle[axis], axis).T)
-        mark_sides(axes, axis)
-        axes.set_title(f"{'xyz'[axis]} = {round((affine @ [*middle, 1])[axis])} mm", color="white")
-        axes.set_axis_off()
-
-
-def draw_outline(axes: Any, mask: np.ndarray) -> None:
-    """Draw the outline of a cut through a mask, if there is one."""
-    if np.ptp(mask := mask.astype(float)):
-        axes.contour(mask, levels=[0.5], colors="white", linewidths=1)
-
-
-def mark_sides(axes: Any, axis: int) -> None:
-    """Name the sides of a cut of a volume in RAS+, across `axis`: L and R, or P and A."""
-    for side, at in zip(_SIDES[axis], (0.01, 0.99), strict=True):
-        place = {"transform": axes.transAxes, "ha": "left" if at < 0.5 else "right", "va": "top"}
-        axes.text(at, 0.98, side, color="white", fontsize=9, fontweight="bold", **place)
 
 
 def draw_carpet(

@@ -9,7 +9,8 @@ import numpy as np
 
 from gpumask.images.maps import Maps
 from gpumask.images.volumes import open_volumes
-from gpumask.reports.figures import draw_outline, mark_sides, new_figure
+from gpumask.reports.cuts import draw_outline, mark_sides
+from gpumask.reports.figures import new_figure
 from gpumask.reports.masker import Report, as_picture, mask_on, report_page
 
 

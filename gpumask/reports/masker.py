@@ -16,7 +16,9 @@ from gpumask.files import appearing_together, check_folder, write
 from gpumask.images.grid import Grid
 from gpumask.images.lookup import plain_label
 from gpumask.images.volumes import open_volumes
-from gpumask.reports.figures import draw_cuts, new_figure, to_png
+from gpumask.reports.cuts import cuts_through_each, draw_cuts
+from gpumask.reports.figures import new_figure, to_png
+from gpumask.reports.parameters import parameter_words
 
 _STYLE = (
     ":root{color-scheme:light dark}"
@@ -126,7 +128,7 @@ def report_page(
     """
     title = html.escape(str(title or type(masker).__name__))
     parameters = "".join(
-        f"<tr><th>{name}</th><td>{html.escape(_short(value))}</td></tr>"
+        f"<tr><th>{name}</th><td>{html.escape(parameter_words(value))}</td></tr>"
         for name, value in masker.get_params(deep=False).items()
     )
     done = ""
@@ -159,11 +161,6 @@ def _lost(masker):
     return lost
 
 
-def _short(value):
-    text = repr(value)
-    return text if len(text) < 200 else f"{text[:200]}..."
-
-
 def _regions(masker, labels):
     ids, counts = np.unique(np.asanyarray(labels.dataobj), return_counts=True)
     voxels = dict(zip(ids.tolist(), counts.tolist(), strict=True))
@@ -179,7 +176,13 @@ def _regions(masker, labels):
 
 
 def regions_figure(
-    labels: Any, run: Any = None, *, background_label: float = 0, cmap: str = "hsv", mask: Any = None
+    labels: Any,
+    run: Any = None,
+    *,
+    background_label: float = 0,
+    cmap: str = "hsv",
+    mask: Any = None,
+    shows_each: bool = False,
 ) -> str:
     """Draw three cuts through the middle of the regions, over the run's first volume if it has their grid.
 
@@ -192,24 +195,27 @@ def regions_figure(
     cmap : str
     mask : nibabel image, optional
         Its outline is drawn; on another grid, by the nearest voxels.
+    shows_each : bool
+        Whether cuts are chosen through as many regions as possible instead; the number of the others is below them.
 
     Returns
     -------
     str
         HTML.
     """
-    figure = new_figure((12, 4), facecolor="black")
-    under = None
+    data, under, cuts, below = np.asanyarray(labels.dataobj), None, None, ""
+    if shows_each:
+        cuts, n_hidden = cuts_through_each(data, labels.affine, background_label)
+        below = f"<p>Regions in none of these cuts: {n_hidden}.</p>" if n_hidden else ""
+    figure = new_figure((12, 4 * (1 if cuts is None else len(cuts))), facecolor="black")
     if run is not None:
         volumes = open_volumes(run)
         chunk = next(volumes.chunks(1))
         if volumes.grid.matches(Grid(labels.shape, labels.affine)):
             under = chunk.scaled_on_host().reshape(volumes.grid.shape, order="F")
-    data = np.asanyarray(labels.dataobj)
-    draw_cuts(
-        figure, data, under, labels.affine, background_label=background_label, cmap=cmap, mask=mask_on(mask, labels)
-    )
-    return as_picture(figure)
+    outline = mask_on(mask, labels)
+    draw_cuts(figure, data, under, labels.affine, background_label=background_label, cmap=cmap, mask=outline, cuts=cuts)
+    return as_picture(figure) + below
 
 
 def mask_on(mask: Any, grid: Any) -> np.ndarray | None:

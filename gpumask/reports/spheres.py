@@ -6,7 +6,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from gpumask.reports.figures import mark_sides, new_figure
+from gpumask.reports.cuts import mark_sides
+from gpumask.reports.figures import new_figure
 from gpumask.reports.masker import Report, as_picture, regions_figure, report_page
 
 
@@ -43,9 +44,8 @@ def spheres_report(
     if done:
         image = masker.region_atlas_
         data = np.asanyarray(image.dataobj)
-        figure = regions_figure(
-            nib.Nifti1Image(np.where(np.isin(data - 1, shown), data, 0), image.affine), run, mask=masker.mask_img_
-        )
+        spheres = nib.Nifti1Image(np.where(np.isin(data - 1, shown), data, 0), image.affine)
+        figure = regions_figure(spheres, run, mask=masker.mask_img_, shows_each=True)
     else:
         figure = _seeds_figure(seeds[shown])
     names, radius = masker.get_feature_names_out(), "" if masker.radius is None else masker.radius

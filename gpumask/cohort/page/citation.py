@@ -17,16 +17,17 @@ from gpumask.cohort.page.processing import (
     standardized,
     text_of,
 )
+from gpumask.confounds.denoising import PRESETS, preset_of
+from gpumask.references import REFERENCES
 
 LICENSE = "This text is in the public domain (CC0): copy it unchanged, or edit it."
 """What others may do with the text."""
-_MOTION = "the six motion parameters, their derivatives, and the squares of both {friston}"  # keys of REFERENCES
-_STRATEGIES = {
+_MOTION = "the six motion parameters, their derivatives, and the squares of both"
+_STRATEGIES = {  # of those that are presets, the other sources are the presets'
     "simple": f"{_MOTION}, the mean signals of white matter and cerebrospinal fluid, and slow cosines",
     "scrubbing": f"{_MOTION}, the mean signals of white matter and cerebrospinal fluid with their derivatives and "
     "squares, and slow cosines; volumes with motion, and short segments between them, are censored {power}",
-    "compcor": f"{_MOTION}, the components of white matter and cerebrospinal fluid (aCompCor {{behzadi}}), and slow "
-    "cosines",
+    "compcor": f"{_MOTION}, the components of white matter and cerebrospinal fluid (aCompCor), and slow cosines",
     "ica_aroma": "the mean signals of white matter and cerebrospinal fluid, and slow cosines, from images of which "
     "ICA-AROMA {pruim} had removed motion",
 }
@@ -34,39 +35,6 @@ _MOTION_FILTERS = {
     "notch": "A notch filter removed {band} breaths per minute from the motion parameters {fair}",
     "lowpass": "A low-pass filter kept up to {band} breaths per minute of the motion parameters {gratton}",
 }
-REFERENCES = {
-    "nilearn": "Abraham A, Pedregosa F, Eickenberg M, et al. (2014). Machine learning for neuroimaging with "
-    "scikit-learn. Frontiers in Neuroinformatics 8:14. doi:10.3389/fninf.2014.00014",
-    "numpy": "Harris CR, Millman KJ, van der Walt SJ, et al. (2020). Array programming with NumPy. Nature "
-    "585:357-362. doi:10.1038/s41586-020-2649-2",
-    "scipy": "Virtanen P, Gommers R, Oliphant TE, et al. (2020). SciPy 1.0: fundamental algorithms for scientific "
-    "computing in Python. Nature Methods 17:261-272. doi:10.1038/s41592-019-0686-2",
-    "nibabel": "Brett M, Markiewicz CJ, Hanke M, et al. NiBabel: access a cacophony of neuro-imaging file formats. "
-    "Zenodo. doi:10.5281/zenodo.591597",
-    "fmriprep": "Esteban O, Markiewicz CJ, Blair RW, et al. (2019). fMRIPrep: a robust preprocessing pipeline for "
-    "functional MRI. Nature Methods 16:111-116. doi:10.1038/s41592-018-0235-4",
-    "power": "Power JD, Barnes KA, Snyder AZ, Schlaggar BL, Petersen SE (2012). Spurious but systematic "
-    "correlations in functional connectivity MRI networks arise from subject motion. NeuroImage "
-    "59:2142-2154. doi:10.1016/j.neuroimage.2011.10.018",
-    "fair": "Fair DA, Miranda-Dominguez O, Snyder AZ, et al. (2020). Correction of respiratory artifacts in MRI head "
-    "motion estimates. NeuroImage 208:116400. doi:10.1016/j.neuroimage.2019.116400",
-    "gratton": "Gratton C, Dworetsky A, Coalson RS, et al. (2020). Removal of high frequency contamination from motion "
-    "estimates in single-band fMRI saves data without biasing functional connectivity. NeuroImage 217:116866. "
-    "doi:10.1016/j.neuroimage.2020.116866",
-    "friston": "Friston KJ, Williams S, Howard R, Frackowiak RSJ, Turner R (1996). Movement-related effects in fMRI "
-    "time-series. Magnetic Resonance in Medicine 35:346-355. doi:10.1002/mrm.1910350312",
-    "behzadi": "Behzadi Y, Restom K, Liau J, Liu TT (2007). A component based noise correction method (CompCor) for "
-    "BOLD and perfusion based fMRI. NeuroImage 37:90-101. doi:10.1016/j.neuroimage.2007.04.042",
-    "pruim": "Pruim RHR, Mennes M, van Rooij D, Llera A, Buitelaar JK, Beckmann CF (2015). ICA-AROMA: a robust "
-    "ICA-based strategy for removing motion artifacts from fMRI data. NeuroImage 112:267-277. "
-    "doi:10.1016/j.neuroimage.2015.02.064",
-    "lindquist": "Lindquist MA, Geuter S, Wager TD, Caffo BS (2019). Modular preprocessing pipelines can reintroduce "
-    "artifacts into fMRI data. Human Brain Mapping 40:2358-2376. doi:10.1002/hbm.24528",
-    "wang": "Wang HT, Meisler SL, Sharmarke H, et al. (2024). Continuous evaluation of denoising strategies in "
-    "resting-state fMRI connectivity using fMRIPrep and Nilearn. PLOS Computational Biology 20:e1011942. "
-    "doi:10.1371/journal.pcbi.1011942",
-}
-"""Text of each reference, by a short key."""
 
 
 def citation(methods: Methods) -> str:
@@ -202,6 +170,9 @@ def _cleaning(settings, confounds):
         if confounds:
             yield _Sentence("Censored volumes were replaced by a cubic spline for the filter, and removed after it.")
     strategy, columns = confounds.get("strategy"), confounds.get("columns")
+    preset = preset_of(confounds)
+    sources = PRESETS[preset.removesuffix("+gsr")].sources if preset else ("wang",)
+    cited = ", ".join(f"{{{key}}}" for key in sources)
     if strategy or columns:
         also = ", after filtering them like the signals {lindquist}" if is_filtered else ""
         tables = "Confounds from the tables of fMRIPrep {fmriprep}"
@@ -211,8 +182,9 @@ def _cleaning(settings, confounds):
         what = _STRATEGIES.get(base, "")
         gsr = ", with the global signal" if strategy.endswith("+gsr") else ""
         they_are = 'The confounds are those of nilearn\'s strategy "{strategy}"'
-        yield _Sentence(f"{they_are}{gsr} {{wang}}{f': {what}' if what else ''}.", {"strategy": text_of(base)})
+        yield _Sentence(f"{they_are}{gsr} {cited}{f': {what}' if what else ''}.", {"strategy": text_of(base)})
     elif isinstance(columns, list):
-        yield _Sentence("The confounds are {columns}.", {"columns": expanded(columns)})
+        of_preset = f" ({preset} {cited})" if preset else ""
+        yield _Sentence(f"The confounds{of_preset} are {{columns}}.", {"columns": expanded(columns)})
     if (words := standardized(settings)) is not None:
         yield _Sentence(f"Signals were standardized {words}.")

@@ -7,7 +7,6 @@ from typing import Any
 from gpumask.cohort.matrices import Mean
 from gpumask.cohort.page.markup import counted, html_table
 from gpumask.cohort.page.pictures import matrix_picture
-from gpumask.cohort.qcfc import COLUMNS
 from gpumask.connectivity import CORRELATIONS
 
 MOST_PICTURES = 12
@@ -19,10 +18,15 @@ _HEAD = "<h2 id='connectivity'>Mean connectivity</h2><p>Grey: no run has a numbe
 _MOTION = (
     "<h2 id='qcfc'>Motion in connectivity</h2><p>QC-FC is the correlation, over runs, of an edge with the mean "
     "framewise displacement: the nearer it is to chance, the less motion is left in the connectivity. By chance, the "
-    "median of |r| is about 0.67 / √(runs used − 1), and 5 % of the edges are significant before correction. "
-    "<a href='./group_qcfc.json'>group_qcfc.json</a> defines the columns of "
+    "median of |r| is about 0.67 / √(runs used − 1), and 5 % of the edges have p &lt; 0.05 (FDR: corrected for the "
+    "false discovery rate). <a href='./group_qcfc.json'>group_qcfc.json</a> defines the columns of "
     "<a href='./group_qcfc.tsv'>group_qcfc.tsv</a>.</p>"
 )
+_HEADINGS = {
+    "runs": "Runs", "runs_used": "Runs used", "edges": "Edges", "median_abs_r": "Median |r|",
+    "share_significant": "p &lt; 0.05", "share_significant_fdr": "p &lt; 0.05, FDR", "remark": "Remark",
+}  # fmt: skip
+"""Of columns of ``group_qcfc.tsv``."""
 
 
 def section(means: Sequence[Mean]) -> str:
@@ -32,7 +36,7 @@ def section(means: Sequence[Mean]) -> str:
 
 def _one(mean):
     kind = mean.kind
-    title = " ".join(filter(None, (kind.atlas, kind.denoising, kind.stat)))
+    title = _title(kind.atlas, kind.denoising, kind.stat)
     how = ", by Fisher z" if kind.stat in CORRELATIONS else ""
     used = f"Mean over {counted(mean.n_used, 'run')}{how}. {mean.remark}".rstrip()
     lost = sum(not count for count in mean.counts.diagonal()) if kind.stat in CORRELATIONS else 0
@@ -45,16 +49,24 @@ def motion_section(rows: Sequence[Mapping[str, Any]]) -> str:
     """Section about motion in the matrices, by rows as of `gpumask.cohort.qcfc.summary`; empty without any."""
     if not rows:
         return ""
-    columns = [column for column in COLUMNS if any(row[column.name] not in (None, "") for row in rows)]
-    texts = ("atlas", "denoising", "stat", "remark")
-    numeric = [k for k, column in enumerate(columns) if column.name not in texts]
-    cells = ([html.escape(_cell(row[column.name], column.name)) for column in columns] for row in rows)
-    return _MOTION + html_table([html.escape(column.long_name) for column in columns], cells, numeric)
+    names = [name for name in _HEADINGS if any(row[name] not in (None, "") for row in rows)]
+    cells = (
+        [f"<span class='whole'>{html.escape(_title(row['atlas'], row['denoising'], row['stat']))}</span>"]
+        + [html.escape(_cell(row[name], name)) for name in names]
+        for row in rows
+    )
+    numeric = [k for k, name in enumerate(names, start=1) if name != "remark"]
+    return _MOTION + html_table(["Matrices", *(_HEADINGS[name] for name in names)], cells, numeric)
+
+
+def _title(*kind):
+    """Atlas, denoising and statistic of matrices, as far as they have them."""
+    return " ".join(filter(None, kind))
 
 
 def _cell(value, name):
     if value in (None, ""):
         return "" if name == "remark" else "n/a"
     if isinstance(value, float):
-        return f"{value:.1%}" if name.startswith("share_") else f"{value:.3f}"
+        return f"{100 * value:.1f} %" if name.startswith("share_") else f"{value:.3f}"
     return value if isinstance(value, str) else counted(value)

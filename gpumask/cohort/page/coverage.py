@@ -25,7 +25,9 @@ def section(cohort: Cohort, out_dir: Path) -> str:
     if not cohort.coverage:
         parts.append("<p>No coverage tables.</p>")
     for atlas, tables in heapq.nsmallest(_ATLASES, cohort.coverage.items()):
-        parts.append(f"<h3>{html.escape(atlas)}</h3>{_read_coverage(tables, out_dir, cohort.unused).html()}")
+        overlaps = "".join(f"<p>{html.escape(message)}</p>" for message in cohort.overlaps.get(atlas, ()))
+        coverage = _read_coverage(tables, out_dir, cohort.unused).html()
+        parts.append(f"<h3>{html.escape(atlas)}</h3>{overlaps}{coverage}")
     if (left := len(cohort.coverage) - _ATLASES) > 0:
         parts.append(f"<p>And {counted(left, 'more atlas', 'more atlases')}, in tables *_stat-coverage_bold.tsv.</p>")
     return "".join(parts)

@@ -14,6 +14,7 @@ from gpumask.cohort.quality import rows
 from gpumask.cohort.record import unusable
 from gpumask.cohort.recorded import Unused
 from gpumask.cohort.stored import read_attempt, read_attempts, read_record, unit_key
+from gpumask.inputs import shortened
 
 _KINDS = 10_000  # most different messages that are counted
 _FOLDER = re.compile("(sub-[^_]+(?:_ses-[^_]+)?)(?:_func)?")
@@ -21,6 +22,7 @@ _WORD = re.compile(r"\S+")
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 _ATLASES = 20  # most of a run in the table of runs
 _LONGEST = 160  # characters of an error in the table of runs
+_MOST_OVERLAPS, _LONGEST_OVERLAP = 10, 2000  # messages of an atlas, and characters of each
 _SHORTEST = 1e-3  # s of a run that took any time
 
 
@@ -50,6 +52,7 @@ class Cohort:
     unused: Unused = field(default_factory=Unused)
     configurations: Counter = field(default_factory=Counter)
     coverage: dict = field(default_factory=lambda: defaultdict(list))  # atlas: (name, relative path, size)
+    overlaps: dict = field(default_factory=lambda: defaultdict(dict))  # atlas: its messages, as keys
     seconds: dict = field(default_factory=lambda: defaultdict(list))  # stage: one number per run
     runs: list = field(default_factory=list)  # of runs with a record, see `_quality`
     methods: Methods = field(default_factory=Methods)
@@ -95,6 +98,7 @@ def read_logs(logs: Path, noting: Callable[[dict[str, Any]], object] = lambda re
         _add_seconds(cohort, record)
         cohort.methods.add(record)
         cohort.runs += _quality(record)
+        _add_overlaps(cohort.overlaps, record["atlases"])
         covered = set()  # a run's coverage is the same for all denoisings
         for output in record["outputs"]:
             if not output["path"].endswith("_bold.tsv"):  # parsing takes longer
@@ -198,6 +202,15 @@ def _quality(record):
     for row in rows([record]):
         atlases, own = dict(islice(row["atlases"].items(), _ATLASES)), tuple(figures[row["denoising"]])
         yield {**row, "atlases": atlases, "warnings": len(record["warnings"]), "figures": own}
+
+
+def _add_overlaps(overlaps, atlases):
+    """Note the messages of combined atlases; a few, as they are the same for all runs with the same images."""
+    for atlas, facts in atlases.items():
+        messages = facts.get("overlaps")
+        for message in messages if isinstance(messages, list) else ():
+            if isinstance(message, str) and len(overlaps[atlas]) < _MOST_OVERLAPS:
+                overlaps[atlas][shortened(message, _LONGEST_OVERLAP)] = None
 
 
 def _beginning(message):

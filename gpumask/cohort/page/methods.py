@@ -18,6 +18,7 @@ from gpumask.cohort.page.processing import (
     standardized,
     text_of,
 )
+from gpumask.confounds.denoising import preset_of
 from gpumask.inputs import shortened
 
 _LONGEST = 900  # characters of a cell
@@ -145,8 +146,10 @@ def _confounds(confounds):
     if columns := confounds.get("columns"):
         if not isinstance(columns, list):
             return text_of(columns)
-        matches = any(set("*?[") & set(str(name)) for name in columns)  # how many columns, each run's table decides
-        return expanded(columns) + f" ({counted(len(columns), 'column')})" * (not matches)
+        if any(set("*?[") & set(str(name)) for name in columns):  # each run's table decides how many columns fit
+            return expanded(columns)
+        named = f"; the preset {preset}" if (preset := preset_of(confounds)) else ""
+        return f"{expanded(columns)} ({counted(len(columns), 'column')}{named})"
     strategy = confounds.get("strategy")
     return f"nilearn's strategy {text_of(strategy)}" if strategy else "none are removed"
 

@@ -8,7 +8,7 @@ import numpy as np
 from gpumask.cohort.page.logs import Cohort, line_of, without_folder
 from gpumask.cohort.page.markup import counted, html_table
 from gpumask.cohort.page.pictures import histograms
-from gpumask.cohort.page.remedies import remedy
+from gpumask.cohort.remedies import remedy
 from gpumask.cohort.stored import STAGES
 
 _FAILURES, _GROUPS = 300, 50  # rows of tables
