@@ -366,8 +366,9 @@ def test_quality_and_outliers_of_each_denoising(runs, tmp_path):
             pairs = np.abs(matrix.to_numpy()[np.triu_indices(len(matrix), 1)])
             assert row["median_abs_r_Fine"] == pytest.approx(np.nanmedian(pairs), rel=1e-5)
     before = cohorts.outputs(out)
-    (out / runs[0].folder / f"{runs[0].name}_desc-c_outliers.json").unlink()  # only tables are looked for
-    assert statuses(configuration, runs) == {"skipped": 2}
+    (out / runs[0].folder / f"{runs[0].name}_desc-c_outliers.json").unlink()
+    assert statuses(configuration, runs) == {"done": 1, "skipped": 1}
+    assert cohorts.outputs(out) == before
     (out / runs[0].folder / f"{runs[0].name}_desc-c_outliers.tsv").unlink()
     record = record_of(configuration, runs[0])
     assert all("_desc-c_" in output.path for output in record.outputs)
