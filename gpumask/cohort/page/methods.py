@@ -146,10 +146,10 @@ def _confounds(confounds):
     if columns := confounds.get("columns"):
         if not isinstance(columns, list):
             return text_of(columns)
-        matches = any(set("*?[") & set(str(name)) for name in columns)  # how many columns, each run's table decides
-        facts = [] if matches else [counted(len(columns), "column")]
-        facts += [f"the preset {preset}"] if (preset := preset_of(confounds)) else []
-        return expanded(columns) + (f" ({'; '.join(facts)})" if facts else "")
+        if any(set("*?[") & set(str(name)) for name in columns):  # each run's table decides how many columns fit
+            return expanded(columns)
+        named = f"; the preset {preset}" if (preset := preset_of(confounds)) else ""
+        return f"{expanded(columns)} ({counted(len(columns), 'column')}{named})"
     strategy = confounds.get("strategy")
     return f"nilearn's strategy {text_of(strategy)}" if strategy else "none are removed"
 
