@@ -213,10 +213,11 @@ def two(labels, others, **more):
     return CombinedAtlas((atlas(labels), atlas(others, name="b", **more)))
 
 
-def test_notes_count_the_overlap_and_say_what_is_left():
+@pytest.mark.parametrize("dtype", [int, float])
+def test_notes_count_the_overlap_and_say_what_is_left(dtype):
     labels = np.zeros((4, 4, 4), int)
     labels[:2] = 1
-    others = np.zeros((4, 4, 4), int)
+    others = np.zeros((4, 4, 4), dtype)
     others[1], others[2], others[1, 0, 0] = 1, 2, 3
     assert two(labels, others).notes == [
         "b has labels that a has too. Its regions have the ids 2 to 4: label + 1.",

@@ -13,6 +13,7 @@ from gpumask.images.brain_models import BrainModels
 from gpumask.images.cifti_images import dense_labels
 from gpumask.images.dense_atlas import DenseAtlas, DenseMaps
 from gpumask.images.labels import label_counts
+from gpumask.images.lookup import plain_label
 from gpumask.kernels.least_squares import Solution, least_squares
 from gpumask.kernels.segments import Segments
 from gpumask.process import one_blas_thread, one_linalg_thread
@@ -102,7 +103,8 @@ class DenseLabelRegions:
         notes: list[tuple[str, type[Warning]]] = []
         if keep != "all" and self.columns is None and not segments.counts.all():
             full = segments.counts > 0
-            what = f"{(~full).sum()} of {len(ids)} labels of {self.grid.name}: {listed(ids[~full].tolist())}"
+            lost = listed(map(plain_label, ids[~full].tolist()))
+            what = f"{(~full).sum()} of {len(ids)} labels of {self.grid.name}: {lost}"
             message = f"{grid.name} has no grayordinate of {what}. They have no column; keep_all_regions=True keeps it."
             notes, ids = [(message, UserWarning)], ids[full]
             segments = Segments.from_labels(labels, ids)

@@ -10,6 +10,7 @@ import numpy as np
 from gpumask.images.dense_atlas import DenseAtlas
 from gpumask.images.grid import resample_nearest
 from gpumask.images.labels import Atlas, label_counts
+from gpumask.images.lookup import plain_label
 from gpumask.text_tables import listed
 
 _LARGEST = 2**53  # up to which float64 has all whole numbers
@@ -114,7 +115,7 @@ class CombinedAtlas:
                 continue
             voxels, left = (label_counts(part.labels[of], labels) for of in (labelled, labelled & ~claimed))
             few = labels[2 * left < voxels].tolist()
-            few_left = f" Less than half is left of the labels {listed(few)}." if few else ""
+            few_left = f" Less than half is left of the labels {listed(map(plain_label, few))}." if few else ""
             notes.append(
                 f"{n} of the {int(labelled.sum())} {part.grid.elements} with a label in {part.grid.name} lie inside "
                 f"regions of {_earlier(self.parts[:k])}, which come first and keep them.{few_left}"
