@@ -13,6 +13,7 @@ from gpumask.cohort.configuration import Configuration
 from gpumask.cohort.executors import run_cohort
 from gpumask.cohort.group import summarize
 from gpumask.cohort.page.logs import without_folder
+from gpumask.cohort.page.pictures import histograms
 from gpumask.confounds.denoising import Denoising
 
 from . import cohorts
@@ -151,6 +152,16 @@ def test_histograms_count_runs(tmp_path):
         "distribution over runs of volumes kept, a, volumes kept, b, volumes kept, c, mean FD, mm"
     )
     assert drawn[:4] == [[90, 80, 70], [70, 60], [90], pytest.approx([0, 0.1, 0.2], abs=1e-6)]
+
+
+def test_equal_numbers_have_no_axis_below_0():
+    from matplotlib.axes import Axes
+
+    spans, hist = [], Axes.hist
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Axes, "hist", lambda axes, *v, **how: spans.append((drawn := hist(axes, *v, **how))[1]) or drawn)
+        histograms([("mean FD", [0.04, 0.04]), ("other", [0.04, 0.05])])
+    assert [(span[0], span[-1]) for span in spans] == [pytest.approx((0.036, 0.044)), pytest.approx((0.04, 0.05))]
 
 
 def test_denoisings_that_keep_the_same_share_a_histogram(tmp_path):

@@ -76,7 +76,9 @@ def histograms(panels: Sequence[tuple[str, Sequence[float]]], width: float = 2) 
     def draw(figure):
         for axes, (label, values) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             values = np.float64(np.float32(values))  # there are no bins between doubles next to each other
-            axes.hist(values, bins=min(30, max(5, len(values) // 3)), color=_ACCENT)
+            first = values[0] if len(values) else 0.0
+            alike = (0.9 * first, 1.1 * first) if first > 0 and np.all(values == first) else None  # else +-0.5: below 0
+            axes.hist(values, bins=min(30, max(5, len(values) // 3)), range=alike, color=_ACCENT)
             axes.set_xlabel("\n".join(map(_short, label.split("\n"))))
             axes.spines[["top", "right"]].set_visible(False)
             axes.set_facecolor("none")
