@@ -224,6 +224,8 @@ A, B = "atlas-Toy_dseg.nii.gz", "Own=atlas-Fine_dseg.nii.gz"
         f"d out participant --participant-label 01 --participant-label sub-01 --atlas {A} {B}",
         f"--participant-label 01 d out participant --atlas {A} {B}",
         f"--task-id rest --atlas {A} {B} --no-relmat d out participant",
+        f"d out --atlas {A} {B} --task-id rest --participant-label 01 participant",
+        f"d out --task-id rest --no-relmat participant --atlas {A} {B}",
     ],
 )
 def test_several_atlases(folder, words):

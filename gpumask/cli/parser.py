@@ -126,6 +126,11 @@ def _config_of(words):
 
 def _level_first(words):
     """The words of ``cohort`` with FMRIPREP_DIR OUT_DIR LEVEL in front, where no option takes them for its own."""
+    if len(words) > 2 and not any(word.startswith("-") for word in words[:2]):
+        level = 2
+        while level < len(words) and (words[level] not in LEVELS or (level > 2 and words[level - 1].startswith("-"))):
+            level += 1
+        return [*words[:2], *words[level : level + 1], *words[2:level], *words[level + 1 :]]
     for k in range(2, len(words)):
         if words[k] in LEVELS and not any(word.startswith("-") for word in words[k - 2 : k]):
             return [*words[k - 2 : k + 1], *words[: k - 2], *words[k + 1 :]]
