@@ -103,6 +103,7 @@ def test_outputs_equal_a_loop_over_voxels(folder, capsys):
     assert [(region["atlas"], region["label"]) for region in regions] == [
         (f"{name}.nii.gz", label) for name in ROWS for label in ROWS[name]
     ]
+    assert {type(region["label"]) for region in regions} == {int}
     assert [Path(source).name for source in content["Sources"][-4:]] == [
         "cortex.nii.gz", "cortex.tsv", "sub.nii.gz", "sub.tsv",
     ]  # fmt: skip

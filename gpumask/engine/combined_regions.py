@@ -13,6 +13,7 @@ import numpy as np
 from gpumask.engine.dense_regions import DenseLabelRegions, DenseLabelsOnRun
 from gpumask.engine.regions import LabelRegions, LabelsOnGrid, RegionsOnGrid
 from gpumask.images.combined_atlas import CombinedAtlas, numbered
+from gpumask.images.lookup import plain_label
 from gpumask.kernels.segments import Segments
 
 
@@ -53,7 +54,7 @@ class CombinedOnGrid(RegionsOnGrid):
         """The image of each region ("atlas"), by the name of its file, and its label there ("label")."""
         names = [Path(part.grid.name).name for part in self.combined.parts]
         return [
-            {"atlas": name, "label": label}
+            {"atlas": name, "label": plain_label(label)}
             for name, labels in zip(names, self.labels, strict=True)
             for label in labels.tolist()
         ]
@@ -141,7 +142,7 @@ class CombinedRegions:
             n_left = np.bincount(region[free], minlength=len(part.ids))
             if keep == "found" and (emptied := columns & (n_left == 0)).any():
                 what = f"{name}: no voxel is left of labels inside regions of atlases named before"
-                notes.append((f"{what}: {set(part.ids[emptied].tolist())}.", UserWarning))
+                notes.append((f"{what}: {set(map(plain_label, part.ids[emptied].tolist()))}.", UserWarning))
                 columns &= ~emptied
             kept = free & columns[region]
             taken[voxels[kept]] = True
