@@ -196,4 +196,4 @@ def test_content_that_is_not_here_fails_its_run_alone(derived, capsys):
     assert str(path) in errors["sub-2"]
     assert not errors["sub-1"]
     assert list(series(derived, 1)) == ["Left-Hippocampus", "ctx-lh-bankssts"]
-    assert f"warning: aparcaseg: {errors['sub-2']} Its labels have no column.\n" in capsys.readouterr().err
+    assert f"warning: aparcaseg: {errors['sub-2']}. Its labels have no column.\n" in capsys.readouterr().err
