@@ -15,6 +15,7 @@ from gpumask.engine.regions import LabelRegions, LabelsOnGrid, RegionsOnGrid
 from gpumask.images.combined_atlas import CombinedAtlas, numbered
 from gpumask.images.lookup import plain_label
 from gpumask.kernels.segments import Segments
+from gpumask.text_tables import listed
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +143,7 @@ class CombinedRegions:
             n_left = np.bincount(region[free], minlength=len(part.ids))
             if keep == "found" and (emptied := columns & (n_left == 0)).any():
                 what = f"{name}: these labels have no voxel outside regions of atlases named before it"
-                notes.append((f"{what}: {set(map(plain_label, part.ids[emptied].tolist()))}.", UserWarning))
+                notes.append((f"{what}: {listed(map(plain_label, part.ids[emptied].tolist()))}.", UserWarning))
                 columns &= ~emptied
             kept = free & columns[region]
             taken[voxels[kept]] = True
