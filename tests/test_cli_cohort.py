@@ -62,7 +62,7 @@ def test_a_cohort_from_the_command_line(folder, capsys):
         "5 done, 1 failed",
     ]
     progress, error, remedy = err.splitlines()
-    assert remedy == "Repeat the command once the failures are remedied: it does only failed and new runs."
+    assert remedy == "Fix the failures, then repeat the command: it does only failed and new runs."
     assert progress == "0/6 runs [00:00<?]"
     assert error.startswith(f"sub-01_task-rest_run-1_{space}: error: {folder}/d/sub-01/func/sub-01_task-rest")
     assert len(names(folder / "out")) == 10
@@ -447,4 +447,4 @@ def test_what_to_do_about_failed_runs_is_said_here_and_on_the_page(folder, capsy
         assert line.endswith(remedy)
         assert remedy.partition(". ")[2] in page
     assert page.count("class='remedy'") == 3
-    assert err.endswith("Repeat the command once the failures are remedied: it does only failed and new runs.\n")
+    assert err.endswith("Fix the failures, then repeat the command: it does only failed and new runs.\n")

@@ -108,7 +108,7 @@ def test_outputs_equal_a_loop_over_voxels(folder, capsys):
         "cortex.nii.gz", "cortex.tsv", "sub.nii.gz", "sub.tsv",
     ]  # fmt: skip
     plan = content["Plan"][-1]
-    assert re.fullmatch(rf"\d+ voxels of {folder}/sub\.nii\.gz: left to regions of atlases named before", plan)
+    assert re.fullmatch(rf"\d+ voxels of {folder}/sub\.nii\.gz belong to regions of atlases named before it", plan)
 
     of_file = f"{folder}/sub.nii.gz"
     ids = f"{of_file} has labels that {folder}/cortex.nii.gz has too. Its regions have the ids 8 to 10: label + 7."
@@ -303,7 +303,7 @@ def test_little_overlap_of_one_part_is_said_unless_all_state_the_space(capsys):
         (
             "labels.dlabel.nii+labels.dlabel.nii --cifti",
             "CIFTI-2 files (--cifti) can't be made of a combined atlas: {at}/labels.dlabel.nii + {at}/labels.dlabel.nii"
-            ". Drop one of the two.",
+            ". Give its images as separate atlases, or drop --cifti.",
         ),
         (
             "b=cortex.nii.gz+tpl-OASIS30ANTs_atlas-A_dseg.nii.gz",

@@ -245,9 +245,9 @@ def test_only_regions_with_voxels_are_found_if_not_all_are_kept():
     regions = combined(atlas(labels), atlas(others, name="b"))
     on_grid = regions.on(run_of().grid, "data", "found")
     assert on_grid.ids.tolist() == [1, 5, 6]
-    msg = "b: no voxel is left of labels inside regions of atlases named before: 4."
+    msg = "b: these labels have no voxel outside regions of atlases named before it: 4."
     assert on_grid.notes == [(msg, UserWarning)]
-    assert on_grid.explanation == ["80 voxels of b: left to regions of atlases named before"]
+    assert on_grid.explanation == ["80 voxels of b belong to regions of atlases named before it"]
     assert regions.on(run_of().grid, "data", "all").counts.tolist() == [240, 0, 80, 80]
     numbers = np.asarray(on_grid.image.dataobj)
     assert np.bincount(numbers.ravel()).tolist() == [320, 240, 80, 80]

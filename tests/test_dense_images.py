@@ -435,7 +435,7 @@ def test_two_names_of_a_label(labels, name):
     head, _, tail = content.rpartition(row)
     labels.write_bytes(head + other + tail)
     assert error_of(load_dense_atlas, labels, 0, "Glasser") == (
-        f"{labels} has several names of a label in its table: 1. Create the file again."
+        f"The label table of {labels} has several rows of a label: 1. Create the file again."
     )
 
 

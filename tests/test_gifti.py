@@ -314,7 +314,7 @@ def test_labels_without_a_table(tmp_path, made):
     )
     path.write_text(surfaces.document([surfaces.array(values, "LABEL")], table=surfaces.table([0, 1, 4, 4, 7])))
     assert error_of(NiftiLabelsMasker(path).fit) == (
-        f"{path} has several names of a label in its table: 4. Create the file again."
+        f"The label table of {path} has several rows of a label: 4. Create the file again."
     )
     floats = np.where(values == 4, 4.5, values).astype("f4")
     path.write_text(surfaces.document([surfaces.array(floats, "LABEL")], table=surfaces.table([0, 1, 7])))
@@ -402,7 +402,7 @@ def test_files_that_are_no_gifti_files(tmp_path, made):
     packed = tmp_path / "lh.func.gii.gz"
     packed.write_bytes(gzip.compress(run.read_bytes()))
     assert error_of(open_dense, packed) == (
-        f"{packed} isn't a .gii file. Decompress it (gunzip): its values are compressed already, as a rule."
+        f"{packed} isn't a .gii file. Decompress it (gunzip): GIFTI values are usually compressed already."
     )
     lacking, empty, folder = (tmp_path / f"{name}.func.gii" for name in ("lacking", "empty", "folder"))
     empty.touch()

@@ -163,7 +163,7 @@ def test_matrices_of_an_earlier_summary_are_removed(tmp_path, caplog):
         "group_atlas-A_stat-tangent_relmat.tsv",
     ]
     assert caplog.messages == [
-        f"Removed: {', '.join(removed)}. They are of an earlier summary and weren't made again (tangent spaces need "
+        f"Removed: {', '.join(removed)}. They are from an earlier summary and weren't redone (tangent spaces need "
         "--tangent)."
     ]
     path.unlink()

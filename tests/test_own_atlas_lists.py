@@ -134,7 +134,7 @@ def bad(folder, what):
         save(path, slabs((1.5, 3, 2.25), "f4"), AFFINE)
         return (
             f"{path} has 2 labels that aren't whole numbers: 1.5, 2.25. Save labels as integers; if they were "
-            "resampled, resample them again to the nearest voxel."
+            "resampled, resample them again by nearest neighbour."
         )
     if what == "maps":
         save(path, np.stack([slabs((7, 11))] * 3, axis=-1), AFFINE)

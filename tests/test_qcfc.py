@@ -165,7 +165,7 @@ def test_evenly_spaced_runs_stand_for_many(tmp_path, monkeypatch):
     assert (row["runs"], row["runs_used"]) == (40, 14)
     monkeypatch.setattr(matrices_of_group, "LARGEST", typical - 1)
     assert only_row(tmp_path)["remark"] == (
-        f"Half of the matrices have {typical} bytes or more; {typical - 1} are read at most."
+        f"Half of the matrices have {typical} bytes or more; at most {typical - 1} are read."
     )
 
 

@@ -286,7 +286,7 @@ def _run_cohort(args, configuration, runs, problems, listing, spread):
             tell(f"gpumask cohort: error: the runs could not be summarized: {error}", logging.ERROR)
             code = 1
     if counts["failed"] and not code and not stopped:
-        tell("Repeat the command once the failures are remedied: it does only failed and new runs.")
+        tell("Fix the failures, then repeat the command: it does only failed and new runs.")
     words = {"skipped": "skipped (done before)", "taken": "taken (by another process)"}
     words |= {"failed": f"failed ({n_partly} partly done)"} if n_partly else {}
     show(", ".join(f"{n} {words.get(name, name)}" for name, n in counts.items() if n or name in ("done", "failed")))
@@ -317,7 +317,7 @@ def _summarize(args, n_runs=None):
     if reasons := summary.unused.reasons:
         path, reason = next(iter(reasons.items()))
         table = args.out_dir / "group_unused.tsv"
-        remedy = "To make a file of a run again, delete it and repeat the participant command."
+        remedy = "To redo a run's file, delete it and repeat the participant command."
         first = f"The first: {path}: {reason.removesuffix('.')}."
         tell(f"Unusable files: {len(reasons)}, listed in {table}. {first} {remedy}", logging.ERROR)
     return 1 if summary.refused or reasons else 0

@@ -44,7 +44,7 @@ def add_extract(commands: Any) -> None:
         type=joined_paths,
         help="label image (a number per region), or 4D image of maps; or for dense series, .dlabel.nii, "
         ".label.gii or .dscalar.nii; several are extracted together. NAME=IMAGE+IMAGE combines label images into one "
-        "atlas: what several label belongs to the first",
+        "atlas: voxels with a label in several belong to the first",
     )
     _add_label_map(add)
     _add_seeds(add)
@@ -108,7 +108,7 @@ def add_cohort(commands: Any) -> None:
         metavar="FMRIPREP_DIR",
         type=Path,
         help="folder of fMRIPrep derivatives; or a TSV file that lists runs in the columns bold, and optionally "
-        "confounds, mask, t_r, name, and atlas and lut (or atlas_NAME and lut_NAME) of each run's own",
+        "confounds, mask, t_r, name, and for each run's own atlas, atlas and lut (or atlas_NAME and lut_NAME)",
     )
     add("out_dir", metavar="OUT_DIR", type=Path, help="folder to write to")
     add(
@@ -129,7 +129,7 @@ def add_cohort(commands: Any) -> None:
         "--bids-filter-file",
         metavar="JSON",
         type=Path,
-        help='only runs of these entities, as fMRIPrep: {"bold": {"session": "01", "acquisition": null}}',
+        help='only runs with these entities, in fMRIPrep\'s format: {"bold": {"session": "01", "acquisition": null}}',
     )
     add("--dry-run", action="store_true", help="list the runs to do; write nothing")
     add("--overwrite", action="store_true", help="redo finished runs, and allow changed options")
@@ -141,8 +141,8 @@ def add_cohort(commands: Any) -> None:
         default=[],
         metavar="[NAME=]IMAGE",
         type=joined_paths,
-        help="label images, or 4D images of maps; all are extracted in one read, and --seeds with them. "
-        "NAME=IMAGE+IMAGE combines label images into one atlas: what several label belongs to the first. "
+        help="label images, or 4D images of maps; all are extracted in one read, along with --seeds. "
+        "NAME=IMAGE+IMAGE combines label images into one atlas: voxels with a label in several belong to the first. "
         "derivatives:desc-aparcaseg or derivatives:desc-aseg is each run's own segmentation by fMRIPrep. With "
         ".dlabel.nii or .dscalar.nii, fMRIPrep's *_bold.dtseries.nii are extracted instead of volumes; with a "
         "hemisphere's .label.gii, its *_hemi-L_*_bold.func.gii",
@@ -170,7 +170,7 @@ def add_cohort(commands: Any) -> None:
         "--store",
         metavar="FILE.parquet",
         type=Path,
-        help="at the end, also write all time series to Parquet: a file, or one for each atlas and denoising",
+        help="at the end, also write all time series to Parquet: one file per atlas and denoising",
     )
     add(
         "--tangent",
@@ -179,15 +179,15 @@ def add_cohort(commands: Any) -> None:
     )
 
     execution = cohort.add_argument_group(
-        "execution", "No --work-dir: temporary files are next to the outputs, and removed."
+        "execution", "No --work-dir is needed: temporary files are next to the outputs, and are removed."
     )
     add = execution.add_argument
-    add("--nprocs", metavar="N", type=int, default=1, help="processes, with a run each at a time (default: 1)")
+    add("--nprocs", metavar="N", type=int, default=1, help="processes, each with one run at a time (default: 1)")
     add(
         "--nthreads",
         metavar="N",
         type=int,
-        help="threads of the one process, with a run each at a time (default: as many as cores)",
+        help="threads of the single process, each with one run at a time (default: one per core)",
     )
     add("--dask-scheduler", metavar="ADDRESS", help="run on the workers of a Dask cluster")
     _add_device(add, ", or several GPUs that share the runs: cuda:0,cuda:1 or cuda:all")
@@ -262,14 +262,14 @@ def _add_confounds(add, columns):
         metavar="[NAME=]SPEC",
         type=named_path,
         help="denoisings to make from one read, each written with desc-NAME: presets (gpumask info --denoise lists "
-        "them), or .toml or .json files; the other options count for those that don't say otherwise",
+        "them), or .toml or .json files; the other options apply to those that don't set their own",
     )
     add("--fd-threshold", metavar="MM", type=positive, help="censor volumes with more framewise displacement")
     add(
         "--motion-filter",
         metavar="FILTER",
         help="filter respiration out of the motion parameters for framewise displacement: notch:12-18 (a band) or "
-        "lowpass:6, in breaths per minute, as XCP-D's",
+        "lowpass:6, in breaths per minute, as in XCP-D",
     )
     add(
         "--output-type",
@@ -316,7 +316,7 @@ def _add_space_mismatch(add):
     add(
         "--allow-space-mismatch",
         action="store_true",
-        help="only warn if an atlas or mask is in another space than a run, by their names",
+        help="only warn if file names say that an atlas or mask is in another space than a run",
     )
 
 
@@ -328,7 +328,7 @@ def _add_verbosity(container):
 
 
 def _add_config(add, more=""):
-    what = "file of options, as detrend = true; those of the command line win"
+    what = "file of options, such as detrend = true; the command line wins"
     add("--config", metavar="FILE.toml", type=Path, help=f"{what}{more}")
 
 

@@ -153,7 +153,9 @@ def build_parser() -> Parser:
         "--out", metavar="DIR", type=Path, default=Path("gpumask-demo"), help="folder to write to (gpumask-demo)"
     )
     info = commands.add_parser("info", help="show versions, devices, and why a GPU can't be used")
-    info.add_argument("--denoise", action="store_true", help="show what each preset of --denoise removes instead")
+    info.add_argument(
+        "--denoise", action="store_true", help="list the presets of --denoise instead, with what each removes"
+    )
     return parser
 
 

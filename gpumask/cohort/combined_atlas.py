@@ -10,7 +10,7 @@ from gpumask.cohort.atlas_file import AtlasFile
 class CombinedAtlasFile:
     """Label images, or files of dense labels, whose regions are the columns of one atlas, part after part.
 
-    What several parts label belongs to the first of them: see `gpumask.images.combined_atlas.CombinedAtlas`.
+    Voxels with a label in several parts belong to the first: see `gpumask.images.combined_atlas.CombinedAtlas`.
 
     Attributes
     ----------

@@ -163,7 +163,10 @@ class Configuration:
         fix("atlases", tuple(atlas.with_kind() for atlas in self.atlases))
         combined = [atlas.origin for atlas in given if isinstance(atlas, CombinedAtlasFile)]
         if self.cifti and combined:
-            msg = f"CIFTI-2 files (--cifti) can't be made of a combined atlas: {combined[0]}. Drop one of the two."
+            msg = (
+                f"CIFTI-2 files (--cifti) can't be made of a combined atlas: {combined[0]}. Give its images as "
+                "separate atlases, or drop --cifti."
+            )
             raise ValueError(msg)
         if self.cifti and not any(atlas.is_dense_labels for atlas in self.atlases):
             msg = f"CIFTI-2 files (--cifti) are made of dense labels (.dlabel.nii), got {self.atlases[0].origin}."

@@ -176,7 +176,7 @@ def _remove_earlier(out_dir: Path, written: set[Path]) -> None:
         path.unlink(missing_ok=True)
     if matrices := sorted(path.name for path in found if path.name.endswith(("_relmat.tsv", "_relmat.npy"))):
         _log.warning(
-            "Removed: %s. They are of an earlier summary and weren't made again (tangent spaces need --tangent).",
+            "Removed: %s. They are from an earlier summary and weren't redone (tangent spaces need --tangent).",
             listed(matrices),
         )
 

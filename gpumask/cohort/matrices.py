@@ -123,7 +123,7 @@ class Edges(NamedTuple):
 class Reading:
     """Read matrices of a group one after the other; those that can't be used are counted, and noted in `unused`.
 
-    They must have the regions of most.
+    They must have the regions that most have.
     """
 
     def __init__(self, out_dir: Path, group: Group, unused: Unused) -> None:
@@ -155,7 +155,7 @@ class Reading:
         """Which matrices weren't used so far."""
         group, n_read = self._group, self._group.n_read
         if not n_read:
-            return [f"Half of the matrices have {group.typical} bytes or more; {LARGEST} are read at most."]
+            return [f"Half of the matrices have {group.typical} bytes or more; at most {LARGEST} are read."]
         remarks = [f"{self._n_unusable} matrices can't be used: group_unused.tsv says why."] * (self._n_unusable > 0)
         if n_read < len(group.matrices):
             of_all = f"{n_read} evenly spaced runs of {len(group.matrices)}"

@@ -1,4 +1,4 @@
-"""Atlases of which each run has an image of its own: one list of columns for all runs."""
+"""Atlases for which each run has its own image; all runs get the same columns."""
 
 import functools
 import hashlib
@@ -25,7 +25,7 @@ _UNREADABLE = (OSError, ValueError, TypeError)  # errors of images and headers
 
 @dataclass(frozen=True)
 class OwnAtlas:
-    """An atlas of a cohort of which each run has an image of its own: see `Run.atlases`.
+    """An atlas of a cohort for which each run has its own image: see `Run.atlases`.
 
     Its files are inputs of the runs and not part of the configuration: if one changes, that run alone is made again.
 
@@ -111,7 +111,7 @@ def load_file(file: AtlasFile) -> Atlas | DenseAtlas:
     if others := [label for label in atlas.values.tolist() if label != int(label)]:
         msg = (
             f"{file.path} has {len(others)} labels that aren't whole numbers: {listed(map(str, others))}. Save labels "
-            "as integers; if they were resampled, resample them again to the nearest voxel."
+            "as integers; if they were resampled, resample them again by nearest neighbour."
         )
         raise ValueError(msg)
     return atlas
@@ -154,7 +154,10 @@ def with_columns(
     given = {run.path: own.lut for run in runs for own in run.atlases if own.name == atlas.name}
     tables = list(dict.fromkeys(os.path.abspath(lut) for lut in given.values() if lut))  # noqa: PTH100
     if tables and (without := [path for path, lut in given.items() if not lut]):
-        msg = f"{without[0]} has no look-up table of the atlas {atlas.name}, others have {tables[0]}. Give all one."
+        msg = (
+            f"{without[0]} has no look-up table for the atlas {atlas.name}, but other runs have {tables[0]}. Give one "
+            "for all runs, or for none."
+        )
         raise ValueError(msg)
     if tables:
         names = _joined(_rows_of_tables(tables), atlas.background)
@@ -167,7 +170,7 @@ def with_columns(
         of_runs = "the atlas of this run" if len(runs) == 1 else f"the atlases of these {len(runs)} runs"
         what = f"{len(names)} columns, one per label in {of_runs}"
         table = f"A look-up table (--lut, or the column lut_{atlas.name} in a list of runs)"
-        notes.append(f"{what}. Other runs may get others. {table} makes them the same.")
+        notes.append(f"{what}. Other runs may get other columns. {table} makes them the same.")
     return replace(atlas, columns=tuple(sorted(names.items()))), list(dict.fromkeys(notes))
 
 

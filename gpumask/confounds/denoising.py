@@ -71,12 +71,12 @@ PRESETS = {
     "scrubbing": Preset(
         {"strategy": "scrubbing"},
         "the 24 of 24p, csf and white_matter expanded as in 36p, cosines; censors volumes with an FD above 0.5 mm or a "
-        "standardized DVARS above 1.5, and fewer than 5 volumes between them",
+        "standardized DVARS above 1.5, and segments of fewer than 5 volumes between them",
         ("friston", "satterthwaite", "power", "wang"),
     ),
     "acompcor50": Preset(
         {"strategy": "compcor"},
-        "the 24 of 24p, the components of csf and white matter combined that explain 50 % of their variance, cosines",
+        "the 24 of 24p, the components that explain 50 % of the variance in csf and white matter combined, cosines",
         ("behzadi", "muschelli", "friston", "satterthwaite", "wang"),
     ),
 }

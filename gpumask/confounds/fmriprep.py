@@ -168,7 +168,7 @@ def check_options(
         if _is_scrubbing(strategy):
             msg = (
                 f"motion_filter={motion_filter!r} doesn't go with the strategy {strategy!r}, which censors by the "
-                "table's own framewise displacement. Use another one with fd_threshold (--fd-threshold)."
+                "table's own framewise displacement. Use another strategy, with fd_threshold (--fd-threshold)."
             )
             raise ValueError(msg)
     if strategy is not None and columns is not None:

@@ -207,9 +207,9 @@ class ConfoundsTable:
 
 
 def has_names(first_row: Sequence[str]) -> bool:
-    """Whether the first row of confounds has the columns' names; above an index written by pandas is an empty one.
+    """Whether the first row of confounds has the columns' names. pandas writes an empty one above an index.
 
-    Whole numbers can be names. Other numbers are values, also behind an empty first cell or a text such as "1.#IND":
+    Whole numbers can be names. Other numbers are values, also after an empty first cell or a text such as "1.#IND":
     else the first volume's values would be lost.
     """
     first, *others = first_row

@@ -1,4 +1,4 @@
-"""Regions of several label images, or dense ones, as one atlas; the first image keeps what several label."""
+"""Regions of several label images, or dense ones, as one atlas; voxels of several belong to the first image."""
 
 import hashlib
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ class CombinedOnGrid(RegionsOnGrid):
         """How many voxels parts lost to others; see `RegionsOnGrid.explanation`."""
         names = [part.grid.name for part in self.combined.parts]
         lost = [(name, n) for name, n in zip(names, self.lost, strict=True) if n]
-        return [f"{n} {self.grid.elements} of {name}: left to regions of atlases named before" for name, n in lost]
+        return [f"{n} {self.grid.elements} of {name} belong to regions of atlases named before it" for name, n in lost]
 
     @property
     def overlaps(self) -> list[str]:
@@ -142,7 +142,7 @@ class CombinedRegions:
             lost.append(int((~free & columns[region]).sum()))
             n_left = np.bincount(region[free], minlength=len(part.ids))
             if keep == "found" and (emptied := columns & (n_left == 0)).any():
-                what = f"{name}: no voxel is left of labels inside regions of atlases named before"
+                what = f"{name}: these labels have no voxel outside regions of atlases named before it"
                 notes.append((f"{what}: {listed(map(plain_label, part.ids[emptied].tolist()))}.", UserWarning))
                 columns &= ~emptied
             kept = free & columns[region]

@@ -89,7 +89,7 @@ class Header:
 def check_label_keys(keys: Sequence[int], name: str) -> None:
     """Raise ImageError if the label table of a file, called `name` in the message, has several rows of a label."""
     if twice := sorted(key for key, n in Counter(keys).items() if n > 1):
-        msg = f"{name} has several names of a label in its table: {listed(twice)}. Create the file again."
+        msg = f"The label table of {name} has several rows of a label: {listed(twice)}. Create the file again."
         raise ImageError(msg)
 
 

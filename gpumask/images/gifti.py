@@ -113,7 +113,7 @@ def _parse(path: Path) -> nib.GiftiImage:
         raise ValueError(msg)
     check_image_file(path)
     if path.suffix.lower() != ".gii":
-        msg = f"{path} isn't a .gii file. Decompress it (gunzip): its values are compressed already, as a rule."
+        msg = f"{path} isn't a .gii file. Decompress it (gunzip): GIFTI values are usually compressed already."
         raise ImageError(msg)
     parser = _Parser(mmap=False)
     try:

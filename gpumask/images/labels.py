@@ -352,7 +352,7 @@ def _whole_labels(labels, step, background, name):
         return np.rint(labels) + 0.0
     process.warn(
         f"{are} Each value is a region of its own, and a look-up table of whole numbers has no names for them. Save "
-        "labels as integers without a scale; if they were resampled, resample them again to the nearest voxel."
+        "labels as integers without a scale; if they were resampled, resample them again by nearest neighbour."
     )
     return labels
 

@@ -81,7 +81,7 @@ def section(cohort: Cohort) -> str:
     )
     packed, n_packed = _packed([_digits(column) for column in columns], (_plain(row, columns, named) for row in rows))
     body = "".join(_html(_plain(row, columns, named), columns, pictured) for row in rows[:_SHOWN])
-    order = "Failed and partly done runs are first, then those of which the smallest share of volumes is kept."
+    order = "Failed and partly done runs are first, then those with the smallest share of kept volumes."
     shown = f"The first {counted(_SHOWN)} of {counted(len(rows), 'row')}. {order}" if len(rows) > _SHOWN else order
     lost = f" These are the first {counted(n_packed)} of {counted(len(rows), 'row')}." if n_packed < len(rows) else ""
     return (

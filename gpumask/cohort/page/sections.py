@@ -65,7 +65,7 @@ def failures(cohort: Cohort) -> str:
             f"<p>{counted(len(partial))} of them {'is' if len(partial) == 1 else 'are'} partly done: outputs of other "
             "denoisings, or of an earlier attempt, exist. The sections below have their numbers.</p>"
         )
-    heading += "<p>Repeat the command once they are remedied: it does only failed and new runs.</p>"
+    heading += "<p>Fix them, then repeat the command: it does only failed and new runs.</p>"
     runs = f"{html_table(('Run', 'Error'), rows)}{more}"
     if len(cohort.failed) > len(cohort.errors) > 1 or left:
         groups = _kinds(cohort.errors, cohort.example, "Error", remedied=True)
