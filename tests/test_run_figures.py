@@ -334,7 +334,7 @@ def test_figures_of_a_cohort(tmp_path, monkeypatch):
         assert rest["fd_threshold"] == 0.5
         assert (rest["t_r"], rest["kept"].tolist()) == (2.0, [k for k in range(40) if k != 7])
         confounds = pd.read_table(func / f"{name.partition('_space')[0]}_desc-confounds_timeseries.tsv")
-        np.testing.assert_allclose(rest["displacement"], confounds["framewise_displacement"], rtol=1e-14)
+        np.testing.assert_allclose(rest["displacement"], confounds["framewise_displacement"], rtol=1e-12)
     assert sorted(rest["title"] for _, rest in given) == names
 
 

@@ -190,8 +190,8 @@ def test_a_cohort_from_the_command_line(tmp_path, capsys):
     path = tables[2].relative_to(tmp_path / "out")
     assert listed.read_text().splitlines()[1:] == [f"{path}\thas 1 bytes, {size} by the run's record"]
     message = (
-        f"Unusable files: 1, listed in {listed}. The first: {path}: has 1 bytes, {size} by the run's record. To make a "
-        "file of a run again, delete it and repeat the participant command.\n"
+        f"Unusable files: 1, listed in {listed}. The first: {path}: has 1 bytes, {size} by the run's record. To redo a "
+        "run's file, delete it and repeat the participant command.\n"
     )
     assert message in capsys.readouterr().err
     assert frame["name"].nunique() - pd.read_parquet(tmp_path / "s.parquet")["name"].nunique() == 1
