@@ -194,7 +194,7 @@ def test_few_degrees_of_freedom_are_a_warning(folder, capsys):
     (record,) = (folder / "out" / "logs").glob("*.json")
     assert json.loads(record.read_text())["quality"][""]["degrees_of_freedom"] == pytest.approx(2)
     page = (folder / "out" / "cohort.html").read_text()
-    assert "34 of 160 volumes are kept; a median of 2.0 degrees of freedom is left of a run." in page
+    assert "34 of 160 volumes are kept; a median of 2 degrees of freedom is left per run." in page
     assert "<td>sub-1_task-rest</td><td class=text>done</td><td class=n>160</td><td class=n>34</td>" in page
 
 

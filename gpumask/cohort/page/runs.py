@@ -146,7 +146,7 @@ def _left(rows):
             half = (freedom[(len(freedom) - 1) // 2] + freedom[len(freedom) // 2]) / 2
             parts.append(
                 f"<p>{html.escape(f'{denoising}: ' if denoising else '')}{counted(n_kept)} of {counted(n_volumes)} "
-                f"volumes are kept; a median of {half:.1f} degrees of freedom is left of a run.</p>"
+                f"volumes are kept; a median of {round(half, 1):g} degrees of freedom is left per run.</p>"
             )
     return "".join(parts)
 
