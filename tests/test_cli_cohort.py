@@ -368,7 +368,7 @@ def test_verbose_shows_what_the_library_logs(capsys, monkeypatch):
 
     monkeypatch.setattr("gpumask.cohort.executors.run_cohort", told)
     for option, shown in (("", False), ("-v", True)):
-        assert run(f"d out participant {ATLASES} {option}") == 2  # as there is no out/logs
+        assert run(f"d out participant {ATLASES} {option}") == 2  # nothing ran, so out/logs is missing
         assert ("\na detail\n" in (err := capsys.readouterr().err)) is shown
         assert "not ours" not in err
 

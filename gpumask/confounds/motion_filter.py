@@ -108,7 +108,7 @@ def with_filtered_displacement(table: ConfoundsTable, motion_filter: str, t_r: f
     Raises
     ------
     ValueError
-        If there is no repetition time, the filter doesn't go with it, or parameters are missing or aren't numbers.
+        If the repetition time is missing or too long for the filter, or parameters are missing or aren't numbers.
     """
     if t_r is None:
         msg = f"{table.path}: the motion filter {motion_filter} needs a repetition time. Give it (--t-r)."

@@ -76,7 +76,7 @@ class CombinedOnGrid(RegionsOnGrid):
 
     @property
     def extent(self) -> tuple[float, str]:
-        """See `RegionsOnGrid`: that of the part with the smallest share."""
+        """See `RegionsOnGrid`. The part with the smallest share decides."""
         return min(part.extent for part in self.parts)
 
 

@@ -227,7 +227,7 @@ def _are_unique(numbers):
 
 def _integers(element: Element | None, shape: Sequence[int]) -> np.ndarray:
     text = "" if element is None else (element.text or "").strip()
-    if _DIGITS.fullmatch(text):  # numbers beyond int64 become the largest one, which is no vertex or voxel
+    if _DIGITS.fullmatch(text):  # int64 clips larger numbers; later checks refuse those
         return np.fromstring(text, np.int64, sep=" ").reshape(shape)
     return np.array(list(map(int, text.split())), np.int64).reshape(shape)  # ten times slower
 

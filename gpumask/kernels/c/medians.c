@@ -1,7 +1,7 @@
 /* Medians of series, whose time points are contiguous: bisection of LANES time points at once.
 
-   Values become integers of 32 bits that have their order. The bits of the k-th smallest are found from the highest on:
-   one is set if no more than k values are below. That is a comparison per bit and value, but of a vector of values, and
+   Values become 32-bit integers of the same order. The bits of the k-th smallest are found from the highest to the
+   lowest: one is set if no more than k values are below. That is a comparison per bit and value, but of a vector of values, and
    the bits that all values of a region share are skipped. -0 counts as 0. */
 
 #include "arrays.h"
@@ -63,7 +63,7 @@ static void keys_float(const char *data, Py_ssize_t stride, const int64_t *restr
     for (int l = 0; l < LANES; l++) odd[l] = largest[l] >= INFINITE;
 }
 
-/* The k-th smallest keys of each lane, and the smallest ones above the place k + 1 where `upper` is asked for. */
+/* The keys at the places k (`lower`) and k + 1 (`upper`) of each lane in ascending order, counted from 0. */
 #define SELECT(NAME, TARGET)                                                                                  \
     TARGET static void NAME(const int32_t *keys, Py_ssize_t count, Py_ssize_t k, int32_t *lower, int32_t *upper) { \
         for (int half = 0; half < LANES; half += HALF) {                                                      \
